@@ -1,0 +1,23 @@
+"""A kernel is a module whose ``forward()`` returns the weight of a linear map with norm at most 1."""
+
+from lconvnet.kernels.base import Kernel, Promise
+from lconvnet.kernels.bcop import BCOP, FixedBCOP
+from lconvnet.kernels.orthogonal import Orthogonal
+from lconvnet.kernels.ossn import OSSN
+from lconvnet.kernels.rkl2ne import RKL2NE
+from lconvnet.kernels.rko import RKO
+from lconvnet.kernels.spectral_norm import SpectralNorm
+from lconvnet.kernels.svcm import SVCM
+
+__all__ = [
+    "BCOP",
+    "OSSN",
+    "RKL2NE",
+    "RKO",
+    "SVCM",
+    "FixedBCOP",
+    "Kernel",
+    "Orthogonal",
+    "Promise",
+    "SpectralNorm",
+]

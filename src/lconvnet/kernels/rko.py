@@ -1,0 +1,54 @@
+"""Reshaped kernel orthogonalisation, RKO (Li et al. 2019, section 5; Miyato et al. 2018 for the reshaping).
+
+    K = polar(W) / k,       W in R^{co x ci k^2}
+
+Cutting an image into k x k patches repeats each pixel at most k^2 times, so that map has norm at most k.
+The convolution is 1-Lipschitz under circular and zero padding, but not orthogonal unless k = 1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.kernels.base import Kernel, Promise, require_positive
+from lconvnet.ops.orthogonalize import Engine, polar
+
+
+class RKO(Kernel):
+    """1-Lipschitz convolution kernel ``(out_channels, in_channels, k, k)`` from one orthogonal matrix.
+
+    Args:
+        in_channels, out_channels: channels ci and co.
+        kernel_size: side k of the kernel.
+        input_size: accepted so that all kernels are built alike; the bound holds at every size.
+        engine: orthogonalisation engine, by default chosen by device and dtype.
+
+    >>> RKO(3, 8, 3)().shape
+    torch.Size([8, 3, 3, 3])
+    """
+
+    promise: ClassVar[Promise] = Promise.LIPSCHITZ
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        input_size: tuple[int, int] | None = None,
+        engine: Engine | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
+        self.in_channels, self.kernel_size, self.engine = in_channels, kernel_size, engine
+        self.W = nn.Parameter(torch.empty(out_channels, in_channels * kernel_size**2, device=device, dtype=dtype))
+        nn.init.orthogonal_(self.W)
+
+    def forward(self) -> Tensor:
+        k = self.kernel_size
+        return polar(self.W, self.engine).unflatten(1, (self.in_channels, k, k)) / k

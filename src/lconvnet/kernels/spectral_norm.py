@@ -1,0 +1,73 @@
+"""One-sided spectral normalisation of a dense weight (Gouk et al. 2018).
+
+    v = W^T u / |W^T u|,   u = W v / |W v|,   s = <u, W v>,   weight = W / max(1, s)
+
+``s`` is a lower bound on the norm, so the result may exceed 1 slightly: certificates must divide by a bound.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from lconvnet.kernels.base import Kernel, Promise, require_positive
+
+WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
+
+
+class SpectralNorm(Kernel):
+    """Dense weight ``(out_features, in_features)`` divided by its estimated norm where that exceeds 1.
+
+    In training mode every call runs ``iterations`` power iterations and stores the divisor; in eval mode the stored
+    divisor is used and nothing changes.
+
+    Args:
+        in_features, out_features: sizes of the dense layer.
+        iterations: power iterations per training step.
+
+    >>> SpectralNorm(4, 3)().shape
+    torch.Size([3, 4])
+    """
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+    u: Tensor
+    factor: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        iterations: int = 10,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(in_features=in_features, out_features=out_features, iterations=iterations)
+        self.iterations = iterations
+        self.W = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        nn.init.orthogonal_(self.W)
+        self.register_buffer("u", torch.randn(out_features, device=device, dtype=dtype))
+        self.register_buffer("factor", torch.ones((), device=device, dtype=dtype))
+        with torch.no_grad():
+            self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
+
+    def _estimate(self, iterations: int) -> Tensor:
+        with torch.no_grad():
+            u, v = self.u, self.u
+            for _ in range(iterations):
+                v = normalize(self.W.mT @ u, dim=0)
+                u = normalize(self.W @ v, dim=0)
+            self.u.copy_(u)
+        return u @ (self.W @ v)
+
+    def forward(self) -> Tensor:
+        if not self.training:
+            return self.W / self.factor
+        with torch.autocast(self.W.device.type, enabled=False):
+            factor = self._estimate(self.iterations).clamp_min(1)
+            self.factor.copy_(factor.detach())
+            return self.W / factor

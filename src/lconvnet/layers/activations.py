@@ -1,0 +1,85 @@
+"""Norm-preserving activations: each one's Jacobian is a permutation or a change of signs almost everywhere."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lconvnet.ops.sorting import group_sort, max_min
+
+
+class MaxMin(nn.Module):
+    """Pair channel c with c + C/2, the larger one first (Anil, Lucas & Grosse 2019; OPLU of Chernodub & Nowicki 2016).
+
+    Args:
+        dim: channel dimension, of even size.
+
+    >>> import torch
+    >>> MaxMin()(torch.tensor([[1.0, 2.0]])).tolist()
+    [[2.0, 1.0]]
+    """
+
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_min(x, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class GroupSort(nn.Module):
+    """Sort ascending inside groups of channels (Anil, Lucas & Grosse 2019).
+
+    Args:
+        group_size: members of a group; divides the number of channels.
+        dim: channel dimension.
+
+    >>> import torch
+    >>> GroupSort(2)(torch.tensor([[2.0, 1.0]])).tolist()
+    [[1.0, 2.0]]
+    """
+
+    def __init__(self, group_size: int, dim: int = 1) -> None:
+        super().__init__()
+        if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+            raise ValueError(f"group_size={group_size!r} must be a positive integer")
+        self.group_size, self.dim = group_size, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return group_sort(x, self.group_size, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"group_size={self.group_size}, dim={self.dim}"
+
+
+class FullSort(nn.Module):
+    """Sort all channels ascending: GroupSort with one group.
+
+    >>> import torch
+    >>> FullSort()(torch.tensor([[3.0, 1.0, 2.0]])).tolist()
+    [[1.0, 2.0, 3.0]]
+    """
+
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(self.dim).values
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class Abs(nn.Module):
+    """Absolute value; on rotated pairs the same as MaxMin.
+
+    >>> import torch
+    >>> Abs()(torch.tensor([-1.0, 2.0])).tolist()
+    [1.0, 2.0]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()

@@ -1,0 +1,68 @@
+"""A layer owns a kernel and remembers its weight while nothing can have changed it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.kernels import Kernel
+
+
+class ConstrainedLayer(nn.Module, ABC):
+    """Base of the layers whose weight comes from a kernel.
+
+    The weight is evaluated anew in training. Where no gradient can be asked for (eval mode under ``no_grad``, or a
+    kernel without trainable parameters) it is remembered, and dropped as soon as the version counter, the storage,
+    the dtype or the device of a parameter or buffer of the kernel changes: evaluation never lags training.
+    """
+
+    def __init__(self, kernel: Kernel, bias_shape: int | None, bias_bound: float) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.bias: nn.Parameter | None = None
+        if bias_shape is not None:
+            like = next(kernel.parameters())
+            self.bias = nn.Parameter(torch.empty(bias_shape, device=like.device, dtype=like.dtype))
+            nn.init.uniform_(self.bias, -bias_bound, bias_bound)
+        self._remembered: tuple[Any, Tensor] | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The constrained weight, a function of the current parameters."""
+        trainable = any(p.requires_grad for p in self.kernel.parameters())
+        if trainable and (self.training or torch.is_grad_enabled()):
+            return self.kernel()
+        state = _state(self.kernel)
+        if self._remembered is None or self._remembered[0] != state:
+            self._remembered = state, self.kernel().detach()
+        return self._remembered[1]
+
+    def exact_weight(self) -> Tensor:
+        """The weight evaluated in float64 and then rounded once to the dtype of the parameters."""
+        dtype = next(self.kernel.parameters()).dtype
+        with torch.no_grad():
+            return deepcopy(self.kernel).eval().double()().to(dtype)
+
+    @abstractmethod
+    def bake(self) -> nn.Module:
+        """The same map as plain PyTorch modules with fixed weights."""
+
+    def fill(self, plain: nn.Conv2d | nn.Linear, weight: Tensor) -> None:
+        """Give a plain layer a fixed copy of the weight and of the bias."""
+        weight = weight.detach().clone(memory_format=torch.contiguous_format)
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_remembered": None}
+
+
+def _state(module: nn.Module) -> tuple[tuple[Any, ...], ...]:
+    tensors = chain(module.parameters(), module.buffers())
+    return (module.training, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors))

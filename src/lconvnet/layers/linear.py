@@ -1,0 +1,62 @@
+"""Dense layers whose weight comes from a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lconvnet.kernels import Kernel, Orthogonal, SpectralNorm
+from lconvnet.layers.constrained import ConstrainedLayer
+
+
+class LipschitzLinear(ConstrainedLayer):
+    """``y = W x + b`` with the norm that its kernel promises.
+
+    Args:
+        in_features, out_features: sizes.
+        bias: whether to learn an additive bias.
+        kernel: constructor of the kernel, called with ``(in_features, out_features)``.
+        device, dtype: as in ``torch.nn``.
+
+    Shapes: ``(..., in_features)`` to ``(..., out_features)``.
+
+    >>> import torch
+    >>> LipschitzLinear(8, 4)(torch.zeros(2, 8)).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        kernel: Callable[..., Kernel] = Orthogonal,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        built = kernel(in_features, out_features, device=device, dtype=dtype)
+        super().__init__(built, out_features if bias else None, 1 / sqrt(in_features))
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"input of shape {tuple(x.shape)}: expected (..., {self.in_features})")
+        return F.linear(x, self.weight, self.bias)
+
+    def bake(self) -> nn.Module:
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None)
+        self.fill(plain, self.exact_weight())
+        return plain
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+OrthogonalLinear = partial(LipschitzLinear, kernel=Orthogonal)
+SpectralNormLinear = partial(LipschitzLinear, kernel=SpectralNorm)

@@ -1,0 +1,74 @@
+"""What a batch of images must be before anything is claimed about it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_images(images: Tensor) -> Tensor:
+    """Return the images, or say what is wrong with them: floats in [0, 1], shape ``(B, ...)``, no NaN.
+
+    >>> check_images(torch.zeros(2, 1, 4, 4)).shape
+    torch.Size([2, 1, 4, 4])
+    >>> check_images(torch.tensor([[0.5, float("nan")]]))
+    Traceback (most recent call last):
+    ValueError: images holds NaN in 1 of 1 images: remove them, or repair the pixels
+    """
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"images is a {type(images).__name__}: pass a torch tensor (B, C, H, W) with values in [0, 1]"
+        )
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images has dtype {images.dtype}: pass floats in [0, 1]; for uint8 pixels, images.float() / 255"
+        )
+    if images.ndim < 2:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}: expected a batch (B, C, H, W); for one image, "
+            "images[None]"
+        )
+    if images.numel():
+        _check_range(images.flatten(1))
+    return images
+
+
+def check_labels(labels: Tensor, images: int) -> Tensor:
+    """Return the labels, or say what is wrong with them: one integer class for each image.
+
+    >>> check_labels(torch.tensor([3, 1]), 2).tolist()
+    [3, 1]
+    """
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.shape != (images,):
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}: expected ({images},) "
+            "integers, one class for each image"
+        )
+    return labels.long()
+
+
+def check_eps(eps: float) -> float:
+    """Return the l2 radius as a float, refusing NaN, infinity and negative numbers.
+
+    >>> check_eps(1)
+    1.0
+    """
+    if not math.isfinite(eps) or eps < 0:
+        raise ValueError(f"eps={eps!r} must be a finite l2 radius, at least 0, over pixels in [0, 1]")
+    return float(eps)
+
+
+def _check_range(flat: Tensor) -> None:
+    count = flat.shape[0]
+    bad = int(flat.isnan().any(dim=1).sum())
+    if bad:
+        raise ValueError(f"images holds NaN in {bad} of {count} images: remove them, or repair the pixels")
+    low, high = float(flat.min()), float(flat.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"images has values from {low:g} to {high:g}: radii are measured over pixels in [0, 1], so put "
+            "any "
+            "normalisation inside the network"
+        )

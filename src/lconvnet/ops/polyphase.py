@@ -1,0 +1,43 @@
+"""A strided convolution is a stride-1 convolution of the pixel-unshuffled image, with a rearranged kernel.
+
+    K'[o, (i, r), q] = K[o, i, s q + r],        r in {0..s-1}^2.
+
+Both have the same singular values, so a stride costs no unshuffling of the image and no looseness in a bound.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_strided(K: Tensor, stride: int) -> Tensor:
+    """Kernel ``(co, ci s^2, k, k)`` on the unshuffled image to ``(co, ci, s k, s k)`` with stride s.
+
+    The channels of the unshuffled image are ordered as in :class:`torch.nn.PixelUnshuffle`.
+
+    >>> import torch
+    >>> to_strided(torch.zeros(6, 12, 2, 2), 2).shape
+    torch.Size([6, 3, 4, 4])
+    """
+    if stride == 1:
+        return K
+    out_channels, channels, k, _ = K.shape
+    phases = K.reshape(out_channels, channels // stride**2, stride, stride, k, k)
+    return phases.permute(0, 1, 4, 2, 5, 3).reshape(out_channels, -1, stride * k, stride * k)
+
+
+def to_unshuffled(K: Tensor, stride: int) -> Tensor:
+    """Inverse of :func:`to_strided`; a side that is no multiple of the stride is filled up with zeros.
+
+    >>> import torch
+    >>> to_unshuffled(torch.zeros(6, 3, 3, 3), 2).shape
+    torch.Size([6, 12, 2, 2])
+    """
+    if stride == 1:
+        return K
+    K = F.pad(K, (0, -K.shape[-1] % stride, 0, -K.shape[-2] % stride))
+    out_channels, in_channels, height, width = K.shape
+    blocks = K.reshape(out_channels, in_channels, height // stride, stride, width // stride, stride)
+    unshuffled = blocks.permute(0, 1, 3, 5, 2, 4)
+    return unshuffled.reshape(out_channels, in_channels * stride**2, height // stride, width // stride)

@@ -1,0 +1,69 @@
+"""Sorting activations: permutations of the channels, hence norm preserving and free of rounding (Anil et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _MaxMin(torch.autograd.Function):
+    """One comparison mask serves the forward and the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        a, b = x.chunk(2, dim)
+        mask = a >= b
+        ctx.save_for_backward(mask)
+        ctx.dim = dim
+        return _exchange(a, b, mask, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (mask,) = ctx.saved_tensors
+        first, second = grad.chunk(2, ctx.dim)
+        return _exchange(first, second, mask, ctx.dim), None
+
+
+def _exchange(a: Tensor, b: Tensor, keep: Tensor, dim: int) -> Tensor:
+    return torch.cat([torch.where(keep, a, b), torch.where(keep, b, a)], dim)
+
+
+def max_min(x: Tensor, dim: int = 1) -> Tensor:
+    """Pair channel c with c + C/2 and put the larger one first: ``(max(a, b), min(a, b))``.
+
+    Args:
+        x: any shape with an even size along ``dim``.
+
+    Raises:
+        ValueError: if that size is odd.
+
+    >>> max_min(torch.tensor([[1.0, 2.0, 3.0, 0.0]])).tolist()
+    [[3.0, 2.0, 1.0, 0.0]]
+    """
+    if x.shape[dim] % 2:
+        raise ValueError(f"MaxMin pairs channels, but dimension {dim} has size {x.shape[dim]}: use an even width")
+    return _MaxMin.apply(x, dim)
+
+
+def group_sort(x: Tensor, group_size: int, dim: int = 1) -> Tensor:
+    """Sort ascending inside groups of channels (GroupSort; Anil, Lucas & Grosse 2019, section 4).
+
+    The g members of a group lie C/g channels apart, as the two of :func:`max_min` lie C/2 apart.
+
+    Args:
+        x: any shape whose size along ``dim`` is a multiple of ``group_size``.
+
+    Raises:
+        ValueError: if it is not.
+
+    >>> group_sort(torch.tensor([[3.0, 1.0, 2.0]]), 3).tolist()
+    [[1.0, 2.0, 3.0]]
+    """
+    channels = x.shape[dim]
+    if group_size < 1 or channels % group_size:
+        raise ValueError(f"group_size={group_size} must divide the {channels} channels of dimension {dim}")
+    dim = dim % x.ndim
+    groups = x.unflatten(dim, (group_size, channels // group_size))
+    return groups.sort(dim).values.flatten(dim, dim + 1)

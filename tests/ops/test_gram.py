@@ -1,0 +1,172 @@
+"""Gram bounds against dense singular values: never below, and close from above."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from lconvnet.ops import gram
+
+SLACK = 1e-12  # what outward rounding may add: far above gamma(n) of these sizes, far below the truncation
+
+
+def dense_circular(K, size):
+    """Matrix of y[p] = sum_a K[a] x[p + a mod n] by its definition, tap by tap."""
+    (co, ci, kh, kw), (h, w) = K.shape, size
+    T = np.zeros((co, h, w, ci, h, w))
+    for y in range(h):
+        for x in range(w):
+            for a in range(kh):
+                for b in range(kw):
+                    T[:, y, x, :, (y + a) % h, (x + b) % w] += K[:, :, a, b].double().numpy()
+    return T.reshape(co * h * w, ci * h * w)
+
+
+def supremum(K, grid=192):
+    """sup_w |K_hat(w)| from below: a fine grid of numpy's FFT."""
+    hat = np.fft.fft2(K.double().numpy(), (grid, grid)).transpose(2, 3, 0, 1)
+    return np.linalg.norm(hat, 2, axis=(2, 3)).max()
+
+
+def is_upper_bound_exactly(bound, W):
+    """Bound^2 I - W^T W is positive semi-definite, by LDL^T in exact rational arithmetic."""
+    W = [[Fraction(float(x)) for x in row] for row in W]
+    n, square = len(W[0]), Fraction(bound) ** 2
+    S = [[(i == j) * square - sum(row[i] * row[j] for row in W) for j in range(n)] for i in range(n)]
+    for k in range(n):
+        if S[k][k] < 0 or (S[k][k] == 0 and any(S[k][k + 1 :])):
+            return False
+        for i in range(k + 1, n):
+            ratio = S[i][k] / S[k][k] if S[k][k] else Fraction(0)
+            S[i] = [a - ratio * b for a, b in zip(S[i], S[k], strict=True)]
+    return True
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 3), (3, 5), (24, 24)])
+@pytest.mark.parametrize("steps", [0, 1, 4, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dense_bound_is_two_sided(shape, steps, dtype):
+    W = torch.randn(shape, dtype=dtype)
+    truth, rank = np.linalg.norm(W.double().numpy(), 2), min(shape)
+    bound = gram.dense_bound(W, steps=steps)
+    assert truth * (1 - 1e-15 * max(shape)) <= bound  # numpy's own error
+    assert bound <= truth * rank ** (0.5 ** (steps + 1)) * (1 + SLACK)  # methods.md B.4
+
+
+def test_dense_bound_in_exact_rationals():
+    for _ in range(20):
+        W = torch.randint(-9, 10, (4, 3)).double() / 7
+        bound = gram.dense_bound(W)
+        assert is_upper_bound_exactly(bound, W)
+        assert not is_upper_bound_exactly(bound * (1 - 1e-3), W)  # 3^(2^-13) - 1 = 1.4e-4: nearly the norm
+    assert is_upper_bound_exactly(gram.dense_bound(torch.eye(3), steps=20), torch.eye(3))
+
+
+def test_dense_bound_of_a_rank_one_matrix_is_exact_up_to_rounding():
+    ones = torch.full((3, 3), 1 / 3, dtype=torch.float64)  # 1/3 rounds down: the norm is 1 - 2^-54, below 1
+    assert is_upper_bound_exactly(gram.dense_bound(ones), ones)
+    assert gram.dense_bound(ones) < 1 + 1e-13
+
+
+@pytest.mark.parametrize("exponent", [-1060, -600, -100, 100, 600, 1000])
+def test_scaling_by_powers_of_two_is_exact(exponent):
+    """No overflow and no underflow: the bound of 2^e W is 2^e times that of W, where 2^e W keeps all its bits."""
+    W = torch.randint(-3, 4, (3, 3)).double() + 8 * torch.eye(3)
+    scaled = W * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+    expected = gram.dense_bound(W)
+    ratio = gram.dense_bound(scaled) * 2.0 ** -(exponent // 2) * 2.0 ** -(exponent - exponent // 2)
+    assert expected * (1 - 1e-15) <= ratio <= expected * (1 + 1e-5)
+    K = W.reshape(3, 3, 1, 1)
+    assert gram.kernel_space_bound(K) > 8
+
+
+def test_zero_has_norm_zero():
+    assert gram.dense_bound(torch.zeros(3, 2)) == 0
+    assert gram.circular_bound(torch.zeros(3, 2, 3, 3), (4, 4)) <= 1e-300
+
+
+def test_steps_decrease_to_the_truth_from_above():
+    """methods.md H.2: monotone decrease towards the truth, never below; B.4's t = 3 is within 1e-4."""
+    K, size = torch.randn(5, 4, 3, 3), (8, 8)
+    truth = np.linalg.norm(dense_circular(K, size), 2)
+    bounds = [gram.circular_bound(K, size, steps=t) for t in range(7)]
+    assert all(a > b for a, b in zip(bounds, bounds[1:], strict=False))
+    assert bounds[0] > 1.1 * truth
+    assert truth <= bounds[6] * (1 + 1e-14)
+    assert bounds[6] < truth * 4 ** (1 / 128) * (1 + SLACK)
+
+
+@pytest.mark.parametrize("k", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (1, 3), (4, 2)])
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (3, 6), (1, 1)])
+def test_circular_bounds_equal_the_dense_norm(k, size):
+    K = torch.randn(3, 2, *k)
+    truth = np.linalg.norm(dense_circular(K, size), 2)
+    for bound, slack in (
+        (gram.circular_bound(K, size), 2 ** (0.5**11) - 1),  # two channels, ten steps
+        (gram.spectrum_bound(K, size), 0.0),
+    ):
+        assert truth * (1 - 1e-13) <= bound <= truth * (1 + slack + SLACK)
+
+
+@pytest.mark.parametrize("bound", [gram.grid_bound, gram.kernel_space_bound, gram.unfolding_bound])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+def test_size_free_bounds_are_above_the_supremum(bound, k):
+    for _ in range(5):
+        K = torch.randn(4, 3, k, k)
+        assert supremum(K) * (1 - 1e-13) <= bound(K)
+
+
+def test_how_tight_the_size_free_bounds_are():
+    """methods.md B: the running example's ratios are 1.03 (grid), 1.09 (three steps) and 1.6 (unfoldings)."""
+    K = torch.randn(5, 4, 3, 3)
+    truth = supremum(K)
+    assert gram.grid_bound(K) < 1.04 * truth
+    assert gram.kernel_space_bound(K) < 1.2 * truth
+    assert gram.unfolding_bound(K) < 2 * truth
+    steps = [gram.kernel_space_bound(K, steps=t) for t in (1, 2, 3)]
+    assert steps == sorted(steps, reverse=True)
+
+
+def test_grid_factor_on_random_kernels():
+    """methods.md B.2 and H.2: grids barely finer than the kernel are never below the truth."""
+    smallest = np.inf
+    for trial in range(150):
+        k = (2, 3, 5)[trial % 3]
+        K = torch.randn(1 + trial % 2, 2, k, k)
+        truth = supremum(K, 96)
+        bound = gram.grid_bound(K, grid=k + trial % (2 * k))
+        assert truth * (1 - 1e-13) <= bound
+        smallest = min(smallest, bound / truth)
+    assert smallest < 1.25  # the correction is needed: without it many would fall below
+
+
+def test_grid_factor_is_attained():
+    """1 + e^{iw} halfway between two frequencies: the correction (1 - 1/2)^(-1/2) = sqrt(2) is exactly needed."""
+    K = torch.tensor([[[[1.0, 1.0]]]]) * torch.tensor([1.0, -1.0])  # largest at w = pi, on the grid of 2
+    assert 2 <= gram.grid_bound(K, grid=2)
+    rotated = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).reshape(2, 1, 1, 2)
+    assert gram.grid_bound(rotated, grid=2) >= supremum(rotated)
+
+
+def test_reshaped_orthogonal_kernel_is_one_by_the_unfolding():
+    Q = torch.linalg.qr(torch.randn(36, 4, dtype=torch.float64))[0].T.reshape(4, 4, 3, 3) / 3
+    assert 1 <= gram.unfolding_bound(Q) < 1.0003  # 4^(2^-13) - 1 = 1.7e-4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gram.dense_bound(torch.zeros(2, 0)), r"matrix has shape \(2, 0\)"),
+        (lambda: gram.dense_bound(torch.tensor([[float("nan")]])), "NaN or infinity"),
+        (lambda: gram.dense_bound(torch.ones(2, 2, dtype=torch.int64)), "floating-point"),
+        (lambda: gram.dense_bound(torch.ones(2, 2), steps=-1), "steps=-1"),
+        (lambda: gram.kernel_space_bound(torch.ones(1, 1, 3, 3), steps=0), "steps=0"),
+        (lambda: gram.grid_bound(torch.ones(1, 1, 3, 3), grid=2), "grid=2 is coarser"),
+        (lambda: gram.circular_bound(torch.ones(1, 1, 3, 3), (0, 3)), r"size=\(0, 3\)"),
+        (lambda: gram.circular_bound(torch.ones(1, 3, 3), (3, 3)), "expected a non-empty"),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,44 @@
+"""What is refused before anything is claimed about it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lconvnet.ops.images import check_eps, check_images, check_labels
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.full((2, 1, 2, 2), math.nan), "NaN in 2 of 2 images"),
+        (torch.full((2, 1, 2, 2), math.inf), "values from inf"),
+        (torch.full((2, 1, 2, 2), 1.5), r"from 1.5 to 1.5.*\[0, 1\]"),
+        (torch.full((2, 1, 2, 2), -0.1), "from -0.1"),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), "uint8.*255"),
+        (torch.zeros(2), r"shape \(2,\)"),
+        (np.zeros((2, 1, 2, 2)), "ndarray"),
+    ],
+)
+def test_images(images, message):
+    with pytest.raises(ValueError, match=message):
+        check_images(images)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3, dtype=torch.long), torch.zeros(2), torch.zeros(2, 1).long()])
+def test_labels(labels):
+    with pytest.raises(ValueError, match=r"expected \(2,\) integers"):
+        check_labels(labels, 2)
+
+
+@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
+def test_eps(eps):
+    with pytest.raises(ValueError, match="eps="):
+        check_eps(eps)
+
+
+def test_good_ones_pass():
+    assert check_images(torch.rand(2, 3)).shape == (2, 3)
+    assert check_images(torch.zeros(0, 1, 2, 2)).shape == (0, 1, 2, 2)
+    assert check_labels(torch.tensor([1, 2], dtype=torch.int32), 2).dtype == torch.int64

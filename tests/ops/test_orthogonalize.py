@@ -1,0 +1,161 @@
+"""Orthogonalisation engines against the singular value decomposition, scalar maps and finite differences."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from lconvnet.ops.bjorck import bjorck, bjorck_step, safe_scale
+from lconvnet.ops.orthogonalize import default_engine, polar, residual
+from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
+
+ENGINES = [
+    polar_eigh,
+    partial(bjorck, order=1, iterations=40),
+    partial(bjorck, order=2, iterations=30),
+    partial(bjorck, order=3, iterations=25),
+    partial(polar_express, iterations=9, cubic_steps=2),
+]
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (3, 4, 7), (1, 6)], ids=str)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_give_the_polar_factor(engine, shape):
+    W = torch.randn(shape, dtype=torch.float64)
+    U, _, Vh = torch.linalg.svd(W, full_matrices=False)
+    # the iterations end where float64 does; random matrices of this size have condition numbers of at most thousands
+    assert torch.allclose(engine(W), U @ Vh, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (2, 4, 6)], ids=str)
+def test_implicit_gradient(shape):
+    W = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(polar_eigh, (W,), eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9)], ids=str)
+def test_engines_agree_on_the_gradient(shape):
+    W = torch.randn(shape, dtype=torch.float64)
+    G = torch.randn(shape, dtype=torch.float64)
+    gradients = []
+    for engine in ENGINES:
+        leaf = W.clone().requires_grad_()
+        engine(leaf).backward(G)
+        gradients.append(leaf.grad)
+    assert all(torch.allclose(gradients[0], other, atol=1e-7) for other in gradients[1:])
+
+
+def apply_to_scalars(step, s):
+    """A spectral function acts on a diagonal matrix entry by entry."""
+    return step(torch.diag(s)).diagonal()
+
+
+def test_bjorck_scalar_facts():
+    s = torch.linspace(0, 2, 401, dtype=torch.float64)
+    assert apply_to_scalars(partial(bjorck_step, order=1), s).abs().max() <= 1
+    overshoot = torch.linspace(1, 1.3, 301, dtype=torch.float64)
+    assert apply_to_scalars(partial(bjorck_step, order=2), overshoot).max() == pytest.approx(1.084, abs=5e-4)
+    assert apply_to_scalars(partial(bjorck_step, order=4), overshoot).max() == pytest.approx(1.031, abs=5e-4)
+    assert apply_to_scalars(partial(bjorck_step, order=3), overshoot).max() <= 1 + 1e-15
+    inside = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for order in range(1, 7):
+        image = apply_to_scalars(partial(bjorck_step, order=order), inside)
+        assert image.min() >= 0 and image.max() <= 1 + 1e-15
+
+
+def test_safe_scale_is_an_upper_bound():
+    W = torch.randn(200, 4, 7, dtype=torch.float64)
+    norms = torch.linalg.matrix_norm(safe_scale(W), 2)
+    assert norms.max() <= 1 and norms.min() > 0.2
+
+
+def test_polar_express_published_coefficients():
+    published = [
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+        (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+        (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+        (1.875, -1.25, 0.375),
+    ]
+    for ours, theirs in zip(coefficients(8), published, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    for ours, theirs in zip(coefficients(6), published[:6], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize("lower", [1e-4, 1e-3, 1e-2, 0.1])
+def test_polar_express_never_ends_above_one(lower):
+    s = torch.logspace(torch.tensor(lower).log10().item(), 0, 300, dtype=torch.float64)
+    for iterations in (3, 5, 6, 9):
+        x = s / SAFETY
+        for index, (a, b, c) in enumerate(coefficients(iterations, lower)):
+            safety = SAFETY if index < iterations - 1 else 1.0
+            x = a / safety * x + b / safety**3 * x**3 + c / safety**5 * x**5
+        cubic = 1.5 * x - 0.5 * x**3
+        assert cubic.abs().max() <= 1 + 1e-15
+    assert cubic.min() >= 1 - 1e-12
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 256)], ids=str)
+def test_float32_residual(shape):
+    W = torch.nn.init.orthogonal_(torch.empty(shape)) + 0.02 * torch.randn(shape)
+    # row sums of products with `n` float32 terms each: tens of rounding errors per entry at the very most
+    assert 0 < residual(polar(W)) < 64 * shape[0] * torch.finfo(torch.float32).eps
+    assert residual(polar(W.double())) < 1e-12
+    assert residual(W) > 1e-2
+
+
+def test_residual_bounds_the_singular_values():
+    W = polar(torch.randn(6, 9, dtype=torch.float64)) * torch.linspace(0.9, 1.1, 6, dtype=torch.float64)[:, None]
+    deviation = (torch.linalg.svdvals(W) ** 2 - 1).abs().max()
+    assert deviation <= residual(W) <= 6 * deviation
+    assert residual(W.T) == pytest.approx(float(residual(W)))
+
+
+@pytest.mark.parametrize("condition", [1e1, 1e3, 1e5])
+def test_float64_is_orthogonal_to_round_off(condition):
+    U, _, Vh = torch.linalg.svd(torch.randn(32, 48, dtype=torch.float64), full_matrices=False)
+    W = (U * torch.logspace(0, -torch.tensor(condition).log10().item(), 32, dtype=torch.float64)) @ Vh
+    assert residual(polar(W)) < 1e-12
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_rank_deficient_matrices_give_contractions(rank):
+    W = torch.randn(8, rank, dtype=torch.float64) @ torch.randn(rank, 9, dtype=torch.float64)
+    assert torch.linalg.matrix_norm(polar(W), 2) <= 1 + 1e-12
+    assert polar(W.float()).isfinite().all()
+    assert residual(polar(1e-12 * torch.eye(3))) < 1e-6  # tiny but not deficient
+
+
+def test_engine_follows_device_and_dtype():
+    assert default_engine(torch.zeros(2, 2)) is polar_eigh
+    assert default_engine(torch.zeros(2, 2, device="meta")) is polar_express
+    assert default_engine(torch.zeros(2, 2, device="meta", dtype=torch.float64)) is polar_eigh
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_promoted_and_autocast_is_off(dtype):
+    W = torch.randn(16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = polar(W)
+    assert torch.equal(inside, polar(W))
+    assert polar(W.to(dtype)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda W: bjorck(W, order=0), "order=0"),
+        (lambda W: bjorck(W, iterations=0), "iterations=0"),
+        (lambda W: polar_express(W, iterations=0), "iterations=0"),
+        (lambda W: polar_express(W, cubic_steps=0), "cubic_steps=0"),
+        (lambda W: polar_express(W, lower=1.0), "lower=1.0"),
+    ],
+)
+def test_options_are_checked(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.eye(2))
