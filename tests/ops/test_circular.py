@@ -6,6 +6,12 @@ from hypothesis import strategies as st
 
 from lconvnet.ops import circular, polyphase, spectrum
 
+
+def rows(size, k):
+    """Indices of a periodically continued axis."""
+    return torch.arange(-(k // 2), size + k - 1 - k // 2) % size
+
+
 SIDES = st.integers(1, 7)
 
 
@@ -23,6 +29,7 @@ def test_convolution_against_its_definition_and_adjoint(height, width, k, ci, co
     y = circular.conv2d(x, K)
     assert torch.allclose(y, expected, atol=1e-12)
     z = torch.randn_like(y)
+    assert torch.equal(circular.pad(x, k // 2, k - 1 - k // 2), x[:, :, rows(height, k)][..., rows(width, k)])
     assert torch.allclose((y * z).sum(), (x * circular.conv2d_adjoint(z, K)).sum(), atol=1e-10)
 
 
@@ -55,3 +62,10 @@ def test_spectrum_against_a_dense_matrix(height, width, k, ci, co):
     values = spectrum.circular_singular_values(K, (height, width))
     assert len(values) == height * width * min(ci, co)
     assert torch.allclose(values, expected[: len(values)], atol=1e-10)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 4), st.integers(2, 4), st.integers(0, 2), st.integers(0, 2))
+def test_gradient_of_padding(height, width, before, after):
+    x = torch.randn(1, 2, height, width, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda image: circular.pad(image, before, after), (x,))

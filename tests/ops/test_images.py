@@ -26,7 +26,7 @@ def test_images(images, message):
         check_images(images)
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(3, dtype=torch.long), torch.zeros(2), torch.zeros(2, 1).long()])
+@pytest.mark.parametrize("labels", [torch.zeros(3).long(), torch.zeros(2), torch.zeros(2, 1).long()])
 def test_labels(labels):
     with pytest.raises(ValueError, match=r"expected \(2,\) integers"):
         check_labels(labels, 2)

@@ -1,4 +1,5 @@
-"""Residual certificate: above the norm in exact arithmetic, and within 1e-6 of 1 for orthogonal weights in float32."""
+"""Residual certificate: above the norm in exact arithmetic, and within 1e-6 of 1 for orthogonal weights in
+float32."""
 
 from fractions import Fraction
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lconvnet.kernels import BCOP
+from lconvnet.ops.gram import dense_bound
 from lconvnet.ops.polyphase import to_strided
 from lconvnet.ops.residual import residual_bound, self_correlation
 
@@ -26,6 +28,15 @@ def test_rounds_outward_in_exact_rationals(dtype):
         W = torch.linalg.qr(torch.randn(5, 3, dtype=torch.float64))[0].to(dtype)
         exact = exact_residual_square(W)
         assert exact <= Fraction(residual_bound(W)) ** 2 <= exact * (1 + Fraction(1, 10**13))
+
+
+def test_long_sums_are_rounded_outward():
+    """One column: the exact norm is the root of a sum of 3,000 rational squares."""
+    for _ in range(20):
+        W = torch.rand(3000, 1, dtype=torch.float64)
+        exact = sum(Fraction(x) ** 2 for x in W.flatten().tolist())
+        for bound in (residual_bound(W), dense_bound(W, steps=1)):
+            assert exact <= Fraction(bound) ** 2 <= exact * (1 + Fraction(1, 10**10))
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (256, 100), (10, 256)])

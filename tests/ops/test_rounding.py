@@ -26,7 +26,7 @@ def test_gamma_is_above_its_formula():
     u = Fraction(1, 2**53)
     for n in (1, 3, 1000, 2**40):
         assert Fraction(gamma(n)) >= n * u / (1 - n * u)
-    with pytest.raises(ValueError, match="operations=.*split the matrix"):
+    with pytest.raises(ValueError, match=r"operations=.*split the matrix"):
         gamma(2**53)
 
 

@@ -63,6 +63,6 @@ class ConstrainedLayer(nn.Module, ABC):
         return {**self.__dict__, "_remembered": None}
 
 
-def _state(module: nn.Module) -> tuple[tuple[Any, ...], ...]:
+def _state(module: nn.Module) -> tuple[Any, ...]:
     tensors = chain(module.parameters(), module.buffers())
     return (module.training, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors))

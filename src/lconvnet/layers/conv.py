@@ -103,12 +103,13 @@ class LipschitzConv2d(ConstrainedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        weight = to_strided(self.weight, self.stride)
+        return F.conv2d(self._padded(x), to_strided(self.weight, self.stride), self.bias, self.stride)
+
+    def _padded(self, x: Tensor) -> Tensor:
         before, after = self.padding
-        if self.padding_mode == "zeros" and before == after:
-            return F.conv2d(x, weight, self.bias, self.stride, before)
-        mode = "circular" if self.padding_mode == "circular" else "constant"
-        return F.conv2d(F.pad(x, (before, after, before, after), mode=mode), weight, self.bias, self.stride)
+        if self.padding_mode == "zeros":
+            return F.pad(x, (before, after, before, after))
+        return circular.pad(x, before, after)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
@@ -129,7 +130,7 @@ class LipschitzConv2d(ConstrainedLayer):
             self.kernel_size,
             self.stride,
             padding=inside,
-            padding_mode=self.padding_mode if inside else "zeros",
+            padding_mode="circular" if inside and self.padding_mode == "circular" else "zeros",
             bias=self.bias is not None,
         )
         self.fill(conv, to_strided(self.exact_weight(), self.stride))

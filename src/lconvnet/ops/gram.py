@@ -44,7 +44,7 @@ def dense_bound(matrix: Tensor, *, steps: int = 12) -> float:
     return _largest_norm(W[None], steps)
 
 
-def circular_bound(K: Tensor, size: tuple[int, int], *, steps: int = 10) -> float:
+def circular_bound(K: Tensor, size: tuple[int, int], *, steps: int = 12) -> float:
     """An upper bound on the norm of a circular convolution on an h x w image: never below it, nearly exact.
 
         max over the h w frequencies of |K_hat(w)|_2, each from Gram iteration        (methods.md B.1, B.4)

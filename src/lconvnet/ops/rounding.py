@@ -11,6 +11,7 @@ Algorithms* (2002), lemma 3.1.
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 
 UNIT_ROUNDOFF = 2.0**-53
 """Half the distance from 1 to the next float64."""
@@ -52,18 +53,19 @@ def down(value: float) -> float:
 
 
 def product_up(factors: Iterable[float]) -> float:
-    """An upper bound of the product of non-negative floats: every multiplication is rounded upward.
+    """An upper bound of the product of non-negative floats: every inexact multiplication is rounded upward.
 
     A zero factor gives zero (the map is constant), also beside an infinite one.
 
-    >>> product_up([1.0, 0.1, 10.0]) >= 1.0
-    True
+    >>> product_up([2.0, 0.5, 3.0])
+    3.0
     """
     values = list(factors)
     if any(value == 0 for value in values):
         return 0.0
     result = 1.0
     for value in values:
-        if value != 1.0:
-            result = value if result == 1.0 else up(result * value)
+        product = result * value
+        exact = math.isinf(product) or Fraction(product) >= Fraction(result) * Fraction(value)
+        result = product if exact else up(product)
     return result

@@ -1,0 +1,50 @@
+"""Provably 1-Lipschitz convolutional networks in PyTorch.
+
+A kernel is a module whose ``forward()`` returns the weight of a linear map with norm at most 1. Layers own a kernel;
+:func:`bake` evaluates every kernel once and returns plain PyTorch, and it is the baked network that is bounded,
+certified, attacked, saved and deployed.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lconvnet import attacks, data, kernels, layers, losses, models, ops
+from lconvnet.baking import bake
+from lconvnet.bounds import Bound, LayerBound, lipschitz_bound
+from lconvnet.certify import Certificates, certified_accuracy, certify
+from lconvnet.saving import load, save
+
+if TYPE_CHECKING:
+    from lconvnet.training import Record, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bound",
+    "Certificates",
+    "LayerBound",
+    "Record",
+    "__version__",
+    "attacks",
+    "bake",
+    "certified_accuracy",
+    "certify",
+    "data",
+    "fit",
+    "kernels",
+    "layers",
+    "lipschitz_bound",
+    "load",
+    "losses",
+    "models",
+    "ops",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import training when it is first asked for: its launcher takes as long to import as torch itself."""
+    if name in ("Record", "fit"):
+        from lconvnet import training
+
+        return getattr(training, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,106 @@
+"""Files that are either the old one or the new one, never half of each.
+
+Bytes go to a temporary file in the same folder, are flushed to the disk, and replace the target in one rename;
+then the folder itself is flushed, so that a power cut cannot undo the rename. A process killed at any instant
+leaves the previous file intact, at worst with a `.NAME.*.tmp` beside it. Every failure of the operating system
+(full disk, unwritable folder, a folder in the file's place) is a `WriteError` that names the file and the cause.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+_counter = itertools.count()
+
+
+class WriteError(OSError):
+    """A file could not be written; what stood there before is untouched."""
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` atomically, creating the folders above it.
+
+    Raises `WriteError` where the disk is full or the folder cannot be written; `path` then keeps its old content.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "runs" / "a.bin"
+    >>> write_bytes(path, b"new")
+    >>> path.read_bytes(), [file.name for file in path.parent.iterdir()]
+    (b'new', ['a.bin'])
+    """
+    path = Path(path)
+    # Unique per process and call: two writers never share a temporary file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_counter)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_new(temporary, data)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}), what stood there is unchanged; "
+            "free some space on the disk or choose a folder that you may write to"
+        ) from error
+    finally:
+        # Gone after the rename; otherwise (full disk, interrupt) its space is given back.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically; newlines are written as they are. See `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write `value` as JSON with a final newline, atomically, keys in their own order.
+
+    Equal values give equal bytes. Raises `ValueError` for NaN and infinities, which JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], *, metadata: str = "") -> None:
+    """Write named tensors as a safetensors file, atomically.
+
+    `metadata` is kept under the single key `lconvnet`: the format does not order several keys, one keeps the bytes a
+    function of the content. Tensors are copied to the CPU, so views and shared memory are fine.
+    """
+    owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(owned, metadata={"lconvnet": metadata}))
+
+
+def sweep(path: str | Path) -> None:
+    """Remove the temporary files that killed writers of `path` left beside it.
+
+    Only where nobody else can be writing `path` now: the caller holds a lock.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Create `path`, write all of `data` and wait until the disk has it."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the disk knows the folder's new entry (a no-op where folders cannot be opened)."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,106 @@
+"""One rule for every operation whose Lipschitz constant is known. What is not in the table is refused, never
+taken as 1.
+
+A rule takes the operation and the method and returns its :class:`LayerBound`. Keys are exact types: a
+subclass may compute something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import nn
+
+from lconvnet.bounds.convolution import NEARLY_ORTHOGONAL, convolution_upper
+from lconvnet.bounds.lower import network_lower
+from lconvnet.bounds.types import LayerBound, Method, Operation
+from lconvnet.layers import (
+    Abs,
+    FullSort,
+    GroupSort,
+    InvertibleDownsampling,
+    InvertibleUpsampling,
+    MaxMin,
+    Scale,
+)
+from lconvnet.ops.gram import dense_bound, spectrum_bound
+from lconvnet.ops.residual import residual_bound, to_float64
+
+Rule = Callable[[Operation, Method], LayerBound]
+
+
+def norm_one(operation: Operation, method: Method) -> LayerBound:
+    """Isometries, permutations, restrictions, and entrywise maps with slopes in [-1, 1] that reach it:
+    exactly 1."""
+    return LayerBound(operation.name, 1.0, 1.0, "exact")
+
+
+def flatten(operation: Operation, method: Method) -> LayerBound:
+    """1 where every example stays by itself."""
+    start = cast(nn.Flatten, operation.module).start_dim
+    if start < 1:
+        raise operation.refuse(
+            f"has start_dim={start}, which may mix the examples of a batch: use start_dim=1"
+        )
+    return norm_one(operation, method)
+
+
+def dropout(operation: Operation, method: Method) -> LayerBound:
+    """The identity in eval mode; in training mode it multiplies by 1 / (1 - p)."""
+    if operation.module.training:
+        raise operation.refuse(
+            "is in training mode, where it multiplies by 1 / (1 - p): call network.eval() first"
+        )
+    return norm_one(operation, method)
+
+
+def scale(operation: Operation, method: Method) -> LayerBound:
+    """The absolute value of the factor."""
+    factor = abs(cast(Scale, operation.module).factor)
+    return LayerBound(operation.name, factor, factor, "exact")
+
+
+def linear(operation: Operation, method: Method) -> LayerBound:
+    """Largest singular value of the weight: residual certificate where it is nearly orthogonal, else Gram
+    iteration."""
+    module = cast(nn.Linear, operation.module)
+    weight = to_float64(module.weight, f"network module {operation.name!r}: weight")
+    if method == "spectrum":
+        upper, name = spectrum_bound(weight, (1, 1)), "spectrum"
+    else:
+        upper, name = residual_bound(weight), "residual"
+        if upper > NEARLY_ORTHOGONAL:
+            upper, name = min((upper, name), (dense_bound(weight), "gram"))
+    return LayerBound(operation.name, upper, network_lower(module, (module.in_features,), points=1), name)
+
+
+def convolution(operation: Operation, method: Method) -> LayerBound:
+    """See :mod:`lconvnet.bounds.convolution`."""
+    upper, name = convolution_upper(operation, method)
+    lower = (
+        None
+        if operation.input_shape is None
+        else network_lower(operation.parts, operation.input_shape, points=1)
+    )
+    return LayerBound(operation.name, upper, lower, name)
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Conv2d: convolution,
+    nn.Linear: linear,
+    nn.Flatten: flatten,
+    nn.Identity: norm_one,
+    nn.ReLU: norm_one,
+    nn.Dropout: dropout,
+    nn.ZeroPad2d: norm_one,
+    nn.PixelShuffle: norm_one,
+    nn.PixelUnshuffle: norm_one,
+    MaxMin: norm_one,
+    GroupSort: norm_one,
+    FullSort: norm_one,
+    Abs: norm_one,
+    InvertibleDownsampling: norm_one,
+    InvertibleUpsampling: norm_one,
+    Scale: scale,
+}

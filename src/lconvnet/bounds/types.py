@@ -1,0 +1,86 @@
+"""What a bound is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from lconvnet.ops.rounding import product_up
+
+Method = Literal["auto", "spectrum"]
+"""How the norm of a layer is bounded: by certificates that hold for every size, or by the exact spectrum at
+the true size."""
+
+CERTIFYING_LEVELS = ("analytic",)
+"""Levels from which a radius may be derived. "analytic": a real-arithmetic upper bound, computed in float64
+and rounded outward."""
+
+
+@dataclass(frozen=True)
+class LayerBound:
+    """Bounds on the Lipschitz constant of one operation, in l2.
+
+    Attributes:
+        name: path of the module in the network, such as ``"conv1"`` or ``"block.0"``.
+        upper: never below the constant.
+        lower: never above it, from power iteration; None where the size of the input is unknown.
+        method: where ``upper`` comes from.
+    """
+
+    name: str
+    upper: float
+    lower: float | None
+    method: str
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Bounds on the Lipschitz constant of a network, in l2 from its input to its output.
+
+    Attributes:
+        upper: product of the layers' upper bounds, rounded upward. It certifies.
+        lower: reached by the Jacobian at some input, or None. It only diagnoses.
+        layers: one entry for every operation, in order.
+        level: what ``upper`` accounts for; only :data:`CERTIFYING_LEVELS` certify.
+        input_shape: the shape, without the batch, that the bound was computed for. None: it holds for every
+            size at which each circular convolution meets an image whose sides are multiples of its stride.
+
+    >>> layers = LayerBound("a", 4.0, None, "exact"), LayerBound("b", 0.5, None, "exact")
+    >>> Bound(2.0, None, layers).body_upper
+    4.0
+    """
+
+    upper: float
+    lower: float | None
+    layers: tuple[LayerBound, ...]
+    level: str = "analytic"
+    input_shape: tuple[int, ...] | None = None
+
+    @property
+    def body_upper(self) -> float:
+        """Upper bound of everything before the last layer."""
+        return product_up(layer.upper for layer in self.layers[:-1])
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step of a sequential network: a module, with the circular padding that belongs to it, at its input
+    shape where known."""
+
+    name: str
+    module: nn.Module
+    padding: nn.CircularPad2d | None = None
+    input_shape: tuple[int, ...] | None = None
+
+    @property
+    def parts(self) -> nn.Sequential:
+        """The operation as it runs: padding, then module."""
+        return (
+            nn.Sequential(self.module) if self.padding is None else nn.Sequential(self.padding, self.module)
+        )
+
+    def refuse(self, problem: str) -> ValueError:
+        """The error that names this operation."""
+        return ValueError(f"network module {self.name!r} ({type(self.module).__name__}) {problem}")

@@ -1,0 +1,117 @@
+"""Certified radii: no l2 perturbation below it can change the answer (methods.md C.1).
+
+    r = max( m / (sqrt(2) L),   min_j m_j / (L_body |w_i - w_j|) )
+
+the second where the last layer is dense with rows w. Both are valid, so the larger is.
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Operation, lipschitz_bound, operations
+from lconvnet.bounds.convolution import stride_divides
+from lconvnet.ops.images import check_images
+from lconvnet.ops.margins import global_radius, margins, pairwise_radius, row_distances
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """One certificate for each of N images, on the CPU.
+
+    Attributes:
+        label: the answer, int64 ``(N,)``.
+        margin: its logit minus the runner-up's, float64 ``(N,)``.
+        radius: l2 over pixels in [0, 1], float64 ``(N,)``: no perturbation of a smaller norm changes the
+            answer. 0: nothing is certified.
+        level: what the radius accounts for. "analytic": that of the network in real arithmetic, evaluated in
+            float64.
+    """
+
+    label: Tensor
+    margin: Tensor
+    radius: Tensor
+    level: str
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def certify(
+    network: nn.Module, images: Tensor, *, bound: Bound | None = None, batch_size: int = 512
+) -> Certificates:
+    """Certify the answers of a baked network; the forward pass runs in a float64 copy.
+
+    Args:
+        network: a baked network with at least two logits.
+        images: ``(N, C, H, W)`` (or whatever the network takes), floats in [0, 1].
+        bound: from :func:`lconvnet.lipschitz_bound` of this network; None computes it at the size of the
+            images.
+        batch_size: images evaluated at once.
+
+    Raises:
+        ValueError: images that are no floats in [0, 1] or do not fit, a bound that does not certify this
+        network at this size.
+
+    >>> network = nn.Sequential(nn.Linear(2, 2, bias=False))
+    >>> _ = network[0].weight.data.copy_(torch.eye(2))
+    >>> round(float(certify(network, torch.tensor([[1.0, 0.0]])).radius), 6)
+    0.707107
+    """
+    check_images(images)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    steps = operations(network, tuple(images.shape[1:]))
+    if bound is None:
+        bound = lipschitz_bound(network, input_shape=tuple(images.shape[1:]))
+    _check_bound(bound, steps)
+    evaluated = deepcopy(network).double().eval()
+    device = next((tensor.device for tensor in network.parameters()), images.device)
+    with torch.no_grad():
+        chunks = [evaluated(chunk.to(device, torch.float64)).cpu() for chunk in images.split(batch_size)]
+    return _certificates(torch.cat(chunks), bound, steps)
+
+
+def _certificates(logits: Tensor, bound: Bound, steps: list[Operation]) -> Certificates:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"network gives an output of shape {tuple(logits.shape)}: a certificate needs (N, classes) with "
+            "two classes or more"
+        )
+    label = logits.argmax(dim=1)
+    ahead = margins(logits, label)
+    radius = global_radius(ahead, bound.upper)
+    if steps and type(steps[-1].module) is nn.Linear:
+        distances = row_distances(cast(nn.Linear, steps[-1].module).weight)
+        radius = torch.maximum(radius, pairwise_radius(ahead, label, distances, bound.body_upper))
+    finite = torch.isfinite(logits).all(dim=1)
+    return Certificates(
+        label, ahead.amin(dim=1), torch.where(finite, radius, torch.zeros_like(radius)), bound.level
+    )
+
+
+def _check_bound(bound: Bound, steps: list[Operation]) -> None:
+    """Refuse a bound of another kind, of another network, or for another size of image."""
+    if bound.level not in CERTIFYING_LEVELS:
+        raise ValueError(
+            f"bound.level={bound.level!r} does not certify: use the bound of lipschitz_bound(network), "
+            f"level {CERTIFYING_LEVELS}"
+        )
+    if math.isnan(bound.upper) or bound.upper < 0:
+        raise ValueError(f"bound.upper={bound.upper} is no Lipschitz constant: use lipschitz_bound(network)")
+    bounded, present = [layer.name for layer in bound.layers], [step.name for step in steps]
+    if bounded != present:
+        raise ValueError(f"bound has layers {bounded}, the network {present}: compute it for this network")
+    shape = steps[0].input_shape if steps else bound.input_shape
+    irregular = any(type(step.module) is nn.Conv2d and not stride_divides(step) for step in steps)
+    if (irregular or bound.input_shape is not None) and shape != bound.input_shape:
+        raise ValueError(
+            f"bound.input_shape={bound.input_shape} does not cover images of shape {shape}: use "
+            f"lipschitz_bound(network, input_shape={shape})"
+        )

@@ -1,0 +1,13 @@
+"""Images for training and evaluation: named sets, a user's own folder or parquet, the embedded digits.
+
+*Decoded once to uint8, split once, batched and augmented on tensors.* `load` is the one entrance; it knows
+nothing of models.
+"""
+
+from lconvnet.data.augment import crop_and_flip
+from lconvnet.data.errors import DataError, MissingExtraError
+from lconvnet.data.loading import load
+from lconvnet.data.locating import NAMES
+from lconvnet.data.sets import Images, Splits, batch
+
+__all__ = ["NAMES", "DataError", "Images", "MissingExtraError", "Splits", "batch", "crop_and_flip", "load"]

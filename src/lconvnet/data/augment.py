@@ -1,0 +1,35 @@
+"""Random crops and mirrors of a whole batch at once."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lconvnet.data.errors import DataError
+
+
+def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) -> Tensor:
+    """Pad every image with zeros, crop it back at a random place, mirror it left-right with probability 1/2.
+
+    `x` is `(B, C, H, W)`, float or uint8, on any device; so is the result. Each image draws its own offset
+    from the `(2 padding + 1)^2` places, uniformly, and its own mirror. The draws, in this order, all from
+    `generator`: rows `(B,)` and columns `(B,)` as one `(2, B)` draw, then mirrors `(B,)`. Raises `DataError`
+    (a `ValueError`) for another number of dimensions or a negative padding.
+
+    >>> x = torch.arange(4.0).reshape(1, 1, 2, 2)
+    >>> crop_and_flip(x, padding=1, generator=torch.Generator().manual_seed(0)).tolist()
+    [[[[2.0, 0.0], [0.0, 0.0]]]]
+    """
+    if x.ndim != 4:
+        raise DataError(f"x must be a batch (B, C, H, W), got shape {tuple(x.shape)}: add a batch dimension")
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise DataError(f"padding must be an integer of at least 0, got {padding!r}")
+    count, channels, height, width = x.shape
+    offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator, device=generator.device)
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator, device=generator.device).bool().to(x.device)
+    top, left = offsets.to(x.device).unsqueeze(-1)
+    column = torch.arange(width, device=x.device)
+    rows = top + torch.arange(height, device=x.device)
+    columns = left + torch.where(mirrored, width - 1 - column, column)
+    places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    flat = places.reshape(count, 1, height * width).expand(-1, channels, -1)
+    return F.pad(x, (padding,) * 4).flatten(2).gather(2, flat).reshape(x.shape)

@@ -1,0 +1,124 @@
+"""Encoded images (bytes or files) to one uint8 tensor, with nothing guessed: what does not fit is named."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lconvnet.data.errors import DataError, require
+
+_GREY, _COLOUR = (
+    ("1", "L", "LA"),
+    ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa", "LAB", "HSV"),
+)
+_ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+MAX_PIXELS = 2**26  # 64 megapixels: a larger header is a mistake or a decompression bomb
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Channels and size that every image must have, and the image that set them."""
+
+    channels: int
+    height: int
+    width: int
+    origin: str
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """uint8 images `(N, C, H, W)`, their shape, and how many of them were stored as JPEG (lossy)."""
+
+    images: Tensor
+    shape: Shape
+    jpeg: int
+
+
+def decode(
+    cells: Sequence[bytes | Path],
+    origins: Sequence[str],
+    *,
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    shape: Shape | None = None,
+) -> Decoded:
+    """Decode `cells` (encoded bytes or paths); `origins[i]` is what an error calls image i.
+
+    All images must share one size and one number of channels (that of `shape` when given, else of the first
+    image). `image_size=(height, width)` scales and centre-crops instead, `channels=1|3` converts instead.
+    Cameras' EXIF rotation is applied. Raises `DataError` for unreadable, 16-bit, transparent, oversized or
+    ill-fitting images, naming them.
+    """
+    jpeg = 0
+    pixels = np.empty(0, dtype=np.uint8)
+    pil, ops = require("PIL.Image", "data"), require("PIL.ImageOps", "data")
+    for i, (cell, origin) in enumerate(zip(cells, origins, strict=True)):
+        image, lossy = _open(pil, ops, cell, origin)
+        jpeg += lossy
+        image = _fit(ops, _convert(image, channels, origin), image_size)
+        found = Shape(len(image.getbands()), image.height, image.width, origin)
+        shape = shape or found
+        _check(found, shape)
+        if i == 0:
+            pixels = _allocate(len(cells), shape)
+        pixels[i] = np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(pixels.shape[1:])
+    if shape is None:
+        raise DataError("there is no image to decode: give at least one")
+    return Decoded(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), shape, jpeg)
+
+
+def _allocate(count: int, shape: Shape) -> np.ndarray:
+    try:
+        return np.empty((count, shape.height, shape.width, shape.channels), dtype=np.uint8)
+    except MemoryError as error:
+        size = f"{count} images of {shape.height}x{shape.width}"
+        raise DataError(f"{size} do not fit in memory: pass a smaller image_size=(height, width)") from error
+
+
+def _open(pil: Any, ops: Any, cell: bytes | Path, origin: str) -> tuple[Any, bool]:
+    """Return the loaded upright image and whether it was a JPEG."""
+    try:
+        image = pil.open(io.BytesIO(cell if isinstance(cell, bytes) else cell.read_bytes()))
+        if image.width * image.height <= MAX_PIXELS:
+            image.load()
+        lossy = image.format in ("JPEG", "MPO")
+        if lossy and image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ops.exif_transpose(image)
+    except Exception as error:  # decoders of broken files raise nearly anything
+        raise DataError(f"{origin} is not a readable image ({error}): repair or remove it") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{origin} has {image.height}x{image.width} pixels, more than {MAX_PIXELS}: shrink it")
+    return image, lossy
+
+
+def _convert(image: Any, channels: int | None, origin: str) -> Any:
+    if image.mode not in _GREY + _COLOUR:
+        raise DataError(f"{origin} has pixels of mode {image.mode!r}, not 8-bit grey or colour: convert it to 8 bits")
+    wanted = channels or (1 if image.mode in _GREY else 3)
+    alpha = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa")
+    image = image.convert("RGBA") if alpha else image
+    if alpha and image.getchannel("A").getextrema()[0] < 255:
+        raise DataError(f"{origin} has transparent pixels: flatten it on a background")
+    mode = "L" if wanted == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _fit(ops: Any, image: Any, image_size: tuple[int, int] | None) -> Any:
+    if image_size is None or (image.height, image.width) == image_size:
+        return image
+    return ops.fit(image, image_size[::-1])
+
+
+def _check(found: Shape, shape: Shape) -> None:
+    if (found.height, found.width) != (shape.height, shape.width):
+        sizes = f"is {found.height}x{found.width}, but {shape.origin} is {shape.height}x{shape.width}"
+        raise DataError(f"{found.origin} {sizes} (height x width): pass image_size=(height, width) to resize all")
+    if found.channels != shape.channels:
+        kinds = {1: "grey", 3: "colour"}
+        mixed = f"is {kinds[found.channels]}, but {shape.origin} is {kinds[shape.channels]}"
+        raise DataError(f"{found.origin} {mixed}: pass channels=1 or channels=3 to convert all")

@@ -1,0 +1,159 @@
+"""From a name or a path to `Splits`: find the files, decode once, split once.
+
+*The test images never depend on the seed*: a model trained with one seed and evaluated with another has not
+seen them.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lconvnet.data.decoding import Shape, decode
+from lconvnet.data.digits import read_digits
+from lconvnet.data.errors import DataError
+from lconvnet.data.folders import read_image_folder
+from lconvnet.data.locating import NAMED, locate
+from lconvnet.data.options import Options, checked
+from lconvnet.data.parquet import parquet_files, read_parquet
+from lconvnet.data.rows import Source, class_names_of, encode, take
+from lconvnet.data.sets import Images, Splits
+from lconvnet.data.splitting import held_out, size
+
+_TEST_SEED = 0
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    directory: str | Path | None = None,
+    validation: int | float | None = None,
+    test: int | float | None = None,
+    seed: int = 0,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+) -> Splits:
+    """Load a data set as uint8 tensors and split it; equal files and arguments give equal splits.
+
+    Args:
+        name_or_path: "digits" (embedded), "mnist", "cifar10", "stl10", a parquet file, a folder of parquet
+            files, or a folder of images with one folder a class (optionally below `train/`, `validation/`,
+            `test/`).
+        directory: where `<directory>/<name>/` holds a named set; else the environment variable
+            `LCONVNET_DATA`, else the hub. A relative path that does not exist is looked up here too.
+        validation: count or fraction of the training images held out, stratified by class, by `seed`; by
+            default a tenth and at most 5,000. A fraction is one of all stored images but a stored test part.
+            Only for data without validation images of its own.
+        test: the same for test images, by default a fifth and at most 10,000, never depending on `seed`. Only
+            for data without test images of its own.
+        image_size: height and width (one number for both) to scale and centre-crop to; by default sizes must
+            agree.
+        channels: 1 or 3 to convert to; by default all images must be grey or all colour.
+        limit: keep at most so many images, chosen once and stratified, for training and validation, and as
+            many for testing (quick trials); the test images are then some of the full set's test images.
+
+    Raises:
+        DataError: (a `ValueError`) for an unknown name, missing or corrupt files, unusable labels or
+        arguments.
+
+    >>> splits = load("digits")
+    >>> len(splits.train), len(splits.validation), len(splits.test), splits.image_shape, splits.classes
+    (3500, 500, 1000, (1, 28, 28), 10)
+    """
+    options = checked(
+        validation=validation, test=test, seed=seed, image_size=image_size, channels=channels, limit=limit
+    )
+    name = str(name_or_path)
+    if name == "digits":
+        return _embedded(options)
+    path = locate(name, directory)
+    source = read_parquet(path) if path.is_file() or parquet_files(path) else read_image_folder(path)
+    names = _classes(source, name, path)
+    title = name if name in NAMED else path.resolve().stem
+    parts, jpeg = _decode(source, names, title, options)
+    note = "; ".join(filter(None, (_lossy(jpeg, parts, name in NAMED), *source.remarks)))
+    return _split(parts, note, options, carved="test" not in source.roles)
+
+
+def _classes(source: Source, name: str, path: Path) -> tuple[str, ...]:
+    if name not in NAMED:
+        return class_names_of(source.roles["train"])
+    known = NAMED[name][1]
+    if "test" not in source.roles:
+        raise DataError(f"data {name!r} in {path} has no test images (test-*.parquet): fetch them")
+    names = class_names_of(source.roles["train"], known=known)
+    if len(names) != len(known):
+        raise DataError(f"data {name!r} in {path} has {len(names)} classes, not {len(known)}: is it another data set?")
+    return names
+
+
+def _embedded(options: Options) -> Splits:
+    if options.image_size not in (None, (28, 28)) or options.channels not in (None, 1):
+        raise DataError(
+            f"image_size={options.image_size}, channels={options.channels}: digits are 28x28 grey; drop both"
+        )
+    digits = read_digits()
+    selected = _select({"train": digits.labels}, "digits", options)
+    return _split({role: digits.subset(index) for role, (_, index) in selected.items()}, "", options, carved=True)
+
+
+def _select(labels: dict[str, Tensor], title: str, options: Options) -> dict[str, tuple[str, Tensor]]:
+    """Return, for each role, the stored part and the indices in it: takes out the test images, then limits."""
+    for role, asked in (("test", options.test), ("validation", options.validation)):
+        if role in labels and asked is not None:
+            raise DataError(f"{role}={asked}, but {title!r} has {role} images of its own: drop the argument")
+    selected = {role: (role, torch.arange(len(part))) for role, part in labels.items()}
+    if "test" not in labels:
+        total = len(labels["train"])
+        count = size("test", options.test, stored=total, available=total, default=min(total // 5, 10_000))
+        held, rest = held_out(labels["train"], count, seed=_TEST_SEED)
+        selected |= {"train": ("train", rest), "test": ("train", held)}
+    for role, (stored, index) in selected.items():
+        if options.limit is not None and options.limit < len(index):
+            kept, _ = held_out(labels[stored][index], options.limit, seed=_TEST_SEED)
+            selected[role] = (stored, index[kept])
+    return selected
+
+
+def _decode(source: Source, names: tuple[str, ...], title: str, options: Options) -> tuple[dict[str, Images], int]:
+    """Return the images of each role, and how many of all were JPEG files."""
+    labels = {role: encode(rows, names) for role, rows in source.roles.items()}
+    selected = _select(labels, title, options)
+    parts: dict[str, Images] = {}
+    shape: Shape | None = None
+    jpeg = 0
+    for role in sorted(selected, key=lambda role: role != "train"):
+        stored, index = selected[role]
+        rows = take(source.roles[stored], index.tolist())
+        decoded = decode(
+            rows.cells, rows.origins, image_size=options.image_size, channels=options.channels, shape=shape
+        )
+        shape, jpeg = decoded.shape, jpeg + decoded.jpeg
+        parts[role] = Images(decoded.images, labels[stored][index], len(names), title, names)
+    return parts, jpeg
+
+
+def _lossy(jpeg: int, parts: dict[str, Images], lossless_original: bool) -> str:
+    total = sum(map(len, parts.values()))
+    share = "" if jpeg == total else f" ({jpeg} of {total} images)"
+    kind = "recompressed" if lossless_original else "compressed"
+    return f"JPEG-{kind} pixels{share}" if jpeg else ""
+
+
+def _split(parts: dict[str, Images], note: str, options: Options, *, carved: bool) -> Splits:
+    """Take the validation images out; `carved`: the test images came from the same stored part."""
+    train, test = parts["train"], parts["test"]
+    validation = parts.get("validation")
+    if validation is None:
+        stored = len(train) + (len(test) if carved else 0)
+        default = min(stored // 10, 5_000)
+        count = size("validation", options.validation, stored=stored, available=len(train), default=default)
+        held, rest = held_out(train.labels, count, seed=options.seed)
+        train, validation = train.subset(rest), train.subset(held)
+    empty = (torch.bincount(train.labels, minlength=train.classes) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise DataError(
+            f"class {train.class_names[empty[0]]!r} has no training image left: hold out fewer, or add some"
+        )
+    return Splits(train, validation, test, train.name, note)

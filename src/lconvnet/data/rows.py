@@ -1,0 +1,91 @@
+"""Encoded, labelled rows as they come from files, before decoding, and how their labels become classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lconvnet.data.errors import DataError, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Encoded images, labels (integers or names), what an error calls each; `class_names` when stored."""
+
+    cells: list[bytes | Path]
+    labels: list[int] | list[str]
+    origins: list[str]
+    class_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Rows by role ("train", and where stored "validation" and "test"), and remarks on what was read."""
+
+    roles: dict[str, Rows]
+    remarks: tuple[str, ...] = ()
+
+
+def class_names_of(train: Rows, *, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Return one name a class: stored with the rows, or known, or the distinct labels of the training rows.
+
+    Raises `DataError` for an integer label below 0 or without any training image, and for a single class.
+
+    >>> class_names_of(Rows([b"", b""], ["dog", "cat"], ["a", "b"]))
+    ('cat', 'dog')
+    """
+    distinct = sorted(set(train.labels), key=str)
+    if len(distinct) < 2:
+        raise DataError(f"labels of the training images are all {distinct[0]!r}: a classifier needs two classes")
+    if isinstance(distinct[0], str):
+        return _numeric_order([str(name) for name in distinct])
+    names = train.class_names or known
+    count = _count_classes(train, len(names) if names else None)
+    return names or tuple(map(str, range(count)))
+
+
+def _count_classes(train: Rows, stored: int | None) -> int:
+    present = {int(label) for label in train.labels}
+    count = max(present) + 1 if stored is None else stored
+    for label, origin in zip(train.labels, train.origins, strict=True):
+        if not 0 <= int(label) < count:
+            raise DataError(f"label {label} of {origin} is out of range 0..{count - 1}: correct or remove the row")
+    if len(present) < count:
+        missing = next(label for label in range(count) if label not in present)
+        raise DataError(f"class {missing} of {count} has no training image: add some, or renumber the labels")
+    return count
+
+
+def encode(rows: Rows, class_names: tuple[str, ...]) -> Tensor:
+    """Return labels as int64 `(N,)` places in `class_names`; raises `DataError` naming a row that has another
+    label.
+
+    >>> encode(Rows([b"", b""], ["dog", "cat"], ["a", "b"]), ("cat", "dog")).tolist()
+    [1, 0]
+    """
+    place: dict[int | str, int] = {name: i for i, name in enumerate(class_names)}
+    if rows.labels and isinstance(rows.labels[0], int):
+        place = {i: i for i in range(len(class_names))}
+    for label, origin in zip(rows.labels, rows.origins, strict=True):
+        if label not in place:
+            known = f"0..{len(class_names) - 1}" if isinstance(label, int) else ", ".join(class_names[:20])
+            hint = nearest(str(label), class_names) if isinstance(label, str) else ""
+            raise DataError(f"label {label!r} of {origin} is out of range: the training classes are {known}{hint}")
+    return torch.tensor([place[label] for label in rows.labels], dtype=torch.int64)
+
+
+def take(rows: Rows, indices: Sequence[int]) -> Rows:
+    """Return the rows at `indices`, in that order."""
+    labels: list = [rows.labels[i] for i in indices]
+    return Rows([rows.cells[i] for i in indices], labels, [rows.origins[i] for i in indices], rows.class_names)
+
+
+def _numeric_order(names: list[str]) -> tuple[str, ...]:
+    """Sort names, as numbers where all are numbers: `2` before `10`."""
+    numeric = all(name.isdecimal() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name) if numeric else (0, name)))

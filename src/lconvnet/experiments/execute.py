@@ -1,0 +1,189 @@
+"""The two things a run does: train, and evaluate what was trained. Both read the configuration and fill the
+run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lconvnet import saving
+from lconvnet.baking import bake
+from lconvnet.bounds import Bound, lipschitz_bound
+from lconvnet.certify import Certificates
+from lconvnet.data import Splits
+from lconvnet.data.errors import require
+from lconvnet.experiments import build, names, robustness
+from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.loading import parse, parse_overrides
+from lconvnet.experiments.run_folder import RunFolder, evaluation_values
+from lconvnet.training import Record, fit, load_best, load_record
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of a training: its record, the baked network of the best epoch with its bound, and where it is
+    saved."""
+
+    record: Record
+    network: nn.Module
+    bound: Bound
+    path: Path
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The end of an evaluation: all test images' certificates, and the content of results.yaml."""
+
+    certificates: Certificates
+    bound: Bound
+    results: Mapping[str, Any]
+    path: Path
+
+
+def train(
+    experiment: Experiment,
+    folder: RunFolder,
+    *,
+    source: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Trained:
+    """Train the experiment in its folder and save the baked network of the epoch that is best on validation.
+
+    The complete configuration is written to the folder's cfg.yaml, unless that is the `source` it was read from. The
+    seed is set before the network is built. With `resume` a run continues from its last checkpoint, or starts where
+    there is none; without, a folder that holds a run is refused. Raises ValueError for what the user can put right, and
+    `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
+    """
+    if not resume:
+        folder.refuse_if_used()
+    if source is None or source.resolve() != folder.config.resolve():
+        folder.keep_config(experiment)
+    splits = build.load_images(experiment.data, seed=experiment.seed)
+    model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
+    training = experiment.training
+    record = fit(
+        model,
+        splits,
+        loss=build.build_loss(experiment.loss),
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        optimizer=build.build_optimizer(experiment.optimizer),
+        schedule=build.build_schedule(experiment.schedule),
+        seed=experiment.seed,
+        directory=folder.path,
+        resume=resume,
+        augment=names.AUGMENTATIONS[experiment.data.augment],
+        eps=sorted(experiment.evaluation.eps, reverse=True),
+        project_every=training.project_every,
+        checkpoint_every=training.checkpoint_every,
+        accelerator=training.accelerator,
+        precision=training.precision,
+        progress=progress,
+        settings=build.settings(experiment),
+    )
+    return _save_best(model, record, splits, folder)
+
+
+def evaluate(
+    folder: RunFolder,
+    overrides: Sequence[str] = (),
+    *,
+    attacks: bool = True,
+    report: robustness.Report = lambda _: None,
+) -> Evaluated:
+    """Measure the best epoch of a run on the test images; write results.yaml, certificates.parquet,
+    model.safetensors.
+
+    What was trained is read from record.json, how to evaluate from cfg.yaml; `overrides` may change
+    `evaluation` and `data.directory`. Raises ValueError for what the user can put right and
+    `robustness.ContradictionError` where an attack breaks a certificate.
+    """
+    require("pyarrow.parquet", "data")
+    experiment = trained_experiment(folder, overrides)
+    splits = build.load_images(experiment.data, seed=experiment.seed)
+    model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
+    load_best(model, folder.path)
+    trained = _save_best(model, load_record(folder.path), splits, folder)
+    subject = robustness.Subject(
+        trained.network,
+        trained.bound,
+        splits.test,
+        folder.evidence,
+        experiment.evaluation.batch_size,
+        report,
+    )
+    certificates = robustness.certify_all(subject)
+    measured = robustness.measure(subject, certificates, experiment.evaluation, attacks=attacks, seed=experiment.seed)
+    loss = robustness.mean_loss(subject, build.build_loss(experiment.loss))
+    results = _results(trained, splits, certificates, loss) | measured
+    folder.write_certificates(_columns(certificates, splits))
+    folder.write_results(results)
+    return Evaluated(certificates, trained.bound, results, folder.results)
+
+
+def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Experiment:
+    """Return the experiment a run was trained with, evaluated as its cfg.yaml and `overrides` say.
+
+    Raises ValueError for an override of anything that was fixed by the training.
+    """
+    for section, values in parse_overrides(overrides).items():
+        keys = [f"data.{key}" for key in values] if section == "data" and hasattr(values, "keys") else [section]
+        fixed = [key for key in keys if key not in ("evaluation", "data.directory")]
+        if fixed:
+            raise ValueError(
+                f"--set {fixed[0]}=... was fixed when the run in {folder.path} was trained; only evaluation.* "
+                "and data.directory can change now, train another run for the rest"
+            )
+    recorded = load_record(folder.path).settings.get("settings")
+    if not isinstance(recorded, dict) or "model" not in recorded:
+        raise ValueError(f"{folder.path} was not trained from a configuration; evaluate it with lconvnet.certify")
+    described = evaluation_values(folder)
+    data = {**recorded.get("data", {}), **described.get("data", {})}
+    return parse({**recorded, **described, "data": data}, overrides)
+
+
+def _save_best(model: nn.Module, record: Record, splits: Splits, folder: RunFolder) -> Trained:
+    network = bake(model.cpu())
+    bound = lipschitz_bound(network, input_shape=splits.image_shape)
+    notes = {"data": splits.name, "epoch": record.best_epoch}
+    saving.save(
+        network,
+        folder.model,
+        bound=bound,
+        input_shape=splits.image_shape,
+        class_names=splits.class_names,
+        notes=notes,
+    )
+    return Trained(record, network, bound, folder.model)
+
+
+def _results(trained: Trained, splits: Splits, certificates: Certificates, loss: float) -> dict[str, Any]:
+    bound = trained.bound
+    linear = {name for name, part in trained.network.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+    norms = {f"sanity_check/{part.name}-l2-norm": part.upper for part in bound.layers if part.name in linear}
+    note = {"note": splits.note} if splits.note else {}
+    return {
+        "accuracy": float((certificates.label == splits.test.labels).double().mean()),
+        "loss": loss,
+        **norms,
+        "sanity_check/layer-l-constant": float(bound.upper),
+        "epoch": trained.record.best_epoch,
+        "level": certificates.level,
+        "data": f"{len(splits.test)} test images of {splits.name}, epoch chosen on {len(splits.validation)} others",
+        **note,
+    }
+
+
+def _columns(certificates: Certificates, splits: Splits) -> dict[str, Any]:
+    columns = {
+        "label": splits.test.labels,
+        "prediction": certificates.label,
+        "margin": certificates.margin.double(),
+        "radius": certificates.radius.double(),
+    }
+    return {"index": list(range(len(splits.test)))} | {name: value.numpy() for name, value in columns.items()}

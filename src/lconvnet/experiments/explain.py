@@ -1,0 +1,169 @@
+"""Validation errors of a configuration as one clear line: the key, its value, the nearest or the allowed
+names."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+TAGS = ("architecture", "name")
+EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "tuple_type": "a list such as [0.1, 0.2]",
+    "model_type": "a section with keys of its own",
+    "model_attributes_type": "a section with keys of its own",
+    "dict_type": "a section with keys of its own",
+    "finite_number": "a finite number",
+}
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """Return the first problem of `error`, found while validating `root`, as one line.
+
+    >>> from lconvnet.experiments.config import Experiment
+    >>> try:
+    ...     Experiment.model_validate({"model": {"architecture": "smal"}})
+    ... except ValidationError as error:
+    ...     explain(error, Experiment)
+    "model.architecture is 'smal'; did you mean 'small'? Allowed: mlp, small, large"
+    """
+    problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
+    problem = min(problems, key=lambda item: item["type"] != "extra_forbidden")
+    path, owner = walk(root, problem["loc"])
+    if problem["type"] in EXPECTED and len(problems) > 1:
+        return _describe_alternatives(path, problem, [p for p in problems if walk(root, p["loc"])[0] == path])
+    describe = DESCRIPTIONS.get(problem["type"], _describe_value)
+    return describe(path, owner, problem, root)
+
+
+def walk(root: type[BaseModel], location: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
+    """Return the dotted key path that a user wrote for `location`, and the section that holds its last key.
+
+    pydantic's locations also name the chosen member of a union; those entries are taken out again.
+    """
+    path, owner, candidates = "", root, [root]
+    for entry in location:
+        chosen = [section for section in candidates if entry in tags(section)[1]]
+        if isinstance(entry, int):
+            path = f"{path}[{entry}]"
+        elif chosen and entry not in candidates[0].model_fields:
+            candidates = chosen[:1]
+        elif candidates:
+            owner, path = candidates[0], f"{path}.{entry}" if path else entry
+            field = owner.model_fields.get(entry)
+            candidates = sections(field.annotation) if field is not None else []
+    return path, owner
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the configuration sections that `annotation` allows (through Annotated, unions and tuples)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
+        return [found for argument in get_args(annotation) for found in sections(argument)]
+    return []
+
+
+def values(annotation: Any) -> list[Any]:
+    """Return the values that the literal types in `annotation` allow."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [found for argument in get_args(annotation) for found in values(argument)]
+
+
+def tags(section: type[BaseModel]) -> tuple[str, tuple[str, ...]]:
+    """Return the type key of a section of a union and the names it answers to, or ("", ()) without one."""
+    for key in TAGS:
+        field = section.model_fields.get(key)
+        if field is not None and get_origin(field.annotation) is Literal:
+            return key, get_args(field.annotation)
+    return "", ()
+
+
+def nearest(word: str, allowed: Sequence[str]) -> str:
+    """Return a question that names the closest allowed word, or an empty text.
+
+    >>> nearest("epoch", ["epochs", "seed"])
+    "did you mean 'epochs'? "
+    """
+    found = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"did you mean {found[0]!r}? " if found else ""
+
+
+def choice(path: str, value: object, allowed: Sequence[str]) -> str:
+    """Return the line for a value that is none of the allowed names."""
+    return f"{path} is {value!r}; {nearest(str(value), allowed)}Allowed: {', '.join(allowed)}"
+
+
+def _describe_unknown(path: str, owner: type[BaseModel], problem: Mapping[str, Any], root: type[BaseModel]) -> str:
+    key = path.rpartition(".")[2]
+    elsewhere = [
+        f"{name}.{key}"
+        for name, field in root.model_fields.items()
+        if any(key in section.model_fields for section in sections(field.annotation))
+    ]
+    hint = nearest(key, list(owner.model_fields))
+    if not hint and elsewhere and elsewhere[0] != path:
+        hint = f"did you mean {elsewhere[0]!r}? "
+    keys = ", ".join(owner.model_fields)
+    return f"{path} = {_short(problem['input'])} is not a known key; {hint}Keys here: {keys}"
+
+
+def _describe_literal(path: str, owner: type[BaseModel], problem: Mapping[str, Any], _: type[BaseModel]) -> str:
+    field = owner.model_fields.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2])
+    return choice(path, problem["input"], [str(value) for value in values(field.annotation)] if field else [])
+
+
+def _describe_tag(path: str, _: type[BaseModel], problem: Mapping[str, Any], __: type[BaseModel]) -> str:
+    context = problem["ctx"]
+    key = f"{path}.{context['discriminator'].strip(chr(39))}"
+    allowed = re.findall(r"'([^']*)'", context["expected_tags"])
+    return choice(key, context["tag"], allowed)
+
+
+def _describe_untagged(path: str, owner: type[BaseModel], problem: Mapping[str, Any], root: type[BaseModel]) -> str:
+    key = problem["ctx"]["discriminator"].strip("'")
+    if not isinstance(problem["input"], Mapping):
+        return f"{path} is {_short(problem['input'])}; it should be a section with a key {key!r}"
+    fields = owner.model_fields.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2])
+    allowed = [name for section in sections(fields.annotation if fields else None) for name in tags(section)[1]]
+    return f"{path}.{key} is missing; Allowed: {', '.join(allowed)}"
+
+
+def _describe_missing(path: str, *_: object) -> str:
+    return f"{path} is missing; it has no default, give it a value"
+
+
+def _describe_alternatives(path: str, problem: Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> str:
+    expected = dict.fromkeys(_expected(item) for item in problems)
+    return f"{path} is {_short(problem['input'])}; it should be {' or '.join(expected)}"
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    return EXPECTED.get(problem["type"]) or str(problem["msg"]).removeprefix("Input should be ").strip()
+
+
+def _describe_value(path: str, _: type[BaseModel], problem: Mapping[str, Any], __: type[BaseModel]) -> str:
+    if problem["type"] == "value_error":
+        return f"{path}: {problem['ctx']['error']}"
+    return f"{path} is {_short(problem['input'])}; it should be {_expected(problem)}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+DESCRIPTIONS: Mapping[str, Callable[..., str]] = {
+    "extra_forbidden": _describe_unknown,
+    "literal_error": _describe_literal,
+    "union_tag_invalid": _describe_tag,
+    "union_tag_not_found": _describe_untagged,
+    "missing": _describe_missing,
+}

@@ -1,0 +1,63 @@
+"""Where the names of a configuration meet Python: literal dictionaries, the only such table of the package.
+
+Each key is a value that `lconvnet.experiments.config` allows; a test holds the two equal.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lconvnet import attacks, data, layers, losses, models
+from lconvnet.models import baselines
+from lconvnet.training import schedules
+
+CONVS: Mapping[str, Callable[..., nn.Module]] = {
+    "bcop": layers.BCOPConv2d,
+    "bcop-fixed": layers.FixedBCOPConv2d,
+    "rko": layers.RKOConv2d,
+    "ossn": layers.OSSNConv2d,
+    "svcm": layers.SVCMConv2d,
+    "rkl2ne": layers.RKL2NEConv2d,
+    "unconstrained": baselines.unconstrained_conv,
+}
+LINEARS: Mapping[str, Callable[..., nn.Module]] = {
+    "orthogonal": layers.OrthogonalLinear,
+    "spectral-norm": layers.SpectralNormLinear,
+    "unconstrained": baselines.unconstrained_linear,
+}
+ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = {
+    "maxmin": layers.MaxMin,
+    "groupsort": layers.GroupSort,
+    "fullsort": layers.FullSort,
+    "abs": layers.Abs,
+    "relu": nn.ReLU,
+}
+ARCHITECTURES: Mapping[str, Callable[..., nn.Sequential]] = {
+    "mlp": models.mlp,
+    "small": models.small_convnet,
+    "large": models.large_convnet,
+}
+LOSSES: Mapping[str, Callable[..., Any]] = {
+    "hinge": losses.Hinge,
+    "offset-cross-entropy": losses.OffsetCrossEntropy,
+}
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
+SCHEDULES: Mapping[str, Callable[..., schedules.Schedule]] = {
+    "exponential": schedules.exponential,
+    "one-cycle": schedules.one_cycle,
+    "constant": schedules.constant,
+}
+AUGMENTATIONS: Mapping[str, Callable[..., torch.Tensor] | None] = {
+    "none": None,
+    "crop-flip": data.crop_and_flip,
+}
+ATTACKS: Mapping[str, Callable[..., attacks.AttackResult]] = {
+    "pgd": attacks.pgd,
+    "fgsm": attacks.fgsm,
+}

@@ -1,0 +1,41 @@
+"""The original's command over the same functions: `python -m lconvnet.run --cfg CFG [--resume] [--test]`.
+
+Without `--test` the experiment is trained in the folder of its cfg.yaml; with it the trained run is evaluated
+and results.yaml written beside the configuration. `--resume --test`, the original's habit, evaluates as well.
+Nothing is deleted, whichever flags are given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lconvnet import cli
+from lconvnet.experiments.run_folder import find_run
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    cfg: Annotated[Path, typer.Option("--cfg", help="Configuration; its folder is the run folder.")],
+    resume: cli.Resume = False,
+    test: Annotated[bool, typer.Option("--test", help="Evaluate the trained run.")] = False,
+    no_attacks: cli.NoAttacks = False,
+    data_dir: cli.DataDir = None,
+    changes: cli.Set = None,
+    as_json: cli.Json = False,
+    quiet: cli.Quiet = False,
+) -> None:
+    """Train the experiment in the folder of CFG, or evaluate it with --test."""
+    given = cli.overrides(changes, data_dir)
+    if test:
+        cli.evaluate(find_run(cfg), given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
+    else:
+        cli.train(cfg, given, out=None, resume=resume, as_json=as_json, quiet=quiet)
+
+
+if __name__ == "__main__":
+    cli.start(app)

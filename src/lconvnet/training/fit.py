@@ -1,0 +1,243 @@
+"""`fit`: everything between a model with a data set and the trained model with its record."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+from torch import nn
+from torch.optim import Adam, Optimizer
+
+from lconvnet.data import Splits, load
+from lconvnet.losses import Hinge, OffsetCrossEntropy
+from lconvnet.training.checkpoint import CheckpointError, load_weights, read_best
+from lconvnet.training.evaluation import require_classes, validate
+from lconvnet.training.folder import RunFolder
+from lconvnet.training.interruption import Interruption
+from lconvnet.training.loop import train
+from lconvnet.training.record import Epoch, Record
+from lconvnet.training.reporting import curves, display
+from lconvnet.training.schedules import Exponential, Schedule
+from lconvnet.training.settings import describe, describe_images, describe_model, describe_optimizer, versions
+from lconvnet.training.state import Augment, Loss, Plan, Run, restore, save
+
+Precision = Literal["32-true", "bf16-mixed", "64-true"]
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+ADAM = partial(Adam, lr=1e-3)
+PAPER_SCHEDULE = Exponential(0.96235)
+
+
+def fit(
+    model: nn.Module,
+    data: str | Path | Splits,
+    *,
+    loss: Loss,
+    epochs: int,
+    batch_size: int = 128,
+    optimizer: MakeOptimizer = ADAM,
+    schedule: Schedule = PAPER_SCHEDULE,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    augment: Augment | None = None,
+    eps: float | Sequence[float] | None = None,
+    project_every: int = 100,
+    checkpoint_every: int = 500,
+    accelerator: str = "auto",
+    precision: Precision = "32-true",
+    progress: bool = True,
+    tensorboard: bool = True,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Record:
+    """Train `model`, keep the weights of the epoch that certifies most on the validation split, return the record.
+
+    After every epoch the baked network is bounded and certified on the validation split; the test split is never
+    looked at. On return `model` carries the weights of the best epoch, in eval mode. Its initial weights are the
+    caller's: call `torch.manual_seed` before building it. From there on, order, augmentation and dropout follow from
+    `seed` alone, and the global random state is left as it was.
+
+    Args:
+        data: `Splits`, or what `lconvnet.data.load` takes: a name such as "mnist", or a path.
+        loss: `loss(logits (B, C), labels (B,))`, such as `lconvnet.losses.Hinge(eps=1.5)`.
+        optimizer: makes the optimiser from the list of trainable parameters: `partial(torch.optim.SGD, lr=0.1)`.
+        schedule: makes the scheduler, see `lconvnet.training.schedules`; the default is the paper's.
+        directory: run folder for checkpoints and records; with None nothing is written, and nothing can be resumed.
+        resume: go on from the folder's last checkpoint (from the start where there is none yet; at once back where the
+            run is finished). Without it a folder that holds a run is refused.
+        augment: `augment(images, generator=...)` on every training batch: `lconvnet.data.crop_and_flip` for CIFAR-10.
+        eps: l2 radii over pixels in [0, 1] to certify; the first one chooses the best epoch (ties: clean accuracy, then
+            the earlier epoch). By default the radius of `loss`.
+        project_every: steps between two projections of kernels that have one (SVCM); the last of an epoch always does.
+        checkpoint_every: steps between two checkpoints within an epoch: what a kill can cost at most.
+        accelerator, precision: as in Lightning Fabric; `model` is moved and, for "64-true", converted in place.
+        progress: a bar on standard error, where that is a terminal; otherwise one line an epoch in the log `lconvnet`.
+        tensorboard: curves and histograms of singular values, where TensorBoard is installed.
+        on_epoch: called with every finished `Epoch`.
+        settings: further JSON-able facts for the record; a resume insists that they are the same.
+
+    Raises:
+        ValueError: an argument or the data do not fit, or the folder holds a run and `resume` is not set.
+        CheckpointError: a file in the folder is damaged, foreign, or of other settings.
+        Interrupted: SIGINT or SIGTERM, after saving a checkpoint.
+        Diverged: the loss or a weight became NaN or infinite.
+        atomic.WriteError: the folder cannot be written.
+
+    >>> from lconvnet.data import load
+    >>> from lconvnet.losses import OffsetCrossEntropy
+    >>> from lconvnet.models import mlp
+    >>> model = mlp(784, 10, widths=(16,))
+    >>> record = fit(model, load("digits", limit=300), loss=OffsetCrossEntropy(eps=0.1), epochs=1)
+    >>> len(record.epochs), record.best_epoch, record.finished
+    (1, 1, True)
+    """
+    _require_positive(
+        epochs=epochs, batch_size=batch_size, project_every=project_every, checkpoint_every=checkpoint_every
+    )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r}: must be an integer")
+    radii = _radii(eps, loss)
+    plan = Plan(loss, epochs, batch_size, seed, augment, radii, project_every, checkpoint_every, on_epoch)
+    folder = None if directory is None else RunFolder(Path(directory))
+    fabric = _fabric(accelerator, precision)
+    with _own_randomness(fabric.device), folder.locked() if folder else contextlib.nullcontext():
+        if folder and not resume:
+            folder.refuse_if_started()
+        splits = data if isinstance(data, Splits) else load(data)
+        facts = {"precision": precision, "schedule": describe(schedule), "settings": describe(settings or {})}
+        run = _prepare(model, splits, plan, fabric, folder, optimizer, schedule, facts)
+        _begin(run)
+        if not run.record.finished:
+            _carry_out(run, progress, tensorboard)
+        _restore_best(run)
+    return run.record
+
+
+def _prepare(
+    model: nn.Module,
+    splits: Splits,
+    plan: Plan,
+    fabric: Fabric,
+    folder: RunFolder | None,
+    make_optimizer: MakeOptimizer,
+    schedule: Schedule,
+    facts: dict[str, Any],
+) -> Run:
+    """Model on its device, optimiser, schedule, and a record that holds the settings; checked, nothing written."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("model has no parameter that requires a gradient: there is nothing to train")
+    for role, images in (("training", splits.train), ("validation", splits.validation)):
+        if not len(images):
+            raise ValueError(f"data {splits.name!r} has no {role} images; load it with a larger {role} part")
+    inner = make_optimizer(trainable)
+    options = describe_optimizer(inner)  # before the schedule changes the learning rate
+    scheduler = schedule(inner, plan.epochs, plan.steps_per_epoch(splits))
+    _, optimizer = fabric.setup(model, inner)
+    settings = json.loads(json.dumps({**_facts(plan, splits, model), "optimizer": options, **facts}))
+    record = Record(settings, versions(fabric.device))
+    network = validate(model, splits.validation.subset([0]), plan.eps).network
+    require_classes(network, splits.validation)
+    return Run(plan, splits, model, optimizer, scheduler, fabric, folder, record)
+
+
+def _facts(plan: Plan, splits: Splits, model: nn.Module) -> dict[str, Any]:
+    """The settings that decide what a run computes; `checkpoint_every` is not among them, nor are paths."""
+    data = {"name": splits.name, "note": splits.note}
+    return {
+        "data": {
+            **data,
+            "train": describe_images(splits.train),
+            "validation": describe_images(splits.validation),
+        },
+        "model": describe_model(model),
+        "loss": describe(plan.loss),
+        "eps": list(plan.eps),
+        "epochs": plan.epochs,
+        "batch_size": plan.batch_size,
+        "seed": plan.seed,
+        "augment": describe(plan.augment),
+        "project_every": plan.project_every,
+    }
+
+
+def _begin(run: Run) -> None:
+    """Take up the folder's checkpoint, first writing one where there is none: start and resume are the same path."""
+    if run.folder is None:
+        return
+    if not run.folder.last.exists():
+        run.folder.refuse_if_started()  # results without the checkpoint that they came from
+        save(run)
+    restore(run)
+
+
+def _carry_out(run: Run, progress: bool, tensorboard: bool) -> None:
+    """Train to the end with displays and signal handlers in place."""
+    folder = run.folder.tensorboard if run.folder and tensorboard else None
+    done = run.progress.epoch
+    shown = curves(folder, done * run.steps_per_epoch)
+    with (
+        contextlib.closing(shown),
+        display(run.plan.epochs, run.steps_per_epoch, done, progress=progress) as screen,
+        Interruption() as interruption,
+    ):
+        train(run, interruption, screen, shown)
+
+
+def _restore_best(run: Run) -> None:
+    """Put the weights of the best epoch into the model."""
+    if run.folder:
+        weights, epoch = read_best(run.folder.best)
+        if epoch != run.record.best_epoch:
+            raise CheckpointError(
+                f"{run.folder.best}: holds epoch {epoch}, the record names {run.record.best_epoch} as the best; "
+                "one of the files was exchanged, restore it or train in another folder"
+            )
+        load_weights(run.model, weights, run.folder.best)
+    else:
+        run.model.load_state_dict(run.best)
+    run.model.eval()
+
+
+def _fabric(accelerator: str, precision: Precision) -> Fabric:
+    """One device, one process; the environment is given, so that Fabric does not look for a cluster to join."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision!r}: unknown; choose one of {', '.join(get_args(Precision))}")
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"accelerator={accelerator!r}: unknown; choose one of {', '.join(ACCELERATORS)}")
+    try:
+        return Fabric(accelerator=accelerator, devices=1, precision=precision, plugins=[LightningEnvironment()])
+    except Exception as error:  # Fabric's own kinds, for a device that is not there
+        raise ValueError(f"accelerator={accelerator!r}: cannot be used here ({error}); use 'auto' or 'cpu'") from error
+
+
+@contextlib.contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """Give the global generators back as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _radii(eps: float | Sequence[float] | None, loss: Loss) -> tuple[float, ...]:
+    """The radii to certify, checked."""
+    if eps is None:
+        if not isinstance(loss, Hinge | OffsetCrossEntropy):
+            raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
+        eps = loss.eps
+    radii = tuple(float(radius) for radius in ([eps] if isinstance(eps, int | float) else eps))
+    if not radii or len(set(radii)) < len(radii) or not all(0 < radius < math.inf for radius in radii):
+        raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")
+    return radii
+
+
+def _require_positive(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: must be an integer of at least 1")

@@ -1,0 +1,126 @@
+"""The files of a training run, and the rule that none of them is ever lost.
+
+checkpoints/last.ckpt          everything a resume needs; one file, replaced atomically
+checkpoints/best.safetensors   weights of the epoch that is best on the validation split
+record.json, logs/metrics.csv  the deterministic record
+logs/timing.jsonl, logs/tensorboard/   wall times and curves, which are not
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lconvnet import atomic
+from lconvnet.training.checkpoint import CheckpointError
+from lconvnet.training.record import Record
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: runs are then not protected from each other
+    fcntl = None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run below `path`."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "record.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "logs" / "metrics.csv"
+
+    @property
+    def timing(self) -> Path:
+        return self.path / "logs" / "timing.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "logs" / "tensorboard"
+
+    def refuse_if_started(self) -> None:
+        """Raise `ValueError` if a run has left something here: a new run must not replace it."""
+        if is_started(self.path):
+            raise ValueError(
+                f"directory={str(self.path)!r}: holds a run already, which is never overwritten; "
+                "continue it with resume=True or choose another folder"
+            )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folders and keep other processes from training here until the block ends (or the process dies)."""
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.last.parent, os.O_RDONLY)
+        except OSError as error:
+            raise atomic.WriteError(
+                f"directory={str(self.path)!r}: cannot be used as a run folder ({error.strerror}); "
+                "choose a folder that you may write to"
+            ) from error
+        try:
+            self._lock(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"directory={str(self.path)!r}: another process is training in this folder; "
+                "wait for it or choose another"
+            ) from error
+        except OSError:  # a file system without locks
+            return
+        for path in (self.last, self.best, self.record, self.metrics):
+            atomic.sweep(path)
+
+    def write_record(self, record: Record) -> None:
+        """Write record.json and logs/metrics.csv."""
+        atomic.write_json(self.record, record.to_dict())
+        atomic.write_text(self.metrics, record.to_csv())
+
+    def log_timing(self, values: dict[str, Any]) -> None:
+        """Append one line to logs/timing.jsonl."""
+        try:
+            self.timing.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.timing, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise atomic.WriteError(f"{self.timing}: cannot be written ({error.strerror}); free some space") from error
+
+
+def is_started(directory: str | Path) -> bool:
+    """Whether a training run has left something in this folder; configuration and foreign files do not count."""
+    folder = RunFolder(Path(directory))
+    return any(path.exists() for path in (folder.last, folder.best, folder.record, folder.metrics))
+
+
+def load_record(directory: str | Path) -> Record:
+    """The record of a run folder. Raises `CheckpointError` if record.json is missing, damaged or of another format."""
+    path = RunFolder(Path(directory)).record
+    try:
+        return Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable training record ({error}); train with this folder first"
+        ) from error

@@ -1,0 +1,127 @@
+"""The training loop: steps, epochs, and the instants at which its state goes to disk.
+
+Everything that happens in a step follows from (seed, epoch, step) and the state in the checkpoint, so a run that was
+killed and resumed is, bit for bit, the run that was not (on one machine; on a GPU as far as its kernels are
+deterministic).
+"""
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lconvnet.data import batch
+from lconvnet.training.checkpoint import Progress
+from lconvnet.training.evaluation import validate
+from lconvnet.training.interruption import Interrupted, Interruption
+from lconvnet.training.projection import is_due, project_
+from lconvnet.training.randomness import derive_seed, epoch_order, generator, seed_global
+from lconvnet.training.record import Epoch
+from lconvnet.training.reporting import Curves, Display
+from lconvnet.training.state import Run, diverged, require_finite, save
+
+
+def train(run: Run, interruption: Interruption, display: Display, curves: Curves) -> None:
+    """Train from where `run` stands to the end. Raises `Interrupted` or `Diverged`."""
+    while run.progress.epoch < run.plan.epochs:
+        started, first = time.perf_counter(), run.progress.step
+        rate = _train_epoch(run, interruption, display)
+        trained = time.perf_counter()
+        epoch = _finish_epoch(run, rate, curves)
+        display.epoch(epoch)
+        if run.folder:
+            run.folder.log_timing(_timing(run, epoch, first, started, trained))
+        if run.plan.on_epoch:
+            run.plan.on_epoch(epoch)
+        _stop_if(interruption, run)
+
+
+def _train_epoch(run: Run, interruption: Interruption, display: Display) -> float:
+    """The remaining steps of the current epoch; the learning rate of the last one."""
+    progress, plan, steps = run.progress, run.plan, run.steps_per_epoch
+    batches = epoch_order(plan.seed, progress.epoch, len(run.splits.train)).split(plan.batch_size)
+    run.model.train()
+    rate = float(run.scheduler.get_last_lr()[0])
+    while progress.step < steps:
+        rate = float(run.scheduler.get_last_lr()[0])
+        _step(run, batches[progress.step], rate)
+        progress.step += 1
+        if is_due(progress.step, steps, plan.project_every):
+            project_(run.model)
+        display.step(progress.step, progress.loss_sum / progress.seen, progress.correct / progress.seen)
+        if progress.step < steps and (interruption.requested or progress.step % plan.checkpoint_every == 0):
+            save(run)
+            _stop_if(interruption, run)
+    return rate
+
+
+def _step(run: Run, indices: Tensor, rate: float) -> None:
+    """One optimiser step on one batch; running sums are updated."""
+    progress, plan = run.progress, run.plan
+    place = (progress.epoch, progress.step)
+    seed_global(derive_seed(plan.seed, "step", *place), run.fabric.device)  # `fit` gives the caller's state back
+    images, labels = batch(run.splits.train, indices)
+    if plan.augment:
+        images = plan.augment(images, generator=generator(plan.seed, "augment", *place))
+    images, labels = run.fabric.to_device((images, labels))
+    run.optimizer.zero_grad()
+    with run.fabric.autocast():
+        logits = run.model(images.to(run.dtype))
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    loss = plan.loss(logits, labels)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise diverged(run, f"loss is {value}", rate)
+    run.fabric.backward(loss)
+    run.optimizer.step()
+    run.scheduler.step()
+    progress.loss_sum += value * len(labels)
+    progress.correct += int((logits.detach().argmax(dim=1) == labels).sum())
+    progress.seen += len(labels)
+
+
+def _finish_epoch(run: Run, rate: float, curves: Curves) -> Epoch:
+    """Validate, record, keep the weights if they are the best so far, and save."""
+    progress, plan = run.progress, run.plan
+    require_finite(run, rate)
+    result = validate(run.model, run.splits.validation, plan.eps)
+    epoch = Epoch(
+        epoch=progress.epoch + 1,
+        step=(progress.epoch + 1) * run.steps_per_epoch,
+        learning_rate=rate,
+        loss=progress.loss_sum / progress.seen,
+        accuracy=progress.correct / progress.seen,
+        clean=result.clean,
+        certified=result.certified,
+        lipschitz=result.lipschitz,
+    )
+    run.record = run.record.add(epoch, finished=epoch.epoch == plan.epochs)
+    run.progress = Progress(epoch=epoch.epoch)
+    if run.folder is None and run.record.best_epoch == epoch.epoch:
+        run.best = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+    save(run)
+    curves.add(epoch, result.network, run.splits.image_shape)
+    return epoch
+
+
+def _stop_if(interruption: Interruption, run: Run) -> None:
+    if not interruption.requested:
+        return
+    done = f"{run.progress.epoch} epochs and {run.progress.step} steps"
+    way_out = f"continue {run.folder.path} with resume=True" if run.folder else "nothing is kept, directory was None"
+    raise Interrupted(f"stopped by {interruption.requested} after {done}; {way_out}")
+
+
+def _timing(run: Run, epoch: Epoch, first: int, started: float, trained: float) -> dict[str, Any]:
+    """Wall times of an epoch, as far as this process trained it; throughput in training images per second."""
+    images = len(run.splits.train) - first * run.plan.batch_size
+    seconds = trained - started
+    return {
+        "epoch": epoch.epoch,
+        "first_step": first,
+        "seconds": round(seconds, 4),
+        "images_per_second": round(images / seconds, 1),
+        "validation_seconds": round(time.perf_counter() - trained, 4),
+    }

@@ -1,0 +1,100 @@
+r"""Learning-rate schedules as values: `schedule(optimizer, epochs, steps_per_epoch)` gives a torch scheduler.
+
+Each is a closed form in the number of optimiser steps done, stepped once after every optimiser step; the learning
+rate given to the optimiser is the peak (and, for `Exponential`, the start). Anything with the same signature that
+returns an `LRScheduler` can stand in their place.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+Schedule = Callable[[Optimizer, int, int], LRScheduler]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The optimiser's learning rate throughout."""
+
+    def __call__(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
+        return LambdaLR(optimizer, lambda _: 1.0)
+
+
+@dataclass(frozen=True)
+class Exponential:
+    r"""Multiply by gamma after every epoch: $\mathrm{lr}\,\gamma^{\lfloor t/n\rfloor}$ at step $t$, $n$ steps an epoch.
+
+    The paper's schedule, with gamma 0.96235 over 200 epochs. Raises `ValueError` unless gamma is positive.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    >>> scheduler = Exponential(0.5)(optimizer, epochs=2, steps_per_epoch=2)
+    >>> for step in range(2):
+    ...     optimizer.step(); scheduler.step()
+    >>> scheduler.get_last_lr()
+    [0.5]
+    """
+
+    gamma: float = 0.96235
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"gamma={self.gamma!r}: must be positive and finite; 1 keeps the learning rate")
+
+    def __call__(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
+        return LambdaLR(optimizer, lambda step: self.gamma ** (step // steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    r"""Cosine from `start` to 1 over the first `warmup` part of the steps, then cosine down to `end` (times the peak).
+
+    With $t$ steps done of $T$ and $a = \mathrm{warmup}\cdot T - 1$: rises for $t\le a$, then falls until $t = T-1$.
+    Source: Smith & Topin 2018; the constants are torch's `OneCycleLR` (which it equals, without momentum cycling).
+    Raises `ValueError` unless 0 < warmup < 1 and both ends are positive.
+    """
+
+    warmup: float = 0.3
+    start: float = 1 / 25
+    end: float = 1 / 25e4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup!r}: must lie strictly between 0 and 1; 0.3 is the usual choice")
+        for name in ("start", "end"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive fraction of the peak rate")
+
+    def __call__(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
+        total = epochs * steps_per_epoch
+        return LambdaLR(optimizer, lambda step: self.factor(step, total))
+
+    def factor(self, step: int, total: int) -> float:
+        """The fraction of the peak after `step` of `total` steps."""
+        top = max(self.warmup * total - 1, 0.0)
+        if step < top:
+            return _cosine(self.start, 1.0, step / top)
+        fall = max(total - 1 - top, 1.0)
+        return _cosine(1.0, self.end, min((step - top) / fall, 1.0))
+
+
+def _cosine(start: float, end: float, part: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+
+
+def constant() -> Constant:
+    """The optimiser's learning rate throughout."""
+    return Constant()
+
+
+def exponential(gamma: float = 0.96235) -> Exponential:
+    """Multiply the rate by `gamma` after every epoch; see `Exponential`."""
+    return Exponential(gamma)
+
+
+def one_cycle(warmup: float = 0.3, *, start: float = 1 / 25, end: float = 1 / 25e4) -> OneCycle:
+    """Cosine up, then cosine down; see `OneCycle`."""
+    return OneCycle(warmup, start, end)

@@ -1,0 +1,102 @@
+"""Descriptions of settings as plain JSON values: what a record states and a resumed run compares."""
+
+import functools
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lconvnet.data import Images
+
+
+def describe(value: Any) -> Any:
+    """`value` as JSON: numbers and text as they are, dataclasses and partials by name and fields, functions by name.
+
+    >>> from functools import partial
+    >>> describe(partial(sorted, reverse=True))
+    {'type': 'builtins.sorted', 'reverse': True}
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [describe(item) for item in value]
+    return _describe_object(value)
+
+
+def _describe_object(value: Any) -> Any:
+    if isinstance(value, functools.partial):
+        arguments = {"arguments": describe(value.args)} if value.args else {}
+        return {"type": _name(value.func), **arguments, **describe(value.keywords)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            "type": _name(type(value)),
+            **{f.name: describe(getattr(value, f.name)) for f in fields(value)},
+        }
+    return _name(value) if callable(value) else str(value)
+
+
+def _name(value: Any) -> str:
+    named = value if isinstance(getattr(value, "__qualname__", None), str) else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Size and fingerprint of an architecture: its printed form and the name, shape and type of every stored tensor."""
+    shapes = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in model.state_dict().items()]
+    text = "\n".join([str(model), *shapes])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": parameters, "architecture": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    """Name and options of an optimiser (of its first group), before a schedule has changed them."""
+    options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    return {"type": _name(type(optimizer)), **describe(options)}
+
+
+def describe_images(images: Images) -> dict[str, Any]:
+    """Number of images and a fingerprint of pixels and labels."""
+    digest = hashlib.sha256(images.images.cpu().contiguous().numpy().data)
+    digest.update(images.labels.cpu().contiguous().numpy().data)
+    return {"images": len(images), "sha256": digest.hexdigest()}
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What the last digits of a result depend on besides the settings."""
+    packages = {name: _version(name) for name in ("lconvnet", "torch", "lightning-fabric")}
+    machine = {
+        "python": platform.python_version(),
+        "device": device.type,
+        "threads": str(torch.get_num_threads()),
+    }
+    return {**packages, **machine}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """One line per setting that differs, nested names joined by dots.
+
+    >>> list(differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}))
+    ['a.b: 1, now 3']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name}: {old!r}, now {new!r}"

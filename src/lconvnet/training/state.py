@@ -1,0 +1,140 @@
+"""A run as it stands: what it is to do, with what, how far it is; and how that goes to disk and comes back."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lconvnet.data import Splits
+from lconvnet.training import checkpoint as checkpoints
+from lconvnet.training.checkpoint import Checkpoint, CheckpointError, Progress
+from lconvnet.training.folder import RunFolder
+from lconvnet.training.record import Epoch, Record
+from lconvnet.training.settings import differences
+
+logger = logging.getLogger("lconvnet")
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Augment = Callable[..., Tensor]
+
+
+class Diverged(ValueError):  # noqa: N818 (says what happened, as StopIteration does)
+    """The loss or a weight is no longer finite: the options of the optimiser do not fit the problem."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done: the arguments of `fit` that the loop needs."""
+
+    loss: Loss
+    epochs: int
+    batch_size: int
+    seed: int
+    augment: Augment | None
+    eps: tuple[float, ...]
+    project_every: int
+    checkpoint_every: int
+    on_epoch: Callable[[Epoch], None] | None = None
+
+    def steps_per_epoch(self, splits: Splits) -> int:
+        """Batches of the training split; the last one may be smaller."""
+        return math.ceil(len(splits.train) / self.batch_size)
+
+
+@dataclass
+class Run:
+    """What it is done with, and how far it is."""
+
+    plan: Plan
+    splits: Splits
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    fabric: Fabric
+    folder: RunFolder | None
+    record: Record
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch."""
+        return self.plan.steps_per_epoch(self.splits)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the model's parameters, and so of its inputs."""
+        return next(self.model.parameters()).dtype
+
+
+def diverged(run: Run, what: str, rate: float) -> Diverged:
+    """The error for a loss or weights that are no longer finite; the last checkpoint is older and stays."""
+    step = run.progress.epoch * run.steps_per_epoch + run.progress.step + 1
+    kept = f"; the checkpoint in {run.folder.path} is from before" if run.folder else ""
+    return Diverged(
+        f"training diverged at step {step} (epoch {run.progress.epoch + 1}): {what} with learning rate {rate:.4g}; "
+        f"lower the learning rate of the optimizer, or check the loss{kept}"
+    )
+
+
+def require_finite(run: Run, rate: float) -> None:
+    """Raise `Diverged` if a stored value of the model is NaN or infinite."""
+    for name, value in run.model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise diverged(run, f"{name} is not finite", rate)
+
+
+def save(run: Run) -> None:
+    """Write the checkpoint, and right after an epoch what follows from it. Raises `Diverged` rather than write NaN."""
+    if run.folder is None:
+        return
+    require_finite(run, float(run.scheduler.get_last_lr()[0]))
+    states = (run.model.state_dict(), run.optimizer.state_dict(), run.scheduler.state_dict())
+    checkpoints.save(run.folder.last, Checkpoint(run.progress, run.record, *states))
+    write_results(run)
+
+
+def write_results(run: Run) -> None:
+    """Between two epochs: the best weights, if they are the checkpoint's, and the record.
+
+    A resume does it again, for the kill may have come in between.
+    """
+    if run.folder is None or run.progress.step or not run.progress.epoch:
+        return
+    if run.record.best_epoch == run.progress.epoch:
+        checkpoints.save_best(run.folder.best, run.model, run.record.best_epoch)
+    run.folder.write_record(run.record)
+
+
+def restore(run: Run) -> None:
+    """Take up the state of the folder's checkpoint. Raises `CheckpointError` if it does not belong to this run."""
+    if run.folder is None:
+        return
+    saved = checkpoints.load(run.folder.last)
+    _require_same_settings(saved.record, run)
+    checkpoints.load_weights(run.model, saved.model, run.folder.last)
+    try:
+        run.optimizer.load_state_dict(saved.optimizer)
+        run.scheduler.load_state_dict(saved.scheduler)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{run.folder.last}: damaged optimiser state ({error}); use another folder") from error
+    run.record, run.progress = saved.record, saved.progress
+    write_results(run)
+
+
+def _require_same_settings(saved: Record, run: Run) -> None:
+    changed = list(differences(saved.settings, run.record.settings))
+    if changed and run.folder:
+        raise CheckpointError(
+            f"{run.folder.last}: was written with other settings ({'; '.join(changed[:5])}); "
+            "resume with those, or train in another folder"
+        )
+    for line in differences(saved.versions, run.record.versions):
+        logger.warning("resuming with another version, the last digits may differ: %s", line)

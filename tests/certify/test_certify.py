@@ -1,0 +1,172 @@
+"""Certificates: exact on networks that can be computed by hand, refused where nothing is proven."""
+
+import dataclasses
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lconvnet import bake, models
+from lconvnet.bounds import Bound, LayerBound, lipschitz_bound
+from lconvnet.certify import Certificates, certified_accuracy, certify
+from lconvnet.layers import MaxMin, Scale
+
+
+def linear(weight, bias=None):
+    layer = nn.Linear(len(weight[0]), len(weight), bias is not None)
+    layer.weight.data = torch.as_tensor(weight, dtype=torch.float32)
+    if bias is not None:
+        layer.bias.data = torch.as_tensor(bias, dtype=torch.float32)
+    return layer.requires_grad_(False)
+
+
+def test_linear_classifier_has_the_exact_distance_to_the_boundary():
+    """|w_i - w_j| is the distance's own denominator, so the pairwise radius is exact."""
+    W, b = torch.randn(4, 6), torch.randn(4)
+    x = torch.rand(20, 6)
+    found = certify(nn.Sequential(linear(W, b)), x)
+    for n, z in enumerate(x.double() @ W.double().T + b.double()):
+        i = int(z.argmax())
+        exact = min(float((z[i] - z[j]) / (W[i].double() - W[j].double()).norm()) for j in range(4) if j != i)
+        assert found.label[n] == i
+        assert exact * (1 - 1e-12) < found.radius[n] <= exact
+
+
+def test_radius_in_exact_rationals():
+    """A network of dyadic weights, so that float64 is exact up to the radius: r |w_i - w_j| L <= m in
+    rationals."""
+    first, last = [[2, 0, 0], [0, 2, 0]], [[0.5, 0.25], [-0.25, 0.5], [1, -1]]
+    network = nn.Sequential(linear(first), MaxMin(), linear(last, [0.125, 0, -0.5]))
+    x = torch.tensor([[0.5, 0.25, 1.0], [0.125, 0.875, 0.0], [1.0, 1.0, 0.5]])
+    found = certify(network, x)
+    for n, image in enumerate(x.tolist()):
+        a, b = (2 * Fraction(v) for v in image[:2])
+        hidden = max(a, b), min(a, b)
+        rows = [[Fraction(v) for v in row] for row in last]
+        logits = [
+            sum(w * h for w, h in zip(row, hidden, strict=True)) + Fraction(bias)
+            for row, bias in zip(rows, [0.125, 0, -0.5], strict=True)
+        ]
+        i = max(range(3), key=lambda c: logits[c])
+        exact = min(
+            (logits[i] - logits[j]) ** 2
+            / (4 * sum((u - v) ** 2 for u, v in zip(rows[i], rows[j], strict=True)))
+            for j in range(3)
+            if j != i
+        )
+        radius = Fraction(float(found.radius[n]))
+        assert found.label[n] == i
+        assert exact * Fraction(99, 100) < radius**2 <= exact  # Gram on rank 2: 1e-4
+
+
+def test_without_a_dense_end_the_radius_is_global():
+    network = nn.Sequential(linear([[1, 0], [0, 1]]), Scale(2.0))
+    found = certify(network, torch.tensor([[1.0, 0.25]]))
+    assert found.margin.item() == 1.5
+    assert found.radius.item() == pytest.approx(0.75 / math.sqrt(2), rel=1e-9)
+    assert found.radius.item() <= 0.75 / math.sqrt(2)
+
+
+def test_pairwise_is_used_where_it_is_larger():
+    network = nn.Sequential(linear([[1, 0], [0.9, 0.1]]))
+    image = torch.tensor([[1.0, 0.0]])
+    whole = 0.1 / (math.sqrt(2) * float(np.linalg.norm([[1, 0], [0.9, 0.1]], 2)))
+    assert certify(network, image).radius.item() > 5 * whole
+
+
+def test_ties_and_non_finite_logits_certify_nothing():
+    network = nn.Sequential(linear([[1, 0], [1, 0], [0, 1]]))
+    assert certify(network, torch.tensor([[1.0, 0.0]])).radius.item() == 0
+    infinite = nn.Sequential(linear([[1, 0], [0, 1]], [math.inf, 0]))
+    assert certify(infinite, torch.tensor([[1.0, 0.0]])).radius.item() == 0
+    unknown = nn.Sequential(linear([[1, 0], [0, 1]], [math.nan, 0]))
+    found = certify(unknown, torch.tensor([[1.0, 0.0]]))
+    assert found.radius.item() == 0
+    assert certified_accuracy(found, found.label, 0.0) == 0
+
+
+def test_forward_runs_in_float64_and_in_batches():
+    network = bake(models.small_convnet(1, 8, 3))
+    images = torch.rand(7, 1, 8, 8)
+    whole, parts = certify(network, images), certify(network, images, batch_size=2)
+    torch.testing.assert_close(whole.margin, parts.margin, rtol=1e-12, atol=1e-14)
+    assert whole.margin.dtype == whole.radius.dtype == torch.float64
+    assert (whole.label.dtype, len(whole), whole.level) == (torch.int64, 7, "analytic")
+    logits = network.double()(images.double()).topk(2).values
+    torch.testing.assert_close(whole.margin, logits[:, 0] - logits[:, 1], rtol=1e-12, atol=1e-14)
+    assert len(certify(network.float(), images[:0])) == 0
+
+
+def test_accuracy_falls_with_eps_and_is_strict():
+    labels = torch.tensor([0, 1, 2, 1])
+    radius = torch.tensor([0.5, 0.25, 1.0, 2.0], dtype=torch.float64)
+    found = Certificates(torch.tensor([0, 1, 2, 0]), radius, radius, "analytic")
+    values = [certified_accuracy(found, labels, eps) for eps in (0, 0.25, 0.3, 0.5, 0.75, 1, 3)]
+    assert values == [0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.full((1, 1, 8, 8), math.nan), "NaN"),
+        (torch.full((1, 1, 8, 8), 2.0), r"\[0, 1\]"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "uint8"),
+        (torch.zeros(8), "shape"),
+        (torch.zeros(1, 3, 8, 8), r"cannot take an input of shape \(3, 8, 8\)"),
+        (torch.zeros(1, 1, 12, 12), r"cannot take an input of shape"),
+    ],
+)
+def test_bad_images(images, message):
+    with pytest.raises(ValueError, match=message):
+        certify(bake(models.small_convnet(1, 8, 3)), images)
+
+
+def test_bounds_that_do_not_certify_are_refused():
+    network = nn.Sequential(linear([[1, 0], [0, 1]]))
+    images, bound = torch.rand(2, 2), lipschitz_bound(network)
+    for changes, message in (
+        ({"level": "estimate"}, "bound.level='estimate' does not certify"),
+        ({"level": "lower"}, "does not certify"),
+        ({"upper": math.nan}, "bound.upper=nan"),
+        ({"upper": -1.0}, "bound.upper=-1"),
+        ({"layers": ()}, "compute it for this network"),
+        ({"layers": (LayerBound("other", 1.0, None, "exact"),)}, "other.*compute it for this network"),
+        ({"input_shape": (3,)}, r"input_shape=\(3,\) does not cover images of shape \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            certify(network, images, bound=dataclasses.replace(bound, **changes))
+
+
+def test_a_size_free_bound_is_refused_where_the_stride_does_not_divide():
+    pad, conv = nn.CircularPad2d((0, 1, 0, 1)), nn.Conv2d(1, 2, 2, 2)
+    network = nn.Sequential(pad, conv, nn.Flatten(), nn.Linear(8, 2))
+    free = lipschitz_bound(network)
+    certify(network, torch.rand(2, 1, 4, 4), bound=free)
+    with pytest.raises(ValueError, match=r"input_shape=None does not cover images of shape \(1, 3, 3\)"):
+        certify(network, torch.rand(2, 1, 3, 3), bound=free)
+    certify(network, torch.rand(2, 1, 3, 3))
+
+
+def test_an_infinite_bound_certifies_nothing():
+    network = nn.Sequential(linear([[1, 0], [0, 1]]), Scale(1.0))
+    bound = Bound(math.inf, None, lipschitz_bound(network).layers)
+    assert certify(network, torch.tensor([[1.0, 0.0]]), bound=bound).radius.item() == 0
+
+
+def test_one_logit_and_bad_arguments():
+    with pytest.raises(ValueError, match="two classes or more"):
+        certify(nn.Sequential(linear([[1, 0]])), torch.rand(1, 2))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(1, 2), batch_size=0)
+    found = certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(3, 2))
+    with pytest.raises(ValueError, match=r"expected \(3,\) integers"):
+        certified_accuracy(found, torch.zeros(2, dtype=torch.long), 0.1)
+    with pytest.raises(ValueError, match="eps=nan"):
+        certified_accuracy(found, found.label, math.nan)
+    with pytest.raises(ValueError, match="empty"):
+        certified_accuracy(
+            certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(0, 2)), found.label[:0], 0.1
+        )

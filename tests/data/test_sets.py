@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from lconvnet.data import Images, Splits, batch
+
+
+def pool(count=6, shape=(1, 2, 3), classes=3, name="pool", class_names=()):
+    pixels = torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return Images(pixels, torch.arange(count) % classes, classes, name, class_names)
+
+
+def test_images_know_their_size_classes_and_subsets():
+    images = pool()
+    assert (len(images), images.classes, images.class_names) == (6, 3, ("0", "1", "2"))
+    part = images.subset(torch.tensor([4, 0]))
+    assert torch.equal(part.images, images.images[[4, 0]])
+    assert part.labels.tolist() == [1, 0]
+    assert (part.name, part.class_names) == (images.name, images.class_names)
+
+
+@pytest.mark.parametrize(
+    "indices", [[3, 0, 3], torch.tensor([3, 0, 3]), (-3, 0, 3), torch.tensor([3, 0, 3], dtype=torch.uint8)]
+)
+def test_batch_is_float_in_zero_one(indices):
+    images = pool()
+    x, y = batch(images, indices)
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    for i, source in enumerate([3, 0, 3]):
+        exact = images.images[source].double() / 255
+        assert (x[i].double() - exact).abs().max() <= 2**-24 / 2  # correctly rounded float32 below 1
+        assert y[i] == images.labels[source]
+    assert images.images.dtype == torch.uint8
+
+
+def test_batch_ends_are_exact():
+    images = Images(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1), torch.tensor([0, 1]), 2, "ends")
+    assert batch(images, [0, 1])[0].flatten().tolist() == [0.0, 1.0]
+    assert batch(images, [])[0].shape == (0, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([6], "indices has 6, but 'pool' holds 6 images"),
+        ([-7], "indices has -7"),
+        ([0.5], "indices must be a list of integers, got torch.float32"),
+        ([True, False], "indices must be a list of integers, got torch.bool"),
+        (3, r"indices must be a list of integers, got torch.int64 \(\)"),
+    ],
+)
+def test_batch_refuses_indices(indices, message):
+    with pytest.raises(ValueError, match=message):
+        batch(pool(), indices)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "names", "message"),
+    [
+        (torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]), (), "images of 'x' must be uint8 .*got torch.float32"),
+        (torch.zeros(2, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), (), "images of 'x' must be uint8"),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0.0, 1.0]), (), "labels of 'x' must be int64"),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0]), (), r"labels of 'x' must be int64 \(2,\)"),
+        (
+            torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
+            torch.tensor([0, 2]),
+            (),
+            r"label 2 of image 1 of 'x' is not in 0\.\.1",
+        ),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([-1, 0]), (), "label -1 of image 0 of 'x'"),
+        (
+            torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
+            torch.tensor([0, 1]),
+            ("a",),
+            "class_names of 'x' has 1 names for classes=2",
+        ),
+    ],
+)
+def test_images_refuse(images, labels, names, message):
+    with pytest.raises(ValueError, match=message):
+        Images(images, labels, 2, "x", names)
+
+
+def test_splits_agree_or_refuse():
+    splits = Splits(pool(), pool(3), pool(4), "name", "remark")
+    assert (splits.image_shape, splits.classes, splits.class_names) == ((1, 2, 3), 3, ("0", "1", "2"))
+    with pytest.raises(ValueError, match=r"test images of 'name' have shape \(1, 2, 2\), train has \(1, 2, 3\)"):
+        Splits(pool(), pool(3), pool(4, (1, 2, 2)), "name")
+    with pytest.raises(ValueError, match=r"classes of validation are .*'c'.* use the same"):
+        Splits(pool(), pool(class_names=("a", "b", "c")), pool(), "name")

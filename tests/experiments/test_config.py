@@ -1,0 +1,157 @@
+"""Configurations: what is accepted, and one clear line for what is not."""
+
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel
+
+from lconvnet.experiments import config, names
+from lconvnet.experiments.explain import sections
+from lconvnet.experiments.loading import dump, load, parse
+
+S = {"architecture": "small"}
+
+
+def refused(values: dict, *overrides: str) -> str:
+    with pytest.raises(ValueError, match=r"\S") as error:
+        parse(values, overrides)
+    assert "\n" not in str(error.value), "an error is one line"
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({}, r"model is missing"),
+        ({"model": 3}, r"model is 3; it should be a section"),
+        ({"model": {}}, r"model.architecture is missing; Allowed: mlp, small, large"),
+        ({"model": {"architecture": "smal"}}, r"model.architecture is 'smal'; did you mean 'small'\?"),
+        ({"model": S | {"conv": "bcopp"}}, r"model.conv is 'bcopp'; did you mean 'bcop'\? Allowed: bcop, bcop-fixed"),
+        ({"model": S | {"widths": [3]}}, r"model.widths = \[3\] is not a known key"),
+        ({"model": S | {"activation": "groupsort"}}, r"model: group_size is None .* groupsort needs a group_size"),
+        ({"model": S | {"group_size": 2}}, r"group_size is 2 with activation 'maxmin'"),
+        ({"model": S | {"conv": "unconstrained", "padding_mode": "circular"}}, r"use 'zeros' or leave it out"),
+        ({"model": S | {"padding_mode": "reflect"}}, r"model.padding_mode is 'reflect'; Allowed: circular, zeros"),
+        ({"model": S, "epochs": 3}, r"epochs = 3 is not a known key; did you mean 'training.epochs'\?"),
+        ({"model": S, "training": {"epoch": 3}}, r"training.epoch = 3 .* did you mean 'epochs'\? Keys here: epochs"),
+        ({"model": S, "training": {"epochs": "six"}}, r"training.epochs is 'six'; it should be a whole number"),
+        ({"model": S, "training": {"epochs": "6"}}, r"training.epochs is '6'; it should be a whole number"),
+        ({"model": S, "training": {"epochs": True}}, r"training.epochs is True"),
+        ({"model": S, "training": {"epochs": 0}}, r"training.epochs is 0; it should be greater than or equal to 1"),
+        ({"model": S, "training": [1]}, r"training is \[1\]; it should be a section"),
+        ({"model": S, "seed": -1}, r"seed is -1"),
+        ({"model": S, "optimizer": {"name": "adam", "lr": 0.0}}, r"optimizer.lr is 0.0; it should be greater than 0"),
+        ({"model": S, "optimizer": {"name": "adan"}}, r"optimizer.name is 'adan'; did you mean 'adam'\?"),
+        ({"model": S, "optimizer": {"name": "sgd", "momentum": 0, "nesterov": True}}, r"nesterov is true"),
+        ({"model": S, "loss": {"name": "hinge"}}, r"loss.eps is missing"),
+        ({"model": S, "loss": {"name": "hinge", "eps": float("nan")}}, r"loss.eps is nan; .* finite number"),
+        ({"model": S, "evaluation": {"eps": 0.1}}, r"evaluation.eps is 0.1; it should be a list"),
+        ({"model": S, "evaluation": {"eps": [0.1, -1]}}, r"evaluation.eps\[1\] is -1"),
+        ({"model": S, "evaluation": {"eps": []}}, r"evaluation.eps is .*at least 1 item"),
+        ({"model": S, "evaluation": {"attacks": [{"name": "pdg"}]}}, r"attacks\[0\].name is 'pdg'; did you mean"),
+        ({"model": S, "evaluation": {"attacks": [{"name": "pgd", "step": 3}]}}, r"attacks\[0\].step = 3 .* 'steps'"),
+        ({"model": S, "data": {"validation": "x"}}, r"data.validation is 'x'; it should be a whole number or a number"),
+        ({"model": S, "data": {"augment": "crop"}}, r"data.augment is 'crop'; did you mean 'crop-flip'\?"),
+    ],
+)  # fmt: skip
+def test_invalid_values_name_key_value_and_way_out(values, line):
+    with pytest.raises(ValueError, match=line):
+        parse(values)
+    refused(values)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("seed", r"--set is 'seed'; write key=value"),
+        ("=3", r"--set is '=3'; write key=value"),
+        ("training..epochs=3", r"write key=value"),
+        ("seed=${nothing}", r"a \$\{key\} reference is wrong: .*nothing"),
+        ("seed=${", r"a \$\{key\} reference is wrong"),
+        ("model=[1]", r"--set model=\[1\] puts a list"),
+        ("training.epochs=", r"training.epochs is None"),
+        ("loss.nam=hinge", r"loss.nam = 'hinge' is not a known key; did you mean 'name'"),
+    ],
+)
+def test_invalid_overrides(override, line):
+    with pytest.raises(ValueError, match=line):
+        parse({"model": S}, [override])
+
+
+def test_overrides_replace_values_and_later_ones_win():
+    found = parse({"model": S}, ["seed=1", "seed=2", "evaluation.eps=[0.1, 0.2]", "optimizer.lr=1e-2"])
+    assert (found.seed, found.evaluation.eps, found.optimizer.lr) == (2, (0.1, 0.2), 0.01)
+
+
+def test_references_to_other_keys():
+    values = {"model": S, "loss": {"name": "hinge", "eps": "${evaluation.eps[0]}"}, "evaluation": {"eps": [0.7]}}
+    assert parse(values).loss.eps == 0.7
+
+
+def test_an_override_of_the_type_drops_only_the_files_own_foreign_keys():
+    values = {"model": S, "schedule": {"name": "exponential", "gamma": 0.9}, "loss": {"name": "hinge", "eps": 1.5}}
+    found = parse(values, ["schedule.name=one-cycle", "loss.name=offset-cross-entropy"])
+    assert found.schedule == config.OneCycle(name="one-cycle")
+    assert found.loss == config.OffsetCrossEntropy(name="offset-cross-entropy", eps=1.5), "eps is known to both"
+    with pytest.raises(ValueError, match=r"schedule.gamma = 0.5 is not a known key"):
+        parse(values, ["schedule.name=one-cycle", "schedule.gamma=0.5"])
+    with pytest.raises(ValueError, match=r"schedule.gamma"):
+        parse({"model": S, "schedule": {"name": "constant", "gamma": 0.9}})
+
+
+def test_dump_is_complete_and_reads_back(tmp_path):
+    found = parse({"model": S | {"activation": "groupsort", "group_size": 4}, "data": {"validation": 0.25}})
+    (tmp_path / "cfg.yaml").write_text(dump(found))
+    assert load(tmp_path / "cfg.yaml") == found
+    assert "checkpoint_every" in dump(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"\xff\xfe\x00", "not text in UTF-8"),
+        (b"a: [1", "not valid YAML: .*line 2"),
+        (b"- 1\n- 2\n", "a configuration is a mapping"),
+        (b"a: 1\na: 2\n", "not valid YAML: found duplicate key a"),
+        (b"a: &x [1]\nb: *x\n", "uses a YAML alias"),
+        (b"!!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        (b"1: 2\n", "a key that is no text"),
+        (b"a: " + b"[" * 100_000, "nested deeper than 20 levels"),
+        (b"".join(b" " * i + b"a:\n" for i in range(30)), "nested deeper than 20 levels"),
+        (b"#" * 1_000_001, "bytes, more than"),
+    ],
+)
+def test_hostile_files(tmp_path, content, line):
+    path = tmp_path / "cfg.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=line) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"does not exist"):
+        load(tmp_path / "cfg.yaml")
+    with pytest.raises(ValueError, match=r"is a folder; name the cfg.yaml in it"):
+        load(tmp_path)
+
+
+def literals(section: type[BaseModel], key: str) -> set[str]:
+    return set(get_args(section.model_fields[key].annotation))
+
+
+def member_names(annotation: object) -> set[str]:
+    return {name for section in sections(annotation) for name in literals(section, "name")}
+
+
+def test_every_allowed_name_has_its_callable():
+    root = config.Experiment.model_fields
+    assert set(names.CONVS) == literals(config.Convnet, "conv")
+    assert set(names.LINEARS) == literals(config.Network, "linear")
+    assert set(names.ACTIVATIONS) == literals(config.Network, "activation")
+    assert set(names.ARCHITECTURES) == {*literals(config.Convnet, "architecture"), "mlp"}
+    assert set(names.AUGMENTATIONS) == literals(config.Data, "augment")
+    for table, key in ((names.LOSSES, "loss"), (names.OPTIMIZERS, "optimizer"), (names.SCHEDULES, "schedule")):
+        assert set(table) == member_names(root[key].annotation)
+    assert set(names.ATTACKS) == member_names(config.Evaluation.model_fields["attacks"].annotation)

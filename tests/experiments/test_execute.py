@@ -1,0 +1,192 @@
+"""Training and evaluation through the run folder: what is written, what is refused, the laws between numbers."""
+
+import json
+from types import SimpleNamespace
+
+import pyarrow.parquet
+import pytest
+import safetensors
+import torch
+import yaml
+
+import lconvnet.experiments.robustness as robustness
+from lconvnet import saving
+from lconvnet.attacks import AttackResult
+from lconvnet.experiments import build, execute, names
+from lconvnet.experiments.loading import dump, parse
+from lconvnet.experiments.run_folder import RunFolder, find_run
+from lconvnet.training import CheckpointError, load_record
+
+VALUES = {
+    "seed": 3,
+    "data": {"name": "digits", "limit": 300, "test": 60},
+    "model": {"architecture": "mlp", "widths": [16]},
+    "loss": {"name": "offset-cross-entropy", "eps": 0.3},
+    "optimizer": {"name": "adam", "lr": 0.01},
+    "training": {"epochs": 2},
+    "evaluation": {
+        "eps": [0.1, 0.3],
+        "attacks": [{"name": "pgd", "eps": [0.3], "steps": 5, "step_size": 0.1}, {"name": "fgsm", "mini": True}],
+        "mini_test_size": 20,
+    },
+}
+
+
+def train(path, *overrides, resume=False) -> execute.Trained:
+    return execute.train(parse(VALUES, overrides), RunFolder(path), resume=resume, progress=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunFolder:
+    path = tmp_path_factory.mktemp("run")
+    train(path)
+    return RunFolder(path)
+
+
+@pytest.fixture(scope="module")
+def evaluated(run) -> execute.Evaluated:
+    return execute.evaluate(run)
+
+
+def test_results_have_the_originals_keys_and_obey_the_laws(run, evaluated, reference_dir):
+    results = yaml.safe_load(run.results.read_text())
+    assert results == yaml.safe_load(yaml.safe_dump(dict(evaluated.results))), "the file is what is returned"
+    folder = reference_dir / "runs" / "adv-rob-mnist" / "fc" / "3-layers" / "multi-trial-A"
+    original = yaml.safe_load((folder / "results.yaml").read_text())
+    assert {"accuracy", "loss", "sanity_check/layer-l-constant", "adv_robustness"} <= set(original) & set(results)
+    row, theirs = results["adv_robustness"][0.3], original["adv_robustness"][1.58]
+    assert set(row) == {key for key in theirs if not key.startswith("fgsm")}
+    assert {"fgsm-ub", "fgsm-ub-dist", "fgsm-ub-success-rate"} <= set(results["adv_robustness_mini_eval"][0.1])
+    for eps, row in results["adv_robustness"].items():
+        assert row["lb"] <= row.get("pgd-ub", row["natural"]) <= row["natural"] == results["accuracy"], eps
+    assert results["adv_robustness"][0.3]["lb"] <= results["adv_robustness"][0.1]["lb"]
+    assert row["pgd-ub"] + row["pgd-ub-success-rate"] == pytest.approx(1, abs=1e-12)
+    assert 0 < row["pgd-ub-dist"] <= 0.3
+    norms = [value for key, value in results.items() if key.endswith("-l2-norm")]
+    assert len(norms) == 2, "one for each linear layer, none for activations"
+    # The product of upper bounds, up to the outward rounding of each step and the activation's factor of 1.
+    assert results["sanity_check/layer-l-constant"] == pytest.approx(norms[0] * norms[1], rel=1e-12)
+    assert results["epoch"] == load_record(run.path).best_epoch
+
+
+def test_numbers_follow_from_the_certificates(run, evaluated):
+    """An independent oracle: the parquet rows alone give clean and certified accuracy and the mean radius."""
+    rows = pyarrow.parquet.read_table(run.certificates).to_pandas()
+    assert list(rows.columns) == ["index", "label", "prediction", "margin", "radius"]
+    assert len(rows) == 60
+    correct = rows[rows.label == rows.prediction]
+    assert evaluated.results["accuracy"] == len(correct) / 60
+    for eps, row in evaluated.results["adv_robustness"].items():
+        assert row["lb"] == pytest.approx((correct.radius > eps).sum() / 60, abs=1e-12)
+        assert row["lb_dist"] == pytest.approx(correct.radius.mean(), rel=1e-12)
+    mini = evaluated.results["adv_robustness_mini_eval"][0.3]
+    assert mini["natural"] == pytest.approx((rows.label == rows.prediction)[:20].mean(), abs=1e-12)
+
+
+def test_saved_network_is_the_evaluated_one(run, evaluated):
+    description, network = saving.describe(run.model), saving.load(run.model)
+    splits = build.load_images(parse(VALUES).data, seed=3)
+    predictions = network(splits.test.images.float() / 255).argmax(1)
+    assert torch.equal(predictions, evaluated.certificates.label)
+    assert description.bound.upper == evaluated.bound.upper
+    assert description.class_names == tuple("0123456789")
+    assert description.notes["epoch"] == evaluated.results["epoch"]
+
+
+def test_without_attacks(run, evaluated, tmp_path):
+    found = execute.evaluate(run, ["evaluation.eps=[0.2]"], attacks=False)
+    assert set(found.results["adv_robustness"]) == {0.2}
+    assert set(found.results["adv_robustness"][0.2]) == {"natural", "lb", "lb_dist"}
+    kept = yaml.safe_load((run.path / "results-1.yaml").read_text())
+    assert kept == yaml.safe_load(yaml.safe_dump(dict(evaluated.results))), "the older results are kept"
+
+
+def test_a_used_folder_is_refused_and_left_as_it_is(run):
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"already holds a run, which is never overwritten; continue it with --resume"):
+        train(run.path)
+    assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_another_config_is_never_overwritten(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.keep_config(parse(VALUES))
+    folder.keep_config(parse(VALUES, ["data.directory=elsewhere", "evaluation.eps=[1.0]"]))
+    with pytest.raises(ValueError, match=r"describes another experiment"):
+        folder.keep_config(parse(VALUES, ["seed=4"]))
+    assert folder.config.read_text() == dump(parse(VALUES))
+
+
+def test_resuming_a_finished_run_changes_nothing_and_other_settings_are_refused(run):
+    record, model = (run.path / "record.json").read_bytes(), run.model.read_bytes()
+    execute.train(parse(VALUES), run, resume=True, progress=False)
+    assert ((run.path / "record.json").read_bytes(), run.model.read_bytes()) == (record, model)
+    with pytest.raises(CheckpointError, match=r"lr"):
+        execute.train(parse(VALUES, ["optimizer.lr=0.02"]), run, resume=True, progress=False)
+
+
+def test_same_seed_same_record_another_seed_another(run, tmp_path):
+    train(tmp_path / "again")
+    train(tmp_path / "other", "seed=4")
+    record = (run.path / "record.json").read_bytes()
+    assert (tmp_path / "again" / "record.json").read_bytes() == record
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == run.model.read_bytes()
+    assert (tmp_path / "other" / "record.json").read_bytes() != record
+
+
+def test_the_seed_alone_decides_the_initial_weights():
+    experiment = parse(VALUES)
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = build.build_model(experiment.model, (1, 28, 28), 10, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), before), "the global random state is left as it was"
+    torch.manual_seed(12)
+    second = build.build_model(experiment.model, (1, 28, 28), 10, seed=5).state_dict()
+    other = build.build_model(experiment.model, (1, 28, 28), 10, seed=6).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_what_was_trained_cannot_be_changed_afterwards(run):
+    with pytest.raises(ValueError, match=r"--set seed=... was fixed when the run"):
+        execute.evaluate(run, ["seed=4"])
+    with pytest.raises(ValueError, match=r"--set data.limit=... was fixed"):
+        execute.evaluate(run, ["data.limit=4"])
+    assert execute.trained_experiment(run, ["data.directory=x", "evaluation.batch_size=7"]).data.directory == "x"
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x80\x04.", b"{}"])
+def test_damaged_weights_are_refused(run, tmp_path, damage):
+    copy = tmp_path / "run"
+    (copy / "checkpoints").mkdir(parents=True)
+    for name in ("cfg.yaml", "record.json"):
+        (copy / name).write_bytes((run.path / name).read_bytes())
+    (copy / "checkpoints" / "best.safetensors").write_bytes(damage)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors"):
+        execute.evaluate(RunFolder(copy))
+
+
+def test_find_run_explains(tmp_path, run):
+    assert find_run(run.config).path == find_run(run.path).path == run.path
+    with pytest.raises(ValueError, match=r"does not exist; name a run folder"):
+        find_run(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"holds no trained run"):
+        find_run(tmp_path)
+
+
+def lying_attack(network, images, labels, eps, **options) -> AttackResult:
+    """Claims success at a distance of nothing."""
+    return AttackResult(images.clone(), torch.ones(len(images), dtype=torch.bool), torch.zeros(len(images)).double())
+
+
+def test_a_contradicted_certificate_stops_and_keeps_the_evidence(run, monkeypatch):
+    monkeypatch.setattr(robustness, "names", SimpleNamespace(ATTACKS={**names.ATTACKS, "pgd": lying_attack}))
+    before = run.results.read_bytes() if run.results.exists() else b""
+    with pytest.raises(robustness.ContradictionError, match=r"pgd changed the label of test image \d+ .* evidence: "):
+        execute.evaluate(run)
+    (evidence,) = run.evidence.iterdir()
+    with safetensors.safe_open(evidence, framework="pt") as file:
+        facts = json.loads(file.metadata()["lconvnet"])
+        assert file.get_tensor("adversarial").shape == (1, 28, 28)
+    assert facts["norm"] < facts["radius"]
+    assert (run.results.read_bytes() if run.results.exists() else b"") == before, "no results of a broken evaluation"

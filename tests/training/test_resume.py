@@ -1,0 +1,263 @@
+"""A run that was killed and resumed is, bit for bit, the run that was not; damaged files are refused."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+import lconvnet
+from lconvnet.losses import Hinge
+from lconvnet.training import CheckpointError, Epoch, Interrupted, Record, load_best, load_record, schedules
+
+SCRIPT = Path(__file__).with_name("killing.py")
+SOURCE = str(Path(lconvnet.__file__).parents[1])
+Train = Callable[..., Record]
+
+
+def run_killing(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
+    path = os.pathsep.join([SOURCE, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), *arguments],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def assert_same_bits(one: Any, other: Any, name: str = "") -> None:
+    """Equal in structure, types and every bit."""
+    assert type(one) is type(other), name
+    if isinstance(one, dict):
+        assert list(one) == list(other), name
+        for key in one:
+            assert_same_bits(one[key], other[key], f"{name}.{key}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, name
+        assert torch.equal(one, other), name
+    else:
+        assert one == other, name
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("record.json", "logs/metrics.csv", "checkpoints/best.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, other)]
+    assert_same_bits(*states)
+    leftover = [path.name for path in other.rglob("*.tmp")]
+    assert leftover == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_moments_and_in_the_middle_of_writes(tmp_path: Path) -> None:
+    summary = run_killing(tmp_path, "--by-time", "3", "--by-write", "7")
+    # By time, a run on a machine that suddenly speeds up may be done before its last kill.
+    assert summary["time"] >= 2
+    assert summary["write"] >= 3
+    for how in ("time", "write"):
+        assert_same_run(tmp_path / "whole", tmp_path / how)
+    record = load_record(tmp_path / "whole")
+    assert record.finished
+    assert len({epoch.loss for epoch in record.epochs}) == 3
+
+
+@pytest.mark.slow
+def test_ten_kills_on_mnist(data_dir: Path, tmp_path: Path) -> None:
+    summary = run_killing(tmp_path, "--by-time", "10", "--data", "mnist", LCONVNET_DATA=str(data_dir))
+    assert summary["time"] == 10
+    assert_same_run(tmp_path / "whole", tmp_path / "time")
+
+
+def stop_after(number: int, when: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A loss that sends this process the signal `number` at call `when`."""
+    calls = [0]
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == when:
+            signal.raise_signal(number)
+        return Hinge(0.3)(logits, labels)
+
+    loss.__qualname__ = "loss"
+    return loss
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", [1, 8, 11])
+def test_a_signal_stops_after_the_step_and_a_resume_completes(
+    number: int, when: int, train: Train, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(loss=stop_after(number, 0), eps=0.3, directory=whole)
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    epochs, steps = divmod(when, 8)
+    name = signal.Signals(number).name
+    message = rf"stopped by {name} after {epochs} epochs and {steps} steps; continue .*parts with resume=True"
+    with pytest.raises(Interrupted, match=message):
+        train(loss=stop_after(number, when), eps=0.3, directory=parts)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    train(loss=stop_after(number, 0), eps=0.3, directory=parts, resume=True)
+    assert_same_run(whole, parts)
+
+
+def test_resume_of_a_finished_run_returns_its_record_without_training(train: Train, tmp_path: Path, model: Any) -> None:
+    record = train(directory=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    called: list[Epoch] = []
+    assert train(model, directory=tmp_path, resume=True, on_epoch=called.append) == record
+    assert called == []
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    assert load_best(model, tmp_path) == record.best_epoch
+    assert_same_bits(weights, dict(model.state_dict()))
+
+
+def test_resume_in_an_empty_folder_starts(train: Train, tmp_path: Path) -> None:
+    assert train(directory=tmp_path / "a", resume=True) == train(directory=tmp_path / "b")
+
+
+def test_a_started_folder_is_refused_and_left_alone(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "cfg.yaml").write_text("a: 1\n")  # a configuration alone is no run
+    train(directory=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"directory='.*': holds a run already.*resume=True or choose another folder"):
+        train(directory=tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_size": 32}, r"batch_size: 64, now 32"),
+        ({"epochs": 5}, r"epochs: 2, now 5"),
+        ({"seed": 1}, r"seed: 0, now 1"),
+        ({"loss": Hinge(0.3)}, r"loss\.type: .*OffsetCrossEntropy', now .*Hinge"),
+        ({"optimizer": lambda parameters: SGD(parameters, lr=0.5)}, r"optimizer\.type: .*Adam', now .*SGD"),
+        ({"schedule": schedules.exponential(0.5)}, r"schedule\.gamma: 0\.96235, now 0\.5"),
+        ({"eps": (0.3, 0.6)}, r"eps: \[0\.3\], now \[0\.3, 0\.6\]"),
+        ({"settings": {"trial": 2}}, r"settings\.trial: None, now 2"),
+        ({"precision": "64-true"}, r"precision: '32-true', now '64-true'"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_by_name(
+    change: dict[str, Any], named: str, train: Train, tmp_path: Path
+) -> None:
+    train(directory=tmp_path)
+    with pytest.raises(
+        CheckpointError, match=rf"last\.ckpt: was written with other settings \(.*{named}.*another folder"
+    ):
+        train(directory=tmp_path, resume=True, **change)
+
+
+def test_checkpoints_may_be_more_or_less_frequent_on_resume(train: Train, tmp_path: Path) -> None:
+    record = train(directory=tmp_path)
+    assert train(directory=tmp_path, resume=True, checkpoint_every=1) == record
+
+
+class Bomb:
+    """What a hostile checkpoint would hold."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+def foreign(content: Any) -> Callable[[Path], None]:
+    return lambda path: torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: path.write_text("epochs: 3\n"), "damaged"),
+        (lambda path: path.write_bytes(pickle.dumps(Bomb())), "pickled code, which is never run"),
+        (foreign(Bomb()), "pickled code, which is never run"),
+        (foreign({"state_dict": {}}), "no checkpoint of this package"),
+        (foreign([1, 2]), "no checkpoint of this package"),
+        (foreign({"format": "lconvnet-checkpoint", "version": 99}), "version 99, this package reads 1"),
+        (foreign({"format": "lconvnet-checkpoint", "version": 1}), "damaged checkpoint"),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
+    damage: Callable[[Path], None],
+    message: str,
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train(directory=tmp_path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    damage(path)
+    before = path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt: .*{message}"):
+        train(directory=tmp_path, resume=True)
+    assert path.read_bytes() == before
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_results_without_their_checkpoint_are_not_overwritten(train: Train, tmp_path: Path) -> None:
+    train(directory=tmp_path)
+    (tmp_path / "checkpoints" / "last.ckpt").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(directory=tmp_path, resume=True)
+
+
+def cliff(optimizer: Optimizer, epochs: int, steps: int) -> LRScheduler:
+    """A learning rate that makes the third epoch bad."""
+    return LambdaLR(optimizer, lambda step: 1.0 if step < 2 * steps else 1000.0)
+
+
+def test_exchanged_or_damaged_best_weights_are_refused(train: Train, tmp_path: Path, model: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: no readable weights"):
+        load_best(model, tmp_path)
+    train(directory=tmp_path / "a", epochs=1)
+    options = {
+        "directory": tmp_path / "b",
+        "epochs": 3,
+        "schedule": cliff,
+        "optimizer": partial(SGD, lr=0.05),
+    }
+    assert train(**options).best_epoch == 2
+    best = [tmp_path / name / "checkpoints" / "best.safetensors" for name in "ab"]
+    best[1].write_bytes(best[0].read_bytes())
+    with pytest.raises(CheckpointError, match=r"holds epoch 1, the record names 2 as the best"):
+        train(**options, resume=True)
+    best[1].write_bytes(best[0].read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: no readable weights"):
+        train(**options, resume=True)
+
+
+def test_weights_of_another_architecture_are_refused(train: Train, tmp_path: Path) -> None:
+    train(directory=tmp_path)
+    with pytest.raises(CheckpointError, match=r"weights of another architecture .*build the model as it was trained"):
+        load_best(torch.nn.Sequential(torch.nn.Linear(3, 3)), tmp_path)
+
+
+def test_one_folder_trains_one_run_at_a_time(train: Train, tmp_path: Path) -> None:
+    def second(epoch: Epoch) -> None:
+        train(directory=tmp_path, resume=True)
+
+    with pytest.raises(ValueError, match="another process is training in this folder"):
+        train(directory=tmp_path, on_epoch=second)
+
+
+def test_a_missing_or_damaged_record_is_a_clear_error(tmp_path: Path) -> None:
+    for text in ("", "[]", "{}", '{"format": 2, "epochs": [], "best_epoch": 0}'):
+        with pytest.raises(CheckpointError, match=r"record\.json: not a readable training record"):
+            load_record(tmp_path)
+        (tmp_path / "record.json").write_text(text)
