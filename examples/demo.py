@@ -9,7 +9,6 @@ Everything goes to demo/. A second run goes on where the first one stopped, and 
 
 import itertools
 import logging
-import math
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import lconvnet as lc
+from lconvnet.ops.rounding import rounded_up
 from lconvnet.training import CheckpointError, Interrupted, schedules
 
 FOLDER = Path("demo")
@@ -53,8 +53,7 @@ def train(splits: lc.data.Splits) -> nn.Sequential:
 
 def headline(bound: lc.Bound, count: int) -> str:
     """What the numbers are about; the bound is rounded up, so that the text stays true."""
-    upper = math.ceil(bound.upper * 1e6) / 1e6
-    return f"Small BCOP, {count:,} test digits, Lipschitz constant ≤ {upper:.6f}"
+    return f"Small BCOP, {count:,} test digits, Lipschitz constant ≤ {rounded_up(bound.upper, 6)}"
 
 
 def print_table(console: Console, certificates: lc.Certificates, labels: Tensor, bound: lc.Bound) -> None:

@@ -52,7 +52,9 @@ def _baked(module: nn.Module) -> nn.Module:
 
 def _baked_sequence(sequence: nn.Sequential) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, child in sequence.named_children():
+    for name, child in sequence._modules.items():  # unlike named_children(), a module used twice comes twice
+        if child is None:
+            continue
         baked = _baked(child)
         if isinstance(child, ConstrainedLayer) and isinstance(baked, nn.Sequential):
             padding, layer = baked

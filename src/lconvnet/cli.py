@@ -29,6 +29,7 @@ from lconvnet.experiments.images import read_images
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.robustness import ContradictionError
 from lconvnet.experiments.run_folder import RunFolder, find_run
+from lconvnet.ops.rounding import rounded_up
 from lconvnet.training import Interrupted
 
 PACKAGE = Path(__file__).parent
@@ -124,7 +125,7 @@ def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, 
     Console(stderr=as_json, soft_wrap=True, highlight=False).print(
         f"best on validation: epoch {best.epoch} of {len(trained.record.epochs)}, clean {best.clean:.2%}, "
         f"{shown}; "
-        f"Lipschitz bound {trained.bound.upper:.9f} ({trained.bound.level}); saved {trained.path}"
+        f"Lipschitz bound {rounded_up(trained.bound.upper, 9)} ({trained.bound.level}); saved {trained.path}"
     )
     if as_json:
         validation = {"clean": best.clean, "certified": certified}
@@ -179,7 +180,9 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
     if "note" in results:
         console.print(results["note"], soft_wrap=True, highlight=False)
     constant = results["sanity_check/layer-l-constant"]
-    console.print(f"Lipschitz bound {constant:.9f} ({results['level']}); {path}", soft_wrap=True, highlight=False)
+    console.print(
+        f"Lipschitz bound {rounded_up(constant, 9)} ({results['level']}); {path}", soft_wrap=True, highlight=False
+    )
 
 
 def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: float, console: Console) -> None:
@@ -196,7 +199,7 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
             highlight=False,
             markup=False,
         )
-    console.print(f"level {level}, Lipschitz bound {bound:.9f}", soft_wrap=True, highlight=False)
+    console.print(f"level {level}, Lipschitz bound {rounded_up(bound, 9)}", soft_wrap=True, highlight=False)
 
 
 def invoke(application: typer.Typer, arguments: Sequence[str] | None = None) -> int:

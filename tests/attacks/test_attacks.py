@@ -42,9 +42,7 @@ def test_results_stay_in_the_ball_and_in_the_box(subject, run: Attack, eps):
     assert result.adversarial.min() >= 0
     assert result.adversarial.max() <= 1
     assert result.adversarial.dtype == images.dtype
-    assert torch.equal(
-        result.success, (network(result.adversarial).argmax(1) != found.label) & (distance <= eps)
-    )
+    assert torch.equal(result.success, (network(result.adversarial).argmax(1) != found.label) & (distance <= eps))
 
 
 def test_certified_and_attacked_never_both(subject):
@@ -118,9 +116,7 @@ def test_generator_decides_and_the_global_one_is_left_alone(subject):
     network, images, found = subject
     state = torch.get_rng_state()
     runs = [
-        pgd(
-            network, images, found.label, 0.1, steps=2, generator=torch.Generator().manual_seed(seed)
-        ).adversarial
+        pgd(network, images, found.label, 0.1, steps=2, generator=torch.Generator().manual_seed(seed)).adversarial
         for seed in (1, 1, 2)
     ]
     assert torch.equal(runs[0], runs[1])

@@ -34,9 +34,7 @@ def test_baked_networks(conv, build):
     network = bake(build(1, 8, 3, conv=conv))
     bound = lipschitz_bound(network, input_shape=(1, 8, 8))
     copy = network.double()
-    seen = max(
-        np.linalg.norm(jacobian(copy, torch.rand(1, 8, 8, dtype=torch.float64)).numpy(), 2) for _ in range(5)
-    )
+    seen = max(np.linalg.norm(jacobian(copy, torch.rand(1, 8, 8, dtype=torch.float64)).numpy(), 2) for _ in range(5))
     assert 0 < bound.lower <= bound.upper
     assert seen <= bound.upper
     assert bound.lower > 0.7 * seen  # two samples of the same quantity
@@ -55,9 +53,7 @@ def test_bcop_is_one_to_five_digits():
     assert {layer.method for layer in bound.layers} == {"exact", "residual"}
     assert bound.lower is None
     assert all(
-        layer.lower is None
-        for layer in bound.layers
-        if layer.name.startswith("conv") and layer.name[-1] in "12"
+        layer.lower is None for layer in bound.layers if layer.name.startswith("conv") and layer.name[-1] in "12"
     )
 
 

@@ -52,8 +52,7 @@ def test_radius_in_exact_rationals():
         ]
         i = max(range(3), key=lambda c: logits[c])
         exact = min(
-            (logits[i] - logits[j]) ** 2
-            / (4 * sum((u - v) ** 2 for u, v in zip(rows[i], rows[j], strict=True)))
+            (logits[i] - logits[j]) ** 2 / (4 * sum((u - v) ** 2 for u, v in zip(rows[i], rows[j], strict=True)))
             for j in range(3)
             if j != i
         )
@@ -167,6 +166,4 @@ def test_one_logit_and_bad_arguments():
     with pytest.raises(ValueError, match="eps=nan"):
         certified_accuracy(found, found.label, math.nan)
     with pytest.raises(ValueError, match="empty"):
-        certified_accuracy(
-            certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(0, 2)), found.label[:0], 0.1
-        )
+        certified_accuracy(certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(0, 2)), found.label[:0], 0.1)

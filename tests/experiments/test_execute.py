@@ -121,8 +121,11 @@ def test_resuming_a_finished_run_changes_nothing_and_other_settings_are_refused(
     record, model = (run.path / "record.json").read_bytes(), run.model.read_bytes()
     execute.train(parse(VALUES), run, resume=True, progress=False)
     assert ((run.path / "record.json").read_bytes(), run.model.read_bytes()) == (record, model)
+    other = parse(VALUES, ["optimizer.lr=0.02"])
+    with pytest.raises(ValueError, match=r"describes another experiment, which is never overwritten"):
+        execute.train(other, run, resume=True, progress=False)
     with pytest.raises(CheckpointError, match=r"lr"):
-        execute.train(parse(VALUES, ["optimizer.lr=0.02"]), run, resume=True, progress=False)
+        execute.train(other, run, source=run.config, resume=True, progress=False)
 
 
 def test_same_seed_same_record_another_seed_another(run, tmp_path):

@@ -159,3 +159,9 @@ def test_half_precision_is_promoted_and_autocast_is_off(dtype):
 def test_options_are_checked(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.eye(2))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_matrices_without_a_polar_factor_are_refused(value):
+    with pytest.raises(ValueError, match="no polar factor"):
+        polar(torch.full((3, 4), value))

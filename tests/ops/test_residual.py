@@ -31,12 +31,15 @@ def test_rounds_outward_in_exact_rationals(dtype):
 
 
 def test_long_sums_are_rounded_outward():
-    """One column: the exact norm is the root of a sum of 3,000 rational squares."""
-    for _ in range(20):
-        W = torch.rand(3000, 1, dtype=torch.float64)
-        exact = sum(Fraction(x) ** 2 for x in W.flatten().tolist())
-        for bound in (residual_bound(W), dense_bound(W, steps=1)):
-            assert exact <= Fraction(bound) ** 2 <= exact * (1 + Fraction(1, 10**10))
+    """Columns of 30,000 equal numbers, of norm about 1: the rounding errors of a sum have one sign."""
+    lost = Fraction(0)
+    for c in ((1 + i / 10**5) / 30_000**0.5 for i in range(1, 41)):
+        W = torch.full((30_000, 1), c, dtype=torch.float64)
+        exact = 30_000 * Fraction(c) ** 2
+        lost = max(lost, exact - Fraction(float(W.T @ W)))
+        for bound in (residual_bound(W), dense_bound(W, steps=1), dense_bound(W, steps=0)):
+            assert exact <= Fraction(bound) ** 2 <= exact * (1 + Fraction(1, 10**9))
+    assert lost > Fraction(1, 10**14)  # the plain sum is too small by much more than one rounding
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (256, 100), (10, 256)])

@@ -109,9 +109,7 @@ def _uniform_ball(images: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform points of the unit ball: a random direction times U^(1/d)."""
     shape, device = images.shape, generator.device
     direction = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
-    radius = torch.rand(shape[0], generator=generator, dtype=torch.float64, device=device) ** (
-        1 / images[0].numel()
-    )
+    radius = torch.rand(shape[0], generator=generator, dtype=torch.float64, device=device) ** (1 / images[0].numel())
     return (direction / _norms(direction) * radius.reshape(-1, *[1] * (images.ndim - 1))).to(images.device)
 
 

@@ -32,17 +32,13 @@ class AttackResult:
 class Attack(Protocol):
     """Any attack: images ``(B, C, H, W)`` in [0, 1] with their labels, and the l2 radius it may use."""
 
-    def __call__(
-        self, network: nn.Module, images: Tensor, labels: Tensor, eps: float, **options: Any
-    ) -> AttackResult:
+    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, eps: float, **options: Any) -> AttackResult:
         """Attack the images."""
         ...
 
 
 @torch.no_grad()
-def score(
-    network: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor, eps: float
-) -> AttackResult:
+def score(network: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor, eps: float) -> AttackResult:
     """Clip to [0, 1], measure the distance in float64, and ask the network again.
 
     An image further than eps, or not finite, counts as failed, whatever the attack says.

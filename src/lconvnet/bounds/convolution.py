@@ -40,8 +40,7 @@ def check_convolution(operation: Operation) -> None:
         )
     if operation.padding is not None and any(own_padding(conv)):
         raise operation.refuse(
-            f"has padding={conv.padding!r} behind a CircularPad2d: the border would be padded twice; use "
-            "padding=0"
+            f"has padding={conv.padding!r} behind a CircularPad2d: the border would be padded twice; use padding=0"
         )
     if not is_circular(operation):
         return
@@ -96,9 +95,7 @@ def stride_divides(operation: Operation) -> bool:
 def convolution_upper(operation: Operation, method: Method) -> tuple[float, str]:
     """An upper bound on the norm and the name of the method that gave it: the maximum over the groups."""
     conv = cast(nn.Conv2d, operation.module)
-    size = (
-        operation.input_shape[-2:] if operation.input_shape is not None and is_circular(operation) else None
-    )
+    size = operation.input_shape[-2:] if operation.input_shape is not None and is_circular(operation) else None
     weight = to_float64(conv.weight, f"network module {operation.name!r}: weight")
     blocks = [_equivalent(group, operation, size) for group in weight.chunk(conv.groups)]
     if method == "auto":

@@ -39,12 +39,8 @@ def jacobian_norm(function: Callable[[Tensor], Tensor], points: Tensor, *, itera
         norm = torch.zeros(len(points), dtype=y.dtype, device=y.device)
         v = _normalized(pulled.detach())
         for _ in range(iterations):
-            (pushed,) = torch.autograd.grad(
-                pulled, u, v, retain_graph=True
-            )  # J v, because J^T u is linear in u
-            norm = torch.maximum(
-                norm, pushed.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1).clamp(min=0.5)
-            )
+            (pushed,) = torch.autograd.grad(pulled, u, v, retain_graph=True)  # J v, because J^T u is linear in u
+            norm = torch.maximum(norm, pushed.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1).clamp(min=0.5))
             (back,) = torch.autograd.grad(y, x, _normalized(pushed), retain_graph=True)
             v = _normalized(back)
     return float(norm.max()) * ROUNDING

@@ -40,18 +40,14 @@ def flatten(operation: Operation, method: Method) -> LayerBound:
     """1 where every example stays by itself."""
     start = cast(nn.Flatten, operation.module).start_dim
     if start < 1:
-        raise operation.refuse(
-            f"has start_dim={start}, which may mix the examples of a batch: use start_dim=1"
-        )
+        raise operation.refuse(f"has start_dim={start}, which may mix the examples of a batch: use start_dim=1")
     return norm_one(operation, method)
 
 
 def dropout(operation: Operation, method: Method) -> LayerBound:
     """The identity in eval mode; in training mode it multiplies by 1 / (1 - p)."""
     if operation.module.training:
-        raise operation.refuse(
-            "is in training mode, where it multiplies by 1 / (1 - p): call network.eval() first"
-        )
+        raise operation.refuse("is in training mode, where it multiplies by 1 / (1 - p): call network.eval() first")
     return norm_one(operation, method)
 
 
@@ -78,11 +74,7 @@ def linear(operation: Operation, method: Method) -> LayerBound:
 def convolution(operation: Operation, method: Method) -> LayerBound:
     """See :mod:`lconvnet.bounds.convolution`."""
     upper, name = convolution_upper(operation, method)
-    lower = (
-        None
-        if operation.input_shape is None
-        else network_lower(operation.parts, operation.input_shape, points=1)
-    )
+    lower = None if operation.input_shape is None else network_lower(operation.parts, operation.input_shape, points=1)
     return LayerBound(operation.name, upper, lower, name)
 
 

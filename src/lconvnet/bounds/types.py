@@ -77,9 +77,7 @@ class Operation:
     @property
     def parts(self) -> nn.Sequential:
         """The operation as it runs: padding, then module."""
-        return (
-            nn.Sequential(self.module) if self.padding is None else nn.Sequential(self.padding, self.module)
-        )
+        return nn.Sequential(self.module) if self.padding is None else nn.Sequential(self.padding, self.module)
 
     def refuse(self, problem: str) -> ValueError:
         """The error that names this operation."""

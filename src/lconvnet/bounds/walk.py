@@ -91,8 +91,7 @@ def _known(operation: Operation) -> Operation:
 def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(
-            f"input_shape={shape!r} must hold positive integers, such as (channels, height, width), without "
-            "the batch"
+            f"input_shape={shape!r} must hold positive integers, such as (channels, height, width), without the batch"
         )
     return tuple(shape)
 

@@ -43,9 +43,7 @@ class Certificates:
         return len(self.label)
 
 
-def certify(
-    network: nn.Module, images: Tensor, *, bound: Bound | None = None, batch_size: int = 512
-) -> Certificates:
+def certify(network: nn.Module, images: Tensor, *, bound: Bound | None = None, batch_size: int = 512) -> Certificates:
     """Certify the answers of a baked network; the forward pass runs in a float64 copy.
 
     Args:
@@ -91,9 +89,7 @@ def _certificates(logits: Tensor, bound: Bound, steps: list[Operation]) -> Certi
         distances = row_distances(cast(nn.Linear, steps[-1].module).weight)
         radius = torch.maximum(radius, pairwise_radius(ahead, label, distances, bound.body_upper))
     finite = torch.isfinite(logits).all(dim=1)
-    return Certificates(
-        label, ahead.amin(dim=1), torch.where(finite, radius, torch.zeros_like(radius)), bound.level
-    )
+    return Certificates(label, ahead.amin(dim=1), torch.where(finite, radius, torch.zeros_like(radius)), bound.level)
 
 
 def _check_bound(bound: Bound, steps: list[Operation]) -> None:

@@ -18,17 +18,14 @@ def check_images(images: Tensor) -> Tensor:
     ValueError: images holds NaN in 1 of 1 images: remove them, or repair the pixels
     """
     if not isinstance(images, Tensor):
-        raise ValueError(
-            f"images is a {type(images).__name__}: pass a torch tensor (B, C, H, W) with values in [0, 1]"
-        )
+        raise ValueError(f"images is a {type(images).__name__}: pass a torch tensor (B, C, H, W) with values in [0, 1]")
     if not images.is_floating_point():
         raise ValueError(
             f"images has dtype {images.dtype}: pass floats in [0, 1]; for uint8 pixels, images.float() / 255"
         )
     if images.ndim < 2:
         raise ValueError(
-            f"images has shape {tuple(images.shape)}: expected a batch (B, C, H, W); for one image, "
-            "images[None]"
+            f"images has shape {tuple(images.shape)}: expected a batch (B, C, H, W); for one image, images[None]"
         )
     if images.numel():
         _check_range(images.flatten(1))

@@ -34,9 +34,7 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     [[inf, 2.0]]
     """
     if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"logits has shape {tuple(logits.shape)}: a margin needs (B, classes) with at least 2 classes"
-        )
+        raise ValueError(f"logits has shape {tuple(logits.shape)}: a margin needs (B, classes) with at least 2 classes")
     ahead = logits.gather(1, labels[:, None]) - logits
     return ahead.scatter(1, labels[:, None], math.inf)
 

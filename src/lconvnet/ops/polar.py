@@ -26,7 +26,7 @@ from lconvnet.ops.bjorck import bjorck_step
 class _WidePolar(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
-        eigenvalues, Q = torch.linalg.eigh(W @ W.mT)
+        eigenvalues, Q = _eigh(W @ W.mT)
         h = _clamped(eigenvalues).sqrt()
         inverse_root = (Q / h.unsqueeze(-2)) @ Q.mT
         U = inverse_root @ W
@@ -43,6 +43,16 @@ class _WidePolar(torch.autograd.Function):
         skew = Q.mT @ (M - M.mT) @ Q
         A = Q @ (skew / (h.unsqueeze(-1) + h.unsqueeze(-2))) @ Q.mT
         return inverse_root @ G + (A - inverse_root @ M) @ U
+
+
+def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return torch.linalg.eigh(S)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            f"W holds NaN or infinity, or its square overflows {S.dtype}: it has no polar factor; "
+            "lower the learning rate, or load weights that are finite"
+        ) from error
 
 
 def _clamped(eigenvalues: Tensor) -> Tensor:

@@ -93,9 +93,7 @@ def residual_bound(weight: Tensor, *, stride: int = 1) -> float:
     True
     """
     K = as_kernel(to_float64(weight), stride)
-    K = (
-        K if K.shape[0] <= K.shape[1] else K.transpose(0, 1)
-    )  # |K_hat(w)| = |K_hat(w)^T|: take the smaller side
+    K = K if K.shape[0] <= K.shape[1] else K.transpose(0, 1)  # |K_hat(w)| = |K_hat(w)^T|: take the smaller side
     terms = K[0].numel()
     A = self_correlation(K)
     absolute = self_correlation(K.abs())
@@ -119,7 +117,5 @@ def as_kernel(weight: Tensor, stride: int = 1) -> Tensor:
     (torch.Size([3, 2, 1, 1]), torch.Size([4, 8, 2, 2]))
     """
     if weight.ndim not in (2, 4) or weight.numel() == 0:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}: expected a non-empty (m, n) or (co, ci, kh, kw)"
-        )
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected a non-empty (m, n) or (co, ci, kh, kw)")
     return to_unshuffled(weight if weight.ndim == 4 else weight[:, :, None, None], stride)

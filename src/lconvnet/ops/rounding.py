@@ -11,6 +11,7 @@ Algorithms* (2002), lemma 3.1.
 
 import math
 from collections.abc import Iterable
+from decimal import ROUND_CEILING, Decimal
 from fractions import Fraction
 
 UNIT_ROUNDOFF = 2.0**-53
@@ -28,8 +29,7 @@ def gamma(operations: float) -> float:
     product = operations * UNIT_ROUNDOFF
     if not 0 <= product < 0.5:
         raise ValueError(
-            f"operations={operations!r}: the rounding analysis holds for 0 <= operations < 2**52; split the "
-            "matrix"
+            f"operations={operations!r}: the rounding analysis holds for 0 <= operations < 2**52; split the matrix"
         )
     return product / (1 - product) * (1 + 4 * UNIT_ROUNDOFF)
 
@@ -50,6 +50,17 @@ def down(value: float) -> float:
     True
     """
     return math.nextafter(value, -math.inf)
+
+
+def rounded_up(value: float, digits: int) -> str:
+    """A float in decimal, rounded upward, so that a printed upper bound is still one.
+
+    >>> rounded_up(1.0000001, 6), rounded_up(1.0, 6)
+    ('1.000001', '1.000000')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
 
 
 def product_up(factors: Iterable[float]) -> float:

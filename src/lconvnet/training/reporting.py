@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from lconvnet.ops.rounding import rounded_up
 from lconvnet.training.evaluation import singular_values
 from lconvnet.training.record import Epoch
 
@@ -69,7 +70,9 @@ def validated(epoch: Epoch) -> str:
 
 def summary(epoch: Epoch) -> str:
     """An epoch in one line."""
-    return f"loss {epoch.loss:.4f}  train {epoch.accuracy:.2%}  {validated(epoch)}  L <= {epoch.lipschitz:.6f}"
+    return (
+        f"loss {epoch.loss:.4f}  train {epoch.accuracy:.2%}  {validated(epoch)}  L <= {rounded_up(epoch.lipschitz, 6)}"
+    )
 
 
 @contextlib.contextmanager
