@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lconvnet.ops.bjorck import bjorck, bjorck_step, safe_scale
-from lconvnet.ops.orthogonalize import default_engine, polar, residual
+from lconvnet.ops.orthogonalize import default_engine, polar, polar_linear, residual
 from lconvnet.ops.polar import polar_eigh
 from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
 
@@ -44,6 +44,22 @@ def test_engines_agree_on_the_gradient(shape):
         engine(leaf).backward(G)
         gradients.append(leaf.grad)
     assert all(torch.allclose(gradients[0], other, atol=1e-7) for other in gradients[1:])
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_applying_the_factor_equals_forming_it(shape, dtype):
+    W = torch.nn.init.orthogonal_(torch.empty(shape, dtype=dtype)) + 0.1 * torch.randn(shape, dtype=dtype)
+    x, G = torch.randn(7, shape[1], dtype=dtype), torch.randn(7, shape[0], dtype=dtype)
+    results = []
+    for apply in (polar_linear, lambda x, W: x @ polar(W).T):
+        leaves = x.clone().requires_grad_(), W.clone().requires_grad_()
+        y = apply(*leaves)
+        y.backward(G)
+        results.append((y, leaves[0].grad, leaves[1].grad))
+    # rounding of products with at most nine terms, of matrices with condition numbers of about two
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    assert all(torch.allclose(a, b, atol=tolerance) for a, b in zip(*results, strict=True))
 
 
 def apply_to_scalars(step, s):

@@ -1,6 +1,6 @@
 """A kernel is a module whose ``forward()`` returns the weight of a linear map with norm at most 1."""
 
-from lconvnet.kernels.base import Kernel, Promise
+from lconvnet.kernels.base import DenseKernel, Kernel, Promise
 from lconvnet.kernels.bcop import BCOP, FixedBCOP
 from lconvnet.kernels.orthogonal import Orthogonal
 from lconvnet.kernels.ossn import OSSN
@@ -15,6 +15,7 @@ __all__ = [
     "RKL2NE",
     "RKO",
     "SVCM",
+    "DenseKernel",
     "FixedBCOP",
     "Kernel",
     "Orthogonal",

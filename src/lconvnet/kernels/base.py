@@ -33,6 +33,14 @@ class Kernel(nn.Module, ABC):
         """The weight: ``(out_channels, in_channels, k, k)`` for a stride-1 convolution, ``(out, in)`` for dense."""
 
 
+class DenseKernel(Kernel):
+    """A kernel of a dense layer, which may apply its weight without forming it."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """``x W^T + b`` with W the weight: ``(..., in)`` to ``(..., out)``."""
+
+
 def require_positive(**sizes: int) -> None:
     """Refuse a size that is not a positive integer, by its name."""
     for name, size in sizes.items():

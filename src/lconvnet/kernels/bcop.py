@@ -2,7 +2,7 @@
 
     K = H [] B(P_1, Q_1) [] ... [] B(P_{k-1}, Q_{k-1}),       P_j = R_j R_j^T of rank floor(c / 2), c = max(ci, co)
 
-with H semi-orthogonal and R_j with orthonormal columns, all of them polar factors of free matrices. The circular
+with H the polar factor of a free matrix and R_j an orthonormal basis of the columns of a free one. The circular
 convolution is orthogonal at every image size; under zero padding its norm is at most 1.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lconvnet.kernels.base import Kernel, Promise, require_positive
 from lconvnet.ops.block_conv import block_orthogonal_kernel
 from lconvnet.ops.orthogonalize import Engine, polar
+from lconvnet.ops.whitening import orthonormal_basis
 
 
 class BCOP(Kernel):
@@ -25,7 +26,7 @@ class BCOP(Kernel):
         in_channels, out_channels: channels ci and co.
         kernel_size: side k of the kernel; even sizes borrow one more pixel before than after.
         input_size: accepted so that all kernels are built alike; the construction holds at every size.
-        engine: orthogonalisation engine, by default chosen by device and dtype.
+        engine: orthogonalisation engine of H, by default chosen by device and dtype.
 
     Parameters:
         H: ``(min(ci, co), c)``, becomes the channel mixing factor.
@@ -66,7 +67,7 @@ class BCOP(Kernel):
 
     def forward(self) -> Tensor:
         H = polar(self.H, self.engine)
-        R = polar(self.R, self.engine)
+        R = orthonormal_basis(self.R)
         with torch.autocast(H.device.type, enabled=False):
             X = block_orthogonal_kernel(H, R)
         # X is (k, k, thin, wide) with the vertical tap second: the published kernel exchanges the two axes

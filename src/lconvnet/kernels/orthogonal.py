@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import Kernel, Promise, require_positive
-from lconvnet.ops.orthogonalize import Engine, polar
+from lconvnet.kernels.base import DenseKernel, Promise, require_positive
+from lconvnet.ops.orthogonalize import Engine, polar, polar_linear
 
 
-class Orthogonal(Kernel):
+class Orthogonal(DenseKernel):
     """Semi-orthogonal weight ``(out_features, in_features)``.
 
     Args:
@@ -47,3 +47,6 @@ class Orthogonal(Kernel):
 
     def forward(self) -> Tensor:
         return polar(self.V, self.engine)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return polar_linear(x, self.V, bias, self.engine)

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from lconvnet.kernels.base import Kernel, Promise, require_positive
+from lconvnet.kernels.base import DenseKernel, Promise, require_positive
 
 WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
 
 
-class SpectralNorm(Kernel):
+class SpectralNorm(DenseKernel):
     """Dense weight ``(out_features, in_features)`` divided by its estimated norm where that exceeds 1.
 
     In training mode every call runs ``iterations`` power iterations and stores the divisor; in eval mode the stored
@@ -59,8 +59,8 @@ class SpectralNorm(Kernel):
         with torch.no_grad():
             u, v = self.u, self.u
             for _ in range(iterations):
-                v = normalize(self.W.mT @ u, dim=0)
-                u = normalize(self.W @ v, dim=0)
+                v = F.normalize(self.W.mT @ u, dim=0)
+                u = F.normalize(self.W @ v, dim=0)
             self.u.copy_(u)
         return u @ (self.W @ v)
 
@@ -71,3 +71,6 @@ class SpectralNorm(Kernel):
             factor = self._estimate(self.iterations).clamp_min(1)
             self.factor.copy_(factor.detach())
             return self.W / factor
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self(), bias)

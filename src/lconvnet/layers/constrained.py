@@ -32,10 +32,15 @@ class ConstrainedLayer(nn.Module, ABC):
         self._remembered: tuple[Any, Tensor] | None = None
 
     @property
+    def weight_may_learn(self) -> bool:
+        """Whether the weight must be evaluated anew: a gradient can be asked for, or the kernel keeps statistics."""
+        trainable = any(p.requires_grad for p in self.kernel.parameters())
+        return trainable and (self.training or torch.is_grad_enabled())
+
+    @property
     def weight(self) -> Tensor:
         """The constrained weight, a function of the current parameters."""
-        trainable = any(p.requires_grad for p in self.kernel.parameters())
-        if trainable and (self.training or torch.is_grad_enabled()):
+        if self.weight_may_learn:
             return self.kernel()
         state = _state(self.kernel)
         if self._remembered is None or self._remembered[0] != state:

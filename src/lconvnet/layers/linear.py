@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.kernels import Kernel, Orthogonal, SpectralNorm
+from lconvnet.kernels import DenseKernel, Orthogonal, SpectralNorm
 from lconvnet.layers.constrained import ConstrainedLayer
 
 
@@ -30,13 +30,15 @@ class LipschitzLinear(ConstrainedLayer):
     torch.Size([2, 4])
     """
 
+    kernel: DenseKernel
+
     def __init__(
         self,
         in_features: int,
         out_features: int,
         bias: bool = True,
         *,
-        kernel: Callable[..., Kernel] = Orthogonal,
+        kernel: Callable[..., DenseKernel] = Orthogonal,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -47,6 +49,8 @@ class LipschitzLinear(ConstrainedLayer):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"input of shape {tuple(x.shape)}: expected (..., {self.in_features})")
+        if self.weight_may_learn:
+            return self.kernel.linear(x, self.bias)
         return F.linear(x, self.weight, self.bias)
 
     def bake(self) -> nn.Module:

@@ -21,6 +21,8 @@ def append_factor(X: Tensor, R: Tensor, dim: int) -> Tensor:
     """
     kept = (X @ R) @ R.mT
     moved = X - kept
+    if X.shape[dim] == 1:
+        return torch.cat([kept, moved], dim)
     edge = torch.zeros_like(X.narrow(dim, 0, 1))
     return torch.cat([kept, edge], dim) + torch.cat([edge, moved], dim)
 

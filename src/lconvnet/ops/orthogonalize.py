@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.polar import gram_inverse_root, polar_eigh
 from lconvnet.ops.polar_express import polar_express
 
 Engine = Callable[[Tensor], Tensor]
@@ -37,6 +38,32 @@ def polar(W: Tensor, engine: Engine | None = None) -> Tensor:
     with torch.autocast(W.device.type, enabled=False):
         W = W.to(torch.promote_types(W.dtype, torch.float32))
         return (engine or default_engine(W))(W)
+
+
+def polar_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: Engine | None = None) -> Tensor:
+    """``x U^T + b`` with U the polar factor of W, without forming U where its inverse Gram root is at hand.
+
+        x U^T = (x W^T) (W W^T)^{-1/2}   for a wide W,        x U^T = (x (W^T W)^{-1/2}) W^T   for a tall one.
+
+    Args:
+        x: ``(..., n)``.
+        W: one matrix ``(m, n)``; half precision is promoted to float32.
+        bias: ``(m,)`` or None.
+        engine: as in :func:`polar`.
+
+    Returns:
+        ``(..., m)``, equal to ``F.linear(x, polar(W, engine), bias)`` up to round-off.
+
+    >>> polar_linear(torch.tensor([[1.0, 2.0]]), 3 * torch.eye(2))
+    tensor([[1., 2.]])
+    """
+    if (engine or default_engine(W)) is not polar_eigh or W.dtype == torch.float64:
+        return F.linear(x, polar(W, engine), bias)
+    with torch.autocast(W.device.type, enabled=False):
+        W = W.to(torch.promote_types(W.dtype, torch.float32))
+        wide = W.shape[-2] <= W.shape[-1]
+        root = gram_inverse_root(W if wide else W.mT)
+    return F.linear(F.linear(x, W), root, bias) if wide else F.linear(F.linear(x, root), W, bias)
 
 
 def residual(W: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 The polar factor of a wide matrix W (m <= n) is the nearest semi-orthogonal matrix,
 
-    U = (W W^T)^{-1/2} W,        W = H U,   H = (W W^T)^{1/2}.
+    U = R W,        R = S^{-1/2},   S = W W^T.
 
-With G = dl/dU and M = G U^T, the gradient is
+Only S is decomposed, S = Q diag(h^2) Q^T, and only m x m matrices are needed to differentiate its inverse root:
 
-    dl/dW = H^{-1} G + (A - H^{-1} M) U,      H A + A H = M - M^T,
+    dl/dS = -Q [ (Q^T dl/dR Q)_{ij} / (h_i h_j (h_i + h_j)) ] Q^T,        dl/dW = (dl/dS + dl/dS^T) W,
 
-so forward and backward together cost five m^2 n products; all else happens on m x m matrices.
-The Sylvester equation is solved in the eigenbasis of H, which the forward pass already has.
+from ``H dR + dR H = -R dS R`` with H = S^{1/2}. Forming U costs five m^2 n products, forward and backward together;
+applying it as ``x U^T = (x W^T) R`` costs two.
 """
 
 from __future__ import annotations
@@ -23,26 +23,21 @@ from torch.autograd.function import once_differentiable
 from lconvnet.ops.bjorck import bjorck_step
 
 
-class _WidePolar(torch.autograd.Function):
+class _GramInverseRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
         eigenvalues, Q = _eigh(W @ W.mT)
         h = _clamped(eigenvalues).sqrt()
-        inverse_root = (Q / h.unsqueeze(-2)) @ Q.mT
-        U = inverse_root @ W
-        if W.dtype == torch.float64:
-            U = bjorck_step(U, 1)
-        ctx.save_for_backward(U, inverse_root, Q, h)
-        return U
+        ctx.save_for_backward(W, Q, h)
+        return (Q / h.unsqueeze(-2)) @ Q.mT
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, G: Tensor) -> Tensor:
-        U, inverse_root, Q, h = ctx.saved_tensors
-        M = G @ U.mT
-        skew = Q.mT @ (M - M.mT) @ Q
-        A = Q @ (skew / (h.unsqueeze(-1) + h.unsqueeze(-2))) @ Q.mT
-        return inverse_root @ G + (A - inverse_root @ M) @ U
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        W, Q, h = ctx.saved_tensors
+        rows, columns = h.unsqueeze(-1), h.unsqueeze(-2)
+        symmetric = Q.mT @ (grad + grad.mT) @ Q
+        return (Q @ (symmetric / (-rows * columns * (rows + columns))) @ Q.mT) @ W
 
 
 def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,8 +53,16 @@ def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
 def _clamped(eigenvalues: Tensor) -> Tensor:
     """Raise eigenvalues below round-off: a rank-deficient W then gives a contraction, never infinities."""
     information = torch.finfo(eigenvalues.dtype)
-    floor = eigenvalues[..., -1:].clamp_min(information.tiny) * information.eps
-    return torch.maximum(eigenvalues, floor.clamp_min(information.tiny))
+    return torch.maximum(eigenvalues, information.eps * eigenvalues[..., -1:]).clamp_min(information.tiny)
+
+
+def gram_inverse_root(W: Tensor) -> Tensor:
+    """``(W W^T)^{-1/2}`` of wide matrices ``(..., m, n)`` of full rank: shape ``(..., m, m)``; differentiable once.
+
+    >>> gram_inverse_root(torch.tensor([[3.0, 4.0]])).item()
+    0.20000000298023224
+    """
+    return _GramInverseRoot.apply(W)
 
 
 def polar_eigh(W: Tensor) -> Tensor:
@@ -71,16 +74,18 @@ def polar_eigh(W: Tensor) -> Tensor:
     Returns:
         The semi-orthogonal factor, same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``.
 
-    The residual is about ``eps * cond(W)^2`` in float32. In float64 one cubic step follows, which squares it, so that
-    the result is orthogonal to round-off up to condition numbers of about 1e6; a rank-deficient ``W`` gives a
-    contraction. Differentiable once. Source: the derivation in the module docstring.
+    The residual is about ``eps * cond(W)^2`` in float32: it is for training, where condition numbers stay small. In
+    float64, which is what gets baked, one cubic step follows and squares it, so that the result is orthogonal to
+    round-off up to condition numbers of about 1e6, and a contraction where ``W`` is rank-deficient. Differentiable
+    once. Source: the derivation in the module docstring.
 
     >>> U = polar_eigh(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.5, 0.0]]))
     >>> torch.allclose(U, torch.eye(2, 3))
     True
     """
-    if W.shape[-1] == 0 or W.shape[-2] == 0:
+    if W.numel() == 0:
         return W
     if W.shape[-2] > W.shape[-1]:
-        return _WidePolar.apply(W.mT).mT
-    return _WidePolar.apply(W)
+        return polar_eigh(W.mT).mT
+    U = gram_inverse_root(W) @ W
+    return bjorck_step(U, 1) if U.dtype == torch.float64 else U
