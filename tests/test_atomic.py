@@ -81,6 +81,24 @@ def test_a_full_disk_is_a_clear_error_and_changes_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
 
 
+def test_the_file_of_another_writer_is_never_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is taken (a leftover, another machine on a shared disk) is an error, and stays as it is."""
+    monkeypatch.setattr(atomic.secrets, "token_hex", lambda count: "taken")
+    other = tmp_path / ".a.bin.taken.tmp"
+    other.write_bytes(b"of another writer")
+    with pytest.raises(atomic.WriteError, match="File exists"):
+        atomic.write_bytes(tmp_path / "a.bin", b"new")
+    assert other.read_bytes() == b"of another writer"
+
+
+def test_a_leftover_of_this_process_number_is_no_hindrance(tmp_path: Path) -> None:
+    leftovers = [tmp_path / f".a.bin.{os.getpid()}.{number}.tmp" for number in range(1000)]
+    for leftover in leftovers:
+        leftover.touch()
+    atomic.write_bytes(tmp_path / "a.bin", b"new")
+    assert all(leftover.exists() for leftover in leftovers)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
 def test_the_systems_own_full_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = open

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,8 +218,28 @@ def test_usage_errors(command, tmp_path, monkeypatch, arguments, line):
 )
 def test_bad_configurations_and_data(command, tmp_path, override, line):
     cfg = write(tmp_path / "cfg.yaml", data={"name": "mnist"} if "directory" in override else CONFIG["data"])
-    assert line in command.refused("train", cfg, "--quiet", "--set", override)
-    assert not (tmp_path / "model.safetensors").exists()
+    assert line in command.refused("train", cfg, "--quiet", "--out", tmp_path / "out", "--set", override)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_set_needs_a_folder_of_its_own(command, tmp_path, flags):
+    cfg = write(tmp_path / "cfg.yaml")
+    assert "--out FOLDER" in command.refused("train", cfg, "--set", "seed=7", *flags)
+    assert "--out FOLDER" in command.refused("--cfg", cfg, "--set", "seed=7", *flags, application=original.app)
+    assert [path.name for path in tmp_path.iterdir()] == ["cfg.yaml"]
+
+
+def test_evaluating_an_unfinished_run_says_so(command, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    record = json.loads((copy / "record.json").read_text())
+    atomic.write_json(copy / "record.json", record | {"finished": False})
+    _, out, err = command("evaluate", copy, "--no-attacks", "--json", "--quiet")
+    assert json.loads(out)["finished"] is False
+    assert "is not finished (1 epochs done)" in err
+    _, out, err = command("evaluate", run, "--no-attacks", "--json", "--quiet")
+    assert json.loads(out)["finished"] is True
+    assert "is not finished" not in err
 
 
 @pytest.mark.parametrize(

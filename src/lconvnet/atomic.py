@@ -7,17 +7,15 @@ leaves the previous file intact, at worst with a `.NAME.*.tmp` beside it. Every 
 """
 
 import contextlib
-import itertools
 import json
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
-
-_counter = itertools.count()
 
 
 class WriteError(OSError):
@@ -36,22 +34,18 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     (b'new', ['a.bin'])
     """
     path = Path(path)
-    # Unique per process and call: two writers never share a temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_counter)}.tmp")
+    # Random: process numbers come again, on other machines of a shared disk and after a kill.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_new(temporary, data)
-        os.replace(temporary, path)
+        _replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise WriteError(
             f"{path}: cannot be written ({error.strerror or error}), what stood there is unchanged; "
             "free some space on the disk or choose a folder that you may write to"
         ) from error
-    finally:
-        # Gone after the rename; otherwise (full disk, interrupt) its space is given back.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -73,8 +67,13 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], *, metada
     `metadata` is kept under the single key `lconvnet`: the format does not order several keys, one keeps the bytes a
     function of the content. Tensors are copied to the CPU, so views and shared memory are fine.
     """
+    write_bytes(path, encode_safetensors(tensors, metadata=metadata))
+
+
+def encode_safetensors(tensors: Mapping[str, Tensor], *, metadata: str = "") -> bytes:
+    """Return the bytes that `write_safetensors` writes, a function of the arguments alone."""
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(owned, metadata={"lconvnet": metadata}))
+    return safetensors.torch.save(owned, metadata={"lconvnet": metadata})
 
 
 def sweep(path: str | Path) -> None:
@@ -89,11 +88,28 @@ def sweep(path: str | Path) -> None:
 
 
 def _write_new(path: Path, data: bytes) -> None:
-    """Create `path`, write all of `data` and wait until the disk has it."""
-    with open(path, "xb") as file:
+    """Create `path`, write all of `data` and wait until the disk has it; on failure `path` is gone again."""
+    with open(path, "xb") as file, _removed_on_failure(path):
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename our temporary file to `path`; on failure it is gone."""
+    with _removed_on_failure(temporary):
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    """Give back the space of a file that we created when the block fails (full disk, interrupt)."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

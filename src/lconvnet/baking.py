@@ -17,14 +17,17 @@ def bake(model: nn.Module) -> nn.Module:
     """A fresh network of plain layers with fixed weights, equal to the model in eval mode.
 
     Weights are evaluated in float64 and rounded once to the dtype of the model. A convolution whose padding is
-    asymmetric (even kernels) becomes a padding layer and an ``nn.Conv2d``; inside an ``nn.Sequential`` both stand in
-    the sequence. Modules without a kernel are copied.
+    asymmetric (even kernels) becomes a padding layer and an ``nn.Conv2d``. Sequences inside a sequence are flattened.
+    Modules without a kernel are copied.
 
     Args:
         model: any module; it is left as it is.
 
     Returns:
         The network in eval mode, no parameter requiring a gradient.
+
+    Raises:
+        ValueError: for forward hooks, and for a layer whose ``forward`` and ``bake`` come from different classes.
 
     >>> from lconvnet.models import mlp
     >>> bake(mlp(4, 2, widths=(4,)))
@@ -35,30 +38,64 @@ def bake(model: nn.Module) -> nn.Module:
       (linear2): Linear(in_features=4, out_features=2, bias=True)
     )
     """
+    _refuse_hooks(model)
     return _baked(model).eval().requires_grad_(False)
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"module {name or 'model'!r} ({type(module).__name__}) has forward hooks, which a baked network cannot "
+                "keep: remove them first, or make what they do a module"
+            )
 
 
 def _baked(module: nn.Module) -> nn.Module:
     if isinstance(module, ConstrainedLayer):
-        return module.bake()
+        return _baked_layer(module)
     if type(module) is nn.Sequential:
         return _baked_sequence(module)
-    children = {name: _baked(child) for name, child in module.named_children()}
     copy = deepcopy(module)
-    for name, child in children.items():
-        setattr(copy, name, child)
+    for name, child in module._modules.items():  # unlike named_children(), a module used twice comes twice
+        if child is not None:
+            setattr(copy, name, _baked(child))
     return copy
+
+
+def _baked_layer(layer: ConstrainedLayer) -> nn.Module:
+    if _definer(layer, "forward") is not _definer(layer, "bake"):
+        raise ValueError(
+            f"{type(layer).__name__} overrides forward or bake alone, so they need not agree: override both, or neither"
+        )
+    return layer.bake()
+
+
+def _definer(layer: ConstrainedLayer, method: str) -> type:
+    return next(cls for cls in type(layer).__mro__ if method in vars(cls))
 
 
 def _baked_sequence(sequence: nn.Sequential) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, child in sequence._modules.items():  # unlike named_children(), a module used twice comes twice
+    taken = set(sequence._modules)
+    for name, child in sequence._modules.items():
         if child is None:
             continue
-        baked = _baked(child)
-        if isinstance(child, ConstrainedLayer) and isinstance(baked, nn.Sequential):
-            padding, layer = baked
-            layers[f"{name}_pad"] = padding
-            baked = layer
-        layers[name] = baked
+        for suffix, layer in _parts(child):
+            key = f"{name}_{suffix}" if suffix else name
+            while suffix and key in taken:
+                key += "_"
+            taken.add(key)
+            layers[key] = layer
     return nn.Sequential(layers)
+
+
+def _parts(child: nn.Module) -> list[tuple[str, nn.Module]]:
+    """A child of a sequence as the layers that take its place there, each with a suffix to its name."""
+    baked = _baked(child)
+    if type(baked) is not nn.Sequential:
+        return [("", baked)]
+    if isinstance(child, ConstrainedLayer):
+        padding, layer = baked
+        return [("pad", padding), ("", layer)]
+    return list(baked._modules.items())  # pyright: ignore[reportReturnType]

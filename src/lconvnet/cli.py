@@ -144,7 +144,9 @@ def evaluate(folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_jso
         certified = {str(eps): row["lb"] for eps, row in rows.items()}
         found_ub = {str(eps): {k: v for k, v in row.items() if "-ub" in k} for eps, row in rows.items()}
         attacked = {eps: row for eps, row in found_ub.items() if row}
-        facts = {key: found.results[key] for key in ("loss", "epoch", "data", "note") if key in found.results}
+        facts = {
+            key: found.results[key] for key in ("loss", "epoch", "finished", "data", "note") if key in found.results
+        }
         bound = {"bound": found.bound.upper, "level": found.certificates.level}
         clean = {"clean": found.results["accuracy"], "certified": certified}
         show_json({**clean, **bound, **facts, "attacks": attacked, "results": str(found.path)})

@@ -168,3 +168,21 @@ def test_spectrum_needs_a_torus():
     pointwise = nn.Conv2d(3, 2, 1)  # no padding to speak of: a matrix at every pixel
     bound = lipschitz_bound(pointwise, input_shape=(3, 5, 5), method="spectrum")
     assert bound.upper == pytest.approx(norm(pointwise, (3, 5, 5)), rel=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"padding": (1, 1)}, {"padding": "valid"}, {"dilation": (2, 2), "padding": "same"}])
+def test_circular_padding_that_the_forward_pass_does_not_apply_is_refused(change):
+    """torch pads by a private copy made at construction, so later changes of the attributes are not obeyed."""
+    conv = nn.Conv2d(1, 1, 3, padding=4, padding_mode="circular")
+    for name, value in change.items():
+        setattr(conv, name, value)
+    with pytest.raises(ValueError, match=r"'0' \(Conv2d\) declares .* but its forward pass pads by \[4, 4, 4, 4\]"):
+        lipschitz_bound(nn.Sequential(conv), input_shape=(1, 5, 5))
+
+
+def test_reach_is_that_of_the_weight_not_of_the_attribute():
+    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+    conv.weight.data = torch.ones(1, 1, 1, 1)
+    assert norm(conv, (1, 4, 4)) > 1.9  # corner outputs four times
+    with pytest.raises(ValueError, match="2 pixels of circular padding along the height"):
+        lipschitz_bound(nn.Sequential(conv), input_shape=(1, 4, 4))

@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from lconvnet import bake, layers, models
-from lconvnet.bounds import Bound, lipschitz_bound, operations
+from lconvnet.bounds import Bound, LayerBound, fingerprint, lipschitz_bound, operations
 from lconvnet.bounds.lower import jacobian_norm
 from lconvnet.bounds.rules import RULES
 
@@ -220,3 +221,69 @@ def test_bounds_are_frozen():
     bound = Bound(1.0, None, ())
     with pytest.raises(AttributeError):
         bound.upper = 0.5
+
+
+@pytest.mark.parametrize(("lower", "culprit"), [(1.0, "layer '0' .Identity."), (None, "the network as a whole")])
+def test_a_lower_bound_above_the_upper_is_an_incident(monkeypatch, lower, culprit):
+    monkeypatch.setitem(RULES, nn.Identity, lambda step, method: LayerBound(step.name, 0.5, lower, "wrong"))
+    with pytest.raises(RuntimeError, match=rf"{culprit}.* lower bound .* above .* 0\.5"):
+        lipschitz_bound(nn.Sequential(nn.Identity()), input_shape=(3,))
+
+
+@pytest.mark.parametrize("build", [layers.MaxMin, lambda dim: layers.GroupSort(2, dim), layers.FullSort])
+def test_sorting_across_the_batch_is_refused(build):
+    for dim, shape in ((0, None), (0, (4,)), (-2, (4,)), (-4, (4, 2, 2))):
+        with pytest.raises(ValueError, match=rf"has dim={dim}, .*examples of a batch"):
+            lipschitz_bound(nn.Sequential(build(dim)), input_shape=shape)
+    with pytest.raises(ValueError, match=r"has dim=-1.*pass input_shape"):
+        lipschitz_bound(nn.Sequential(build(-1)))
+    assert lipschitz_bound(nn.Sequential(build(-1)), input_shape=(4,)).upper == 1
+    assert lipschitz_bound(nn.Sequential(build(-3)), input_shape=(4, 2, 2)).upper == 1
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(2, 2, 1),
+        nn.PixelShuffle(1),
+        nn.PixelUnshuffle(1),
+        layers.InvertibleDownsampling(1),
+        layers.InvertibleUpsampling(1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(4, 4), (2, 2, 4, 4)])
+def test_images_must_have_three_dimensions(module, shape):
+    """Of rank two, the batch would be taken for the channels."""
+    with pytest.raises(ValueError, match=r"\(channels, height, width\)"):
+        lipschitz_bound(nn.Sequential(module), input_shape=shape)
+
+
+def test_fingerprints_tell_networks_apart():
+    """By every weight, buffer, name, dtype, shape and option; not by device, mode, or identity."""
+    one = nn.Sequential(nn.Linear(4, 2), layers.Scale(2.0)).requires_grad_(False)
+    print_of = fingerprint(one)
+    assert len(print_of) == 64
+    assert print_of == fingerprint(deepcopy(one).train()) == lipschitz_bound(one).fingerprint
+    others = [deepcopy(one) for _ in range(6)]
+    others[0][0].bias[1] += 1e-6
+    others[1].double()
+    others[2][1].factor = 2.0000000001
+    others[3] = nn.Sequential(OrderedDict(a=others[3][0], b=others[3][1]))
+    others[4].register_buffer("extra", torch.zeros(1), persistent=False)
+    others[5][0].weight.data = others[5][0].weight.reshape(4, 2)
+    assert len({print_of, *map(fingerprint, others)}) == 7
+
+
+def test_fingerprints_do_not_run_tensors_together():
+    """The same bytes, cut elsewhere."""
+    values = torch.arange(4.0)
+    first, second = nn.Module(), nn.Module()
+    for module, cut in ((first, 1), (second, 3)):
+        module.register_buffer("a", values[:cut])
+        module.register_buffer("b", values[cut:])
+    assert fingerprint(first) != fingerprint(second)
+    empty = nn.Module()
+    empty.register_buffer("none", torch.tensor(1.0, dtype=torch.bfloat16))  # no dimensions, no numpy dtype
+    empty.register_buffer("nothing", torch.zeros(0, 3))
+    assert len(fingerprint(empty)) == 64

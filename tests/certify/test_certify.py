@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from copy import deepcopy
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from lconvnet import bake, models
-from lconvnet.bounds import Bound, LayerBound, lipschitz_bound
+from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy, certify
 from lconvnet.layers import MaxMin, Scale
 
@@ -131,12 +132,61 @@ def test_bounds_that_do_not_certify_are_refused():
         ({"level": "lower"}, "does not certify"),
         ({"upper": math.nan}, "bound.upper=nan"),
         ({"upper": -1.0}, "bound.upper=-1"),
-        ({"layers": ()}, "compute it for this network"),
-        ({"layers": (LayerBound("other", 1.0, None, "exact"),)}, "other.*compute it for this network"),
+        ({"fingerprint": "0" * 64}, r"compute it again with lipschitz_bound\(network\)"),
+        ({"fingerprint": ""}, r"compute it again with lipschitz_bound\(network\)"),
         ({"input_shape": (3,)}, r"input_shape=\(3,\) does not cover images of shape \(2,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             certify(network, images, bound=dataclasses.replace(bound, **changes))
+
+
+def test_a_bound_of_other_weights_is_refused():
+    """Stale after a change in place, or of a network with the same layers."""
+    network = nn.Sequential(linear([[1, 0], [0, 1]]))
+    images, bound = torch.rand(2, 2), lipschitz_bound(network)
+    certify(network, images, bound=bound)
+    certify(deepcopy(network), images, bound=bound)
+    for other in (nn.Sequential(linear([[9, 0], [0, 9]])), deepcopy(network).double()):
+        with pytest.raises(ValueError, match=r"is of other weights.*again with lipschitz_bound\(network\)"):
+            certify(other, images, bound=bound)
+    network[0].weight.mul_(10)
+    with pytest.raises(ValueError, match=r"is of other weights"):
+        certify(network, images, bound=bound)
+    with pytest.raises(ValueError, match=r"is of other weights"):
+        certify(network, images, bound=Bound(1.0, None, bound.layers))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4), (1, 2, 2, 4, 4)])
+def test_a_size_free_bound_does_not_cover_images_of_another_rank(shape):
+    network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten())
+    with pytest.raises(ValueError, match=r"\(channels, height, width\)"):
+        certify(network, torch.rand(shape), bound=lipschitz_bound(network))
+
+
+def test_a_margin_lost_in_the_rounding_of_its_logits_certifies_nothing():
+    """Logits of 1e16 are multiples of 2: the margin is off by up to 2, the radius was 4/3 of the truth."""
+    network = nn.Sequential(linear([[3, 0], [0, 3]], [1e16, 1e16]))
+    found = certify(network, torch.tensor([[0.5, 0.0]]))
+    assert found.margin.item() > 0
+    assert found.radius.item() == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_guard_is_a_fraction_of_the_largest_logit(sign):
+    """Logits 1, 1 - m, -1 or m, 0, -1: the margin m is certified above 2^-30 only."""
+    for margin, certified in ((2.0**-30, False), (2.0**-29, True)):
+        first = 1.0 if sign > 0 else margin
+        network = nn.Sequential(nn.Linear(2, 3, dtype=torch.float64)).requires_grad_(False)
+        network[0].weight.copy_(torch.eye(3, 2))
+        network[0].bias.copy_(torch.tensor([first, first - margin, -1.0], dtype=torch.float64))
+        assert (certify(network, torch.zeros(1, 2)).radius.item() > 0) is certified
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype):
+    network = nn.Sequential(linear([[1, 0], [0, 1]])).to(dtype)
+    with pytest.raises(ValueError, match=rf"'0.weight' is {dtype}.*bake the model in float32"):
+        certify(network, torch.rand(2, 2))
 
 
 def test_a_size_free_bound_is_refused_where_the_stride_does_not_divide():
@@ -151,7 +201,7 @@ def test_a_size_free_bound_is_refused_where_the_stride_does_not_divide():
 
 def test_an_infinite_bound_certifies_nothing():
     network = nn.Sequential(linear([[1, 0], [0, 1]]), Scale(1.0))
-    bound = Bound(math.inf, None, lipschitz_bound(network).layers)
+    bound = dataclasses.replace(lipschitz_bound(network), upper=math.inf)
     assert certify(network, torch.tensor([[1.0, 0.0]]), bound=bound).radius.item() == 0
 
 

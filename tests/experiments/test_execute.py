@@ -1,16 +1,21 @@
 """Training and evaluation through the run folder: what is written, what is refused, the laws between numbers."""
 
 import json
+import logging
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import safetensors
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import load_file
 
 import lconvnet.experiments.robustness as robustness
-from lconvnet import saving
+from lconvnet import atomic, saving
 from lconvnet.attacks import AttackResult
 from lconvnet.experiments import build, execute, names
 from lconvnet.experiments.loading import dump, parse
@@ -101,6 +106,85 @@ def test_without_attacks(run, evaluated, tmp_path):
     assert kept == yaml.safe_load(yaml.safe_dump(dict(evaluated.results))), "the older results are kept"
 
 
+def test_a_second_evaluation_keeps_results_with_their_certificates_and_leaves_the_model(run, tmp_path):
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    for path in [*copy.path.glob("results*"), *copy.path.glob("certificates*")]:
+        path.unlink()
+    written = copy.model.stat().st_mtime_ns
+    execute.evaluate(copy, ["evaluation.eps=[0.2]"], attacks=False)
+    first = {path.stem: path.read_bytes() for path in (copy.results, copy.certificates)}
+    execute.evaluate(copy, ["evaluation.eps=[0.2]"], attacks=False)
+    assert not list(copy.path.glob("*-1.*")), "the same evaluation again has nothing to keep"
+    execute.evaluate(copy, ["evaluation.eps=[0.1]"], attacks=False)
+    assert {path.stem.removesuffix("-1"): path.read_bytes() for path in copy.path.glob("*-1.*")} == first
+    assert copy.model.stat().st_mtime_ns == written, "the same network is not written again"
+    model = copy.model.read_bytes()
+    copy.model.unlink()
+    execute.evaluate(copy, ["evaluation.eps=[0.1]"], attacks=False)
+    assert copy.model.read_bytes() == model
+
+
+def test_certificates_alone_that_differ_are_kept_with_their_results(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_evaluation({"accuracy": 0.5}, {"radius": [1.0]})
+    older = folder.certificates.read_bytes()
+    folder.write_evaluation({"accuracy": 0.5}, {"radius": [2.0]})
+    assert (tmp_path / "certificates-1.parquet").read_bytes() == older
+    assert (tmp_path / "results-1.yaml").read_bytes() == folder.results.read_bytes()
+
+
+def test_weights_of_another_epoch_than_the_record_are_refused(run, tmp_path):
+    """Killed between the two writes, best.safetensors is an epoch ahead of record.json."""
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    best = copy.path / "checkpoints" / "best.safetensors"
+    epoch = load_record(run.path).best_epoch
+    atomic.write_safetensors(best, load_file(best), metadata=json.dumps({"epoch": epoch + 1}))
+    with pytest.raises(CheckpointError, match=rf"holds epoch {epoch + 1}, record\.json names {epoch} .*--resume"):
+        execute.evaluate(copy, attacks=False)
+
+
+def test_an_unfinished_run_says_so(run, tmp_path, caplog, evaluated):
+    assert evaluated.results["finished"] is True
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    record = json.loads((copy.path / "record.json").read_text())
+    atomic.write_json(copy.path / "record.json", record | {"finished": False})
+    with caplog.at_level(logging.WARNING, "lconvnet"):
+        found = execute.evaluate(copy, attacks=False)
+    assert found.results["finished"] is False
+    assert f"is not finished (2 epochs done): this is its best so far, epoch {record['best_epoch']}" in caplog.text
+
+
+def test_images_that_changed_since_the_training_are_refused(tmp_path):
+    """One more file in a folder that test images are carved from draws all parts anew."""
+    generator = np.random.default_rng(0)
+    for index in range(40):
+        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    values = VALUES | {"data": {"name": str(tmp_path / "images"), "test": 10, "validation": 10}}
+    folder = RunFolder(tmp_path / "run")
+    execute.train(parse(values), folder, progress=False)
+    assert execute.evaluate(folder, attacks=False).results["finished"]
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / "a" / "new.png")
+    before = folder.results.read_bytes()
+    with pytest.raises(ValueError, match=r"was trained on other images \(data\.train\..*restore the images"):
+        execute.evaluate(folder, attacks=False)
+    assert folder.results.read_bytes() == before
+
+
+def test_a_configuration_in_place_states_what_is_trained(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.config.write_text(dump(parse(VALUES)))
+    for change in ("seed=4", "evaluation.eps=[0.2]"):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=r"states another experiment .*--out FOLDER"):
+                execute.train(parse(VALUES, [change]), folder, source=folder.config, resume=resume, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["cfg.yaml"]
+    elsewhere = parse(VALUES, ["training.accelerator=cpu", "training.checkpoint_every=7"])
+    execute.train(elsewhere, folder, source=folder.config, progress=False)
+    assert folder.config.read_text() == dump(parse(VALUES))
+
+
 def test_a_used_folder_is_refused_and_left_as_it_is(run):
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"already holds a run, which is never overwritten; continue it with --resume"):
@@ -117,15 +201,19 @@ def test_another_config_is_never_overwritten(tmp_path):
     assert folder.config.read_text() == dump(parse(VALUES))
 
 
-def test_resuming_a_finished_run_changes_nothing_and_other_settings_are_refused(run):
+def test_resuming_a_finished_run_changes_nothing_and_other_settings_are_refused(run, tmp_path):
     record, model = (run.path / "record.json").read_bytes(), run.model.read_bytes()
     execute.train(parse(VALUES), run, resume=True, progress=False)
     assert ((run.path / "record.json").read_bytes(), run.model.read_bytes()) == (record, model)
     other = parse(VALUES, ["optimizer.lr=0.02"])
     with pytest.raises(ValueError, match=r"describes another experiment, which is never overwritten"):
         execute.train(other, run, resume=True, progress=False)
-    with pytest.raises(CheckpointError, match=r"lr"):
+    with pytest.raises(ValueError, match=r"cfg\.yaml states another experiment .*optimizer\.lr: 0\.01, now 0\.02"):
         execute.train(other, run, source=run.config, resume=True, progress=False)
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    copy.config.write_text(dump(other))
+    with pytest.raises(CheckpointError, match=r"lr"):
+        execute.train(other, copy, source=copy.config, resume=True, progress=False)
 
 
 def test_same_seed_same_record_another_seed_another(run, tmp_path):
@@ -178,8 +266,9 @@ def test_find_run_explains(tmp_path, run):
 
 
 def lying_attack(network, images, labels, eps, **options) -> AttackResult:
-    """Claims success at a distance of nothing."""
-    return AttackResult(images.clone(), torch.ones(len(images), dtype=torch.bool), torch.zeros(len(images)).double())
+    """Claims that other images, which answer otherwise, lie at a distance of nothing."""
+    others = images.roll(1, 0)
+    return AttackResult(others, network(others).argmax(dim=1) != labels, torch.zeros(len(images)).double())
 
 
 def test_a_contradicted_certificate_stops_and_keeps_the_evidence(run, monkeypatch):

@@ -1,5 +1,6 @@
 """The committed configurations: valid, buildable, and the paper's recipe as the original's own files state it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ def test_recipe_equals_the_originals(path, reference_dir):
     attack = ours.evaluation.attacks[0]
     assert (attack.name, attack.step_size, attack.steps) == ("pgd", pgd["alpha"], pgd["iters"])
     assert [list(attack.eps) for attack in ours.evaluation.attacks] == [full[1]["eps_range"]] * 2
+
+
+def test_the_demo_is_the_examples():
+    text = (RUNS.parent / "examples" / "demo.py").read_text(encoding="utf-8")
+    experiment = load(RUNS / "demo" / "cfg.yaml")
+    assert re.findall(r"EPOCHS = (\d+)", text) == [str(experiment.training.epochs)]
+    assert [float(rate) for rate in re.findall(r"lr=([\de.-]+)", text)] == [experiment.optimizer.lr]
+    assert max(experiment.evaluation.eps) == experiment.loss.eps
 
 
 def test_configs_state_everything_that_matters():

@@ -41,7 +41,7 @@ def test_the_published_architectures():
     ]
 
 
-@pytest.mark.parametrize("image_size", [8, (12, 8), (9, 10), 13], ids=str)
+@pytest.mark.parametrize("image_size", [8, (12, 8), (9, 10), 13, 1, (3, 20)], ids=str)
 @pytest.mark.parametrize("network", [small_convnet, large_convnet])
 def test_any_image_size_preserves_distances_as_far_as_a_network_can(network, image_size):
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)

@@ -320,6 +320,7 @@ def test_weights_that_are_no_longer_finite_are_never_saved(train: Train, tmp_pat
         ({"eps": -1}, r"eps=-1: must be one or more different positive l2 radii"),
         ({"loss": nn.CrossEntropyLoss()}, r"eps=None: .*CrossEntropyLoss.* no radius of its own; pass eps"),
         ({"precision": "16"}, r"precision='16': unknown; choose one of 32-true, bf16-mixed, 64-true"),
+        ({"accelerator": "mps"}, r"accelerator='mps': unknown; choose one of auto, cpu"),
         ({"accelerator": "tpu"}, r"accelerator='tpu': unknown; choose one of auto, cpu"),
         ({"data": "mnits"}, r"mnits"),
     ],
@@ -401,3 +402,12 @@ def test_settings_reach_the_optimiser(train: Train) -> None:
 def test_data_by_name(small: Callable[..., nn.Module]) -> None:
     record = fit(small(), "digits", loss=OffsetCrossEntropy(0.3), epochs=1, batch_size=512, accelerator="cpu")
     assert record.settings["data"]["train"]["images"] == 3500
+
+
+def test_mps_is_never_chosen(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Mac: Fabric would take MPS, on which bounds and certificates have no float64."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert train(accelerator="auto", epochs=1).versions["device"] == "cpu"
+    with pytest.raises(ValueError, match=r"accelerator='gpu': is MPS here, which has no float64 .*use 'cpu'"):
+        train(accelerator="gpu")

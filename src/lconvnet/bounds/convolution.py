@@ -42,6 +42,12 @@ def check_convolution(operation: Operation) -> None:
         raise operation.refuse(
             f"has padding={conv.padding!r} behind a CircularPad2d: the border would be padded twice; use padding=0"
         )
+    applied = list(conv._reversed_padding_repeated_twice)
+    if conv.padding_mode == "circular" and applied != _reversed_padding(conv):
+        raise operation.refuse(
+            f"declares padding={conv.padding!r} but its forward pass pads by {applied}, fixed when it was built: "
+            "build a new nn.Conv2d instead of changing one"
+        )
     if not is_circular(operation):
         return
     for axis, total in zip(("height", "width"), circular_padding(operation), strict=True):
@@ -64,9 +70,15 @@ def own_padding(conv: nn.Conv2d) -> tuple[int, int]:
     return 2 * height, 2 * width
 
 
+def _reversed_padding(conv: nn.Conv2d) -> list[int]:
+    """Pixels left, right, above and below, as torch lays them down at construction for its circular padding."""
+    return [part for total in reversed(own_padding(conv)) for part in (total // 2, total - total // 2)]
+
+
 def spread(conv: nn.Conv2d) -> tuple[int, int]:
-    """``dilation * (kernel_size - 1)`` along height and width."""
-    return conv.dilation[0] * (conv.kernel_size[0] - 1), conv.dilation[1] * (conv.kernel_size[1] - 1)
+    """``dilation * (kernel_size - 1)`` along height and width, from the weight that is applied."""
+    height, width = conv.weight.shape[2:]
+    return conv.dilation[0] * (height - 1), conv.dilation[1] * (width - 1)
 
 
 def is_circular(operation: Operation) -> bool:

@@ -7,11 +7,15 @@ from typing import get_args
 
 from torch import nn
 
+from lconvnet.bounds.fingerprint import fingerprint
 from lconvnet.bounds.lower import network_lower
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Bound, Method
 from lconvnet.bounds.walk import operations
 from lconvnet.ops.rounding import product_up
+
+ROUNDING = 1e-9
+"""How far a lower bound may lie above the upper one before it is no longer round-off of the power iteration."""
 
 
 def lipschitz_bound(
@@ -38,6 +42,7 @@ def lipschitz_bound(
 
     Raises:
         ValueError: names the module that has no rule, is unsound as configured, or has non-finite weights.
+        RuntimeError: a lower bound lies above the upper one, so one of them is wrong: an incident.
 
     >>> from lconvnet import bake
     >>> from lconvnet.models import mlp
@@ -55,4 +60,16 @@ def lipschitz_bound(
     layers = tuple(RULES[type(step.module)](step, method) for step in steps)
     lower = None if input_shape is None else network_lower(network, tuple(input_shape))
     upper = product_up(layer.upper for layer in layers)
-    return Bound(upper, lower, layers, input_shape=None if input_shape is None else tuple(input_shape))
+    for step, layer in zip(steps, layers, strict=True):
+        _check_order(f"layer {layer.name!r} ({type(step.module).__name__})", layer.lower, layer.upper)
+    _check_order("the network as a whole", lower, upper)
+    shape = None if input_shape is None else tuple(input_shape)
+    return Bound(upper, lower, layers, input_shape=shape, fingerprint=fingerprint(network))
+
+
+def _check_order(what: str, lower: float | None, upper: float) -> None:
+    if lower is not None and lower > upper * (1 + ROUNDING):
+        raise RuntimeError(
+            f"{what} has a lower bound {lower!r} above its upper bound {upper!r}: one of them is wrong, nothing "
+            "may be certified; please report the layer"
+        )

@@ -44,6 +44,16 @@ def flatten(operation: Operation, method: Method) -> LayerBound:
     return norm_one(operation, method)
 
 
+def check_sorting(operation: Operation) -> None:
+    """Raise ``ValueError`` unless every example is sorted by itself; only then is it a permutation of its
+    entries."""
+    dim = cast(MaxMin | GroupSort | FullSort, operation.module).dim
+    if dim < 0 and operation.input_shape is None:
+        raise operation.refuse(f"has dim={dim}, counted from an unknown rank: use dim=1, or pass input_shape")
+    if dim == 0 or (dim < 0 and dim + 1 + len(operation.input_shape or ()) == 0):
+        raise operation.refuse(f"has dim={dim}, which sorts across the examples of a batch: use dim=1")
+
+
 def dropout(operation: Operation, method: Method) -> LayerBound:
     """The identity in eval mode; in training mode it multiplies by 1 / (1 - p)."""
     if operation.module.training:

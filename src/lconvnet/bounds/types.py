@@ -14,8 +14,8 @@ Method = Literal["auto", "spectrum"]
 the true size."""
 
 CERTIFYING_LEVELS = ("analytic",)
-"""Levels from which a radius may be derived. "analytic": a real-arithmetic upper bound, computed in float64
-and rounded outward."""
+"""Levels from which a radius may be derived. "analytic": an upper bound on the network in real arithmetic,
+computed in float64 and rounded outward; the rounding of a forward pass is not part of it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Bound:
         level: what ``upper`` accounts for; only :data:`CERTIFYING_LEVELS` certify.
         input_shape: the shape, without the batch, that the bound was computed for. None: it holds for every
             size at which each circular convolution meets an image whose sides are multiples of its stride.
+        fingerprint: of the network that it was computed for (:func:`lconvnet.bounds.fingerprint`), the only
+            one that it certifies. Empty: none.
 
     >>> layers = LayerBound("a", 4.0, None, "exact"), LayerBound("b", 0.5, None, "exact")
     >>> Bound(2.0, None, layers).body_upper
@@ -57,6 +59,7 @@ class Bound:
     layers: tuple[LayerBound, ...]
     level: str = "analytic"
     input_shape: tuple[int, ...] | None = None
+    fingerprint: str = ""
 
     @property
     def body_upper(self) -> float:

@@ -8,9 +8,19 @@ import torch
 from torch import nn
 
 from lconvnet.bounds.convolution import check_convolution
-from lconvnet.bounds.rules import RULES
+from lconvnet.bounds.rules import RULES, check_sorting
 from lconvnet.bounds.types import Operation
-from lconvnet.layers import ConstrainedLayer
+from lconvnet.layers import (
+    ConstrainedLayer,
+    FullSort,
+    GroupSort,
+    InvertibleDownsampling,
+    InvertibleUpsampling,
+    MaxMin,
+)
+
+ON_IMAGES = (nn.Conv2d, nn.PixelShuffle, nn.PixelUnshuffle, InvertibleDownsampling, InvertibleUpsampling)
+"""Operations that take an input of another rank otherwise: of rank two, the batch for the channels."""
 
 
 def operations(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> list[Operation]:
@@ -33,8 +43,7 @@ def operations(network: nn.Module, input_shape: tuple[int, ...] | None = None) -
     steps: list[Operation] = []
     for step in _paired(_leaves(network, "")):
         step = Operation(step.name, step.module, step.padding, shape)
-        if type(step.module) is nn.Conv2d:
-            check_convolution(step)
+        _check(step)
         if shape is not None:
             shape = _output_shape(step, shape, like)
         steps.append(step)
@@ -86,6 +95,17 @@ def _known(operation: Operation) -> Operation:
         "has no Lipschitz rule, and none is assumed: build the network from "
         + ", ".join(sorted(known.__name__ for known in RULES))
     )
+
+
+def _check(step: Operation) -> None:
+    """Refuse a module that is unsound as configured, or at the rank of its input."""
+    shape = step.input_shape
+    if shape is not None and len(shape) != 3 and type(step.module) in ON_IMAGES:
+        raise step.refuse(f"needs images of shape (channels, height, width), but meets inputs of shape {shape}")
+    if type(step.module) is nn.Conv2d:
+        check_convolution(step)
+    if type(step.module) in (MaxMin, GroupSort, FullSort):
+        check_sorting(step)
 
 
 def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

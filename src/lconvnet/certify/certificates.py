@@ -3,6 +3,11 @@
     r = max( m / (sqrt(2) L),   min_j m_j / (L_body |w_i - w_j|) )
 
 the second where the last layer is dense with rows w. Both are valid, so the larger is.
+
+Level "analytic" is about the network in real arithmetic. Its logits are evaluated in float64, and the rounding
+of that forward pass is *not* subtracted from the margin. Where the margin is not far above the rounding of its
+logits (:data:`MARGIN_GUARD`) nothing is certified; that is a guard, not a proof, since large intermediate
+values that cancel before the logits go unseen.
 """
 
 from __future__ import annotations
@@ -10,15 +15,19 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Operation, lipschitz_bound, operations
+from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Operation, fingerprint, lipschitz_bound, operations
 from lconvnet.bounds.convolution import stride_divides
 from lconvnet.ops.images import check_images
 from lconvnet.ops.margins import global_radius, margins, pairwise_radius, row_distances
+
+MARGIN_GUARD = 2.0**-30
+"""Nothing is certified from a margin of at most this fraction of the largest logit: 2^23 roundings of float64."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Certificates:
         radius: l2 over pixels in [0, 1], float64 ``(N,)``: no perturbation of a smaller norm changes the
             answer. 0: nothing is certified.
         level: what the radius accounts for. "analytic": that of the network in real arithmetic, evaluated in
-            float64.
+            float64 without accounting for the rounding of the forward pass.
     """
 
     label: Tensor
@@ -54,8 +63,8 @@ def certify(network: nn.Module, images: Tensor, *, bound: Bound | None = None, b
         batch_size: images evaluated at once.
 
     Raises:
-        ValueError: images that are no floats in [0, 1] or do not fit, a bound that does not certify this
-        network at this size.
+        ValueError: images that are no floats in [0, 1] or do not fit, a network in half precision, a bound
+            that does not certify this network, with these weights, at this size.
 
     >>> network = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> _ = network[0].weight.data.copy_(torch.eye(2))
@@ -65,10 +74,11 @@ def certify(network: nn.Module, images: Tensor, *, bound: Bound | None = None, b
     check_images(images)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
+    _refuse_half_precision(network)
     steps = operations(network, tuple(images.shape[1:]))
     if bound is None:
         bound = lipschitz_bound(network, input_shape=tuple(images.shape[1:]))
-    _check_bound(bound, steps)
+    _check_bound(bound, network, steps)
     evaluated = deepcopy(network).double().eval()
     device = next((tensor.device for tensor in network.parameters()), images.device)
     with torch.no_grad():
@@ -88,11 +98,21 @@ def _certificates(logits: Tensor, bound: Bound, steps: list[Operation]) -> Certi
     if steps and type(steps[-1].module) is nn.Linear:
         distances = row_distances(cast(nn.Linear, steps[-1].module).weight)
         radius = torch.maximum(radius, pairwise_radius(ahead, label, distances, bound.body_upper))
-    finite = torch.isfinite(logits).all(dim=1)
-    return Certificates(label, ahead.amin(dim=1), torch.where(finite, radius, torch.zeros_like(radius)), bound.level)
+    margin = ahead.amin(dim=1)
+    clear = margin > MARGIN_GUARD * logits.abs().amax(dim=1)  # false where a logit is infinite or NaN
+    return Certificates(label, margin, torch.where(clear, radius, torch.zeros_like(radius)), bound.level)
 
 
-def _check_bound(bound: Bound, steps: list[Operation]) -> None:
+def _refuse_half_precision(network: nn.Module) -> None:
+    """The float64 copy would certify other arithmetic than what runs, with three digits at best."""
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"network tensor {name!r} is {tensor.dtype}, too coarse to certify what runs: bake the model in float32"
+            )
+
+
+def _check_bound(bound: Bound, network: nn.Module, steps: list[Operation]) -> None:
     """Refuse a bound of another kind, of another network, or for another size of image."""
     if bound.level not in CERTIFYING_LEVELS:
         raise ValueError(
@@ -101,9 +121,10 @@ def _check_bound(bound: Bound, steps: list[Operation]) -> None:
         )
     if math.isnan(bound.upper) or bound.upper < 0:
         raise ValueError(f"bound.upper={bound.upper} is no Lipschitz constant: use lipschitz_bound(network)")
-    bounded, present = [layer.name for layer in bound.layers], [step.name for step in steps]
-    if bounded != present:
-        raise ValueError(f"bound has layers {bounded}, the network {present}: compute it for this network")
+    if bound.fingerprint != fingerprint(network):
+        raise ValueError(
+            "bound is of other weights or another network than this one: compute it again with lipschitz_bound(network)"
+        )
     shape = steps[0].input_shape if steps else bound.input_shape
     irregular = any(type(step.module) is nn.Conv2d and not stride_divides(step) for step in steps)
     if (irregular or bound.input_shape is not None) and shape != bound.input_shape:

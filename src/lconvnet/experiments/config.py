@@ -167,7 +167,7 @@ class Training(Section):
     batch_size: PositiveInt = 128
     project_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 500
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 

@@ -3,6 +3,7 @@ run folder."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,12 @@ from lconvnet.data import Splits
 from lconvnet.data.errors import require
 from lconvnet.experiments import build, names, robustness
 from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.loading import parse, parse_overrides
+from lconvnet.experiments.loading import load, parse, parse_overrides
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
-from lconvnet.training import Record, fit, load_best, load_record
+from lconvnet.training import CheckpointError, Record, fit, load_best, load_record
+from lconvnet.training.settings import describe_splits, differences
+
+logger = logging.getLogger("lconvnet")
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,21 @@ def train(
 ) -> Trained:
     """Train the experiment in its folder and save the baked network of the epoch that is best on validation.
 
-    The complete configuration is written to the folder's cfg.yaml, unless that is the `source` it was read from. The
-    seed is set before the network is built. With `resume` a run continues from its last checkpoint, or starts where
-    there is none; without, a folder that holds a run is refused. Raises ValueError for what the user can put right, and
+    The complete configuration is written to the folder's cfg.yaml, unless that is the `source` it was read from: then
+    the experiment must be the one stated there, for nothing else would say what was trained. The seed is
+    set before the network is built. With `resume` a run continues from its last checkpoint, or starts where there is
+    none; without, a folder that holds a run is refused. Raises ValueError for what the user can put right, and
     `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
     """
     if not resume:
         folder.refuse_if_used()
     if source is None or source.resolve() != folder.config.resolve():
         folder.keep_config(experiment)
+    elif other := list(differences(_stated(load(source)), _stated(experiment))):
+        raise ValueError(
+            f"{source} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
+            "own: lconvnet train CFG --out FOLDER --set ..., or change the file"
+        )
     splits = build.load_images(experiment.data, seed=experiment.seed)
     model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
     training = experiment.training
@@ -96,19 +106,22 @@ def evaluate(
     attacks: bool = True,
     report: robustness.Report = lambda _: None,
 ) -> Evaluated:
-    """Measure the best epoch of a run on the test images; write results.yaml, certificates.parquet,
-    model.safetensors.
+    """Measure the best epoch of a run on the test images; write results.yaml and certificates.parquet, and
+    model.safetensors where it is not that network already.
 
-    What was trained is read from record.json, how to evaluate from cfg.yaml; `overrides` may change
-    `evaluation` and `data.directory`. Raises ValueError for what the user can put right and
+    The images must be those of the training, or test images might be among the trained ones; an unfinished run is
+    measured with a warning. What was trained is read from record.json, how to evaluate from cfg.yaml; `overrides` may
+    change `evaluation` and `data.directory`. Raises ValueError for what the user can put right and
     `robustness.ContradictionError` where an attack breaks a certificate.
     """
     require("pyarrow.parquet", "data")
     experiment = trained_experiment(folder, overrides)
     splits = build.load_images(experiment.data, seed=experiment.seed)
     model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
-    load_best(model, folder.path)
-    trained = _save_best(model, load_record(folder.path), splits, folder)
+    record = load_record(folder.path)
+    _require_same_images(record, splits, folder)
+    _load_recorded_best(model, record, folder)
+    trained = _save_best(model, record, splits, folder)
     subject = robustness.Subject(
         trained.network,
         trained.bound,
@@ -121,8 +134,7 @@ def evaluate(
     measured = robustness.measure(subject, certificates, experiment.evaluation, attacks=attacks, seed=experiment.seed)
     loss = robustness.mean_loss(subject, build.build_loss(experiment.loss))
     results = _results(trained, splits, certificates, loss) | measured
-    folder.write_certificates(_columns(certificates, splits))
-    folder.write_results(results)
+    folder.write_evaluation(results, _columns(certificates, splits))
     return Evaluated(certificates, trained.bound, results, folder.results)
 
 
@@ -147,18 +159,45 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
     return parse({**recorded, **described, "data": data}, overrides)
 
 
+def _stated(experiment: Experiment) -> dict[str, Any]:
+    """What cfg.yaml must state of a run: everything but where it runs and where the images lie."""
+    return build.settings(experiment) | {"evaluation": experiment.evaluation.model_dump(mode="json")}
+
+
+def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> None:
+    recorded = record.settings.get("data") or {}
+    found = describe_splits(splits)
+    changed = list(differences({part: recorded.get(part) for part in found}, found, "data"))
+    if changed:
+        raise ValueError(
+            f"{folder.path} was trained on other images ({'; '.join(changed)}), so test images may be among the "
+            "trained ones; restore the images as they were, or train another run"
+        )
+
+
+def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> None:
+    epoch = load_best(model, folder.path)
+    if epoch != record.best_epoch:
+        raise CheckpointError(
+            f"{folder.path}: checkpoints/best.safetensors holds epoch {epoch}, record.json names {record.best_epoch} "
+            "as the best; the run was stopped between the two, continue it with --resume, or restore the files"
+        )
+    if not record.finished:
+        logger.warning(
+            "%s is not finished (%d epochs done): this is its best so far, epoch %d; continue with --resume",
+            folder.path,
+            len(record.epochs),
+            epoch,
+        )
+
+
 def _save_best(model: nn.Module, record: Record, splits: Splits, folder: RunFolder) -> Trained:
     network = bake(model.cpu())
     bound = lipschitz_bound(network, input_shape=splits.image_shape)
     notes = {"data": splits.name, "epoch": record.best_epoch}
-    saving.save(
-        network,
-        folder.model,
-        bound=bound,
-        input_shape=splits.image_shape,
-        class_names=splits.class_names,
-        notes=notes,
-    )
+    shape = splits.image_shape
+    data = saving.encode(network, bound=bound, input_shape=shape, class_names=splits.class_names, notes=notes)
+    folder.write_model(data)
     return Trained(record, network, bound, folder.model)
 
 
@@ -173,6 +212,7 @@ def _results(trained: Trained, splits: Splits, certificates: Certificates, loss:
         **norms,
         "sanity_check/layer-l-constant": float(bound.upper),
         "epoch": trained.record.best_epoch,
+        "finished": trained.record.finished,
         "level": certificates.level,
         "data": f"{len(splits.test)} test images of {splits.name}, epoch chosen on {len(splits.validation)} others",
         **note,

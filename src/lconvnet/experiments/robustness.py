@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,8 +124,8 @@ def attacked_row(
     fooled, norms = torch.zeros_like(correct), torch.zeros(count, dtype=torch.float64)
     for chosen, images, labels in subject.batches(count):
         result = run(subject.network, images, labels, eps, **options)
-        check(subject, certificates, attack.name, eps, chosen, images, labels, result)
-        fooled[chosen], norms[chosen] = result.success & correct[chosen], result.norm.double()
+        success = check(subject, certificates, attack.name, eps, chosen, images, labels, result)
+        fooled[chosen], norms[chosen] = success & correct[chosen], result.norm.double()
         subject.report(f"{attack.name} at eps {eps}: {chosen.stop} of {count} images")
     remaining = _mean(correct & ~fooled)
     key = f"{attack.name}-ub"
@@ -140,14 +141,21 @@ def check(
     images: Tensor,
     labels: Tensor,
     result: AttackResult,
-) -> None:
-    """Raise ContradictionError, with the evidence on disk, where an image was fooled inside its certified
-    radius."""
+) -> Tensor:
+    """Return which attacks succeeded; raise ContradictionError, with the evidence on disk, where an image was
+    fooled inside its certified radius.
+
+    Certificates are about the network in float64, so there the float64 copy decides: an answer that float32
+    alone gives away is no success.
+    """
     label, radius = certificates.label[chosen], certificates.radius[chosen]
-    broken = ((label == labels) & result.success & (result.norm.double() < radius)).nonzero()
-    if not len(broken):
-        return
-    place = int(broken[0])
+    inside = (label == labels) & result.success & (result.norm.double() < radius)
+    if not inside.any():
+        return result.success
+    broken = inside & fooled_in_float64(subject.network, result.adversarial, labels)
+    if not broken.any():
+        return result.success & ~inside
+    place = int(broken.nonzero()[0])
     index = chosen.start + place
     facts = {
         "attack": name,
@@ -169,6 +177,12 @@ def check(
         f"{facts['margin']:.9g}, Lipschitz bound {facts['bound']:.9g}, level {facts['level']}); "
         f"evidence: {path}"
     )
+
+
+@torch.no_grad()
+def fooled_in_float64(network: nn.Module, adversarial: Tensor, labels: Tensor) -> Tensor:
+    """Return where a float64 copy of the network answers other than the labels."""
+    return deepcopy(network).double().eval()(adversarial.double()).argmax(dim=1) != labels
 
 
 def _mean(values: Tensor) -> float:

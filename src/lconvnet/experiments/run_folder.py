@@ -1,13 +1,17 @@
 """The folder of a run: where each file lies, what may be written, and that nothing in it is ever lost.
 
-cfg.yaml               the configuration (complete where the run was started with another folder as its
-output) checkpoints/, logs/, record.json   written by `lconvnet.training` model.safetensors      the baked
-network of the best epoch results.yaml           the evaluation, in the original's keys; an older one is kept
-as results-1.yaml, -2, ... certificates.parquet   one row for each test image evidence/              an attack
-that contradicted a certificate, if there ever was one
+* cfg.yaml: the configuration (complete where the run was started with another folder as its output)
+* checkpoints/, logs/, record.json: written by `lconvnet.training`
+* model.safetensors: the baked network of the best epoch
+* results.yaml: the evaluation, in the original's keys
+* certificates.parquet: one row for each test image
+* evidence/: an attack that contradicted a certificate, if there ever was one
+
+Another evaluation keeps the older one under a number: results-1.yaml with certificates-1.parquet, and so on.
 """
 
 import io
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,23 +72,29 @@ class RunFolder:
                 "choose an empty folder with --out"
             )
 
-    def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write results.yaml; a different older one is kept beside it under the next free number."""
+    def write_model(self, data: bytes) -> None:
+        """Write model.safetensors, unless it is there already with these bytes."""
+        if _differs(self.model, data):
+            atomic.write_bytes(self.model, data)
+
+    def write_evaluation(self, results: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        """Write results.yaml and certificates.parquet (one row for each test image; needs pyarrow).
+
+        Where either differs from what is there, both older files are kept under the next free number.
+        """
         text = yaml.safe_dump(dict(results), sort_keys=False, allow_unicode=True, width=1000)
-        if self.results.exists() and self.results.read_text(encoding="utf-8") != text:
-            numbers = (number for number in range(1, 10**6) if not self._numbered(number).exists())
-            atomic.write_bytes(self._numbered(next(numbers)), self.results.read_bytes())
-        atomic.write_text(self.results, text)
+        files = {self.certificates: _parquet(columns), self.results: text.encode()}
+        older = [path for path in files if path.exists()]
+        if any(_differs(path, files[path]) for path in older):
+            number = self._free_number()
+            for path in older:
+                atomic.write_bytes(_numbered(path, number), path.read_bytes())
+        for path, data in files.items():
+            atomic.write_bytes(path, data)
 
-    def write_certificates(self, columns: Mapping[str, Any]) -> None:
-        """Write one row for each test image as parquet; needs the extra `data` (pyarrow)."""
-        pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
-        buffer = io.BytesIO()
-        parquet.write_table(pyarrow.table(dict(columns)), buffer)
-        atomic.write_bytes(self.certificates, buffer.getvalue())
-
-    def _numbered(self, number: int) -> Path:
-        return self.path / f"results-{number}.yaml"
+    def _free_number(self) -> int:
+        paths = (self.results, self.certificates)
+        return next(n for n in itertools.count(1) if not any(_numbered(path, n).exists() for path in paths))
 
 
 def find_run(path: str | Path) -> RunFolder:
@@ -111,3 +121,18 @@ def evaluation_values(folder: RunFolder) -> dict[str, Any]:
     if isinstance(data, Mapping) and data.get("directory") is not None:
         found["data"] = {"directory": data["directory"]}
     return found
+
+
+def _differs(path: Path, data: bytes) -> bool:
+    return not path.exists() or path.read_bytes() != data
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_stem(f"{path.stem}-{number}")
+
+
+def _parquet(columns: Mapping[str, Any]) -> bytes:
+    pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table(dict(columns)), buffer)
+    return buffer.getvalue()

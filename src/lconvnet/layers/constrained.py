@@ -18,7 +18,8 @@ class ConstrainedLayer(nn.Module, ABC):
 
     The weight is evaluated anew in training. Where no gradient can be asked for (eval mode under ``no_grad``, or a
     kernel without trainable parameters) it is remembered, and dropped as soon as the version counter, the storage,
-    the dtype or the device of a parameter or buffer of the kernel changes: evaluation never lags training.
+    the dtype or the device of a parameter or buffer of the kernel changes, so evaluation does not lag training. Writing
+    through ``parameter.data`` leaves no trace that could be seen: write under ``torch.no_grad()`` instead.
     """
 
     def __init__(self, kernel: Kernel, bias_shape: int | None, bias_bound: float) -> None:
@@ -49,9 +50,9 @@ class ConstrainedLayer(nn.Module, ABC):
 
     def exact_weight(self) -> Tensor:
         """The weight evaluated in float64 and then rounded once to the dtype of the parameters."""
-        dtype = next(self.kernel.parameters()).dtype
+        like = next(self.kernel.parameters())
         with torch.no_grad():
-            return deepcopy(self.kernel).eval().double()().to(dtype)
+            return deepcopy(self.kernel).cpu().eval().double()().to(like.device, like.dtype)
 
     @abstractmethod
     def bake(self) -> nn.Module:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import accumulate
+from operator import mul
 
 from torch import nn
 
@@ -19,9 +21,10 @@ def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def padded_sides(sides: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """The sides rounded up to a multiple."""
-    return -(-sides[0] // multiple) * multiple, -(-sides[1] // multiple) * multiple
+def padded_sides(sides: tuple[int, int], multiple: int, smallest: int) -> tuple[int, int]:
+    """The sides rounded up to a multiple that is at least the smallest one every kernel fits into."""
+    height, width = (-(-max(side, smallest) // multiple) * multiple for side in sides)
+    return height, width
 
 
 def zero_padding(sides: tuple[int, int], padded: tuple[int, int]) -> OrderedDict[str, nn.Module]:
@@ -47,11 +50,10 @@ def conv_stack(
         The named layers and the number of features they end with.
     """
     require_positive(in_channels=in_channels)
-    total_stride = 1
-    for _, _, stride in layout:
-        total_stride *= stride
+    strides = [1, *accumulate((stride for _, _, stride in layout), mul)]
+    smallest = max(kernel_size * before for (_, kernel_size, _), before in zip(layout, strides, strict=False))
     sides = image_sides(image_size)
-    padded = padded_sides(sides, total_stride)
+    padded = padded_sides(sides, strides[-1], smallest)
     layers = zero_padding(sides, padded)
     height, width = padded
     for index, (channels, kernel_size, stride) in enumerate(layout, start=1):

@@ -52,7 +52,7 @@ def small_convnet(
 
     Args:
         in_channels: channels of the image.
-        image_size: side or (height, width); sides that are no multiple of 4 are extended by zeros.
+        image_size: side or (height, width); extended by zeros to a multiple of 4, and to 8 at least.
         classes: number of logits.
 
     >>> import torch
@@ -76,7 +76,7 @@ def large_convnet(
 
     Args:
         in_channels: channels of the image.
-        image_size: side or (height, width); sides that are no multiple of 4 are extended by zeros.
+        image_size: side or (height, width); extended by zeros to a multiple of 4, and to 8 at least.
         classes: number of logits.
 
     >>> import torch
@@ -100,7 +100,7 @@ def dcgan_critic(
 
     Args:
         in_channels: channels of the image.
-        image_size: side or (height, width), more than 16; sides that are no multiple of 16 are extended by zeros.
+        image_size: side or (height, width); extended by zeros to a multiple of 16, and to 32 at least.
         classes: number of outputs, 1 for a critic.
 
     >>> dcgan_critic(3, 32).linear1

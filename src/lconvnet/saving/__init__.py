@@ -1,6 +1,6 @@
 """Baked networks on disk: one safetensors file with weights, architecture and bound, and never any code."""
 
 from lconvnet.saving.architecture import architecture
-from lconvnet.saving.files import Description, describe, load, save
+from lconvnet.saving.files import Description, describe, encode, load, save
 
-__all__ = ["Description", "architecture", "describe", "load", "save"]
+__all__ = ["Description", "architecture", "describe", "encode", "load", "save"]

@@ -75,6 +75,19 @@ def save(
     a name for each output. Raises ValueError for a module that is none of the baked operations, and
     `atomic.WriteError` where the file cannot be written.
     """
+    data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes)
+    atomic.write_bytes(path, data)
+
+
+def encode(
+    network: nn.Module,
+    *,
+    bound: Bound | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    class_names: tuple[str, ...] | None = None,
+    notes: Mapping[str, str | int | float | None] | None = None,
+) -> bytes:
+    """Return the bytes that `save` writes, a function of the arguments alone."""
     bound = bound or lipschitz_bound(network, input_shape=input_shape)
     description = Description(
         architecture=architecture(network),
@@ -83,7 +96,7 @@ def save(
         class_names=class_names,
         notes=notes or {},
     )
-    atomic.write_safetensors(path, network.state_dict(), metadata=description.model_dump_json())
+    return atomic.encode_safetensors(network.state_dict(), metadata=description.model_dump_json())
 
 
 def load(path: str | Path) -> nn.Sequential:

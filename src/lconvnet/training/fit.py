@@ -24,12 +24,12 @@ from lconvnet.training.loop import train
 from lconvnet.training.record import Epoch, Record
 from lconvnet.training.reporting import curves, display
 from lconvnet.training.schedules import Exponential, Schedule
-from lconvnet.training.settings import describe, describe_images, describe_model, describe_optimizer, versions
+from lconvnet.training.settings import describe, describe_model, describe_optimizer, describe_splits, versions
 from lconvnet.training.state import Augment, Loss, Plan, Run, restore, save
 
 Precision = Literal["32-true", "bf16-mixed", "64-true"]
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 ADAM = partial(Adam, lr=1e-3)
 PAPER_SCHEDULE = Exponential(0.96235)
 
@@ -77,7 +77,8 @@ def fit(
             the earlier epoch). By default the radius of `loss`.
         project_every: steps between two projections of kernels that have one (SVCM); the last of an epoch always does.
         checkpoint_every: steps between two checkpoints within an epoch: what a kill can cost at most.
-        accelerator, precision: as in Lightning Fabric; `model` is moved and, for "64-true", converted in place.
+        accelerator, precision: as in Lightning Fabric, without MPS ("auto" is CUDA or the CPU); `model` is moved and,
+            for "64-true", converted in place.
         progress: a bar on standard error, where that is a terminal; otherwise one line an epoch in the log `lconvnet`.
         tensorboard: curves and histograms of singular values, where TensorBoard is installed.
         on_epoch: called with every finished `Epoch`.
@@ -152,11 +153,7 @@ def _facts(plan: Plan, splits: Splits, model: nn.Module) -> dict[str, Any]:
     """The settings that decide what a run computes; `checkpoint_every` is not among them, nor are paths."""
     data = {"name": splits.name, "note": splits.note}
     return {
-        "data": {
-            **data,
-            "train": describe_images(splits.train),
-            "validation": describe_images(splits.validation),
-        },
+        "data": {**data, **describe_splits(splits)},
         "model": describe_model(model),
         "loss": describe(plan.loss),
         "eps": list(plan.eps),
@@ -212,6 +209,10 @@ def _fabric(accelerator: str, precision: Precision) -> Fabric:
         raise ValueError(f"precision={precision!r}: unknown; choose one of {', '.join(get_args(Precision))}")
     if accelerator not in ACCELERATORS:
         raise ValueError(f"accelerator={accelerator!r}: unknown; choose one of {', '.join(ACCELERATORS)}")
+    if accelerator == "auto" and not torch.cuda.is_available():
+        accelerator = "cpu"  # where Fabric would take MPS, which has no float64 for bounds and certificates
+    if accelerator == "gpu" and not torch.cuda.is_available() and torch.backends.mps.is_available():
+        raise ValueError("accelerator='gpu': is MPS here, which has no float64 for bounds and certificates; use 'cpu'")
     try:
         return Fabric(accelerator=accelerator, devices=1, precision=precision, plugins=[LightningEnvironment()])
     except Exception as error:  # Fabric's own kinds, for a device that is not there

@@ -59,7 +59,7 @@ class RunFolder:
         if is_started(self.path):
             raise ValueError(
                 f"directory={str(self.path)!r}: holds a run already, which is never overwritten; "
-                "continue it with resume=True or choose another folder"
+                "continue it with resume=True (on the command line --resume) or choose another folder"
             )
 
     @contextlib.contextmanager

@@ -110,7 +110,8 @@ def _stop_if(interruption: Interruption, run: Run) -> None:
     if not interruption.requested:
         return
     done = f"{run.progress.epoch} epochs and {run.progress.step} steps"
-    way_out = f"continue {run.folder.path} with resume=True" if run.folder else "nothing is kept, directory was None"
+    resumable = "resume=True, on the command line --resume"
+    way_out = f"continue {run.folder.path} with {resumable}" if run.folder else "nothing is kept, directory was None"
     raise Interrupted(f"stopped by {interruption.requested} after {done}; {way_out}")
 
 

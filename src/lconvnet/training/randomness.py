@@ -34,8 +34,6 @@ def seed_global(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> torch.Tensor:

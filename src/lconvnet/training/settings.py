@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lconvnet.data import Images
+from lconvnet.data import Images, Splits
 
 
 def describe(value: Any) -> Any:
@@ -69,6 +69,11 @@ def describe_images(images: Images) -> dict[str, Any]:
     digest = hashlib.sha256(images.images.cpu().contiguous().numpy().data)
     digest.update(images.labels.cpu().contiguous().numpy().data)
     return {"images": len(images), "sha256": digest.hexdigest()}
+
+
+def describe_splits(splits: Splits) -> dict[str, Any]:
+    """Number and fingerprint of the images that a training sees: all but the test split."""
+    return {"train": describe_images(splits.train), "validation": describe_images(splits.validation)}
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -1,0 +1,33 @@
+"""What ties a bound to the network that it was computed for."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 of all that a network computes with: its modules as printed, and the name, dtype, shape and
+    bytes of each parameter and buffer.
+
+    The same for a copy, on any device and in any mode; another one after a change in place or of dtype.
+
+    >>> from lconvnet.layers import Scale
+    >>> fingerprint(Scale(2.0)) == fingerprint(Scale(2.0)), fingerprint(Scale(2.0)) == fingerprint(Scale(3.0))
+    (True, False)
+    """
+    digest = sha256(repr(network).encode())
+    for name, tensor in chain(
+        network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)
+    ):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The values as they lie in memory, of whatever dtype: numpy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
