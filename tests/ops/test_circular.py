@@ -64,8 +64,38 @@ def test_spectrum_against_a_dense_matrix(height, width, k, ci, co):
     assert torch.allclose(values, expected[: len(values)], atol=1e-10)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(2, 4), st.integers(2, 4), st.integers(0, 2), st.integers(0, 2))
-def test_gradient_of_padding(height, width, before, after):
-    x = torch.randn(1, 2, height, width, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda image: circular.pad(image, before, after), (x,))
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 2), st.integers(0, 2), st.booleans())
+def test_strided_convolution_its_adjoint_and_gradients(stride, taps, more_rows, more_columns, biased):
+    """The oracle is the stride-1 convolution of the unshuffled image, itself checked against the definition above."""
+    height, width = stride * (taps + more_rows), stride * (taps + more_columns)
+    x = torch.randn(2, 2, height, width, dtype=torch.float64, requires_grad=True)
+    K = torch.randn(3, 2, stride * taps, stride * taps, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, dtype=torch.float64, requires_grad=True) if biased else None
+    y = circular.conv2d(x, K, bias, stride)
+    linear = y if bias is None else y - bias[:, None, None]
+    unshuffled = torch.nn.functional.pixel_unshuffle(x, stride)
+    assert torch.allclose(linear, circular.conv2d(unshuffled, polyphase.to_unshuffled(K, stride)), atol=1e-12)
+    z = torch.randn_like(y)
+    assert torch.allclose((linear * z).sum(), (x * circular.conv2d_adjoint(z, K, stride)).sum(), atol=1e-10)
+    inputs = (x, K) if bias is None else (x, K, bias)
+    assert torch.autograd.gradcheck(lambda *leaves: circular.conv2d(*leaves, stride=stride), inputs, fast_mode=True)
+
+
+def test_gradients_that_nobody_wants_are_not_made():
+    x, K = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 2, 2)
+    circular.conv2d(x, K.requires_grad_()).sum().backward()
+    assert x.grad is None and K.grad is not None
+    circular.conv2d(x.requires_grad_(), K.detach()).sum().backward()
+    assert x.grad is not None
+
+
+def test_autocast_reaches_the_convolution():
+    x, K = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 2, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = circular.conv2d(x, K)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert K.grad is not None and K.grad.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert circular.conv2d(x.double(), K.double()).dtype == torch.float64

@@ -7,7 +7,7 @@ import torch
 
 from lconvnet.ops.bjorck import bjorck, bjorck_step, safe_scale
 from lconvnet.ops.orthogonalize import default_engine, polar, polar_linear, residual
-from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.polar import BLOCK, gram, polar_eigh
 from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
 
 ENGINES = [
@@ -60,6 +60,12 @@ def test_applying_the_factor_equals_forming_it(shape, dtype):
     # rounding of products with at most nine terms, of matrices with condition numbers of about two
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
     assert all(torch.allclose(a, b, atol=tolerance) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (BLOCK, 5), (BLOCK + 1, 7), (2, 2 * BLOCK + 40, 3)], ids=str)
+def test_gram_by_blocks(shape):
+    W = torch.randn(shape, dtype=torch.float64)
+    assert torch.allclose(gram(W), W @ W.mT, atol=1e-13)
 
 
 def apply_to_scalars(step, s):

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lconvnet.kernels.base import Kernel, Promise, require_positive
 from lconvnet.ops.block_conv import block_orthogonal_kernel
 from lconvnet.ops.orthogonalize import Engine, polar
-from lconvnet.ops.whitening import orthonormal_basis
 
 
 class BCOP(Kernel):
@@ -67,9 +66,8 @@ class BCOP(Kernel):
 
     def forward(self) -> Tensor:
         H = polar(self.H, self.engine)
-        R = orthonormal_basis(self.R)
         with torch.autocast(H.device.type, enabled=False):
-            X = block_orthogonal_kernel(H, R)
+            X = block_orthogonal_kernel(H, self.R.to(H.dtype))
         # X is (k, k, thin, wide) with the vertical tap second: the published kernel exchanges the two axes
         return X.permute(3, 2, 1, 0) if self.in_channels <= self.out_channels else X.permute(2, 3, 1, 0)
 

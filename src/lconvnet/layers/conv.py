@@ -98,18 +98,15 @@ class LipschitzConv2d(ConstrainedLayer):
     @property
     def padding(self) -> tuple[int, int]:
         """Pixels added before and after, along both axes."""
-        before, after = circular.padding(self.kernel_size // self.stride)
-        return self.stride * before, self.stride * after
+        return circular.padding(self.kernel_size, self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        return F.conv2d(self._padded(x), to_strided(self.weight, self.stride), self.bias, self.stride)
-
-    def _padded(self, x: Tensor) -> Tensor:
+        K = to_strided(self.weight, self.stride)
+        if self.padding_mode == "circular":
+            return circular.conv2d(x, K, self.bias, self.stride)
         before, after = self.padding
-        if self.padding_mode == "zeros":
-            return F.pad(x, (before, after, before, after))
-        return circular.pad(x, before, after)
+        return F.conv2d(F.pad(x, (before, after, before, after)), K, self.bias, self.stride)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:

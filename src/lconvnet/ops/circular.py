@@ -1,8 +1,10 @@
 """Convolution (cross-correlation) on the torus, and its exact adjoint.
 
-    y[o, p] = sum_{i, a} K[o, i, a] x[i, p + a - c],        c = floor(k / 2), indices modulo the image size,
+    y[o, p] = sum_{i, a} K[o, i, a] x[i, s p + a - b],        b = s floor(k / 2s), indices modulo the image size,
 
-that is, ``k // 2`` pixels are borrowed before and ``(k - 1) // 2`` after.
+for a stride s that divides k: ``s (k/s // 2)`` pixels are borrowed before and ``s ((k/s - 1) // 2)`` after. On the torus
+the adjoint is again a padded convolution, so the gradient of the image pads the (smaller) gradient of the output and
+never forms that of the padded image.
 """
 
 from __future__ import annotations
@@ -12,76 +14,107 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
-def padding(kernel_size: int) -> tuple[int, int]:
-    """Pixels borrowed before and after: ``(k // 2, k // 2 - (k even))``.
+def padding(kernel_size: int, stride: int = 1) -> tuple[int, int]:
+    """Pixels borrowed before and after.
 
-    >>> padding(3), padding(2)
-    ((1, 1), (1, 0))
+    >>> padding(3), padding(2), padding(4, stride=2)
+    ((1, 1), (1, 0), (2, 0))
     """
-    return kernel_size // 2, (kernel_size - 1) // 2
+    taps = kernel_size // stride
+    return stride * (taps // 2), stride * ((taps - 1) // 2)
 
 
-class _CircularPad(torch.autograd.Function):
-    """One copy of the image in each direction, and the borders by themselves."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, before: int, after: int) -> Tensor:
-        ctx.widths = before, after
-        height, width = x.shape[-2:]
-        y = x.new_empty(*x.shape[:-2], height + before + after, width + before + after)
-        rows = y.narrow(-2, before, height)
-        rows.narrow(-1, before, width).copy_(x)
-        rows.narrow(-1, 0, before).copy_(x.narrow(-1, width - before, before))
-        rows.narrow(-1, before + width, after).copy_(x.narrow(-1, 0, after))
-        y.narrow(-2, 0, before).copy_(rows.narrow(-2, height - before, before))
-        y.narrow(-2, before + height, after).copy_(rows.narrow(-2, 0, after))
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        before, after = ctx.widths
-        height = grad.shape[-2] - before - after
-        inner = _fold_columns(grad.narrow(-2, before, height), before, after)
-        if before:
-            top = _fold_columns(grad.narrow(-2, 0, before), before, after)
-            inner.narrow(-2, height - before, before).add_(top)
-        if after:
-            bottom = _fold_columns(grad.narrow(-2, before + height, after), before, after)
-            inner.narrow(-2, 0, after).add_(bottom)
-        return inner, None, None
-
-
-def _fold_columns(grad: Tensor, before: int, after: int) -> Tensor:
-    """Adjoint of the padding along the last axis, as a fresh tensor."""
-    width = grad.shape[-1] - before - after
-    inner = grad.narrow(-1, before, width).clone(memory_format=torch.contiguous_format)
-    inner.narrow(-1, width - before, before).add_(grad.narrow(-1, 0, before))
-    inner.narrow(-1, 0, after).add_(grad.narrow(-1, before + width, after))
-    return inner
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Channels last on a CPU, whose convolutions would otherwise copy into such a layout and back."""
+    return torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
 
 
 def pad(x: Tensor, before: int, after: int) -> Tensor:
-    """Continue an image (B, C, h, w) periodically by ``before`` and ``after`` pixels along both axes.
+    """Continue an image (B, C, h, w) periodically by ``before`` and ``after`` pixels along both axes, in one copy.
 
     >>> pad(torch.arange(4.0).reshape(1, 1, 2, 2), 1, 0)[0, 0].tolist()
     [[3.0, 2.0, 3.0], [1.0, 0.0, 1.0], [3.0, 2.0, 3.0]]
     """
-    return _CircularPad.apply(x, before, after) if before or after else x
+    layout = _memory_format(x)
+    if not before and not after:
+        return x.contiguous(memory_format=layout)
+    batch, channels, height, width = x.shape
+    shape = (batch, channels, height + before + after, width + before + after)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    rows = y.narrow(2, before, height)
+    rows.narrow(3, before, width).copy_(x)
+    rows.narrow(3, 0, before).copy_(x.narrow(3, width - before, before))
+    rows.narrow(3, before + width, after).copy_(x.narrow(3, 0, after))
+    y.narrow(2, 0, before).copy_(rows.narrow(2, height - before, before))
+    y.narrow(2, before + height, after).copy_(rows.narrow(2, 0, after))
+    return y
 
 
-def conv2d(x: Tensor, K: Tensor) -> Tensor:
-    """Circular convolution of ``x`` (B, ci, h, w) with ``K`` (co, ci, k, k): shape (B, co, h, w)."""
-    before, after = padding(K.shape[-1])
-    return F.conv2d(pad(x, before, after), K)
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, K: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        padded = pad(x, *padding(K.shape[-1], stride))
+        ctx.save_for_backward(padded, K)
+        ctx.stride = stride
+        return F.conv2d(padded, K, bias, stride)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        padded, K = ctx.saved_tensors
+        image, *parameters = ctx.needs_input_grad[:3]
+        dx = conv2d_adjoint(grad, K, ctx.stride) if image else None
+        dK, dbias = _parameter_gradients(grad, padded, K, ctx.stride, parameters)
+        return dx, dK, dbias, None
 
 
-def conv2d_adjoint(y: Tensor, K: Tensor) -> Tensor:
-    """Adjoint of :func:`conv2d`: ``<conv2d(x, K), y> = <x, conv2d_adjoint(y, K)>``.
+def _parameter_gradients(
+    grad: Tensor, padded: Tensor, K: Tensor, stride: int, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    if not any(wanted):
+        return None, None
+    grad = grad.contiguous(memory_format=_memory_format(grad))
+    strides, nothing, ones = [stride, stride], [0, 0], [1, 1]
+    _, dK, dbias = torch.ops.aten.convolution_backward(
+        grad, padded, K, [K.shape[0]], strides, nothing, ones, False, nothing, 1, [False, *wanted]
+    )
+    return dK, dbias
 
-    ``y`` is (B, co, h, w), the result (B, ci, h, w): a convolution with the transposed, flipped kernel, and the padding
-    exchanged.
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What autocast does to an argument of a convolution."""
+    return x if x.dtype == torch.float64 else x.to(dtype)
+
+
+def conv2d(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+    """Circular convolution; differentiable once.
+
+    Args:
+        x: ``(B, ci, h, w)``, sides at least k and multiples of the stride.
+        K: ``(co, ci, k, k)``, k a multiple of the stride.
+        bias: ``(co,)`` or None.
+        stride: s.
+
+    Returns:
+        ``(B, co, h / s, w / s)``, on a CPU with the channels last in memory.
+
+    >>> conv2d(torch.arange(4.0).reshape(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).flatten().tolist()
+    [6.0, 6.0, 6.0, 6.0]
     """
-    before, after = padding(K.shape[-1])
-    return F.conv2d(pad(y, after, before), K.transpose(0, 1).flip(2, 3))
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, K, bias = _cast(x, dtype), _cast(K, dtype), None if bias is None else _cast(bias, dtype)
+    return _Conv2d.apply(x, K, bias, stride)
+
+
+def conv2d_adjoint(y: Tensor, K: Tensor, stride: int = 1) -> Tensor:
+    """Adjoint of :func:`conv2d` without bias: ``<conv2d(x, K), y> = <x, conv2d_adjoint(y, K)>``.
+
+    ``y`` is (B, co, h / s, w / s), the result (B, ci, h, w): the transposed convolution of ``y`` with the padding
+    exchanged, without the k - s rows and columns at either end that a longer image would have had.
+    """
+    before, after = padding(K.shape[-1], stride)
+    return F.conv_transpose2d(pad(y, after // stride, before // stride), K, stride=stride, padding=K.shape[-1] - stride)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lconvnet.ops.polar import gram_inverse_root, polar_eigh
+from lconvnet.ops.polar import apply_gram_inverse_root, polar_eigh
 from lconvnet.ops.polar_express import polar_express
 
 Engine = Callable[[Tensor], Tensor]
@@ -61,9 +61,17 @@ def polar_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: Engin
         return F.linear(x, polar(W, engine), bias)
     with torch.autocast(W.device.type, enabled=False):
         W = W.to(torch.promote_types(W.dtype, torch.float32))
-        wide = W.shape[-2] <= W.shape[-1]
-        root = gram_inverse_root(W if wide else W.mT)
-    return F.linear(F.linear(x, W), root, bias) if wide else F.linear(F.linear(x, root), W, bias)
+    if W.shape[-2] > W.shape[-1]:
+        return F.linear(_whitened(x, W.mT), W, bias)
+    y = _whitened(F.linear(x, W), W)
+    return y if bias is None else y + bias
+
+
+def _whitened(z: Tensor, W: Tensor) -> Tensor:
+    """``z (W W^T)^{-1/2}`` in the dtype of W, whatever autocast says."""
+    with torch.autocast(W.device.type, enabled=False):
+        rows = z.reshape(-1, W.shape[-2]).to(W.dtype)
+        return apply_gram_inverse_root(rows, W).reshape(z.shape)
 
 
 def residual(W: Tensor) -> Tensor:

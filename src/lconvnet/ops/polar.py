@@ -9,7 +9,8 @@ Only S is decomposed, S = Q diag(h^2) Q^T, and only m x m matrices are needed to
     dl/dS = -Q [ (Q^T dl/dR Q)_{ij} / (h_i h_j (h_i + h_j)) ] Q^T,        dl/dW = (dl/dS + dl/dS^T) W,
 
 from ``H dR + dR H = -R dS R`` with H = S^{1/2}. Forming U costs five m^2 n products, forward and backward together;
-applying it as ``x U^T = (x W^T) R`` costs two.
+applying it to B vectors as ``x U^T = (x W^T) R`` costs two, and R is never formed: with z = x W^T and g = dl/d(z R),
+``Q^T dl/dR Q = (z Q)^T (g Q)`` needs products with B rows only.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from torch.autograd.function import once_differentiable
 
 from lconvnet.ops.bjorck import bjorck_step
 
+BLOCK = 128
+
 
 class _GramInverseRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
-        eigenvalues, Q = _eigh(W @ W.mT)
-        h = _clamped(eigenvalues).sqrt()
+        Q, h = _square_roots(gram(W))
         ctx.save_for_backward(W, Q, h)
         return (Q / h.unsqueeze(-2)) @ Q.mT
 
@@ -35,19 +37,59 @@ class _GramInverseRoot(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         W, Q, h = ctx.saved_tensors
-        rows, columns = h.unsqueeze(-1), h.unsqueeze(-2)
-        symmetric = Q.mT @ (grad + grad.mT) @ Q
-        return (Q @ (symmetric / (-rows * columns * (rows + columns))) @ Q.mT) @ W
+        return _through_gram(Q.mT @ grad @ Q, Q, h) @ W
 
 
-def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
+class _ApplyGramInverseRoot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, W: Tensor) -> Tensor:
+        Q, h = _square_roots(gram(W))
+        rotated = z @ Q
+        ctx.save_for_backward(W, Q, h, rotated)
+        return (rotated / h) @ Q.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        W, Q, h, rotated = ctx.saved_tensors
+        grad = grad @ Q
+        return (grad / h) @ Q.mT, _through_gram(rotated.mT @ grad, Q, h) @ W
+
+
+def _through_gram(grad: Tensor, Q: Tensor, h: Tensor) -> Tensor:
+    """``dl/dS + dl/dS^T`` from ``dl/dR`` in the basis Q."""
+    rows, columns = h.unsqueeze(-1), h.unsqueeze(-2)
+    return Q @ ((grad + grad.mT) / (-rows * columns * (rows + columns))) @ Q.mT
+
+
+def gram(W: Tensor) -> Tensor:
+    """``W W^T`` of shape ``(..., m, m)``, block row by block row so that no block is computed twice.
+
+    >>> gram(torch.tensor([[3.0, 4.0]]))
+    tensor([[25.]])
+    """
+    m = W.shape[-2]
+    if m <= BLOCK:
+        return W @ W.mT
+    S = W.new_empty(*W.shape[:-1], m)
+    for start in range(0, m, BLOCK):
+        size = min(BLOCK, m - start)
+        block = W.narrow(-2, start, size) @ W.narrow(-2, 0, start + size).mT
+        S.narrow(-2, start, size).narrow(-1, 0, start + size).copy_(block)
+        S.narrow(-2, 0, start).narrow(-1, start, size).copy_(block.narrow(-1, 0, start).mT)
+    return S
+
+
+def _square_roots(S: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors of S and the roots of its eigenvalues."""
     try:
-        return torch.linalg.eigh(S)
+        eigenvalues, Q = torch.linalg.eigh(S)
     except torch.linalg.LinAlgError as error:
         raise ValueError(
             f"W holds NaN or infinity, or its square overflows {S.dtype}: it has no polar factor; "
             "lower the learning rate, or load weights that are finite"
         ) from error
+    return Q, _clamped(eigenvalues).sqrt()
 
 
 def _clamped(eigenvalues: Tensor) -> Tensor:
@@ -63,6 +105,15 @@ def gram_inverse_root(W: Tensor) -> Tensor:
     0.20000000298023224
     """
     return _GramInverseRoot.apply(W)
+
+
+def apply_gram_inverse_root(z: Tensor, W: Tensor) -> Tensor:
+    """``z (W W^T)^{-1/2}`` for rows z ``(B, m)`` and one wide matrix W ``(m, n)`` of full rank; differentiable once.
+
+    >>> apply_gram_inverse_root(torch.tensor([[5.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([[1.0000]])
+    """
+    return _ApplyGramInverseRoot.apply(z, W)
 
 
 def polar_eigh(W: Tensor) -> Tensor:

@@ -9,25 +9,41 @@ from torch import Tensor
 
 
 class _MaxMin(torch.autograd.Function):
-    """One comparison mask serves the forward and the backward pass."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         a, b = x.chunk(2, dim)
-        mask = a >= b
-        ctx.save_for_backward(mask)
+        ctx.save_for_backward(a >= b)
         ctx.dim = dim
-        return _exchange(a, b, mask, dim)
+        y = torch.empty_like(x)
+        larger, smaller = y.chunk(2, dim)
+        torch.maximum(a, b, out=larger)
+        torch.minimum(a, b, out=smaller)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (mask,) = ctx.saved_tensors
-        first, second = grad.chunk(2, ctx.dim)
-        return _exchange(first, second, mask, ctx.dim), None
+        (keep,) = ctx.saved_tensors
+        return _Exchange.apply(grad, keep, ctx.dim), None
 
 
-def _exchange(a: Tensor, b: Tensor, keep: Tensor, dim: int) -> Tensor:
-    return torch.cat([torch.where(keep, a, b), torch.where(keep, b, a)], dim)
+class _Exchange(torch.autograd.Function):
+    """Exchange the two halves wherever ``keep`` is false: a symmetric permutation, hence its own derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, dim: int) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.dim = dim
+        # with weights 0 and 1 an interpolation is an exact choice, several times faster than torch.where on a CPU
+        weight = keep.to(x.dtype)
+        y = torch.empty_like(x)
+        for half, one, other in zip(y.chunk(2, dim), x.chunk(2, dim), reversed(x.chunk(2, dim)), strict=True):
+            torch.lerp(other, one, weight, out=half)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (keep,) = ctx.saved_tensors
+        return _Exchange.apply(grad, keep, ctx.dim), None, None
 
 
 def max_min(x: Tensor, dim: int = 1) -> Tensor:
