@@ -8,7 +8,7 @@ import torch
 
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM
 from lconvnet.ops import circular, spectrum
-from lconvnet.ops.orthogonalize import polar
+from lconvnet.ops.orthogonalize import orthogonalize
 from lconvnet.ops.sorting import group_sort, max_min
 
 CASES = {
@@ -31,7 +31,7 @@ def with_reference_parameters(case, reference):
     out_channels, in_channels, kernel_size, _ = reference(f"{case}/kernel").shape
     kernel = CASES[case](in_channels, out_channels, kernel_size, input_size=(8, 8), dtype=torch.float64)
     if isinstance(kernel, BCOP):
-        factors = polar(reference(f"{case}/param/param_matrices"))
+        factors = orthogonalize(reference(f"{case}/param/param_matrices"))
         H = factors[0, :in_channels, :out_channels]
         kernel.H.copy_(H if in_channels <= out_channels else H.T)
         kernel.R.copy_(factors[1:, :, : kernel.R.shape[-1]])
@@ -69,7 +69,7 @@ def test_convolution(case, reference):
 def test_dense(reference):
     W = reference("bjorck_linear/weight").requires_grad_()
     x = reference("bjorck_linear/x").requires_grad_()
-    U = polar(W)
+    U = orthogonalize(W)
     y = x @ U.T + reference("bjorck_linear/bias")
     y.backward(reference("bjorck_linear/grad_y"))
     for ours, name in [(U, "ortho"), (y, "y"), (x.grad, "grad_x"), (W.grad, "grad_weight")]:

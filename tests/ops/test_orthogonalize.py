@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from lconvnet.ops.bjorck import bjorck, bjorck_step, safe_scale
-from lconvnet.ops.orthogonalize import default_engine, polar, polar_linear, residual
-from lconvnet.ops.polar import BLOCK, gram, polar_eigh
+from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize, residual
+from lconvnet.ops.polar import apply_gram_inverse_root, polar_eigh
 from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
+from lconvnet.ops.products import BLOCK, gram
+from lconvnet.ops.whitening import apply_cholesky, cholesky
 
 ENGINES = [
     polar_eigh,
@@ -46,13 +48,35 @@ def test_engines_agree_on_the_gradient(shape):
     assert all(torch.allclose(gradients[0], other, atol=1e-7) for other in gradients[1:])
 
 
+@pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (2, 4, 6)], ids=str)
+def test_cholesky_orthonormalises_in_the_order_of_the_rows(shape):
+    W = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    wide = W.detach() if shape[-2] <= shape[-1] else W.detach().mT
+    Q, R = torch.linalg.qr(wide.mT)
+    expected = (Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).mT
+    U = cholesky(W)
+    assert torch.allclose(U, expected if shape[-2] <= shape[-1] else expected.mT, atol=1e-10)
+    assert residual(U.detach()).max() < 1e-13
+    assert torch.autograd.gradcheck(cholesky, (W,), atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("apply", [apply_cholesky, apply_gram_inverse_root])
+def test_gradients_of_applying_a_factor(apply, transposed):
+    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    W = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z, W: apply(z, W, transposed), (z, W), atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", [None, cholesky])
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_applying_the_factor_equals_forming_it(shape, dtype):
+def test_applying_the_factor_equals_forming_it(shape, dtype, engine):
     W = torch.nn.init.orthogonal_(torch.empty(shape, dtype=dtype)) + 0.1 * torch.randn(shape, dtype=dtype)
     x, G = torch.randn(7, shape[1], dtype=dtype), torch.randn(7, shape[0], dtype=dtype)
     results = []
-    for apply in (polar_linear, lambda x, W: x @ polar(W).T):
+    forming = lambda x, W: x @ orthogonalize(W, engine).T  # noqa: E731
+    for apply in (partial(orthogonal_linear, engine=engine), forming):
         leaves = x.clone().requires_grad_(), W.clone().requires_grad_()
         y = apply(*leaves)
         y.backward(G)
@@ -126,13 +150,14 @@ def test_polar_express_never_ends_above_one(lower):
 def test_float32_residual(shape):
     W = torch.nn.init.orthogonal_(torch.empty(shape)) + 0.02 * torch.randn(shape)
     # row sums of products with `n` float32 terms each: tens of rounding errors per entry at the very most
-    assert 0 < residual(polar(W)) < 64 * shape[0] * torch.finfo(torch.float32).eps
-    assert residual(polar(W.double())) < 1e-12
+    assert 0 < residual(orthogonalize(W)) < 64 * shape[0] * torch.finfo(torch.float32).eps
+    assert residual(orthogonalize(W.double())) < 1e-12
     assert residual(W) > 1e-2
 
 
 def test_residual_bounds_the_singular_values():
-    W = polar(torch.randn(6, 9, dtype=torch.float64)) * torch.linspace(0.9, 1.1, 6, dtype=torch.float64)[:, None]
+    U = orthogonalize(torch.randn(6, 9, dtype=torch.float64))
+    W = U * torch.linspace(0.9, 1.1, 6, dtype=torch.float64)[:, None]
     deviation = (torch.linalg.svdvals(W) ** 2 - 1).abs().max()
     assert deviation <= residual(W) <= 6 * deviation
     assert residual(W.T) == pytest.approx(float(residual(W)))
@@ -142,15 +167,15 @@ def test_residual_bounds_the_singular_values():
 def test_float64_is_orthogonal_to_round_off(condition):
     U, _, Vh = torch.linalg.svd(torch.randn(32, 48, dtype=torch.float64), full_matrices=False)
     W = (U * torch.logspace(0, -torch.tensor(condition).log10().item(), 32, dtype=torch.float64)) @ Vh
-    assert residual(polar(W)) < 1e-12
+    assert residual(orthogonalize(W)) < 1e-12
 
 
 @pytest.mark.parametrize("rank", [0, 1, 5])
 def test_rank_deficient_matrices_give_contractions(rank):
     W = torch.randn(8, rank, dtype=torch.float64) @ torch.randn(rank, 9, dtype=torch.float64)
-    assert torch.linalg.matrix_norm(polar(W), 2) <= 1 + 1e-12
-    assert polar(W.float()).isfinite().all()
-    assert residual(polar(1e-12 * torch.eye(3))) < 1e-6  # tiny but not deficient
+    assert torch.linalg.matrix_norm(orthogonalize(W), 2) <= 1 + 1e-12
+    assert orthogonalize(W.float()).isfinite().all()
+    assert residual(orthogonalize(1e-12 * torch.eye(3))) < 1e-6  # tiny but not deficient
 
 
 def test_engine_follows_device_and_dtype():
@@ -163,9 +188,9 @@ def test_engine_follows_device_and_dtype():
 def test_half_precision_is_promoted_and_autocast_is_off(dtype):
     W = torch.randn(16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = polar(W)
-    assert torch.equal(inside, polar(W))
-    assert polar(W.to(dtype)).dtype == torch.float32
+        inside = orthogonalize(W)
+    assert torch.equal(inside, orthogonalize(W))
+    assert orthogonalize(W.to(dtype)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -186,4 +211,4 @@ def test_options_are_checked(call, message):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_matrices_without_a_polar_factor_are_refused(value):
     with pytest.raises(ValueError, match="no polar factor"):
-        polar(torch.full((3, 4), value))
+        orthogonalize(torch.full((3, 4), value))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lconvnet.ops.whitening import whiten
+from lconvnet.ops.whitening import _factor_or_nan, whiten
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (9, 4), (3, 8, 2), (4, 1)], ids=str)
@@ -36,3 +36,11 @@ def test_float32_never_expands():
 def test_what_spans_no_basis_is_refused(R):
     with pytest.raises(ValueError, match="span no basis"):
         whiten(R)
+
+
+def test_the_factorisation_that_never_waits():
+    """What runs on an accelerator, where a check would stall it: the same factor, or NaN."""
+    S = torch.stack([2 * torch.eye(3), -torch.eye(3), torch.full((3, 3), float("nan"))])
+    L = _factor_or_nan(S)
+    assert torch.equal(L[0], torch.linalg.cholesky(S[0]))
+    assert L[1:].isnan().all()

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 ConvName = Literal["bcop", "bcop-fixed", "rko", "ossn", "svcm", "rkl2ne", "unconstrained"]
-LinearName = Literal["orthogonal", "spectral-norm", "unconstrained"]
+LinearName = Literal["orthogonal", "cholesky", "spectral-norm", "unconstrained"]
 ActivationName = Literal["maxmin", "groupsort", "fullsort", "abs", "relu"]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -50,7 +50,7 @@ class Data(Section):
 class Network(Section):
     """What every architecture shares: the dense layers and the activation."""
 
-    linear: LinearName = "orthogonal"
+    linear: LinearName = "cholesky"
     activation: ActivationName = "maxmin"
     group_size: Annotated[int, Field(ge=2)] | None = None
 

@@ -24,6 +24,7 @@ CONVS: Mapping[str, Callable[..., nn.Module]] = {
 }
 LINEARS: Mapping[str, Callable[..., nn.Module]] = {
     "orthogonal": layers.OrthogonalLinear,
+    "cholesky": layers.CholeskyLinear,
     "spectral-norm": layers.SpectralNormLinear,
     "unconstrained": baselines.unconstrained_linear,
 }

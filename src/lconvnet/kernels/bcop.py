@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lconvnet.kernels.base import Kernel, Promise, require_positive
 from lconvnet.ops.block_conv import block_orthogonal_kernel
-from lconvnet.ops.orthogonalize import Engine, polar
+from lconvnet.ops.orthogonalize import Engine, orthogonalize
 
 
 class BCOP(Kernel):
@@ -65,7 +65,7 @@ class BCOP(Kernel):
                 nn.init.orthogonal_(R)
 
     def forward(self) -> Tensor:
-        H = polar(self.H, self.engine)
+        H = orthogonalize(self.H, self.engine)
         with torch.autocast(H.device.type, enabled=False):
             X = block_orthogonal_kernel(H, self.R.to(H.dtype))
         # X is (k, k, thin, wide) with the vertical tap second: the published kernel exchanges the two axes

@@ -2,7 +2,8 @@
 
     W = polar(V),       V in R^{out x in},
 
-orthonormal rows if out <= in, orthonormal columns otherwise. With the Björck engine this is Björck orthonormalisation.
+orthonormal rows if out <= in, orthonormal columns otherwise. With the Björck engine this is Björck orthonormalisation;
+the Cholesky engine makes the Cholesky dense layer (Hu et al. 2023): as orthogonal, cheaper, another function of V.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.kernels.base import DenseKernel, Promise, require_positive
-from lconvnet.ops.orthogonalize import Engine, polar, polar_linear
+from lconvnet.ops.orthogonalize import Engine, orthogonal_linear, orthogonalize
 
 
 class Orthogonal(DenseKernel):
@@ -46,7 +47,7 @@ class Orthogonal(DenseKernel):
         nn.init.orthogonal_(self.V)
 
     def forward(self) -> Tensor:
-        return polar(self.V, self.engine)
+        return orthogonalize(self.V, self.engine)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return polar_linear(x, self.V, bias, self.engine)
+        return orthogonal_linear(x, self.V, bias, self.engine)

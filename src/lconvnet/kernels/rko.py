@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.kernels.base import Kernel, Promise, require_positive
-from lconvnet.ops.orthogonalize import Engine, polar
+from lconvnet.ops.orthogonalize import Engine, orthogonalize
 
 
 class RKO(Kernel):
@@ -51,4 +51,4 @@ class RKO(Kernel):
 
     def forward(self) -> Tensor:
         k = self.kernel_size
-        return polar(self.W, self.engine).unflatten(1, (self.in_channels, k, k)) / k
+        return orthogonalize(self.W, self.engine).unflatten(1, (self.in_channels, k, k)) / k

@@ -11,12 +11,13 @@ from lconvnet.layers.conv import (
     RKOConv2d,
     SVCMConv2d,
 )
-from lconvnet.layers.linear import LipschitzLinear, OrthogonalLinear, SpectralNormLinear
+from lconvnet.layers.linear import CholeskyLinear, LipschitzLinear, OrthogonalLinear, SpectralNormLinear
 from lconvnet.layers.resampling import InvertibleDownsampling, InvertibleUpsampling, Scale
 
 __all__ = [
     "Abs",
     "BCOPConv2d",
+    "CholeskyLinear",
     "ConstrainedLayer",
     "FixedBCOPConv2d",
     "FullSort",

@@ -19,7 +19,8 @@ class ConstrainedLayer(nn.Module, ABC):
     The weight is evaluated anew in training. Where no gradient can be asked for (eval mode under ``no_grad``, or a
     kernel without trainable parameters) it is remembered, and dropped as soon as the version counter, the storage,
     the dtype or the device of a parameter or buffer of the kernel changes, so evaluation does not lag training. Writing
-    through ``parameter.data`` leaves no trace that could be seen: write under ``torch.no_grad()`` instead.
+    through ``parameter.data`` leaves no trace that could be seen: write under ``torch.no_grad()`` instead. A compiled
+    model evaluates at every call, since a graph cannot ask whether a parameter has changed: bake it for inference.
     """
 
     def __init__(self, kernel: Kernel, bias_shape: int | None, bias_bound: float) -> None:
@@ -35,6 +36,8 @@ class ConstrainedLayer(nn.Module, ABC):
     @property
     def weight_may_learn(self) -> bool:
         """Whether the weight must be evaluated anew: a gradient can be asked for, or the kernel keeps statistics."""
+        if torch.compiler.is_compiling():
+            return True
         trainable = any(p.requires_grad for p in self.kernel.parameters())
         return trainable and (self.training or torch.is_grad_enabled())
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lconvnet.kernels import DenseKernel, Orthogonal, SpectralNorm
 from lconvnet.layers.constrained import ConstrainedLayer
+from lconvnet.ops.whitening import cholesky
 
 
 class LipschitzLinear(ConstrainedLayer):
@@ -63,4 +64,5 @@ class LipschitzLinear(ConstrainedLayer):
 
 
 OrthogonalLinear = partial(LipschitzLinear, kernel=Orthogonal)
+CholeskyLinear = partial(LipschitzLinear, kernel=partial(Orthogonal, engine=cholesky))
 SpectralNormLinear = partial(LipschitzLinear, kernel=SpectralNorm)

@@ -1,7 +1,7 @@
 """Block convolution with the elementary factors of orthogonal convolutions (Xiao et al. 2018; Li et al. 2019).
 
 Matrix-valued kernels compose by ``(A [] B)[i] = sum_p A[p] B[i - p]``. The elementary orthogonal factor along one
-axis is ``P + (I - P) z`` with a symmetric projector P onto a column span; a 2 x 2 factor is one along each axis, and its
+axis is ``P + (I - P) z`` with a symmetric projector P onto a column span; a 2 x 2 factor is one along each axis, its
 four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). With R = Y L^T, Y^T Y = I, a loss changes through P = Y Y^T by
 
     dl/dR = (I - P) (dl/dP + dl/dP^T) Y L^{-1}.

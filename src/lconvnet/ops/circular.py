@@ -2,9 +2,9 @@
 
     y[o, p] = sum_{i, a} K[o, i, a] x[i, s p + a - b],        b = s floor(k / 2s), indices modulo the image size,
 
-for a stride s that divides k: ``s (k/s // 2)`` pixels are borrowed before and ``s ((k/s - 1) // 2)`` after. On the torus
-the adjoint is again a padded convolution, so the gradient of the image pads the (smaller) gradient of the output and
-never forms that of the padded image.
+for a stride s that divides k: ``s (k/s // 2)`` pixels are borrowed before and ``s ((k/s - 1) // 2)`` after. On the
+torus the adjoint is again a padded convolution, so the gradient of the image pads the (smaller) gradient of the output
+and never forms that of the padded image.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Orthogonalisation as an engine: which algorithm makes a matrix orthogonal, and how well it did.
 
-An engine is a function from a matrix to (nearly) its polar factor. ``polar`` picks one by device and dtype, runs it
-with autocast disabled in at least float32, and ``residual`` says how far the result is from orthogonal.
+An engine is a function from a matrix to a semi-orthogonal one with the same row space (column space, if tall): its
+polar factor for all but ``cholesky``. ``orthogonalize`` picks one by device and dtype, runs it with autocast disabled
+in at least float32, and ``residual`` says how far the result is from orthogonal.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from torch import Tensor
 
 from lconvnet.ops.polar import apply_gram_inverse_root, polar_eigh
 from lconvnet.ops.polar_express import polar_express
+from lconvnet.ops.whitening import apply_cholesky, cholesky
 
 Engine = Callable[[Tensor], Tensor]
+Applier = Callable[[Tensor, Tensor, bool], Tensor]
+
+# engines U = A W whose factor A = A(W W^T) can be applied to rows, as z A^T or z A, without forming U
+APPLIERS: dict[Engine, Applier] = {polar_eigh: apply_gram_inverse_root, cholesky: apply_cholesky}
 
 
 def default_engine(W: Tensor) -> Engine:
@@ -25,53 +31,55 @@ def default_engine(W: Tensor) -> Engine:
     return polar_express
 
 
-def polar(W: Tensor, engine: Engine | None = None) -> Tensor:
-    """The nearest semi-orthogonal matrix, computed in at least float32 whatever autocast says.
+def _at_least_float32(W: Tensor) -> Tensor:
+    return W.to(torch.promote_types(W.dtype, torch.float32))
+
+
+def orthogonalize(W: Tensor, engine: Engine | None = None) -> Tensor:
+    """A semi-orthogonal matrix, computed in at least float32 whatever autocast says.
 
     Args:
         W: matrices ``(..., m, n)``; half precision is promoted to float32.
-        engine: the algorithm; by default the one that suits the device and the dtype of ``W``.
+        engine: the algorithm; by default the polar factor, by the one that suits the device and the dtype of ``W``.
 
-    >>> polar(2 * torch.eye(3, dtype=torch.bfloat16)).dtype
+    >>> orthogonalize(2 * torch.eye(3, dtype=torch.bfloat16)).dtype
     torch.float32
     """
     with torch.autocast(W.device.type, enabled=False):
-        W = W.to(torch.promote_types(W.dtype, torch.float32))
-        return (engine or default_engine(W))(W)
+        return (engine or default_engine(W))(_at_least_float32(W))
 
 
-def polar_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: Engine | None = None) -> Tensor:
-    """``x U^T + b`` with U the polar factor of W, without forming U where its inverse Gram root is at hand.
+def orthogonal_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: Engine | None = None) -> Tensor:
+    """``x U^T + b`` with U the orthogonalised W, without forming U where the engine allows it.
 
-        x U^T = (x W^T) (W W^T)^{-1/2}   for a wide W,        x U^T = (x (W^T W)^{-1/2}) W^T   for a tall one.
+        x U^T = (x W^T) A^T   for a wide W with U = A W,        x U^T = (x A) W^T   for a tall one with U^T = A W^T.
 
     Args:
         x: ``(..., n)``.
         W: one matrix ``(m, n)``; half precision is promoted to float32.
         bias: ``(m,)`` or None.
-        engine: as in :func:`polar`.
+        engine: as in :func:`orthogonalize`.
 
     Returns:
-        ``(..., m)``, equal to ``F.linear(x, polar(W, engine), bias)`` up to round-off.
+        ``(..., m)``, equal to ``F.linear(x, orthogonalize(W, engine), bias)`` up to round-off.
 
-    >>> polar_linear(torch.tensor([[1.0, 2.0]]), 3 * torch.eye(2))
+    >>> orthogonal_linear(torch.tensor([[1.0, 2.0]]), 3 * torch.eye(2))
     tensor([[1., 2.]])
     """
-    if (engine or default_engine(W)) is not polar_eigh or W.dtype == torch.float64:
-        return F.linear(x, polar(W, engine), bias)
-    with torch.autocast(W.device.type, enabled=False):
-        W = W.to(torch.promote_types(W.dtype, torch.float32))
-    if W.shape[-2] > W.shape[-1]:
-        return F.linear(_whitened(x, W.mT), W, bias)
-    y = _whitened(F.linear(x, W), W)
+    engine = engine or default_engine(W)
+    if engine not in APPLIERS or W.dtype == torch.float64:
+        return F.linear(x, orthogonalize(W, engine), bias)
+    W, apply = _at_least_float32(W), APPLIERS[engine]
+    if W.shape[0] > W.shape[1]:
+        return F.linear(_rows(apply, x, W.mT, transposed=True), W, bias)
+    y = _rows(apply, F.linear(x, W), W, transposed=False)
     return y if bias is None else y + bias
 
 
-def _whitened(z: Tensor, W: Tensor) -> Tensor:
-    """``z (W W^T)^{-1/2}`` in the dtype of W, whatever autocast says."""
+def _rows(apply: Applier, z: Tensor, W: Tensor, transposed: bool) -> Tensor:
+    """Apply a factor to the last axis, in the dtype of W, whatever autocast says."""
     with torch.autocast(W.device.type, enabled=False):
-        rows = z.reshape(-1, W.shape[-2]).to(W.dtype)
-        return apply_gram_inverse_root(rows, W).reshape(z.shape)
+        return apply(z.reshape(-1, W.shape[0]).to(W.dtype), W, transposed).reshape(z.shape)
 
 
 def residual(W: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lconvnet.ops.bjorck import bjorck_step
-
-BLOCK = 128
+from lconvnet.ops.products import gram
 
 
 class _GramInverseRoot(torch.autograd.Function):
@@ -62,24 +61,6 @@ def _through_gram(grad: Tensor, Q: Tensor, h: Tensor) -> Tensor:
     return Q @ ((grad + grad.mT) / (-rows * columns * (rows + columns))) @ Q.mT
 
 
-def gram(W: Tensor) -> Tensor:
-    """``W W^T`` of shape ``(..., m, m)``, block row by block row so that no block is computed twice.
-
-    >>> gram(torch.tensor([[3.0, 4.0]]))
-    tensor([[25.]])
-    """
-    m = W.shape[-2]
-    if m <= BLOCK:
-        return W @ W.mT
-    S = W.new_empty(*W.shape[:-1], m)
-    for start in range(0, m, BLOCK):
-        size = min(BLOCK, m - start)
-        block = W.narrow(-2, start, size) @ W.narrow(-2, 0, start + size).mT
-        S.narrow(-2, start, size).narrow(-1, 0, start + size).copy_(block)
-        S.narrow(-2, 0, start).narrow(-1, start, size).copy_(block.narrow(-1, 0, start).mT)
-    return S
-
-
 def _square_roots(S: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors of S and the roots of its eigenvalues."""
     try:
@@ -107,11 +88,13 @@ def gram_inverse_root(W: Tensor) -> Tensor:
     return _GramInverseRoot.apply(W)
 
 
-def apply_gram_inverse_root(z: Tensor, W: Tensor) -> Tensor:
+def apply_gram_inverse_root(z: Tensor, W: Tensor, transposed: bool = False) -> Tensor:
     """``z (W W^T)^{-1/2}`` for rows z ``(B, m)`` and one wide matrix W ``(m, n)`` of full rank; differentiable once.
 
-    >>> apply_gram_inverse_root(torch.tensor([[5.0]]), torch.tensor([[3.0, 4.0]]))
-    tensor([[1.0000]])
+    The root is symmetric, so ``transposed`` makes no difference.
+
+    >>> round(apply_gram_inverse_root(torch.tensor([[5.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
+    1.0
     """
     return _ApplyGramInverseRoot.apply(z, W)
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WELL_CONDITIONED = 1e-8
+"""From this ratio of its extreme eigenvalues on, a Gram matrix gives the singular values without loss that matters."""
+
 
 def wrap_kernel(K: Tensor, size: tuple[int, int]) -> Tensor:
     """Place a kernel ``(co, ci, k, k)`` on the h x w torus, adding up the taps that fall on the same pixel."""
@@ -33,6 +36,20 @@ def transfer_matrices(K: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.fft.rfft2(wrap_kernel(K, size)).permute(2, 3, 0, 1)
 
 
+def _singular_values(A: Tensor) -> Tensor:
+    """Singular values of ``(N, m, n)`` matrices, unordered: roots of the eigenvalues of the smaller Gram matrix.
+
+    Several times faster than a decomposition of A. An eigenvalue is off by ``n eps`` of the largest at most, hence its
+    root by ``n eps cond(A) / 2``; where the condition number exceeds 1e4, A itself is decomposed.
+    """
+    S = A @ A.mH if A.shape[-2] <= A.shape[-1] else A.mH @ A
+    eigenvalues = torch.linalg.eigvalsh(S)
+    values = eigenvalues.clamp_min(0).sqrt()
+    doubtful = ~(eigenvalues[:, 0] >= WELL_CONDITIONED * eigenvalues[:, -1])
+    values[doubtful] = torch.linalg.svdvals(A[doubtful])
+    return values
+
+
 def circular_singular_values(K: Tensor, size: tuple[int, int]) -> Tensor:
     """All singular values of the circular convolution on an h x w image, descending.
 
@@ -41,11 +58,13 @@ def circular_singular_values(K: Tensor, size: tuple[int, int]) -> Tensor:
         size: image size (h, w).
 
     Returns:
-        Float64 tensor of ``h w min(co, ci)`` values. Exact up to float64 round-off: not rounded outward.
+        Float64 tensor of ``h w min(co, ci)`` values, off by at most ``1e4 n eps / 2`` of the largest, n = min(co, ci),
+        and by round-off typically: not rounded outward.
 
     >>> circular_singular_values(torch.ones(1, 1, 2, 2) / 4, (2, 2)).tolist()
     [1.0, 0.0, 0.0, 0.0]
     """
-    values = torch.linalg.svdvals(transfer_matrices(K.double(), size))
+    matrices = transfer_matrices(K.double(), size)
+    values = _singular_values(matrices.flatten(0, 1)).unflatten(0, matrices.shape[:2])
     mirrored = values[:, 1 : (size[1] + 1) // 2]
     return torch.cat([values.flatten(), mirrored.flatten()]).sort(descending=True).values

@@ -1,25 +1,49 @@
-"""Orthonormal basis of a column span by Cholesky whitening.
+"""Orthonormal basis of a span by Cholesky whitening.
 
     R = Y L^T,       R^T R = L L^T,       Y^T Y = I.
 
-A projector Y Y^T depends on the span alone, so this serves where the polar factor's extra work would be lost.
+A projector Y Y^T depends on the span alone, so the polar factor's extra work would be lost on it. As an engine, with
+the rows of a wide X in place of the columns of R, ``U = L^{-1} X``, and with C = dl/dU U^T
+
+    dl/dX = L^{-T} (dl/dU - S U),       S = tril(C) + tril(C, -1)^T.
+
+Applied to B vectors as ``x U^T = (x X^T) L^{-T}``, it costs two products with X, one of them of a symmetric result,
+and never forms U.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.linalg import solve_triangular
+
+from lconvnet.ops.products import gram
+
+
+def _factor(S: Tensor) -> Tensor:
+    """Cholesky factor; where asking whether it exists would stall an accelerator, NaN if it does not."""
+    if S.device.type != "cpu":
+        return _factor_or_nan(S)
+    try:
+        return torch.linalg.cholesky(S)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            "a matrix holds NaN or infinity, or its columns are linearly dependent: they span no basis; "
+            "lower the learning rate, or load weights of full rank"
+        ) from error
+
+
+def _factor_or_nan(S: Tensor) -> Tensor:
+    L, info = torch.linalg.cholesky_ex(S)
+    return L.masked_fill((info != 0)[..., None, None], torch.nan)
 
 
 def _step(R: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        L = torch.linalg.cholesky(R.mT @ R)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            "R holds NaN or infinity, or its columns are linearly dependent: they span no basis; "
-            "lower the learning rate, or load weights of full rank"
-        ) from error
-    return torch.linalg.solve_triangular(L.mT, R, upper=True, left=False), L
+    L = _factor(gram(R.mT))
+    return solve_triangular(L.mT, R, upper=True, left=False), L
 
 
 def whiten(R: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,3 +70,87 @@ def whiten(R: Tensor) -> tuple[Tensor, Tensor]:
         return Y, L
     Y, correction = _step(Y)
     return Y, L @ correction
+
+
+class _Cholesky(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, X: Tensor) -> Tensor:
+        Y, L = whiten(X.mT)
+        U = Y.mT
+        ctx.save_for_backward(U, L)
+        return U
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        U, L = ctx.saved_tensors
+        return solve_triangular(L.mT, grad - _from_lower(grad @ U.mT) @ U, upper=True)
+
+
+class _ApplyCholesky(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, X: Tensor, transposed: bool) -> Tensor:
+        L = _factor(gram(X))
+        y = _solve(z, L, transposed)
+        ctx.transposed = transposed
+        ctx.save_for_backward(z if transposed else y, X, L)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        saved, X, L = ctx.saved_tensors
+        dz = _solve(grad, L, not ctx.transposed)
+        C = saved.mT @ dz if ctx.transposed else grad.mT @ saved
+        half = solve_triangular(L.mT, _from_lower(C), upper=True)
+        return dz, -solve_triangular(L, half, upper=False, left=False) @ X, None
+
+
+def _solve(z: Tensor, L: Tensor, transposed: bool) -> Tensor:
+    """``z L^{-1}`` if transposed, else ``z L^{-T}``."""
+    return solve_triangular(L if transposed else L.mT, z, upper=not transposed, left=False)
+
+
+def _from_lower(C: Tensor) -> Tensor:
+    """The symmetric matrix with the lower triangle of C."""
+    return C.tril() + C.tril(-1).mT
+
+
+def cholesky(W: Tensor) -> Tensor:
+    """Whiten the rows of a wide matrix, or the columns of a tall one: Gram-Schmidt in one factorisation.
+
+        U = L^{-1} W,      W W^T = L L^T.
+
+    Not the polar factor: it depends on the order of the rows, and is a parametrisation of its own (the Cholesky dense
+    layer of LiResNet, Hu et al. 2023, without their ridge), several times cheaper.
+
+    Args:
+        W: matrices ``(..., m, n)`` of full rank, float32 or float64.
+
+    Returns:
+        The same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, up to ``eps cond(W)^2`` in float32 and to round-off
+        in float64. Differentiable once.
+
+    Raises:
+        ValueError: if W is rank-deficient to working precision, or not finite.
+
+    >>> cholesky(torch.tensor([[2.0, 0.0, 0.0], [1.0, 3.0, 0.0]]))
+    tensor([[1., 0., 0.],
+            [0., 1., 0.]])
+    """
+    if W.shape[-2] > W.shape[-1]:
+        return cholesky(W.mT).mT
+    return _Cholesky.apply(W)
+
+
+def apply_cholesky(z: Tensor, X: Tensor, transposed: bool = False) -> Tensor:
+    """``z L^{-T}``, or ``z L^{-1}`` if transposed, with ``X X^T = L L^T``; differentiable once.
+
+    Args:
+        z: rows ``(B, m)``.
+        X: one wide matrix ``(m, n)`` of full rank, float32.
+
+    >>> round(apply_cholesky(torch.tensor([[5.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
+    1.0
+    """
+    return _ApplyCholesky.apply(z, X, transposed)

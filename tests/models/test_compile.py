@@ -1,0 +1,51 @@
+"""One graph from image to logits: ``torch.compile(fullgraph=True)`` in training and in eval mode."""
+
+import pytest
+import torch
+
+from lconvnet import layers, models
+
+SIDE = 16
+CONVS = {
+    "bcop": layers.BCOPConv2d,
+    "bcop-fixed": layers.FixedBCOPConv2d,
+    "rko": layers.RKOConv2d,
+    "rkl2ne": layers.RKL2NEConv2d,
+    "ossn": layers.OSSNConv2d,
+    "svcm": layers.SVCMConv2d,
+}
+NETWORKS = {
+    "mlp": lambda: models.mlp(3 * SIDE**2, 4, (32, 32)),
+    "large": lambda: models.large_convnet(3, SIDE, 4),
+    "cholesky": lambda: models.mlp(3 * SIDE**2, 4, (32, 32), linear=layers.CholeskyLinear),
+    "spectral-norm": lambda: models.mlp(3 * SIDE**2, 4, (32, 32), linear=layers.SpectralNormLinear),
+    "dcgan": lambda: models.dcgan_critic(3, 32, conv=layers.RKOConv2d),
+} | {name: lambda conv=conv: models.small_convnet(3, SIDE, 4, conv=conv) for name, conv in CONVS.items()}
+
+
+def gradients(model, run, x):
+    model.zero_grad()
+    run(x).square().sum().backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler's own code
+def test_one_graph_with_the_same_result(name, backend):
+    torch._dynamo.reset()
+    model = NETWORKS[name]()
+    x = torch.rand(2, 3, 32 if name == "dcgan" else SIDE, 32 if name == "dcgan" else SIDE)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    state = {key: value.clone() for key, value in model.state_dict().items()}  # power iteration moves in training
+    ours = gradients(model, compiled, x)
+    model.load_state_dict(state)
+    # the compiler may reorder float32 sums of some hundred terms
+    theirs = gradients(model, model, x)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+    model.eval()
+    with torch.no_grad():
+        assert torch.allclose(compiled(x), model(x), atol=1e-5)
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+        assert torch.allclose(compiled(x), model(x), atol=1e-5)  # no weight of the past
