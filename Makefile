@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all lint format bench
@@ -38,5 +39,9 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## time a training step against the same network without constraint
-	$(BIN)/python benchmarks/training_step.py
+bench: $(PEERS)  ## time against unconstrained networks and other libraries (about ten minutes on two cores)
+	$(BIN)/python -m benchmarks
+
+$(PEERS): benchmarks/requirements.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/requirements.txt
+	@touch $@

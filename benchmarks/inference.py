@@ -1,0 +1,54 @@
+"""Rows about evaluation: baked and cached networks, and certification."""
+
+import torch
+
+from benchmarks.images import mnist_images
+from benchmarks.networks import LARGE, OURS, PLAIN, SMALL
+from benchmarks.report import Measured
+from benchmarks.timing import Effort, compare
+from lconvnet import bake, certify, lipschitz_bound
+
+BATCH = 128
+CERTIFY_BATCH = 512
+CERTIFIED = 10_000
+
+
+def baked_inference(effort: Effort) -> Measured:
+    """The baked Large network against plain layers of the same shapes and paddings with random weights."""
+    baked = bake(LARGE.network(OURS))
+    plain = LARGE.network(PLAIN).eval().requires_grad_(False)
+    images, _ = LARGE.batch(BATCH)
+    with torch.inference_mode():
+        ours, other = compare([lambda: baked(images), lambda: plain(images)], effort)
+    return Measured(ours, other, "s per batch", f"batch {BATCH}, inference mode, beside a plain nn.Sequential")
+
+
+def cached_eval(effort: Effort) -> Measured:
+    """The un-baked Large network, whose first batch has already paid for the weights, against the baked one."""
+    model = LARGE.network(OURS).eval()
+    baked = bake(model)
+    images, _ = LARGE.batch(BATCH)
+    with torch.no_grad():
+        model(images)
+        ours, other = compare([lambda: model(images), lambda: baked(images)], effort)
+    return Measured(ours, other, "s per batch", f"batch {BATCH}, no_grad, beside the baked network")
+
+
+def certify_over_forward(effort: Effort) -> Measured:
+    """Baking, bounding and certifying against the forward pass of the baked network, which runs in float32."""
+    model = SMALL.network(OURS)
+    baked = bake(model)
+    images, note = mnist_images(CERTIFIED)
+
+    def certified() -> None:
+        network = bake(model)
+        bound = lipschitz_bound(network, input_shape=tuple(images.shape[1:]))
+        certify(network, images, bound=bound, batch_size=CERTIFY_BATCH)
+
+    def forward() -> None:
+        with torch.no_grad():
+            for chunk in images.split(CERTIFY_BATCH):
+                baked(chunk)
+
+    ours, other = compare([certified, forward], effort)
+    return Measured(ours, other, "s", f"{len(images):,} {note}, beside the baked network's forward pass")

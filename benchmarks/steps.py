@@ -1,0 +1,32 @@
+"""One training step as a function without arguments."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.losses import OffsetCrossEntropy
+
+LOSS = OffsetCrossEntropy(eps=1.58)
+
+
+def training_step(network: nn.Module, loss: Callable[[], Tensor], lr: float = 1e-3) -> Callable[[], None]:
+    """Gradients to zero, loss (which runs the network forward), backward, Adam."""
+    optimizer = torch.optim.Adam(network.parameters(), lr)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def classification_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """The same on one batch that stays."""
+    return training_step(network, lambda: LOSS(network(images), labels))
+
+
+def is_finite(network: nn.Module) -> bool:
+    """Whether no step has diverged: Adam keeps a NaN, and an iteration on NaN may end early and look fast."""
+    return all(bool(parameter.isfinite().all()) for parameter in network.parameters())
