@@ -31,7 +31,7 @@ def _factor(S: Tensor) -> Tensor:
         return torch.linalg.cholesky(S)
     except torch.linalg.LinAlgError as error:
         raise ValueError(
-            "a matrix holds NaN or infinity, or its columns are linearly dependent: they span no basis; "
+            "a matrix holds NaN or infinity, or its columns (rows, if wide) are dependent: they span no basis; "
             "lower the learning rate, or load weights of full rank"
         ) from error
 
