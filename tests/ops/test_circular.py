@@ -1,5 +1,6 @@
 """Circular convolution, its adjoint and polyphase rearrangement over many shapes."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +63,16 @@ def test_spectrum_against_a_dense_matrix(height, width, k, ci, co):
     values = spectrum.circular_singular_values(K, (height, width))
     assert len(values) == height * width * min(ci, co)
     assert torch.allclose(values, expected[: len(values)], atol=1e-10)
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-9, 0.0])
+def test_spectrum_of_ill_conditioned_kernels(smallest):
+    """A 1x1 kernel has its matrix at every frequency; roots of Gram eigenvalues alone would lose the last values."""
+    U, _, Vh = torch.linalg.svd(torch.randn(5, 5, dtype=torch.float64))
+    s = torch.tensor([1.0, 1.0, 1.0, 0.5, smallest], dtype=torch.float64)
+    K = ((U * s) @ Vh)[:, :, None, None]
+    expected = s.repeat(6).sort(descending=True).values
+    assert torch.allclose(spectrum.circular_singular_values(K, (2, 3)), expected, atol=1e-14)
 
 
 @settings(max_examples=30, deadline=None)

@@ -20,7 +20,10 @@ def test_the_projector_is_that_of_the_span(shape):
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
 def test_float64_is_orthonormal_to_round_off(condition):
     U, _, Vh = torch.linalg.svd(torch.randn(24, 12, dtype=torch.float64), full_matrices=False)
-    basis, _ = whiten((U * torch.logspace(0, -torch.tensor(condition).log10().item(), 12).double()) @ Vh)
+    R = (U * torch.logspace(0, -torch.tensor(condition).log10().item(), 12).double()) @ Vh
+    basis, L = whiten(R)
+    # a solve with L amplifies rounding by the condition number; by its square, were L that of the first step alone
+    assert torch.allclose(torch.linalg.solve_triangular(L.mT, R, upper=True, left=False), basis, atol=1e-14 * condition)
     assert torch.allclose(basis.mT @ basis, torch.eye(12, dtype=torch.float64), atol=1e-13)
 
 
