@@ -201,6 +201,13 @@ def test_another_config_is_never_overwritten(tmp_path):
     assert folder.config.read_text() == dump(parse(VALUES))
 
 
+def test_data_that_is_missing_leaves_the_folder_free_for_another_try(tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        train(tmp_path / "run", "data.name=nowhere")
+    assert not (tmp_path / "run").exists()
+    train(tmp_path / "run", "training.epochs=1")
+
+
 def test_resuming_a_finished_run_changes_nothing_and_other_settings_are_refused(run, tmp_path):
     record, model = (run.path / "record.json").read_bytes(), run.model.read_bytes()
     execute.train(parse(VALUES), run, resume=True, progress=False)

@@ -66,15 +66,16 @@ def train(
     """
     if not resume:
         folder.refuse_if_used()
-    if source is None or source.resolve() != folder.config.resolve():
-        folder.keep_config(experiment)
-    elif other := list(differences(_stated(load(source)), _stated(experiment))):
+    own = source if source and source.resolve() == folder.config.resolve() else None
+    if own and (other := list(differences(_stated(load(own)), _stated(experiment)))):
         raise ValueError(
-            f"{source} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
+            f"{own} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
             "own: lconvnet train CFG --out FOLDER --set ..., or change the file"
         )
     splits = build.load_images(experiment.data, seed=experiment.seed)
     model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
+    if not own:
+        folder.keep_config(experiment)
     training = experiment.training
     record = fit(
         model,
