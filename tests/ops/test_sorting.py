@@ -26,6 +26,13 @@ def test_max_min_on_ties_and_nan():
     assert max_min(torch.tensor([[float("nan"), 1.0]])).isnan().any()
 
 
+def test_max_min_jacobian_in_one_batch():
+    x = torch.randn(2, 4, dtype=torch.float64)
+    one_by_one = torch.autograd.functional.jacobian(max_min, x)
+    assert torch.equal(torch.autograd.functional.jacobian(max_min, x, vectorize=True), one_by_one)
+    assert torch.autograd.gradgradcheck(lambda x: max_min(x) ** 2, (x.requires_grad_(),))
+
+
 @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 12])
 def test_group_sort_sorts_every_group(group_size):
     x = torch.randn(2, 12, 3)

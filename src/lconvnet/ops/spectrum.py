@@ -42,12 +42,13 @@ def _singular_values(A: Tensor) -> Tensor:
     Several times faster than a decomposition of A. An eigenvalue is off by ``n eps`` of the largest at most, hence its
     root by ``n eps cond(A) / 2``; where the condition number exceeds 1e4, A itself is decomposed.
     """
+    scale = A.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    A = A / scale
     S = A @ A.mH if A.shape[-2] <= A.shape[-1] else A.mH @ A
     eigenvalues = torch.linalg.eigvalsh(S)
-    values = eigenvalues.clamp_min(0).sqrt()
-    doubtful = ~(eigenvalues[:, 0] >= WELL_CONDITIONED * eigenvalues[:, -1])
-    values[doubtful] = torch.linalg.svdvals(A[doubtful])
-    return values
+    doubtful = ~(eigenvalues[:, 0] > WELL_CONDITIONED * eigenvalues[:, -1])
+    values = eigenvalues.masked_fill(doubtful[:, None], 1).sqrt()
+    return scale[..., 0] * values.index_put((doubtful,), torch.linalg.svdvals(A[doubtful]))
 
 
 def circular_singular_values(K: Tensor, size: tuple[int, int]) -> Tensor:
