@@ -3,7 +3,7 @@
 `make bench` does all of it, in about ten minutes on two cores.
 
     python -m benchmarks --only large_step small_step            # some rows; nothing is written without --out
-    python -m benchmarks --steps 1 --warm-up 1 --out /tmp/b.json # does it run?
+    python -m benchmarks --steps 1 --warm-up 1 --out trial.json  # does it run?
 
 Nothing is measured where a peer is missing.
 """

@@ -16,6 +16,7 @@ from lconvnet import models
 from lconvnet.kernels import BCOP, Orthogonal
 from lconvnet.layers import BCOPConv2d, LipschitzConv2d, LipschitzLinear
 from lconvnet.models import baselines
+from lconvnet.ops import circular
 from lconvnet.ops.bjorck import bjorck
 
 CLASSES = 10
@@ -61,8 +62,7 @@ def circular_conv(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, input_size: object = None
 ) -> nn.Module:
     """What baking leaves of a circular convolution, with random weights."""
-    before = stride * (kernel_size // stride // 2)
-    after = kernel_size - stride - before
+    before, after = circular.padding(kernel_size, stride)
     if before == after:
         return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=before, padding_mode="circular")
     pad = nn.CircularPad2d((before, after, before, after))

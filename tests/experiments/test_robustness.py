@@ -36,12 +36,13 @@ def attacked_by(moved, subject, certificates, monkeypatch):
     return robustness.attacked_row(subject, certificates, Fgsm(name="fgsm"), 1.5, 1, seed=0)
 
 
-def test_a_flip_of_float32_alone_contradicts_nothing_and_fools_nobody(subject, monkeypatch):
+def test_a_flip_of_float32_alone_contradicts_nothing_fools_nobody_and_is_said(subject, monkeypatch, caplog):
     certificates = robustness.certify_all(subject)
     assert certificates.radius.item() == pytest.approx(1)  # 2^-24 over a row distance of 2^-24
     row = attacked_by(0.5, subject, certificates, monkeypatch)
     assert row == {"fgsm-ub": 1.0, "fgsm-ub-dist": 0.0, "fgsm-ub-success-rate": 0.0}
     assert not subject.evidence.exists()
+    assert "fgsm changes the answer to 1 certified images inside their radius in float32" in caplog.text
 
 
 def test_float64_decides_where_it_agrees_with_the_attack(subject, monkeypatch):

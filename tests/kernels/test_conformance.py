@@ -165,6 +165,17 @@ def test_weight_is_remembered_only_where_no_gradient_can_be_asked_for(monkeypatc
     assert len(calls) == 4
 
 
+@pytest.mark.parametrize("build_layer", [partial(build, FixedBCOP), lambda: build(BCOP).requires_grad_(False)])
+def test_a_weight_remembered_in_inference_mode_serves_a_gradient_later(build_layer):
+    layer = build_layer().eval()
+    x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    with torch.inference_mode():
+        first = layer(x).clone()
+    y = layer(x.requires_grad_())
+    y.sum().backward()
+    assert torch.equal(y, first) and x.grad is not None
+
+
 SOUND = [(kernel, mode) for kernel in METHODS for mode in sorted(kernel.sound_padding)]
 
 

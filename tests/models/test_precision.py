@@ -7,7 +7,8 @@ import torch
 
 from lconvnet import layers, models
 from lconvnet.losses import OffsetCrossEntropy
-from lconvnet.ops.orthogonalize import residual
+from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize, residual
+from lconvnet.ops.whitening import cholesky
 
 
 def train(dtype, context, linear):
@@ -39,6 +40,20 @@ def test_bf16_autocast_keeps_the_weights_orthogonal(linear):
     assert mixed[-1] < mixed[0] and abs(mixed[-1] - plain[-1]) < 0.05 * plain[0]
     # residuals of float32; one in bf16 would be 1e-2
     assert exact < 1e-4 and residual_mixed < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48)], ids=str)
+@pytest.mark.parametrize("engine", [None, cholesky])
+def test_autocast_rounds_the_orthogonal_weight_and_not_the_raw_one(engine, shape):
+    U, _, Vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    W = (U * torch.logspace(0, -2.5, 48)) @ Vh
+    x = torch.randn(32, shape[1])
+    exact = x.double() @ orthogonalize(W.double(), engine).mT
+    with torch.autocast("cpu", torch.bfloat16):
+        y = orthogonal_linear(x, W, engine=engine)
+    assert y.dtype == torch.bfloat16
+    # two bf16 roundings of 2^-9 each, averaged over the terms; with the raw weight they grow with its condition, 300
+    assert (y.double() - exact).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize("linear", [layers.OrthogonalLinear, layers.CholeskyLinear])

@@ -60,12 +60,13 @@ def test_cholesky_orthonormalises_in_the_order_of_the_rows(shape):
     assert torch.autograd.gradcheck(cholesky, (W,), atol=1e-6)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("apply", [apply_cholesky, apply_gram_inverse_root])
-def test_gradients_of_applying_a_factor(apply, transposed):
+@pytest.mark.parametrize(
+    "apply", [apply_cholesky, partial(apply_cholesky, transposed=True), apply_gram_inverse_root], ids=str
+)
+def test_gradients_of_applying_a_factor(apply):
     z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     W = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z, W: apply(z, W, transposed), (z, W), atol=1e-6)
+    assert torch.autograd.gradcheck(apply, (z, W), atol=1e-6)
 
 
 @pytest.mark.parametrize("engine", [None, cholesky])

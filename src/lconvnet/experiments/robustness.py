@@ -13,6 +13,7 @@ its certified radius stops the evaluation, after the evidence has been written.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from lconvnet.certify import Certificates, certified_accuracy, certify
 from lconvnet.data import Images, batch
 from lconvnet.experiments import names
 from lconvnet.experiments.config import Evaluation, Fgsm, Pgd
+
+logger = logging.getLogger("lconvnet")
 
 Report = Callable[[str], None]
 
@@ -154,6 +157,13 @@ def check(
         return result.success
     broken = inside & fooled_in_float64(subject.network, result.adversarial, labels)
     if not broken.any():
+        logger.warning(
+            "%s changes the answer to %d certified images inside their radius in float32, by rounding alone: level "
+            "%r is about exact arithmetic, so these count as no success",
+            name,
+            int(inside.sum()),
+            certificates.level,
+        )
         return result.success & ~inside
     place = int(broken.nonzero()[0])
     index = chosen.start + place

@@ -48,7 +48,11 @@ class ConstrainedLayer(nn.Module, ABC):
             return self.kernel()
         state = _state(self.kernel)
         if self._remembered is None or self._remembered[0] != state:
-            self._remembered = state, self.kernel().detach()
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # a tensor of inference mode could serve no gradient later
+                self._remembered = state, self.kernel()
         return self._remembered[1]
 
     def exact_weight(self) -> Tensor:

@@ -74,7 +74,7 @@ def block_orthogonal_kernel(H: Tensor, R: Tensor) -> Tensor:
         Kernel ``(k, k, m, n)`` whose polyphase matrix has orthonormal rows at every frequency.
 
     Raises:
-        ValueError: if columns of R are dependent to working precision, or not finite.
+        ValueError: if columns of R are dependent to working precision, or not finite (on an accelerator, NaN instead).
 
     >>> block_orthogonal_kernel(torch.eye(2), torch.eye(2)[:, :1].expand(4, 2, 1)).shape
     torch.Size([3, 3, 2, 2])

@@ -8,6 +8,7 @@ in at least float32, and ``residual`` says how far the result is from orthogonal
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,13 @@ from lconvnet.ops.polar_express import polar_express
 from lconvnet.ops.whitening import apply_cholesky, cholesky
 
 Engine = Callable[[Tensor], Tensor]
-Applier = Callable[[Tensor, Tensor, bool], Tensor]
+Applier = Callable[[Tensor, Tensor], Tensor]
 
-# engines U = A W whose factor A = A(W W^T) can be applied to rows, as z A^T or z A, without forming U
-APPLIERS: dict[Engine, Applier] = {polar_eigh: apply_gram_inverse_root, cholesky: apply_cholesky}
+# engines U = A W whose factor A = A(W W^T) can be applied to rows without forming U: as z A^T, and as z A
+APPLIERS: dict[Engine, tuple[Applier, Applier]] = {
+    polar_eigh: (apply_gram_inverse_root, apply_gram_inverse_root),
+    cholesky: (apply_cholesky, partial(apply_cholesky, transposed=True)),
+}
 
 
 def default_engine(W: Tensor) -> Engine:
@@ -29,10 +33,6 @@ def default_engine(W: Tensor) -> Engine:
     if W.device.type == "cpu" or W.dtype == torch.float64:
         return polar_eigh
     return polar_express
-
-
-def _at_least_float32(W: Tensor) -> Tensor:
-    return W.to(torch.promote_types(W.dtype, torch.float32))
 
 
 def orthogonalize(W: Tensor, engine: Engine | None = None) -> Tensor:
@@ -46,7 +46,8 @@ def orthogonalize(W: Tensor, engine: Engine | None = None) -> Tensor:
     torch.float32
     """
     with torch.autocast(W.device.type, enabled=False):
-        return (engine or default_engine(W))(_at_least_float32(W))
+        W = W.to(torch.promote_types(W.dtype, torch.float32))
+        return (engine or default_engine(W))(W)
 
 
 def orthogonal_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: Engine | None = None) -> Tensor:
@@ -54,32 +55,35 @@ def orthogonal_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: 
 
         x U^T = (x W^T) A^T   for a wide W with U = A W,        x U^T = (x A) W^T   for a tall one with U^T = A W^T.
 
+    U is formed in float64, which is to be exact, and under autocast, where products with the raw W would be rounded
+    before A amplifies them.
+
     Args:
-        x: ``(..., n)``.
-        W: one matrix ``(m, n)``; half precision is promoted to float32.
+        x: ``(..., n)``, of the dtype of W but for autocast.
+        W: one matrix ``(m, n)``, float32 or float64.
         bias: ``(m,)`` or None.
         engine: as in :func:`orthogonalize`.
 
     Returns:
-        ``(..., m)``, equal to ``F.linear(x, orthogonalize(W, engine), bias)`` up to round-off.
+        ``(..., m)``, equal to ``F.linear(x, orthogonalize(W, engine), bias)`` up to round-off times the square of the
+        condition number of W.
 
     >>> orthogonal_linear(torch.tensor([[1.0, 2.0]]), 3 * torch.eye(2))
     tensor([[1., 2.]])
     """
     engine = engine or default_engine(W)
-    if engine not in APPLIERS or W.dtype == torch.float64:
+    if engine not in APPLIERS or W.dtype == torch.float64 or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, orthogonalize(W, engine), bias)
-    W, apply = _at_least_float32(W), APPLIERS[engine]
+    plain, transposed = APPLIERS[engine]
     if W.shape[0] > W.shape[1]:
-        return F.linear(_rows(apply, x, W.mT, transposed=True), W, bias)
-    y = _rows(apply, F.linear(x, W), W, transposed=False)
+        return F.linear(_rows(transposed, x, W.mT), W, bias)
+    y = _rows(plain, F.linear(x, W), W)
     return y if bias is None else y + bias
 
 
-def _rows(apply: Applier, z: Tensor, W: Tensor, transposed: bool) -> Tensor:
-    """Apply a factor to the last axis, in the dtype of W, whatever autocast says."""
-    with torch.autocast(W.device.type, enabled=False):
-        return apply(z.reshape(-1, W.shape[0]).to(W.dtype), W, transposed).reshape(z.shape)
+def _rows(apply: Applier, z: Tensor, W: Tensor) -> Tensor:
+    """Apply a factor to the last axis."""
+    return apply(z.reshape(-1, W.shape[0]), W).reshape(z.shape)
 
 
 def residual(W: Tensor) -> Tensor:

@@ -88,10 +88,8 @@ def gram_inverse_root(W: Tensor) -> Tensor:
     return _GramInverseRoot.apply(W)
 
 
-def apply_gram_inverse_root(z: Tensor, W: Tensor, transposed: bool = False) -> Tensor:
+def apply_gram_inverse_root(z: Tensor, W: Tensor) -> Tensor:
     """``z (W W^T)^{-1/2}`` for rows z ``(B, m)`` and one wide matrix W ``(m, n)`` of full rank; differentiable once.
-
-    The root is symmetric, so ``transposed`` makes no difference.
 
     >>> round(apply_gram_inverse_root(torch.tensor([[5.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
     1.0

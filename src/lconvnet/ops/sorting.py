@@ -22,7 +22,7 @@ class _MaxMin(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (keep,) = ctx.saved_tensors
         a, b = grad.chunk(2, ctx.dim)
-        # with weights 0 and 1 the interpolation of finite values is an exact choice, and faster than torch.where
+        # with weights 0 and 1 the interpolation is an exact choice where a - b is finite, and faster than torch.where
         weight = keep.to(grad.dtype)
         return torch.cat([torch.lerp(b, a, weight), torch.lerp(a, b, weight)], ctx.dim), None
 

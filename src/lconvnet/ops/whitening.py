@@ -57,7 +57,7 @@ def whiten(R: Tensor) -> tuple[Tensor, Tensor]:
         orthonormal to round-off up to condition numbers of about 1e7 (CholeskyQR2, Yamamoto et al. 2015).
 
     Raises:
-        ValueError: if the columns are dependent to working precision, or not finite.
+        ValueError: if the columns are dependent to working precision, or not finite (on an accelerator, NaN instead).
 
     >>> Y, L = whiten(torch.tensor([[3.0], [4.0]]))
     >>> Y.squeeze(1), L.item()
@@ -132,7 +132,8 @@ def cholesky(W: Tensor) -> Tensor:
         in float64. Differentiable once.
 
     Raises:
-        ValueError: if W is rank-deficient to working precision, or not finite.
+        ValueError: if W is rank-deficient to working precision (in float32, of a condition number above about 3000), or
+            not finite. On an accelerator, NaN instead.
 
     >>> cholesky(torch.tensor([[2.0, 0.0, 0.0], [1.0, 3.0, 0.0]]))
     tensor([[1., 0., 0.],
@@ -148,7 +149,7 @@ def apply_cholesky(z: Tensor, X: Tensor, transposed: bool = False) -> Tensor:
 
     Args:
         z: rows ``(B, m)``.
-        X: one wide matrix ``(m, n)`` of full rank, float32.
+        X: one wide matrix ``(m, n)`` of full rank.
 
     >>> round(apply_cholesky(torch.tensor([[5.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
     1.0
