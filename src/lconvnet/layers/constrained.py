@@ -48,10 +48,8 @@ class ConstrainedLayer(nn.Module, ABC):
             return self.kernel()
         state = _state(self.kernel)
         if self._remembered is None or self._remembered[0] != state:
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):  # a tensor of inference mode could serve no gradient later
+            # a tensor made in inference mode could serve no gradient later
+            with torch.inference_mode(False), torch.no_grad():
                 self._remembered = state, self.kernel()
         return self._remembered[1]
 
