@@ -88,7 +88,7 @@ def test_train_prints_a_sentence_or_one_line_of_json(command, tmp_path):
 def test_quiet_prints_the_result_only(command, tmp_path):
     code, out, err = command("train", write(tmp_path / "cfg.yaml"), "--quiet")
     assert (code, err) == (0, "")
-    assert re.search(r"best on validation: epoch 1 of 1, clean .* certified at 0.3 .* Lipschitz bound 1\.0", out)
+    assert re.search(r"kept epoch 1 of 1 \(clean .* certified@0.3 .*\); Lipschitz bound 1\.0", out)
 
 
 def test_evaluate(command, run):

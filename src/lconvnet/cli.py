@@ -31,6 +31,7 @@ from lconvnet.experiments.robustness import ContradictionError
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.ops.rounding import rounded_up
 from lconvnet.training import Interrupted
+from lconvnet.training.reporting import validated
 
 PACKAGE = Path(__file__).parent
 RESUMABLE = "interrupted; the same command with --resume continues"
@@ -121,10 +122,8 @@ def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, 
     trained = execute.train(experiment, folder, source=cfg, resume=resume, progress=not quiet)
     best = trained.record.best
     certified = {str(eps): value for eps, value in best.certified.items()}
-    shown = ", ".join(f"certified at {eps} {value:.2%}" for eps, value in certified.items())
     Console(stderr=as_json, soft_wrap=True, highlight=False).print(
-        f"best on validation: epoch {best.epoch} of {len(trained.record.epochs)}, clean {best.clean:.2%}, "
-        f"{shown}; "
+        f"kept epoch {best.epoch} of {len(trained.record.epochs)} ({validated(best)}); "
         f"Lipschitz bound {rounded_up(trained.bound.upper, 9)} ({trained.bound.level}); saved {trained.path}"
     )
     if as_json:

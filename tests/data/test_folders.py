@@ -170,7 +170,7 @@ def test_refuses_layouts(tmp_path, write_folder):
     with pytest.raises(ValueError, match=r"label 'dogs' of .*test/dogs/000.png is out of range.*did you mean 'dog'"):
         load(tmp_path / "other")
     write_folder(tmp_path / "tiny", count=1)
-    with pytest.raises(ValueError, match="validation=1 of 1 images must leave one on either side"):
+    with pytest.raises(ValueError, match="validation=1 of 1 images must be in 0..0"):
         load(tmp_path / "tiny")
     write_folder(tmp_path / "few", count=2)
     with pytest.raises(ValueError, match="has no training image left: hold out fewer"):

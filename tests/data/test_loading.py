@@ -23,6 +23,11 @@ def test_real_sets(data_dir, name, shape, note):
     assert torch.bincount(splits.validation.labels).tolist() == pytest.approx([10] * 10, abs=2)  # 1/10, +-1 a class
 
 
+def test_no_validation_images_on_request():
+    splits = load("digits", validation=0)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (4000, 0, 1000)
+
+
 def test_mnist_pixels_and_labels_are_those_of_an_independent_decoder(data_dir):
     import io
 
@@ -139,7 +144,7 @@ def test_hub_files_are_read_like_local_ones(monkeypatch, data_dir, tmp_path):
         ({"channels": 2}, r"channels must be 1 \(grey\) or 3 \(colour\), got 2"),
         ({"limit": 0}, "limit must be a number of images of at least 1, got 0"),
         ({"validation": 0.0}, "validation=0.0 must be a fraction"),
-        ({"test": 5000}, "test=5000 of 5000 images must leave one"),
+        ({"test": 5000}, "test=5000 of 5000 images must be in 1..4999"),
     ],
 )
 def test_refuses_options(options, message):

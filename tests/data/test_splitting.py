@@ -59,7 +59,7 @@ def test_sizes():
     ("value", "message"),
     [
         (0, "validation=0 of 80 images"),
-        (80, "validation=80 of 80 images must leave one on either side"),
+        (80, "validation=80 of 80 images must be in 1..79"),
         (-3, "validation=-3 of 80"),
         (1.0, "validation=1.0 must be a fraction between 0 and 1"),
         (float("nan"), "validation=nan must be a fraction"),

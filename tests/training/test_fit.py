@@ -347,10 +347,16 @@ def test_models_that_do_not_fit_are_refused_before_training(train: Train, tmp_pa
     assert not is_started(tmp_path)
 
 
+def test_without_validation_images_the_last_epoch_is_kept(train: Train, digits: Splits, tmp_path: Path) -> None:
+    empty = dataclasses.replace(digits, validation=digits.train.subset([]))
+    record = train(data=empty, epochs=2, directory=tmp_path)
+    assert record.best_epoch == 2
+    assert [(epoch.clean, epoch.certified) for epoch in record.epochs] == [(None, {})] * 2
+    assert load_record(tmp_path) == record
+
+
 def test_empty_splits_are_refused(train: Train, digits: Splits) -> None:
     empty = digits.train.subset([])
-    with pytest.raises(ValueError, match=r"data 'digits.*' has no validation images"):
-        train(data=dataclasses.replace(digits, validation=empty))
     with pytest.raises(ValueError, match=r"data 'digits.*' has no training images"):
         train(data=dataclasses.replace(digits, train=empty))
 

@@ -43,8 +43,8 @@ def load(
         directory: where `<directory>/<name>/` holds a named set; else the environment variable
             `LCONVNET_DATA`, else the hub. A relative path that does not exist is looked up here too.
         validation: count or fraction of the training images held out, stratified by class, by `seed`; by
-            default a tenth and at most 5,000. A fraction is one of all stored images but a stored test part.
-            Only for data without validation images of its own.
+            default a tenth and at most 5,000; 0 trains on all of them. A fraction is one of all stored
+            images but a stored test part. Only for data without validation images of its own.
         test: the same for test images, by default a fifth and at most 10,000, never depending on `seed`. Only
             for data without test images of its own.
         image_size: height and width (one number for both) to scale and centre-crop to; by default sizes must
@@ -148,7 +148,7 @@ def _split(parts: dict[str, Images], note: str, options: Options, *, carved: boo
     if validation is None:
         stored = len(train) + (len(test) if carved else 0)
         default = min(stored // 10, 5_000)
-        count = size("validation", options.validation, stored=stored, available=len(train), default=default)
+        count = size("validation", options.validation, stored=stored, available=len(train), default=default, least=0)
         held, rest = held_out(train.labels, count, seed=options.seed)
         train, validation = train.subset(rest), train.subset(held)
     empty = (torch.bincount(train.labels, minlength=train.classes) == 0).nonzero().flatten().tolist()

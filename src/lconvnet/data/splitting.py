@@ -40,8 +40,8 @@ def held_out(labels: Tensor, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
     return head[torch.randperm(len(head), generator=shuffle)], rest[torch.randperm(len(rest), generator=shuffle)]
 
 
-def size(argument: str, value: int | float | None, *, stored: int, available: int, default: int) -> int:
-    """Turn a count, or a fraction of the `stored` images, into a count in `1 .. available - 1`; `None` is the
+def size(argument: str, value: int | float | None, *, stored: int, available: int, default: int, least: int = 1) -> int:
+    """Turn a count, or a fraction of the `stored` images, into a count in `least .. available - 1`; `None` is the
     default.
 
     >>> size("validation", 0.25, stored=8, available=6, default=1)
@@ -57,6 +57,6 @@ def size(argument: str, value: int | float | None, *, stored: int, available: in
         count = max(1, round(value * stored))
     else:
         count = value
-    if not 1 <= count < available:
-        raise DataError(f"{argument}={count} of {available} images must leave one on either side: choose another size")
+    if not least <= count < available:
+        raise DataError(f"{argument}={count} of {available} images must be in {least}..{available - 1}")
     return count

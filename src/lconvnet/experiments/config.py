@@ -18,6 +18,7 @@ ConvName = Literal["bcop", "bcop-fixed", "rko", "ossn", "svcm", "rkl2ne", "uncon
 LinearName = Literal["orthogonal", "cholesky", "spectral-norm", "unconstrained"]
 ActivationName = Literal["maxmin", "groupsort", "fullsort", "abs", "relu"]
 PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -32,14 +33,15 @@ class Section(BaseModel):
 class Data(Section):
     """Which images: a named set or the path of a folder or parquet file, where to look, what is held out.
 
-    The keys are the arguments of `lconvnet.data.load`: `validation` and `test` are counts or fractions, null
-    for its defaults; `image_size` (a side) and `channels` convert; `limit` keeps so many images of each part,
-    for quick trials.
+    The keys are the arguments of `lconvnet.data.load`: `validation` and `test` are counts or fractions,
+    null for its defaults, `validation` 0 to train on every training image and keep the last epoch;
+    `image_size` (a side) and `channels` convert; `limit` keeps so many images of each part, for quick
+    trials.
     """
 
     name: Annotated[str, Field(min_length=1)] = "digits"
     directory: str | None = None
-    validation: PositiveInt | OpenFraction | None = None
+    validation: NonNegativeInt | OpenFraction | None = None
     test: PositiveInt | OpenFraction | None = None
     image_size: PositiveInt | None = None
     channels: Literal[1, 3] | None = None

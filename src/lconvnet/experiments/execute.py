@@ -207,6 +207,8 @@ def _results(trained: Trained, splits: Splits, certificates: Certificates, loss:
     linear = {name for name, part in trained.network.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
     norms = {f"sanity_check/{part.name}-l2-norm": part.upper for part in bound.layers if part.name in linear}
     note = {"note": splits.note} if splits.note else {}
+    held = len(splits.validation)
+    chosen = f"epoch chosen on {held} others" if held else "the last epoch, no validation images"
     return {
         "accuracy": float((certificates.label == splits.test.labels).double().mean()),
         "loss": loss,
@@ -215,7 +217,7 @@ def _results(trained: Trained, splits: Splits, certificates: Certificates, loss:
         "epoch": trained.record.best_epoch,
         "finished": trained.record.finished,
         "level": certificates.level,
-        "data": f"{len(splits.test)} test images of {splits.name}, epoch chosen on {len(splits.validation)} others",
+        "data": f"{len(splits.test)} test images of {splits.name}, {chosen}",
         **note,
     }
 

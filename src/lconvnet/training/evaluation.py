@@ -18,9 +18,9 @@ CHUNK = 8192  # images turned to floats at a time: 100 MB for 32 x 32 x 3
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracies (fractions) of a baked network, its Lipschitz upper bound, and the network itself."""
+    """Accuracies (fractions; none without images) of a baked network, its Lipschitz upper bound, and the network."""
 
-    clean: float
+    clean: float | None
     certified: dict[float, float]
     lipschitz: float
     network: nn.Module
@@ -35,6 +35,8 @@ def validate(model: nn.Module, images: Images, eps: Sequence[float]) -> Validati
     network = bake(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     bound = lipschitz_bound(network, input_shape=tuple(images.images.shape[1:]))
+    if not len(images):
+        return Validation(None, {}, bound.upper, network)
     correct, certain = 0, dict.fromkeys(eps, 0)
     for indices in torch.arange(len(images)).split(CHUNK):
         inputs, labels = batch(images, indices)

@@ -60,9 +60,10 @@ def fit(
     """Train `model`, keep the weights of the epoch that certifies most on the validation split, return the record.
 
     After every epoch the baked network is bounded and certified on the validation split; the test split is never
-    looked at. On return `model` carries the weights of the best epoch, in eval mode. Its initial weights are the
-    caller's: call `torch.manual_seed` before building it. From there on, order, augmentation and dropout follow from
-    `seed` alone, and the global random state is left as it was.
+    looked at. Without validation images the weights of the last epoch are kept. On return `model` carries the weights
+    of the best epoch, in eval mode. Its initial weights are the caller's: call `torch.manual_seed` before building
+    it. From there on, order, augmentation and dropout follow from `seed` alone, and the global random state is left
+    as it was.
 
     Args:
         data: `Splits`, or what `lconvnet.data.load` takes: a name such as "mnist", or a path.
@@ -135,17 +136,16 @@ def _prepare(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("model has no parameter that requires a gradient: there is nothing to train")
-    for role, images in (("training", splits.train), ("validation", splits.validation)):
-        if not len(images):
-            raise ValueError(f"data {splits.name!r} has no {role} images; load it with a larger {role} part")
+    if not len(splits.train):
+        raise ValueError(f"data {splits.name!r} has no training images; load it with a larger training part")
     inner = make_optimizer(trainable)
     options = describe_optimizer(inner)  # before the schedule changes the learning rate
     scheduler = schedule(inner, plan.epochs, plan.steps_per_epoch(splits))
     _, optimizer = fabric.setup(model, inner)
     settings = json.loads(json.dumps({**_facts(plan, splits, model), "optimizer": options, **facts}))
     record = Record(settings, versions(fabric.device))
-    network = validate(model, splits.validation.subset([0]), plan.eps).network
-    require_classes(network, splits.validation)
+    network = validate(model, splits.train.subset([0]), plan.eps).network
+    require_classes(network, splits.train)
     return Run(plan, splits, model, optimizer, scheduler, fabric, folder, record)
 
 

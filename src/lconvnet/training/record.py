@@ -20,7 +20,8 @@ class Epoch:
 
     `loss` and `accuracy` are means over the training batches as they were met (augmented, weights moving);
     `clean`, `certified` (eps → fraction correct with radius > eps) and `lipschitz` (upper bound of the baked network)
-    are measured on the validation split after the epoch, `learning_rate` is the one of its last step.
+    are measured on the validation split after the epoch (None and empty without one), `learning_rate` is the one of
+    its last step.
     """
 
     epoch: int
@@ -28,7 +29,7 @@ class Epoch:
     learning_rate: float
     loss: float
     accuracy: float
-    clean: float
+    clean: float | None
     certified: Mapping[float, float]
     lipschitz: float
 
@@ -39,10 +40,11 @@ class Epoch:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Epoch":
         """The inverse of `to_dict`; raises `ValueError`, `TypeError` or `KeyError` for anything else."""
-        names = ("learning_rate", "loss", "accuracy", "clean", "lipschitz")
+        names = ("learning_rate", "loss", "accuracy", "lipschitz")
         numbers = {name: _finite(values[name]) for name in names}
+        clean = None if values["clean"] is None else _finite(values["clean"])
         certified = {_finite(eps): _finite(value) for eps, value in values["certified"].items()}
-        return cls(epoch=int(values["epoch"]), step=int(values["step"]), certified=certified, **numbers)
+        return cls(epoch=int(values["epoch"]), step=int(values["step"]), certified=certified, clean=clean, **numbers)
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class Record:
         return self.epochs[self.best_epoch - 1]
 
     def add(self, epoch: Epoch, *, finished: bool) -> "Record":
-        """The record after one more epoch. Best: most certified at the first radius, then cleanest, then earliest."""
-        better = not self.best_epoch or _rank(epoch) > _rank(self.best)
+        """The record after one more epoch. Best: most certified at the first radius, then cleanest, then earliest;
+        the latest where nothing was validated."""
+        better = not self.best_epoch or epoch.clean is None or _rank(epoch) > _rank(self.best)
         best = epoch.epoch if better else self.best_epoch
         return replace(self, epochs=(*self.epochs, epoch), best_epoch=best, finished=finished)
 
@@ -96,7 +99,7 @@ class Record:
 
 
 def _rank(epoch: Epoch) -> tuple[float, float]:
-    return next(iter(epoch.certified.values())), epoch.clean
+    return next(iter(epoch.certified.values())), epoch.clean or 0.0
 
 
 def _row(epoch: Epoch) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class Bar:
 
 def validated(epoch: Epoch) -> str:
     """Clean and certified accuracy in words."""
+    if epoch.clean is None:
+        return "no validation images"
     certified = "  ".join(f"certified@{eps:.4g} {value:.2%}" for eps, value in epoch.certified.items())
     return f"clean {epoch.clean:.2%}  {certified}"
 
@@ -124,7 +126,8 @@ class TensorBoard:
             "train/accuracy": epoch.accuracy,
             "train/learning_rate": epoch.learning_rate,
         }
-        scalars |= {"validation/clean": epoch.clean, "validation/lipschitz_upper_bound": epoch.lipschitz}
+        scalars |= {"validation/lipschitz_upper_bound": epoch.lipschitz}
+        scalars |= {} if epoch.clean is None else {"validation/clean": epoch.clean}
         scalars |= {f"validation/certified@{eps}": value for eps, value in epoch.certified.items()}
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, epoch.step)
