@@ -12,7 +12,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # Data flows from left to right: a part imports itself and parts of a lower rank, never one of its own rank.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("ops", "atomic"),
+    ("ops", "atomic", "extras"),
     ("kernels",),
     ("layers",),
     ("models",),
@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("experiments",),
     ("report",),
     ("cli",),
-    ("run", "__main__"),
+    ("run", "consolidate", "export", "__main__"),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 MAY_PRINT = {"cli", "run", "__main__"}

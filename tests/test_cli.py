@@ -20,7 +20,7 @@ from PIL import Image
 import lconvnet.experiments.execute as execute
 from lconvnet import atomic, cli
 from lconvnet import run as original
-from lconvnet.experiments.robustness import ContradictionError
+from lconvnet.experiments.crosscheck import ContradictionError
 
 CONFIG = {
     "data": {"name": "digits", "limit": 300, "test": 60},

@@ -1,4 +1,4 @@
-"""The commands `lconvnet train | evaluate | certify`: arguments in, functions called, results shown.
+"""The commands `lconvnet train | evaluate | certify | tables | plot`: arguments in, functions called, results shown.
 
 Exit codes: 0 done, 2 the user's input (one line on standard error), 3 interrupted and resumable, 1 a bug or a
 contradicted certificate. Standard output carries results only, and with --json exactly one line.
@@ -6,36 +6,41 @@ contradicted certificate. Standard output carries results only, and with --json 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lconvnet import saving
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certify as certify_images
-from lconvnet.experiments import execute
+from lconvnet.experiments import execute, robustness
+from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.images import read_images
 from lconvnet.experiments.loading import load
-from lconvnet.experiments.robustness import ContradictionError
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.ops.rounding import rounded_up
+from lconvnet.report import Written, export, terminal
+from lconvnet.report.drawing import draw
 from lconvnet.training import Interrupted
 from lconvnet.training.reporting import validated
 
 PACKAGE = Path(__file__).parent
 RESUMABLE = "interrupted; the same command with --resume continues"
 TYPERS_INTERRUPT = 130
+PIPED_WIDTH = 200
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,6 +53,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable l
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: the folder of CFG).")]
+ReportOut = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the files (default: tables/ in the one read).")
+]
 NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certified accuracy only.")]
 
 
@@ -80,7 +88,8 @@ def evaluate_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a trained run on the test images and write its results.yaml and certificates.parquet."""
+    """Measure a trained run on the test images and write its results.yaml and examples.parquet; the
+    same command goes on with an interrupted one."""
     evaluate(find_run(run), overrides(changes, data_dir), attacks=not no_attacks, as_json=as_json, quiet=quiet)
 
 
@@ -114,6 +123,24 @@ def certify_command(
         show_json({"level": found.level, "bound": bound.upper, "certificates": rows})
 
 
+@app.command("tables")
+def tables_command(folder: Path, out: ReportOut = None, as_json: Json = False) -> None:
+    """Show the tables of all runs below FOLDER and write them as Markdown, LaTeX, CSV and PDF."""
+    show_report(export(folder, out), as_json=as_json)
+
+
+@app.command("plot")
+def plot_command(
+    runs: list[Path],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the pictures.")] = Path("pictures"),
+    images: Annotated[int, typer.Option("--images", min=0, help="Test images beside their nearest adversary.")] = 8,
+    data_dir: DataDir = None,
+) -> None:
+    """Draw certified and attacked accuracy against radius for several runs, singular values, and images."""
+    for path in draw([find_run(run) for run in runs], out, images=images, overrides=overrides(None, data_dir)):
+        typer.echo(path)
+
+
 def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, as_json: bool, quiet: bool) -> None:
     """Train and say what came out."""
     show_progress(quiet)
@@ -135,8 +162,8 @@ def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, 
 def evaluate(folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_json: bool, quiet: bool) -> None:
     """Evaluate and show the table of results."""
     show_progress(quiet)
-    report = logging.getLogger("lconvnet").info
-    found = execute.evaluate(folder, changes, attacks=attacks, report=report)
+    with evaluation_progress(quiet) as report:
+        found = execute.evaluate(folder, changes, attacks=attacks, report=report)
     show_results(found.results, found.path, Console(stderr=as_json))
     if as_json:
         rows: Mapping[float, Mapping[str, float]] = found.results["adv_robustness"]
@@ -168,6 +195,26 @@ def show_progress(quiet: bool) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
+@contextlib.contextmanager
+def evaluation_progress(quiet: bool) -> Iterator[robustness.Report]:
+    """Yield what hears of an evaluation: a bar on a terminal, one log line a batch elsewhere."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        logger = logging.getLogger("lconvnet")
+        yield lambda what, done, count: logger.info("%s: %d of %d images", what, done, count)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, count: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=count)
+            bar.update(tasks[what], completed=done)
+
+        yield report
+
+
 def show_results(results: Mapping[str, Any], path: Path, console: Console) -> None:
     """Show results.yaml as a table, one row for each eps."""
     rows: Mapping[float, Mapping[str, float]] = results["adv_robustness"]
@@ -184,6 +231,25 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
     console.print(
         f"Lipschitz bound {rounded_up(constant, 9)} ({results['level']}); {path}", soft_wrap=True, highlight=False
     )
+
+
+def show_report(report: Written, *, as_json: bool = False) -> None:
+    """Show tables, what was read and written, and what was not."""
+    show_progress(quiet=True)
+    console = Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False)
+    console.width = console.width if console.is_terminal else PIPED_WIDTH
+    for table in report.tables:
+        console.print(terminal.renderable(table, console.width))
+    files, skipped = ", ".join(map(str, report.files)), report.found.skipped
+    unused = f", {len(skipped)} not used" if skipped else ""
+    console.print(f"{len(report.found.runs)} runs read{unused}; wrote {files}")
+    if report.note:
+        console.print(report.note)
+    report.found.report_skipped()
+    if as_json:
+        facts = {"runs": len(report.found.runs), "tables": [table.number for table in report.tables]}
+        unread = [{"path": item.path, "reason": item.reason} for item in skipped]
+        show_json({**facts, "files": list(map(str, report.files)), "note": report.note, "skipped": unread})
 
 
 def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: float, console: Console) -> None:

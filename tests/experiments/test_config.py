@@ -154,4 +154,6 @@ def test_every_allowed_name_has_its_callable():
     assert set(names.AUGMENTATIONS) == literals(config.Data, "augment")
     for table, key in ((names.LOSSES, "loss"), (names.OPTIMIZERS, "optimizer"), (names.SCHEDULES, "schedule")):
         assert set(table) == member_names(root[key].annotation)
-    assert set(names.ATTACKS) == member_names(config.Evaluation.model_fields["attacks"].annotation)
+    assert {*names.ATTACKS, *names.MINIMUM_NORM_ATTACKS} == member_names(
+        config.Evaluation.model_fields["attacks"].annotation
+    )

@@ -1,9 +1,10 @@
 """Training and evaluation through the run folder: what is written, what is refused, the laws between numbers."""
 
+import dataclasses
 import json
 import logging
+import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -16,8 +17,9 @@ from safetensors.torch import load_file
 
 import lconvnet.experiments.robustness as robustness
 from lconvnet import atomic, saving
-from lconvnet.attacks import AttackResult
-from lconvnet.experiments import build, execute, names
+from lconvnet.bounds import lipschitz_bound
+from lconvnet.experiments import build, execute
+from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.loading import dump, parse
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.training import CheckpointError, load_record
@@ -76,8 +78,10 @@ def test_results_have_the_originals_keys_and_obey_the_laws(run, evaluated, refer
 
 def test_numbers_follow_from_the_certificates(run, evaluated):
     """An independent oracle: the parquet rows alone give clean and certified accuracy and the mean radius."""
-    rows = pyarrow.parquet.read_table(run.certificates).to_pandas()
-    assert list(rows.columns) == ["index", "label", "prediction", "margin", "radius"]
+    rows = pyarrow.parquet.read_table(run.examples).to_pandas()
+    assert list(rows.columns)[:5] == ["index", "label", "prediction", "margin", "radius"]
+    assert [name for name in rows if name.endswith("norm")] == ["pgd@0.3 norm", "fgsm@0.1 norm", "fgsm@0.3 norm"]
+    assert rows["fgsm@0.1 success"].isna().tolist() == [False] * 20 + [True] * 40
     assert len(rows) == 60
     correct = rows[rows.label == rows.prediction]
     assert evaluated.results["accuracy"] == len(correct) / 60
@@ -108,11 +112,11 @@ def test_without_attacks(run, evaluated, tmp_path):
 
 def test_a_second_evaluation_keeps_results_with_their_certificates_and_leaves_the_model(run, tmp_path):
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
-    for path in [*copy.path.glob("results*"), *copy.path.glob("certificates*")]:
+    for path in [*copy.path.glob("results*"), *copy.path.glob("examples*")]:
         path.unlink()
     written = copy.model.stat().st_mtime_ns
     execute.evaluate(copy, ["evaluation.eps=[0.2]"], attacks=False)
-    first = {path.stem: path.read_bytes() for path in (copy.results, copy.certificates)}
+    first = {path.stem: path.read_bytes() for path in (copy.results, copy.examples)}
     execute.evaluate(copy, ["evaluation.eps=[0.2]"], attacks=False)
     assert not list(copy.path.glob("*-1.*")), "the same evaluation again has nothing to keep"
     execute.evaluate(copy, ["evaluation.eps=[0.1]"], attacks=False)
@@ -127,9 +131,9 @@ def test_a_second_evaluation_keeps_results_with_their_certificates_and_leaves_th
 def test_certificates_alone_that_differ_are_kept_with_their_results(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write_evaluation({"accuracy": 0.5}, {"radius": [1.0]})
-    older = folder.certificates.read_bytes()
+    older = folder.examples.read_bytes()
     folder.write_evaluation({"accuracy": 0.5}, {"radius": [2.0]})
-    assert (tmp_path / "certificates-1.parquet").read_bytes() == older
+    assert (tmp_path / "examples-1.parquet").read_bytes() == older
     assert (tmp_path / "results-1.yaml").read_bytes() == folder.results.read_bytes()
 
 
@@ -272,20 +276,93 @@ def test_find_run_explains(tmp_path, run):
         find_run(tmp_path)
 
 
-def lying_attack(network, images, labels, eps, **options) -> AttackResult:
-    """Claims that other images, which answer otherwise, lie at a distance of nothing."""
-    others = images.roll(1, 0)
-    return AttackResult(others, network(others).argmax(dim=1) != labels, torch.zeros(len(images)).double())
+def test_a_planted_fault_is_caught_and_keeps_the_evidence(run, tmp_path, monkeypatch):
+    """A bound that is 1.5 times too small certifies what an attack that looks for the shortest way breaks."""
 
+    def too_small(network, **options):
+        bound = lipschitz_bound(network, **options)
+        return dataclasses.replace(bound, upper=bound.upper / 1.5)
 
-def test_a_contradicted_certificate_stops_and_keeps_the_evidence(run, monkeypatch):
-    monkeypatch.setattr(robustness, "names", SimpleNamespace(ATTACKS={**names.ATTACKS, "pgd": lying_attack}))
-    before = run.results.read_bytes() if run.results.exists() else b""
-    with pytest.raises(robustness.ContradictionError, match=r"pgd changed the label of test image \d+ .* evidence: "):
-        execute.evaluate(run)
-    (evidence,) = run.evidence.iterdir()
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    overrides = ["evaluation.attacks=[{name: ddn, steps: 50}]"]
+    assert "ddn-ub" in execute.evaluate(copy, overrides).results["adv_robustness"][0.1], "the true bound holds"
+    written = copy.results.read_bytes()
+    monkeypatch.setattr(execute, "lipschitz_bound", too_small)
+    with pytest.raises(ContradictionError, match=r"ddn changed the label of test image \d+ .* evidence: "):
+        execute.evaluate(copy, overrides)
+    (evidence,) = copy.evidence.iterdir()
     with safetensors.safe_open(evidence, framework="pt") as file:
         facts = json.loads(file.metadata()["lconvnet"])
-        assert file.get_tensor("adversarial").shape == (1, 28, 28)
-    assert facts["norm"] < facts["radius"]
-    assert (run.results.read_bytes() if run.results.exists() else b"") == before, "no results of a broken evaluation"
+        moved = file.get_tensor("adversarial") - file.get_tensor("image")
+    assert facts["norm"] == pytest.approx(float(moved.norm()), rel=1e-5)
+    assert facts["norm"] < facts["radius"] < 1.51 * facts["norm"]
+    assert copy.results.read_bytes() == written, "no results of a broken evaluation"
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypatch, caplog):
+    """Stopped after any batch, with a torn or a foreign line, it ends with the results of one that was not."""
+    overrides = [
+        "evaluation.batch_size=16",
+        "evaluation.attacks=[{name: pgd, eps: [0.3], steps: 3}, {name: ddn, steps: 5}]",
+    ]
+    whole = RunFolder(shutil.copytree(run.path, tmp_path / "whole"))
+    execute.evaluate(whole, overrides)
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    shutil.rmtree(copy.evaluation, ignore_errors=True)
+    attacked: list[int] = []
+    real = robustness._attacked
+
+    def counted(subject, certificates, attack, eps, label, places):
+        attacked.append(places.start)
+        return real(subject, certificates, attack, eps, label, places)
+
+    def stop(what, done, count):
+        if what == "ddn" and done >= 32:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(robustness, "_attacked", counted)
+    with pytest.raises(KeyboardInterrupt):
+        execute.evaluate(copy, overrides, report=stop)
+    assert attacked == [0, 16, 32, 48, 0, 16]
+    (journal,) = copy.evaluation.glob("pgd*")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], b'{"index": 4, "success": tru\n', *lines[6:]]))
+    (torn,) = copy.evaluation.glob("ddn*")
+    torn.write_bytes(torn.read_bytes() + b'{"index": 3')
+    attacked.clear()
+    execute.evaluate(copy, overrides)
+    assert attacked == [0, 32, 48], "the batch of the corrupt line, and what was left"
+    assert re.search(rf"{journal.name}:6: not a record", caplog.text)
+    assert re.search(rf"{torn.name}:34: not a record", caplog.text)
+    for name in ("results.yaml", "examples.parquet"):
+        assert (copy.path / name).read_bytes() == (whole.path / name).read_bytes()
+    attacked.clear()
+    execute.evaluate(copy, overrides)
+    assert attacked == []
+
+
+def test_minimum_norm_attacks_run_once_for_every_eps(run, tmp_path):
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    overrides = [
+        "evaluation.attacks=[{name: deepfool, steps: 20}, {name: deepfool, steps: 20, norm: linf, eps: [0.01]}]"
+    ]
+    found = execute.evaluate(copy, overrides)
+    rows = pyarrow.parquet.read_table(copy.examples).to_pandas()
+    correct = rows.label == rows.prediction
+    for eps, row in found.results["adv_robustness"].items():
+        left = correct & ~(rows["deepfool norm"] <= eps)
+        assert row["deepfool-ub"] == pytest.approx(left.mean(), abs=1e-12)
+        assert row["lb"] <= row["deepfool-ub"] <= row["natural"]
+    (linf,) = found.results["adv_robustness_linf"].values()
+    assert linf["lb"] == pytest.approx((correct & (rows.radius > 0.01 * 28)).mean(), abs=1e-12)
+    assert linf["lb"] <= linf["deepfool-ub"] <= linf["natural"]
+    assert rows["deepfool success"][~correct].all()
+    assert (rows["deepfool norm"][~correct] == 0).all()
+
+
+def test_the_same_attack_twice_at_one_eps_is_refused():
+    twice = [{"name": "pgd", "eps": [0.3]}, {"name": "pgd", "steps": 5}]
+    with pytest.raises(ValueError, match=r"attacks has pgd at eps 0\.3 twice"):
+        parse({**VALUES, "evaluation": {"eps": [0.3], "attacks": twice}})
+    with pytest.raises(ValueError, match=r"fgsm has norm linf but no eps"):
+        parse({**VALUES, "evaluation": {"attacks": [{"name": "fgsm", "norm": "linf"}]}})

@@ -1,6 +1,39 @@
-"""Attacks in l2: an upper bound on robustness, and the check of every certificate."""
+"""Attacks: an upper bound on robustness, and the check of every certificate.
 
+`fgsm` and `pgd` need nothing else; the others adapt libraries of the extra `attacks`.
+"""
+
+from lconvnet.attacks.ensemble import apgd, autoattack, square
 from lconvnet.attacks.gradient import fgsm, pgd
-from lconvnet.attacks.result import Attack, AttackResult, Loss, score
+from lconvnet.attacks.minimum_norm import (
+    boundary_attack,
+    carlini_wagner,
+    ddn,
+    deepfool,
+    fmn,
+    hop_skip_jump,
+    pointwise,
+)
+from lconvnet.attacks.result import Attack, AttackResult, Loss, MinimumNormAttack, Norm, norms, score
 
-__all__ = ["Attack", "AttackResult", "Loss", "fgsm", "pgd", "score"]
+__all__ = [
+    "Attack",
+    "AttackResult",
+    "Loss",
+    "MinimumNormAttack",
+    "Norm",
+    "apgd",
+    "autoattack",
+    "boundary_attack",
+    "carlini_wagner",
+    "ddn",
+    "deepfool",
+    "fgsm",
+    "fmn",
+    "hop_skip_jump",
+    "norms",
+    "pgd",
+    "pointwise",
+    "score",
+    "square",
+]

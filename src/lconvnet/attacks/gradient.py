@@ -1,7 +1,7 @@
-"""Attacks along the gradient in l2: one step (FGSM; Goodfellow et al. 2015) and many (PGD; Madry et al.
-2018).
+"""Attacks along the gradient: one step (FGSM; Goodfellow et al. 2015) and many (PGD; Madry et al. 2018).
 
-x <- Pi( x + step grad / |grad| ),          Pi: into the ball of radius eps around the image, then into [0, 1]
+x <- Pi( x + step d ),      d = grad / |grad| in l2, sign(grad) in l-infinity,
+                            Pi: into the ball of radius eps around the image, then into [0, 1]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.attacks.result import AttackResult, Loss, score
+from lconvnet.attacks.result import AttackResult, Loss, Norm, norms, score
 from lconvnet.ops.images import check_eps, check_images, check_labels
 
 INSIDE = 1 - 1e-6
@@ -18,7 +18,13 @@ INSIDE = 1 - 1e-6
 
 
 def fgsm(
-    network: nn.Module, images: Tensor, labels: Tensor, eps: float, *, loss: Loss = F.cross_entropy
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    eps: float | Tensor,
+    *,
+    norm: Norm = "l2",
+    loss: Loss = F.cross_entropy,
 ) -> AttackResult:
     """One step of length eps along the gradient of the loss.
 
@@ -26,27 +32,30 @@ def fgsm(
         network: in eval mode; evaluated in its own dtype.
         images: ``(B, C, H, W)``, floats in [0, 1].
         labels: true classes ``(B,)``.
-        eps: l2 radius.
+        eps: radius of the ball, or one for each image ``(B,)``.
+        norm: "l2" or "linf", of the ball and of the step.
         loss: what the attack increases.
 
     >>> fgsm(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25).norm.item() <= 0.25
     True
     """
-    labels = _checked(images, labels, eps)
-    step = _direction(network, images, labels, loss) * eps
-    return score(network, images, labels, _projected(images, images + step, eps), eps)
+    labels, eps = _checked(images, labels, eps)
+    direction, _ = _ascent(network, images, labels, loss, norm)
+    moved = _projected(images, images + _like_images(eps, images) * direction, eps, norm)
+    return score(network, images, labels, moved, eps, norm=norm)
 
 
 def pgd(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    eps: float,
+    eps: float | Tensor,
     *,
     steps: int = 20,
     step_size: float | None = None,
     restarts: int = 1,
-    generator: torch.Generator | None = None,
+    norm: Norm = "l2",
+    seed: int = 0,
     loss: Loss = F.cross_entropy,
 ) -> AttackResult:
     """Projected gradient ascent of the loss from uniformly random points of the ball.
@@ -55,69 +64,94 @@ def pgd(
         network: in eval mode; evaluated in its own dtype.
         images: ``(B, C, H, W)``, floats in [0, 1].
         labels: true classes ``(B,)``.
-        eps: l2 radius.
+        eps: radius of the ball, or one for each image ``(B,)``.
         steps: of every restart.
-        step_size: l2 length of a step, by default ``2.5 eps / steps``.
-        restarts: attempts; an image stays with its first success.
-        generator: source of the random starts; by default one with seed 0.
+        step_size: length of a step, by default ``2.5 eps / steps``.
+        restarts: attempts; an image stays with its first success, within an attempt too.
+        norm: "l2" or "linf", of the ball and of the steps.
+        seed: decides the random starts.
         loss: what the attack increases.
 
     >>> pgd(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3).norm.item() <= 0.25
     True
     """
-    labels = _checked(images, labels, eps)
+    labels, eps = _checked(images, labels, eps)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps={steps} and restarts={restarts} must be at least 1")
-    step_size = 2.5 * eps / steps if step_size is None else check_eps(step_size)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    best = score(network, images, labels, images, eps)
+    step = 2.5 * eps / steps if step_size is None else eps.new_full(eps.shape, check_eps(step_size))
+    generator = torch.Generator().manual_seed(seed)
+    best = score(network, images, labels, images, eps, norm=norm)
     for _ in range(restarts):
-        x = _projected(images, images + eps * _uniform_ball(images, generator), eps)
+        start = _like_images(eps, images) * _uniform_ball(images, generator, norm)
+        left = (~best.success).nonzero().flatten()
+        if not len(left):
+            break
+        original, right, radius = images[left], labels[left], eps[left]
+        x = _projected(original, original + start[left], radius, norm)
         for _ in range(steps):
-            x = _projected(images, x + step_size * _direction(network, x, labels, loss), eps)
-        best = _keep_successes(best, score(network, images, labels, x, eps))
+            direction, fooled = _ascent(network, x, right, loss, norm)
+            moved = _projected(original, x + _like_images(step[left], x) * direction, radius, norm)
+            x = torch.where(_like_images(fooled, x), x, moved)
+        best = replaced(best, left, score(network, original, right, x, radius, norm=norm))
     return best
 
 
-def _keep_successes(best: AttackResult, new: AttackResult) -> AttackResult:
-    keep = best.success.reshape(-1, *[1] * (best.adversarial.ndim - 1))
+def replaced(result: AttackResult, index: Tensor, new: AttackResult) -> AttackResult:
+    """Return `result` with the images at `index` replaced by those of `new`."""
     return AttackResult(
-        torch.where(keep, best.adversarial, new.adversarial),
-        best.success | new.success,
-        torch.where(best.success, best.norm, new.norm),
+        result.adversarial.index_copy(0, index, new.adversarial),
+        result.success.index_copy(0, index, new.success),
+        result.norm.index_copy(0, index, new.norm),
     )
 
 
-def _direction(network: nn.Module, x: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-    """Gradient of the loss with norm 1 for every image; zero where it vanishes or is not finite."""
+def _ascent(network: nn.Module, x: Tensor, labels: Tensor, loss: Loss, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The step of norm 1 that the gradient of the loss asks for (zero where it vanishes or is not finite), and which
+    answers are wrong already."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(network(x), labels), x)
-    norm = _norms(gradient.double())
-    unit = gradient.double() / torch.where(norm > 0, norm, torch.ones_like(norm))
-    return torch.nan_to_num(unit, nan=0.0, posinf=0.0, neginf=0.0).to(x.dtype)
+        logits = network(x)
+        (gradient,) = torch.autograd.grad(loss(logits, labels), x)
+    fooled = logits.detach().argmax(dim=1) != labels
+    if norm == "linf":
+        return torch.nan_to_num(gradient.sign(), nan=0.0), fooled
+    length = _like_images(norms(gradient.double()), x)
+    unit = gradient.double() / torch.where(length > 0, length, torch.ones_like(length))
+    return torch.nan_to_num(unit, nan=0.0, posinf=0.0, neginf=0.0).to(x.dtype), fooled
 
 
-def _projected(images: Tensor, x: Tensor, eps: float) -> Tensor:
+def _projected(images: Tensor, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     """Into the ball, then into [0, 1]: the second step only moves pixels towards the image, so both hold."""
-    delta = x.double() - images.double()
-    shrink = (eps * INSIDE / _norms(delta).clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1)
-    return (images.double() + delta * shrink).clamp(0, 1).to(images.dtype)
+    delta, radius = x.double() - images.double(), _like_images(eps.double() * INSIDE, images)
+    if norm == "linf":
+        delta = torch.minimum(torch.maximum(delta, -radius), radius)
+    else:
+        length = _like_images(norms(delta), images).clamp(min=torch.finfo(torch.float64).tiny)
+        delta = delta * (radius / length).clamp(max=1)
+    return (images.double() + delta).clamp(0, 1).to(images.dtype)
 
 
-def _uniform_ball(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform points of the unit ball: a random direction times U^(1/d)."""
-    shape, device = images.shape, generator.device
-    direction = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
-    radius = torch.rand(shape[0], generator=generator, dtype=torch.float64, device=device) ** (1 / images[0].numel())
-    return (direction / _norms(direction) * radius.reshape(-1, *[1] * (images.ndim - 1))).to(images.device)
+def _uniform_ball(images: Tensor, generator: torch.Generator, norm: Norm = "l2") -> Tensor:
+    """Uniform points of the unit ball: in l2 a random direction times U^(1/d)."""
+    shape, options = images.shape, {"generator": generator, "dtype": torch.float64, "device": generator.device}
+    if norm == "linf":
+        return (2 * torch.rand(shape, **options) - 1).to(images)
+    direction = torch.randn(shape, **options)
+    radius = torch.rand(shape[0], **options) ** (1 / images[0].numel())
+    return (direction * _like_images(radius / norms(direction), direction)).to(images.device)
 
 
-def _norms(x: Tensor) -> Tensor:
-    """l2 norm of every image, shaped to broadcast."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, *[1] * (x.ndim - 1))
+def _like_images(values: Tensor, images: Tensor) -> Tensor:
+    """One value an image, shaped to broadcast."""
+    return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
-def _checked(images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    check_eps(eps)
-    return check_labels(labels, len(check_images(images))).to(images.device)
+def _checked(images: Tensor, labels: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The labels, and one eps an image."""
+    count = len(check_images(images))
+    radii = torch.as_tensor(eps, dtype=torch.float64, device=images.device)
+    if radii.shape not in ((), (count,)):
+        raise ValueError(f"eps has shape {tuple(radii.shape)}: pass one number, or one for each of {count} images")
+    for radius in radii.unique().tolist():
+        check_eps(radius)
+    return check_labels(labels, count).to(images.device), radii.expand(count)

@@ -5,9 +5,10 @@ nothing of models.
 """
 
 from lconvnet.data.augment import crop_and_flip
-from lconvnet.data.errors import DataError, MissingExtraError
+from lconvnet.data.errors import DataError
 from lconvnet.data.loading import load
 from lconvnet.data.locating import NAMES
 from lconvnet.data.sets import Images, Splits, batch
+from lconvnet.extras import MissingExtraError
 
 __all__ = ["NAMES", "DataError", "Images", "MissingExtraError", "Splits", "batch", "crop_and_flip", "load"]

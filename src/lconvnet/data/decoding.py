@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lconvnet.data.errors import DataError, require
+from lconvnet.data.errors import DataError
+from lconvnet.extras import require
 
 _GREY, _COLOUR = (
     ("1", "L", "LA"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lconvnet.data.errors import DataError, MissingExtraError
+from lconvnet.data.errors import DataError
 from lconvnet.data.sets import Images
+from lconvnet.extras import MissingExtraError
 
 _FILE = Path("data", "data", "mnist_5k.csv.gz")  # 5,000 lines of 784 grey values and the digit, sorted by digit
 

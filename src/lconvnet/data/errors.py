@@ -1,29 +1,11 @@
-"""What a user can get wrong with data, and the optional libraries that reading it needs."""
+"""What a user can get wrong with data."""
 
 import difflib
-import importlib
 from collections.abc import Iterable
-from types import ModuleType
 
 
 class DataError(ValueError):
     """Unusable images, labels, files or arguments; the message names the culprit and the way out."""
-
-
-class MissingExtraError(DataError, ImportError):
-    """An optional library is not installed; the message holds the `pip install` command."""
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, or raise `MissingExtraError` naming the extra of `lconvnet` that brings it.
-
-    >>> require("json", "data").__name__
-    'json'
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(f"reading this data needs {module!r}: pip install 'lconvnet[{extra}]'") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

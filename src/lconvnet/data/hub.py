@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from lconvnet.data.errors import DataError, require
+from lconvnet.data.errors import DataError
+from lconvnet.extras import require
 
 _TIMEOUT = 10  # seconds for the first answer, so that no network means an error and not a wait
 

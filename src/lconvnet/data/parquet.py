@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lconvnet.data.errors import DataError, nearest, require
+from lconvnet.data.errors import DataError, nearest
 from lconvnet.data.folders import ROLES
 from lconvnet.data.rows import Rows, Source
+from lconvnet.extras import require
 
 _ROLE = re.compile(r"(train|validation|valid|val|test)(?=[-_.]|$)")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")

@@ -12,22 +12,14 @@ eps are l2 distances between images with pixels in [0, 1].
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import Field, Strict, model_validator
+
+from lconvnet.experiments.attacks import AnyAttack, Fgsm, Pgd
+from lconvnet.experiments.section import Fraction, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, Section
 
 ConvName = Literal["bcop", "bcop-fixed", "rko", "ossn", "svcm", "rkl2ne", "unconstrained"]
 LinearName = Literal["orthogonal", "cholesky", "spectral-norm", "unconstrained"]
 ActivationName = Literal["maxmin", "groupsort", "fullsort", "abs", "relu"]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A section of a configuration: frozen, strict, closed to unknown keys, without NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -173,43 +165,24 @@ class Training(Section):
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 
-class Attack(Section):
-    """What every attack shares: at which eps (default: all of the evaluation's), on how many images.
-
-    With `mini`, only the first `mini_test_size` test images are attacked, as the original does with slow
-    attacks.
-    """
-
-    eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] | None = None
-    mini: bool = False
-
-
-class Pgd(Attack):
-    """Projected gradient ascent on the l2 sphere; the paper: 200 steps of 0.01 from a random start."""
-
-    name: Literal["pgd"]
-    steps: PositiveInt = 200
-    step_size: PositiveFloat = 0.01
-    restarts: PositiveInt = 1
-
-
-class Fgsm(Attack):
-    """One gradient step to the surface of the l2 ball."""
-
-    name: Literal["fgsm"]
-
-
 class Evaluation(Section):
     """What is measured on the test images: certified accuracy at each eps (and each of an attack's), and
     attacks."""
 
     eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] = (1.58,)
-    attacks: Annotated[tuple[Annotated[Pgd | Fgsm, Field(discriminator="name")], ...], Strict(False)] = (
-        Pgd(name="pgd"),
-        Fgsm(name="fgsm"),
-    )
+    attacks: Annotated[tuple[AnyAttack, ...], Strict(False)] = (Pgd(name="pgd"), Fgsm(name="fgsm"))
     mini_test_size: PositiveInt = 100
     batch_size: PositiveInt = 500
+
+    @model_validator(mode="after")
+    def _one_result_for_each_attack_and_eps(self) -> "Evaluation":
+        seen: set[tuple[str, float]] = set()
+        for attack in self.attacks:
+            for eps in attack.eps or self.eps:
+                if (attack.label, eps) in seen:
+                    raise ValueError(f"attacks has {attack.label} at eps {eps} twice; keep one, or give them other eps")
+                seen.add((attack.label, eps))
+        return self
 
 
 class Experiment(Section):

@@ -16,11 +16,12 @@ from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates
 from lconvnet.data import Splits
-from lconvnet.data.errors import require
-from lconvnet.experiments import build, names, robustness
-from lconvnet.experiments.config import Experiment
+from lconvnet.experiments import accuracies, build, names, robustness
+from lconvnet.experiments.attacks import MinimumNorm
+from lconvnet.experiments.config import Evaluation, Experiment
 from lconvnet.experiments.loading import load, parse, parse_overrides
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
+from lconvnet.extras import require
 from lconvnet.training import CheckpointError, Record, fit, load_best, load_record
 from lconvnet.training.settings import describe_splits, differences
 
@@ -105,15 +106,16 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     attacks: bool = True,
-    report: robustness.Report = lambda _: None,
+    report: robustness.Report = lambda what, done, count: None,
 ) -> Evaluated:
-    """Measure the best epoch of a run on the test images; write results.yaml and certificates.parquet, and
-    model.safetensors where it is not that network already.
+    """Measure the best epoch of a run on the test images; write results.yaml and examples.parquet, and
+    model.safetensors where it is not that network already. Every batch is recorded as it is done; a second call
+    goes on from there.
 
     The images must be those of the training, or test images might be among the trained ones; an unfinished run is
     measured with a warning. What was trained is read from record.json, how to evaluate from cfg.yaml; `overrides` may
     change `evaluation` and `data.directory`. Raises ValueError for what the user can put right and
-    `robustness.ContradictionError` where an attack breaks a certificate.
+    `crosscheck.ContradictionError` where an attack breaks a certificate.
     """
     require("pyarrow.parquet", "data")
     experiment = trained_experiment(folder, overrides)
@@ -127,15 +129,18 @@ def evaluate(
         trained.network,
         trained.bound,
         splits.test,
-        folder.evidence,
+        folder,
         experiment.evaluation.batch_size,
+        experiment.seed,
         report,
     )
     certificates = robustness.certify_all(subject)
-    measured = robustness.measure(subject, certificates, experiment.evaluation, attacks=attacks, seed=experiment.seed)
+    outcomes = _attack(subject, certificates, experiment.evaluation) if attacks else []
     loss = robustness.mean_loss(subject, build.build_loss(experiment.loss))
+    labels, pixels = splits.test.labels, splits.test.images[0].numel()
+    measured = accuracies.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
     results = _results(trained, splits, certificates, loss) | measured
-    folder.write_evaluation(results, _columns(certificates, splits))
+    folder.write_evaluation(results, robustness.columns(certificates, labels, outcomes))
     return Evaluated(certificates, trained.bound, results, folder.results)
 
 
@@ -158,6 +163,18 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
     described = evaluation_values(folder)
     data = {**recorded.get("data", {}), **described.get("data", {})}
     return parse({**recorded, **described, "data": data}, overrides)
+
+
+def _attack(
+    subject: robustness.Subject, certificates: Certificates, evaluation: Evaluation
+) -> list[robustness.Outcome]:
+    """Run the attacks of the evaluation, each on all test images or on the first few."""
+    outcomes = []
+    for attack in evaluation.attacks:
+        count = min(evaluation.mini_test_size, len(subject.images)) if attack.mini else len(subject.images)
+        radii = (None,) if isinstance(attack, MinimumNorm) else attack.radii(evaluation)
+        outcomes += [robustness.attack_all(subject, certificates, attack, eps, count) for eps in radii]
+    return outcomes
 
 
 def _stated(experiment: Experiment) -> dict[str, Any]:
@@ -220,13 +237,3 @@ def _results(trained: Trained, splits: Splits, certificates: Certificates, loss:
         "data": f"{len(splits.test)} test images of {splits.name}, {chosen}",
         **note,
     }
-
-
-def _columns(certificates: Certificates, splits: Splits) -> dict[str, Any]:
-    columns = {
-        "label": splits.test.labels,
-        "prediction": certificates.label,
-        "margin": certificates.margin.double(),
-        "radius": certificates.radius.double(),
-    }
-    return {"index": list(range(len(splits.test)))} | {name: value.numpy() for name, value in columns.items()}

@@ -61,4 +61,16 @@ AUGMENTATIONS: Mapping[str, Callable[..., torch.Tensor] | None] = {
 ATTACKS: Mapping[str, Callable[..., attacks.AttackResult]] = {
     "pgd": attacks.pgd,
     "fgsm": attacks.fgsm,
+    "apgd": attacks.apgd,
+    "square": attacks.square,
+    "autoattack": attacks.autoattack,
+}
+MINIMUM_NORM_ATTACKS: Mapping[str, Callable[..., attacks.AttackResult]] = {
+    "deepfool": attacks.deepfool,
+    "carlini_wagner": attacks.carlini_wagner,
+    "ddn": attacks.ddn,
+    "fmn": attacks.fmn,
+    "boundary_attack": attacks.boundary_attack,
+    "pointwise": attacks.pointwise,
+    "hop_skip_jump": attacks.hop_skip_jump,
 }

@@ -1,199 +1,205 @@
-"""Clean, certified and attacked accuracy of a baked network, under the keys of the original's `results.yaml`.
+"""Clean, certified and attacked accuracy of a baked network, image by image, resumable after every batch.
 
-For each eps: `natural` is the clean accuracy, `lb` the certified accuracy (correct and radius > eps),
-`lb_dist` the mean certified radius of the correctly classified images; for each attack, `NAME-ub` is the
-accuracy that remains (correct and not fooled within eps), `NAME-ub-success-rate` one minus that,
-`NAME-ub-dist` the mean l2 norm of the successful perturbations of correctly classified images (0 where there
-is none). Then lb <= NAME-ub <= natural.
-
-*Certified and attacked can never both hold*: an image whose label is changed by a perturbation shorter than
-its certified radius stops the evaluation, after the evidence has been written.
+:func:`certify_all` and :func:`attack_all` keep their records in journals below the run; a second call measures only
+what is missing. Random numbers follow from the seed, the attack and the batch, so an interrupted evaluation ends
+with the records of one that was not.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lconvnet import atomic
-from lconvnet.attacks import AttackResult
-from lconvnet.bounds import Bound
-from lconvnet.certify import Certificates, certified_accuracy, certify
+from lconvnet.attacks import AttackResult, norms
+from lconvnet.attacks.gradient import replaced
+from lconvnet.bounds import Bound, fingerprint
+from lconvnet.certify import Certificates, certify
 from lconvnet.data import Images, batch
 from lconvnet.experiments import names
-from lconvnet.experiments.config import Evaluation, Fgsm, Pgd
+from lconvnet.experiments.attacks import AnyAttack, Fgsm, MinimumNorm
+from lconvnet.experiments.crosscheck import Certified, check
+from lconvnet.experiments.journal import Journal, Row
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.training.randomness import derive_seed
+from lconvnet.training.settings import describe_images, versions
 
-logger = logging.getLogger("lconvnet")
+Report = Callable[[str, int, int], None]
+"""Hears what is measured, how many images are done, and of how many."""
 
-Report = Callable[[str], None]
-
-
-class ContradictionError(RuntimeError):
-    """An attack succeeded inside a certified radius: an incident, never to be explained away."""
+CERTIFICATE = {"label": (int,), "prediction": (int,), "margin": (float,), "radius": (float,)}
+OUTCOME = {"success": (bool,), "norm": (float, type(None)), "l2": (float, type(None))}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a network with its bound on images, where evidence goes, and who hears of
-    progress."""
+    """What is measured: a network with its bound on images, where the records go, and who hears of progress."""
 
     network: nn.Module
     bound: Bound
     images: Images
-    evidence: Path
+    folder: RunFolder
     batch_size: int
+    seed: int
     report: Report
 
-    def batches(self, count: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield positions, float images in [0, 1] and labels of the first `count` images."""
+    def batches(self, count: int) -> Iterator[range]:
+        """Yield the places of the first `count` images, a batch at a time."""
         for start in range(0, count, self.batch_size):
-            chosen = slice(start, min(start + self.batch_size, count))
-            yield chosen, *batch(self.images, range(chosen.start, chosen.stop))
+            yield range(start, min(start + self.batch_size, count))
+
+    def journal(self, name: str, facts: dict[str, Any], columns: dict[str, tuple[type, ...]]) -> Journal:
+        """Return the journal of one measurement of this network on these images."""
+        about = {"network": fingerprint(self.network), "images": describe_images(self.images)["sha256"]}
+        common = {"format": 1, "batch_size": self.batch_size, "versions": versions(torch.device("cpu"))}
+        return Journal(self.folder.evaluation, name, {**common, **about, **facts}, columns)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack did to the first N images, wrongly answered ones included (success, norm 0).
+
+    `norm` is that of the successful perturbations in the attack's own norm, infinity elsewhere. For an attack within
+    a ball success means within eps; for one that looks for the shortest perturbation eps is None.
+    """
+
+    attack: AnyAttack
+    eps: float | None
+    success: Tensor
+    norm: Tensor
+
+    @property
+    def name(self) -> str:
+        """The attack with its eps, as columns and journals are called."""
+        return self.attack.label if self.eps is None else f"{self.attack.label}@{self.eps}"
 
 
 def certify_all(subject: Subject) -> Certificates:
     """Return the certificates of all images, computed batch by batch."""
-    parts = [
-        certify(subject.network, images, bound=subject.bound, batch_size=subject.batch_size)
-        for _, images, _ in subject.batches(len(subject.images))
-    ]
-    label, margin, radius = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("label", "margin", "radius")
+    facts = {"bound": subject.bound.upper, "level": subject.bound.level}
+    journal = subject.journal("certificates", facts, CERTIFICATE)
+
+    def measure(places: range) -> list[Row]:
+        images, labels = batch(subject.images, places)
+        found = certify(subject.network, images, bound=subject.bound, batch_size=subject.batch_size)
+        columns = (labels, found.label, found.margin.double(), found.radius.double())
+        return [
+            {"index": i, **dict(zip(CERTIFICATE, row, strict=True))}
+            for i, *row in zip(places, *(column.tolist() for column in columns), strict=True)
+        ]
+
+    rows = _complete(subject, journal, len(subject.images), measure)
+    column = {name: [row[name] for row in rows] for name in CERTIFICATE}
+    return Certificates(
+        label=torch.tensor(column["prediction"]),
+        margin=torch.tensor(column["margin"], dtype=torch.float64),
+        radius=torch.tensor(column["radius"], dtype=torch.float64),
+        level=subject.bound.level,
     )
-    return Certificates(label=label, margin=margin, radius=radius, level=parts[0].level)
+
+
+def attack_all(
+    subject: Subject, certificates: Certificates, attack: AnyAttack, eps: float | None, count: int
+) -> Outcome:
+    """Attack the first `count` images; raise ContradictionError where a certificate breaks."""
+    label = attack.label if eps is None else f"{attack.label}@{eps}"
+    facts = {"attack": attack.model_dump(mode="json", exclude={"eps", "mini"}), "eps": eps, "seed": subject.seed}
+    journal = subject.journal(label, facts, OUTCOME)
+
+    def measure(places: range) -> list[Row]:
+        return _attacked(subject, certificates, attack, eps, label, places)
+
+    def consistent(row: Row) -> bool:
+        i, length = row["index"], row["l2"]
+        right = certificates.label[i] == subject.images.labels[i]
+        return not (right and row["success"] and length is not None and length < certificates.radius[i])
+
+    rows = _complete(subject, journal, count, measure, usable=consistent)
+    norm = [torch.inf if row["norm"] is None else row["norm"] for row in rows]
+    success = torch.tensor([row["success"] for row in rows])
+    return Outcome(attack, eps, success, torch.tensor(norm, dtype=torch.float64))
 
 
 def mean_loss(subject: Subject, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Return the loss averaged over all images."""
     total = 0.0
     with torch.no_grad():
-        for _, images, labels in subject.batches(len(subject.images)):
+        for places in subject.batches(len(subject.images)):
+            images, labels = batch(subject.images, places)
             total += float(loss(subject.network(images), labels)) * len(labels)
     return total / len(subject.images)
 
 
-def measure(
-    subject: Subject, certificates: Certificates, evaluation: Evaluation, *, attacks: bool, seed: int
-) -> dict[str, dict[float, dict[str, float]]]:
-    """Return `adv_robustness` and, where an attack is marked `mini`, `adv_robustness_mini_eval`: eps -> key
-    -> value."""
-    found: dict[str, dict[float, dict[str, float]]] = {}
-    chosen = evaluation.attacks if attacks else ()
-    for section, mini in (("adv_robustness", False), ("adv_robustness_mini_eval", True)):
-        members = [attack for attack in chosen if attack.mini == mini]
-        count = min(evaluation.mini_test_size, len(subject.images)) if mini else len(subject.images)
-        for eps in dict.fromkeys([*evaluation.eps, *(e for attack in members for e in attack.eps or ())]):
-            at_eps = [attack for attack in members if eps in (attack.eps or evaluation.eps)]
-            if mini and not at_eps:
-                continue
-            row = certified_row(certificates, subject.images.labels, eps, count)
-            for attack in at_eps:
-                row |= attacked_row(subject, certificates, attack, eps, count, seed=seed)
-            found.setdefault(section, {})[eps] = row
-    return found
-
-
-def certified_row(certificates: Certificates, labels: Tensor, eps: float, count: int) -> dict[str, float]:
-    """Return `natural`, `lb` and `lb_dist` at `eps` over the first `count` images."""
-    part = Certificates(
-        label=certificates.label[:count],
-        margin=certificates.margin[:count],
-        radius=certificates.radius[:count],
-        level=certificates.level,
-    )
-    correct = part.label == labels[:count]
-    return {
-        "natural": _mean(correct),
-        "lb": certified_accuracy(part, labels[:count], eps),
-        "lb_dist": _mean(part.radius[correct]),
-    }
-
-
-def attacked_row(
-    subject: Subject, certificates: Certificates, attack: Pgd | Fgsm, eps: float, count: int, *, seed: int
-) -> dict[str, float]:
-    """Return the keys of one attack at `eps`; raise ContradictionError where it breaks a certificate."""
-    run, options = names.ATTACKS[attack.name], attack.model_dump(exclude={"name", "eps", "mini"})
-    if isinstance(attack, Pgd):
-        options["generator"] = torch.Generator().manual_seed(seed)
-    correct = certificates.label[:count] == subject.images.labels[:count]
-    fooled, norms = torch.zeros_like(correct), torch.zeros(count, dtype=torch.float64)
-    for chosen, images, labels in subject.batches(count):
-        result = run(subject.network, images, labels, eps, **options)
-        success = check(subject, certificates, attack.name, eps, chosen, images, labels, result)
-        fooled[chosen], norms[chosen] = success & correct[chosen], result.norm.double()
-        subject.report(f"{attack.name} at eps {eps}: {chosen.stop} of {count} images")
-    remaining = _mean(correct & ~fooled)
-    key = f"{attack.name}-ub"
-    return {key: remaining, f"{key}-dist": _mean(norms[fooled]), f"{key}-success-rate": 1 - remaining}
-
-
-def check(
+def _complete(
     subject: Subject,
-    certificates: Certificates,
-    name: str,
-    eps: float,
-    chosen: slice,
-    images: Tensor,
-    labels: Tensor,
-    result: AttackResult,
-) -> Tensor:
-    """Return which attacks succeeded; raise ContradictionError, with the evidence on disk, where an image was
-    fooled inside its certified radius.
+    journal: Journal,
+    count: int,
+    measure: Callable[[range], list[Row]],
+    usable: Callable[[Row], bool] = lambda row: True,
+) -> list[Row]:
+    """Return the rows of the first `count` images, from the journal where it has the whole batch."""
+    rows = {index: row for index, row in journal.read().items() if 0 <= index < count and usable(row)}
+    for places in subject.batches(count):
+        if not all(index in rows for index in places):
+            found = measure(places)
+            journal.append(found)
+            rows |= {row["index"]: row for row in found}
+        subject.report(journal.name, places.stop, count)
+    return [rows[index] for index in range(count)]
 
-    Certificates are about the network in float64, so there the float64 copy decides: an answer that float32
-    alone gives away is no success.
-    """
-    label, radius = certificates.label[chosen], certificates.radius[chosen]
-    inside = (label == labels) & result.success & (result.norm.double() < radius)
-    if not inside.any():
-        return result.success
-    broken = inside & fooled_in_float64(subject.network, result.adversarial, labels)
-    if not broken.any():
-        logger.warning(
-            "%s changes the answer to %d certified images inside their radius in float32, by rounding alone: level "
-            "%r is about exact arithmetic, so these count as no success",
-            name,
-            int(inside.sum()),
-            certificates.level,
+
+def _attacked(
+    subject: Subject, certificates: Certificates, attack: AnyAttack, eps: float | None, label: str, places: range
+) -> list[Row]:
+    """Attack the rightly answered images of a batch; the others need no perturbation."""
+    images, labels = batch(subject.images, places)
+    index = torch.arange(places.start, places.stop)
+    right = (certificates.label[index] == labels).nonzero().flatten()
+    zero = torch.zeros(len(labels), dtype=torch.float64)
+    result = AttackResult(images, torch.ones(len(labels), dtype=torch.bool), zero)
+    if len(right):
+        chosen = index[right]
+        known = Certified(
+            chosen, images[right], labels[right], certificates.margin[chosen], certificates.radius[chosen]
         )
-        return result.success & ~inside
-    place = int(broken.nonzero()[0])
-    index = chosen.start + place
-    facts = {
-        "attack": name,
-        "eps": eps,
-        "index": index,
-        "label": int(labels[place]),
-        "margin": float(certificates.margin[index]),
-        "radius": float(certificates.radius[index]),
-        "norm": float(result.norm[place]),
-        "bound": subject.bound.upper,
-        "level": certificates.level,
+        seed = derive_seed(subject.seed, label, 0, places.start)
+        found = _run(subject.network, attack, known.images, known.labels, eps, seed)
+        network, bound, level = subject.network, subject.bound, certificates.level
+        success = check(network, bound, level, known, found, name=label, evidence=subject.folder.evidence)
+        result = replaced(result, right, AttackResult(found.adversarial, success, found.norm))
+    length = norms(result.adversarial.double() - images.double())
+    columns = (index, result.success, result.norm, length)
+    return [
+        {"index": i, "success": fooled, "norm": norm if fooled else None, "l2": l2 if fooled else None}
+        for i, fooled, norm, l2 in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+
+
+def _run(
+    network: nn.Module, attack: AnyAttack, images: Tensor, labels: Tensor, eps: float | None, seed: int
+) -> AttackResult:
+    options = attack.model_dump(exclude={"name", "eps", "mini"})
+    random = {} if isinstance(attack, Fgsm) else {"seed": seed}
+    if isinstance(attack, MinimumNorm):
+        return names.MINIMUM_NORM_ATTACKS[attack.name](network, images, labels, **options, **random)
+    return names.ATTACKS[attack.name](network, images, labels, eps or 0.0, **options, **random)
+
+
+def columns(certificates: Certificates, labels: Tensor, outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
+    """Return one row an image as columns: index, label, prediction, margin, radius, and for every attack `NAME
+    success` and `NAME norm`, null where it was not run or did not succeed."""
+    table: dict[str, list[Any]] = {
+        "index": list(range(len(labels))),
+        "label": labels.tolist(),
+        "prediction": certificates.label.tolist(),
+        "margin": certificates.margin.tolist(),
+        "radius": certificates.radius.tolist(),
     }
-    path = subject.evidence / f"{name}-eps-{eps}-image-{index}.safetensors"
-    tensors = {"image": images[place], "adversarial": result.adversarial[place]}
-    atomic.write_safetensors(path, tensors, metadata=json.dumps(facts))
-    raise ContradictionError(
-        f"a certificate is contradicted: {name} changed the label of test image {index} with a perturbation "
-        f"of norm {facts['norm']:.9g} inside its certified radius {facts['radius']:.9g} (margin "
-        f"{facts['margin']:.9g}, Lipschitz bound {facts['bound']:.9g}, level {facts['level']}); "
-        f"evidence: {path}"
-    )
-
-
-@torch.no_grad()
-def fooled_in_float64(network: nn.Module, adversarial: Tensor, labels: Tensor) -> Tensor:
-    """Return where a float64 copy of the network answers other than the labels."""
-    return deepcopy(network).double().eval()(adversarial.double()).argmax(dim=1) != labels
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean()) if len(values) else 0.0
+    for outcome in outcomes:
+        rest = [None] * (len(labels) - len(outcome.success))
+        table[f"{outcome.name} success"] = outcome.success.tolist() + rest
+        table[f"{outcome.name} norm"] = [n if n < torch.inf else None for n in outcome.norm.tolist()] + rest
+    return table

@@ -4,10 +4,11 @@
 * checkpoints/, logs/, record.json: written by `lconvnet.training`
 * model.safetensors: the baked network of the best epoch
 * results.yaml: the evaluation, in the original's keys
-* certificates.parquet: one row for each test image
+* examples.parquet: one row for each test image: label, prediction, margin, radius, outcome of each attack
+* evaluation/: the records these two are made of, which a resumed evaluation goes on with
 * evidence/: an attack that contradicted a certificate, if there ever was one
 
-Another evaluation keeps the older one under a number: results-1.yaml with certificates-1.parquet, and so on.
+Another evaluation keeps the older one under a number: results-1.yaml with examples-1.parquet, and so on.
 """
 
 import io
@@ -20,10 +21,10 @@ from typing import Any
 import yaml
 
 from lconvnet import atomic
-from lconvnet.data.errors import require
 from lconvnet.experiments.build import settings
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.loading import dump, load, read
+from lconvnet.extras import require
 from lconvnet.training import is_started
 
 
@@ -46,8 +47,12 @@ class RunFolder:
         return self.path / "results.yaml"
 
     @property
-    def certificates(self) -> Path:
-        return self.path / "certificates.parquet"
+    def examples(self) -> Path:
+        return self.path / "examples.parquet"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
 
     @property
     def evidence(self) -> Path:
@@ -78,12 +83,12 @@ class RunFolder:
             atomic.write_bytes(self.model, data)
 
     def write_evaluation(self, results: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
-        """Write results.yaml and certificates.parquet (one row for each test image; needs pyarrow).
+        """Write results.yaml and examples.parquet (one row for each test image; needs pyarrow).
 
         Where either differs from what is there, both older files are kept under the next free number.
         """
         text = yaml.safe_dump(dict(results), sort_keys=False, allow_unicode=True, width=1000)
-        files = {self.certificates: _parquet(columns), self.results: text.encode()}
+        files = {self.examples: _parquet(columns), self.results: text.encode()}
         older = [path for path in files if path.exists()]
         if any(_differs(path, files[path]) for path in older):
             number = self._free_number()
@@ -93,7 +98,7 @@ class RunFolder:
             atomic.write_bytes(path, data)
 
     def _free_number(self) -> int:
-        paths = (self.results, self.certificates)
+        paths = (self.results, self.examples)
         return next(n for n in itertools.count(1) if not any(_numbered(path, n).exists() for path in paths))
 
 

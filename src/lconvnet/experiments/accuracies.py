@@ -1,0 +1,85 @@
+"""From records of single images to the accuracies of `results.yaml`, under the original's keys.
+
+For each eps: `natural` is the clean accuracy, `lb` the certified accuracy (correct and radius > eps), `lb_dist` the
+mean certified radius of the correctly classified images; for each attack, `NAME-ub` is the accuracy that remains
+(correct and not fooled within eps), `NAME-ub-success-rate` one minus that, `NAME-ub-dist` the mean norm of the
+successful perturbations of correctly classified images (0 where there is none). Then lb <= NAME-ub <= natural.
+
+`adv_robustness` is about all test images, `adv_robustness_mini_eval` about the first few that slow attacks are given;
+`adv_robustness_linf` and `adv_robustness_linf_mini_eval` measure eps in l-infinity, where |x|_2 <= sqrt(d) |x|_inf:
+certified there is who has a radius above sqrt(d) eps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lconvnet.certify import Certificates, certified_accuracy
+from lconvnet.experiments.config import Evaluation
+from lconvnet.experiments.robustness import Outcome
+
+Rows = dict[float, dict[str, float]]
+
+
+def accuracies(
+    certificates: Certificates, labels: Tensor, outcomes: Sequence[Outcome], evaluation: Evaluation, *, pixels: int
+) -> dict[str, Rows]:
+    """Return section -> eps -> key -> value; `pixels` is the number of values of an image."""
+    found: dict[str, Rows] = {"adv_robustness": {}}
+    for norm in ("l2", "linf"):
+        for mini in (False, True):
+            chosen = [o for o in outcomes if (o.attack.norm_name, o.attack.mini) == (norm, mini)]
+            count = min(evaluation.mini_test_size, len(labels)) if mini else len(labels)
+            rows: Rows = {}
+            for eps in _radii(evaluation, chosen, everywhere=norm == "l2" and not mini):
+                row = _certified(certificates, labels, eps, math.sqrt(pixels) if norm == "linf" else 1.0, count)
+                for outcome in chosen:
+                    if eps in outcome_radii(outcome, evaluation):
+                        row |= _under_attack(certificates, labels, outcome, eps)
+                rows[eps] = row
+            if rows:
+                section = "adv_robustness" + ("_linf" if norm == "linf" else "") + ("_mini_eval" if mini else "")
+                found[section] = rows
+    return found
+
+
+def outcome_radii(outcome: Outcome, evaluation: Evaluation) -> tuple[float, ...]:
+    """The eps that an outcome speaks about: its own, or all where it looked for the shortest perturbation."""
+    return outcome.attack.radii(evaluation) if outcome.eps is None else (outcome.eps,)
+
+
+def _radii(evaluation: Evaluation, outcomes: Sequence[Outcome], *, everywhere: bool) -> list[float]:
+    own = [eps for outcome in outcomes for eps in outcome_radii(outcome, evaluation)]
+    return list(dict.fromkeys([*(evaluation.eps if everywhere else ()), *own]))
+
+
+def _certified(certificates: Certificates, labels: Tensor, eps: float, factor: float, count: int) -> dict[str, float]:
+    part = Certificates(
+        label=certificates.label[:count],
+        margin=certificates.margin[:count],
+        radius=certificates.radius[:count],
+        level=certificates.level,
+    )
+    correct = part.label == labels[:count]
+    return {
+        "natural": _mean(correct),
+        "lb": certified_accuracy(part, labels[:count], eps * factor),
+        "lb_dist": _mean(part.radius[correct]) / factor,
+    }
+
+
+def _under_attack(certificates: Certificates, labels: Tensor, outcome: Outcome, eps: float) -> dict[str, float]:
+    count = len(outcome.success)
+    correct = certificates.label[:count] == labels[:count]
+    fooled = correct & outcome.success & (outcome.norm <= eps)
+    remaining = _mean(correct & ~fooled)
+    key = f"{outcome.attack.name}-ub"
+    return {key: remaining, f"{key}-dist": _mean(outcome.norm[fooled]), f"{key}-success-rate": 1 - remaining}
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.to(torch.float64).mean()) if len(values) else 0.0

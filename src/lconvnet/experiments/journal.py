@@ -1,0 +1,95 @@
+"""Records of single images that outlive a kill: one JSON line an image, appended batch by batch.
+
+The first line states what the records are about (`facts`), and its hash is part of the file's name: other weights,
+images or options go to another file. Nothing is ever rewritten. What a kill or a bad disk left of a line is reported
+with file and line number, and its image is measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lconvnet import atomic
+
+logger = logging.getLogger("lconvnet")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The file `NAME-HASH.jsonl` in `folder`; every row has an `index` and exactly the `columns` (name -> types)."""
+
+    folder: Path
+    name: str
+    facts: Mapping[str, Any]
+    columns: Mapping[str, tuple[type, ...]]
+
+    @property
+    def path(self) -> Path:
+        text = json.dumps(self.facts, sort_keys=True)
+        return self.folder / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+
+    def read(self) -> dict[int, Row]:
+        """Return the rows by index, the last one where an index comes twice; what cannot be used is logged."""
+        rows: dict[int, Row] = {}
+        for number, line in enumerate(_lines(self.path), start=1):
+            found = _parsed(line)
+            if self._is_row(found):
+                rows[found["index"]] = found
+            elif found != {"facts": json.loads(json.dumps(self.facts))}:
+                logger.warning("%s:%d: not a record, ignored; what it stood for is measured again", self.path, number)
+        return rows
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add rows and wait until the disk has them. Raises `atomic.WriteError` where it is full."""
+        head = "" if self.path.exists() else _dumped({"facts": dict(self.facts)})
+        text = head + "".join(map(_dumped, rows))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                file.write((_missing_newline(self.path) + text).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise atomic.WriteError(
+                f"{self.path}: cannot be written ({error.strerror or error}); free some space, the same command goes on"
+            ) from error
+
+    def _is_row(self, found: Any) -> bool:
+        if not isinstance(found, dict) or set(found) != {"index", *self.columns}:
+            return False
+        types = {"index": (int,), **self.columns}
+        return found["index"] is not True and all(type(found[name]) in kinds for name, kinds in types.items())
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        yield from path.read_bytes().splitlines()
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value) + "\n"
+
+
+def _missing_newline(path: Path) -> str:
+    """What a torn last line lacks, so that the next one begins afresh."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return ""
+        file.seek(-1, os.SEEK_END)
+        return "" if file.read(1) == b"\n" else "\n"

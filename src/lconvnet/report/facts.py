@@ -1,0 +1,193 @@
+"""What a run is: from its specification where it has one, from the original's folder names where it has none.
+
+The specification is what record.json says was trained, or else the cfg.yaml. Then nothing is read from the folder's
+name. Folders without (the original's cfg.yaml is a program, not data, and no specification) are named
+
+* adv-rob-{mnist,cifar10}/{small,large,fc}/METHOD/multi-trial-X
+* wde_{stl10,cifar10}/lr-RATE/conv/METHOD[/n_iters-N]/{maxmin,relu}/multi-trial-X
+* baselines/{kw,qian}-{mnist,cifar10}/NAME
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from lconvnet.experiments import build
+from lconvnet.experiments.config import Experiment, Mlp
+from lconvnet.experiments.execute import trained_experiment
+from lconvnet.experiments.loading import parse, read
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.report import names
+from lconvnet.training import load_record
+
+MAXIMAL_RECORD_BYTES = 16_000_000
+ORIGINALS_KEY = "<type>"
+# Facts of their own in a table; everything else that determines the weights is the recipe.
+AXES = {"seed", "data.name", "model.architecture", "model.conv", "model.widths"}
+PATTERNS = tuple(
+    re.compile(rf"(?:.*/)?{tail}")
+    for tail in (
+        r"adv-rob-(?P<data>mnist|cifar10)/(?P<architecture>small|large|fc)/(?P<method>[^/]+)/multi-trial-(?P<trial>[^/]+)",
+        r"wde_(?P<data>stl10|cifar10)/lr-(?P<lr>[^/]+)/conv/(?P<method>[^/]+)(?:/n_iters-(?P<iterations>\d+))?"
+        r"/(?P<activation>maxmin|relu)/multi-trial-(?P<trial>[^/]+)",
+        r"baselines/(?P<baseline>kw|qian)-(?P<data>mnist|cifar10)/(?P<name>[^/]+)",
+    )
+)
+
+Recipe = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run is; runs whose facts differ in `trial` alone are repetitions of one experiment.
+
+    `learning_rate` is given where it is the variable of a sweep (critics), otherwise it belongs to the `recipe`: all
+    other settings that determine the weights, as sorted pairs.
+    """
+
+    task: Literal["robustness", "wasserstein"]
+    data: str
+    architecture: str
+    method: str
+    activation: str
+    trial: str
+    learning_rate: float | None = None
+    recipe: Recipe = ()
+    specified: bool = False
+
+
+def facts_of(folder: Path) -> tuple[Facts, Mapping[str, Recipe]]:
+    """Return the facts of the run in `folder` and the settings of each attack its specification names.
+
+    Raises ValueError where neither a specification nor the folder's name says what it is.
+    """
+    experiment = specification(folder)
+    if experiment is not None:
+        return facts_of_experiment(experiment), _attacks(experiment)
+    return facts_of_name(folder.resolve().as_posix()), {}
+
+
+def specification(folder: Path) -> Experiment | None:
+    """Return the experiment that record.json, or else cfg.yaml, says was trained; None where neither does."""
+    run, record = RunFolder(folder), folder / "record.json"
+    if record.exists() and _recorded(record):
+        return trained_experiment(run)
+    values = read(run.config) if run.config.exists() else {ORIGINALS_KEY: None}
+    return None if ORIGINALS_KEY in values else parse(values)
+
+
+def facts_of_experiment(experiment: Experiment) -> Facts:
+    """Return the facts that an experiment states.
+
+    >>> experiment = parse({"data": {"name": "mnist"}, "model": {"architecture": "small", "conv": "rko"}, "seed": 3})
+    >>> facts = facts_of_experiment(experiment)
+    >>> facts.data, facts.architecture, facts.method, facts.trial, dict(facts.recipe)["training.epochs"]
+    ('mnist', 'Small', 'RKO', '3', 6)
+    """
+    architecture, method = _network(experiment)
+    return Facts(
+        task="robustness",
+        data=_data_name(experiment),
+        architecture=architecture,
+        method=method,
+        activation=names.ACTIVATIONS.get(experiment.model.activation, experiment.model.activation),
+        trial=str(experiment.seed),
+        recipe=recipe_of(experiment),
+        specified=True,
+    )
+
+
+def facts_of_name(path: str) -> Facts:
+    """Return the facts in the original's folder names.
+
+    >>> facts_of_name("runs/wde_stl10/lr-0.001/conv/OSSN/n_iters-10/relu/multi-trial-B").learning_rate
+    0.001
+    """
+    found = next((match.groupdict() for pattern in PATTERNS if (match := pattern.fullmatch(path))), None)
+    if found is None:
+        raise ValueError(
+            "it has no specification (record.json or cfg.yaml) and its folder's name is none of the known ones; "
+            "keep record.json beside results.yaml"
+        )
+    if "baseline" in found:
+        return _baseline(found)
+    known = names.FC_FOLDERS if found.get("architecture") == "fc" else names.METHOD_FOLDERS
+    if found["method"] not in known:
+        raise ValueError(f"its method {found['method']!r} is unknown; known: {', '.join(known)}")
+    return _critic(found) if "lr" in found else _classifier(found)
+
+
+def recipe_of(experiment: Experiment) -> Recipe:
+    """Return the settings that determine the weights, without the seed and what a table names otherwise."""
+    # Tables name a folder of images by its last part alone, which several folders may share.
+    axes = AXES if _data_name(experiment) == experiment.data.name else AXES - {"data.name"}
+    return tuple(sorted(pair for pair in flatten(build.settings(experiment)) if pair[0] not in axes))
+
+
+def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings with dotted keys, lists as tuples.
+
+    >>> list(flatten({"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}}))
+    [('optimizer.lr', 0.1), ('optimizer.betas', (0.9, 0.99))]
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", tuple(value) if isinstance(value, list) else value
+
+
+def _recorded(record: Path) -> bool:
+    """Whether a record holds a specification; lconvnet.fit writes one without."""
+    if record.stat().st_size > MAXIMAL_RECORD_BYTES:
+        raise ValueError(f"its record.json has more than {MAXIMAL_RECORD_BYTES} bytes and is no record")
+    return isinstance(load_record(record.parent).settings.get("settings"), Mapping)
+
+
+def _network(experiment: Experiment) -> tuple[str, str]:
+    model = experiment.model
+    if isinstance(model, Mlp):
+        widths = "-".join(map(str, model.widths))
+        architecture = "FC-3" if model.widths == names.FC3_WIDTHS else f"FC {widths}"
+        return architecture, names.LINEARS.get(model.linear, model.linear.capitalize())
+    return names.ARCHITECTURES[model.architecture], names.CONVS.get(model.conv, model.conv.upper())
+
+
+def _data_name(experiment: Experiment) -> str:
+    return PurePosixPath(experiment.data.name).name or experiment.data.name
+
+
+def _attacks(experiment: Experiment) -> Mapping[str, Recipe]:
+    found: dict[str, Recipe] = {}
+    for attack in experiment.evaluation.attacks:
+        values = attack.model_dump(mode="json", exclude={"name", "eps"})
+        found[attack.name] = (*found.get(attack.name, ()), *flatten(values))
+    return found
+
+
+def _classifier(found: Mapping[str, str]) -> Facts:
+    architecture = names.ARCHITECTURES[found["architecture"]]
+    method = {**names.METHOD_FOLDERS, **names.FC_FOLDERS}[found["method"]]
+    return Facts("robustness", found["data"], architecture, method, "MaxMin", found["trial"])
+
+
+def _critic(found: Mapping[str, str]) -> Facts:
+    try:
+        rate = float(found["lr"])
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(f"its learning rate {found['lr']!r} is no positive number")
+    method, activation = names.METHOD_FOLDERS[found["method"]], names.ACTIVATIONS[found["activation"]]
+    iterations = int(found["iterations"] or 10)
+    recipe: Recipe = (("iterations", iterations),) if iterations != 10 else ()
+    return Facts("wasserstein", found["data"], "Critic", method, activation, found["trial"], rate, recipe)
+
+
+def _baseline(found: Mapping[str, str]) -> Facts:
+    return Facts(
+        "robustness", found["data"], found["name"].capitalize(), names.BASELINES[found["baseline"]], "ReLU", ""
+    )

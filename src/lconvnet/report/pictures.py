@@ -1,0 +1,144 @@
+"""Pictures of runs: accuracy against radius, singular values of every layer, images beside their nearest adversary.
+
+Every function returns a matplotlib `Figure` (extra `plots`) and touches neither files nor global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lconvnet.extras import require
+
+POINTS = 201
+BINS = 60
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The columns of a run's examples.parquet under the name it gets in the legend."""
+
+    title: str
+    columns: Mapping[str, np.ndarray]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which images are answered rightly."""
+        return self.columns["label"] == self.columns["prediction"]
+
+    def certified(self, eps: float) -> float:
+        """Fraction that is correct with a radius above eps."""
+        return float(np.mean(self.correct & (self.columns["radius"] > eps)))
+
+    def attacks(self) -> list[str]:
+        """Attacks by the shortest perturbation as `NAME`, attacks within a ball as `NAME@EPS`, in l2."""
+        names = [name.removesuffix(" norm") for name in self.columns if name.endswith(" norm")]
+        return [name for name in names if "-linf" not in name]
+
+    def part(self, name: str) -> str:
+        """How many images an attack was given, where those are not all; their accuracy alone is another one."""
+        count = int(known(self.columns[f"{name} success"]).sum())
+        return "" if count == len(self.correct) else f" (first {count})"
+
+    def attacked(self, name: str, eps: float) -> float:
+        """Fraction of the attacked images that is correct and not fooled within eps."""
+        norm, run = self.columns[f"{name} norm"].astype(float), known(self.columns[f"{name} success"])
+        fooled = np.nan_to_num(norm, nan=math.inf) <= eps
+        return float(np.mean(self.correct[run] & ~fooled[run]))
+
+
+def known(values: np.ndarray) -> np.ndarray:
+    """Where a column is not null.
+
+    >>> known(np.array([True, None], dtype=object)).tolist()
+    [True, False]
+    """
+    return np.array([value is not None for value in values])
+
+
+def accuracy_curves(runs: Sequence[Examples]) -> Any:
+    """Certified accuracy (lines), and accuracy left by every attack, against the l2 radius, one colour a run.
+
+    The true robust accuracy of a run lies between its line and its attacks. Attacks that look for the shortest
+    perturbation give a dashed line, attacks within a ball a marker at its radius.
+    """
+    figure, grid = _figure(7.5, 5.4)
+    axes = grid[0, 0]
+    limit = 1.1 * max(float(np.quantile(run.columns["radius"], 0.99)) for run in runs)
+    radii = np.linspace(0, limit or 1.0, POINTS)
+    for number, run in enumerate(runs):
+        colour = f"C{number % 10}"
+        axes.plot(radii, [run.certified(eps) for eps in radii], color=colour, label=f"{run.title}: certified")
+        for place, name in enumerate(run.attacks()):
+            attack, _, eps = name.partition("@")
+            label = f"{run.title}: under {attack}{run.part(name)}"
+            if eps:
+                marker = "ovs^Dx*P"[place % 8]
+                axes.plot(float(eps), run.attacked(name, float(eps)), marker, color=colour, label=f"{label} at {eps}")
+            else:
+                style = ["--", ":", "-."][place % 3]
+                axes.plot(radii, [run.attacked(name, r) for r in radii], style, color=colour, label=label)
+    axes.set(xlabel="l2 radius over pixels in [0, 1]", ylabel="accuracy", xlim=(0, None), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=2)
+    return figure
+
+
+def singular_value_histograms(layers: Mapping[str, Tensor]) -> Any:
+    """One histogram a layer, all on one axis from 0: an orthogonal layer is a single bar at 1."""
+    high = max(1.05, max(float(values.max()) for values in layers.values()))
+    figure, axes = _figure(6.5, 1.2 + 1.1 * len(layers), rows=len(layers))
+    for place, (name, values) in zip(axes[:, 0], layers.items(), strict=True):
+        place.hist(values.numpy(), bins=BINS, range=(0, high))
+        low, top = float(values.min()), float(values.max())
+        place.set_title(
+            f"{name}: {len(values)} singular values in [{low:.9f}, {top:.9f}]", fontsize="small", loc="left"
+        )
+        place.set_yscale("log")
+        place.set_ylim(bottom=0.8)
+        place.set_xlim(0, high)
+        place.set_ylabel("count", fontsize="small")
+    axes[-1, 0].set_xlabel("singular value")
+    return figure
+
+
+def adversarial_grid(
+    images: Tensor, adversarial: Tensor, captions: Sequence[str], adversarial_captions: Sequence[str]
+) -> Any:
+    """Rows of images above the nearest adversary that was found for them, and their difference.
+
+    Args:
+        images: ``(N, C, H, W)`` in [0, 1].
+        adversarial: the same shape; NaN where none was found.
+        captions: under each image, such as its certified radius.
+        adversarial_captions: under each adversary.
+    """
+    count = len(images)
+    figure, axes = _figure(1.5 * count + 0.6, 5.6, rows=3, columns=count)
+    difference = adversarial - images
+    scale = float(difference.nan_to_num().abs().max()) or 1.0
+    for column in range(count):
+        _show(axes[0, column], images[column], captions[column])
+        _show(axes[1, column], adversarial[column], adversarial_captions[column])
+        _show(axes[2, column], difference[column] / (2 * scale) + 0.5, "difference")
+    return figure
+
+
+def _show(axes: Any, image: Tensor, caption: str) -> None:
+    axes.set_axis_off()
+    if bool(torch.isfinite(image).all()):
+        picture = image.permute(1, 2, 0).clamp(0, 1).numpy()
+        axes.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
+    axes.set_title(caption, fontsize=8)
+
+
+def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, np.ndarray]:
+    """A figure and its axes, an array of `rows` x `columns`."""
+    figure = require("matplotlib.figure", "plots").Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)

@@ -1,0 +1,69 @@
+"""A real process, killed with SIGKILL while it attacks: the next one goes on, and nothing is measured twice."""
+
+import collections
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lconvnet.experiments import execute
+from lconvnet.experiments.loading import parse
+from lconvnet.experiments.run_folder import RunFolder
+
+VALUES = {
+    "data": {"name": "digits", "limit": 300, "test": 60},
+    "model": {"architecture": "mlp", "widths": [16]},
+    "training": {"epochs": 1},
+    "evaluation": {
+        "eps": [0.1, 0.3],
+        "attacks": [{"name": "pgd", "steps": 400, "step_size": 0.01}, {"name": "fgsm"}],
+        "batch_size": 4,
+    },
+}
+KILLS = 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    execute.train(parse(VALUES), folder, progress=False)
+    return folder
+
+
+def lines(folder):
+    return {path.name: path.read_bytes().count(b"\n") for path in folder.evaluation.glob("*.jsonl")}
+
+
+def killed(folder):
+    """Start an evaluation, let it measure two more batches, and kill it."""
+    before = sum(lines(folder).values())
+    command = [sys.executable, "-m", "lconvnet", "evaluate", str(folder.path), "--quiet"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while sum(lines(folder).values()) < before + 8 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+
+def test_killed_and_resumed_is_undisturbed(run, tmp_path):
+    whole = RunFolder(shutil.copytree(run.path, tmp_path / "whole"))
+    execute.evaluate(whole)
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    assert [killed(copy) for _ in range(KILLS)] == [-signal.SIGKILL] * KILLS, "killed at work, not after it"
+    assert not copy.results.exists()
+    execute.evaluate(copy)
+    for name in ("results.yaml", "examples.parquet"):
+        assert (copy.path / name).read_bytes() == (whole.path / name).read_bytes()
+    assert lines(copy).keys() == lines(whole).keys()
+    for path in copy.evaluation.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()[1:] if line.endswith("}")]
+        counts = collections.Counter(row["index"] for row in rows)
+        twice = [index for index, count in counts.items() if count > 1]
+        assert len(twice) <= 4 * KILLS, "at most the batches that a kill tore"
+        assert set(counts) == set(range(60))
