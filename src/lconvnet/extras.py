@@ -20,4 +20,4 @@ def require(module: str, extra: str) -> ModuleType:
             warnings.simplefilter("ignore", DeprecationWarning)  # of what the library itself imports
             return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(f"{module!r} is needed here: pip install 'lconvnet[{extra}]'") from error
+        raise MissingExtraError(f"this needs {module!r}: pip install 'lconvnet[{extra}]'") from error

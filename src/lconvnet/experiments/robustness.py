@@ -54,7 +54,9 @@ class Subject:
     def journal(self, name: str, facts: dict[str, Any], columns: dict[str, tuple[type, ...]]) -> Journal:
         """Return the journal of one measurement of this network on these images."""
         about = {"network": fingerprint(self.network), "images": describe_images(self.images)["sha256"]}
-        common = {"format": 1, "batch_size": self.batch_size, "versions": versions(torch.device("cpu"))}
+        made_with = versions(torch.device("cpu"))
+        del made_with["threads"]  # an evaluation may go on with another number of them
+        common = {"format": 1, "batch_size": self.batch_size, "versions": made_with}
         return Journal(self.folder.evaluation, name, {**common, **about, **facts}, columns)
 
 
