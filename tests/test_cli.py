@@ -296,7 +296,7 @@ def fails_with(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (KeyboardInterrupt(), 3, "error: interrupted; the same command with --resume continues\n"),
+        (KeyboardInterrupt(), 3, "error: interrupted; the same command goes on (training: with --resume)\n"),
         (ContradictionError("a certificate\nis contradicted"), 1, "error: a certificate is contradicted\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: Permission denied\n"),
     ],

@@ -38,9 +38,15 @@ from lconvnet.training import Interrupted
 from lconvnet.training.reporting import validated
 
 PACKAGE = Path(__file__).parent
-RESUMABLE = "interrupted; the same command with --resume continues"
+RESUMABLE = "interrupted; the same command goes on (training: with --resume)"
 TYPERS_INTERRUPT = 130
 PIPED_WIDTH = 200
+SECTIONS = {
+    "adv_robustness": "l2, all test images",
+    "adv_robustness_mini_eval": "l2, the first test images",
+    "adv_robustness_linf": "l-infinity, all test images",
+    "adv_robustness_linf_mini_eval": "l-infinity, the first test images",
+}
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -173,9 +179,10 @@ def evaluate(folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_jso
         facts = {
             key: found.results[key] for key in ("loss", "epoch", "finished", "data", "note") if key in found.results
         }
+        others = {section: found.results[section] for section in list(SECTIONS)[1:] if section in found.results}
         bound = {"bound": found.bound.upper, "level": found.certificates.level}
         clean = {"clean": found.results["accuracy"], "certified": certified}
-        show_json({**clean, **bound, **facts, "attacks": attacked, "results": str(found.path)})
+        show_json({**clean, **bound, **facts, "attacks": attacked, **others, "results": str(found.path)})
 
 
 def overrides(changes: Sequence[str] | None, data_dir: str | None) -> list[str]:
@@ -216,14 +223,10 @@ def evaluation_progress(quiet: bool) -> Iterator[robustness.Report]:
 
 
 def show_results(results: Mapping[str, Any], path: Path, console: Console) -> None:
-    """Show results.yaml as a table, one row for each eps."""
-    rows: Mapping[float, Mapping[str, float]] = results["adv_robustness"]
-    attacks = sorted({key for row in rows.values() for key in row if key.endswith("-ub")}, reverse=True)
-    table = Table("eps", "clean", "certified", *(f"under {key.removesuffix('-ub')}" for key in attacks))
-    for eps, row in rows.items():
-        cells = [f"{row[key]:.2%}" if key in row else "" for key in ("natural", "lb", *attacks)]
-        table.add_row(f"{eps:g}", *cells)
-    console.print(table)
+    """Show results.yaml as tables, one for each section, with one row for each eps."""
+    for section, title in SECTIONS.items():
+        if section in results:
+            console.print(accuracy_table(title, results[section]))
     console.print(f"{results['data']}, epoch {results['epoch']}", soft_wrap=True, highlight=False)
     if "note" in results:
         console.print(results["note"], soft_wrap=True, highlight=False)
@@ -231,6 +234,16 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
     console.print(
         f"Lipschitz bound {rounded_up(constant, 9)} ({results['level']}); {path}", soft_wrap=True, highlight=False
     )
+
+
+def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Table:
+    """Return clean, certified and attacked accuracy, one row for each eps."""
+    attacks = sorted({key for row in rows.values() for key in row if key.endswith("-ub")}, reverse=True)
+    table = Table("eps", "clean", "certified", *(f"under {key.removesuffix('-ub')}" for key in attacks), title=title)
+    for eps, row in rows.items():
+        cells = [f"{row[key]:.2%}" if key in row else "" for key in ("natural", "lb", *attacks)]
+        table.add_row(f"{eps:g}", *cells)
+    return table
 
 
 def show_report(report: Written, *, as_json: bool = False) -> None:

@@ -93,7 +93,7 @@ def test_the_seed_decides_and_global_generators_are_left_alone(name, subject):
     network, images, found = subject
     eps, options = ([0.3], WITHIN[name]) if name in WITHIN else ([], SHORTEST[name])
     states = random.getstate(), numpy_state(), torch.get_rng_state()
-    trace = sys.gettrace()
+    trace, handlers = sys.gettrace(), logging.root.handlers[:]
     first, again = (run(name, network, images, found.label, *eps, **options, seed=1) for _ in range(2))
     assert torch.equal(first.adversarial, again.adversarial)
     assert random.getstate() == states[0]
@@ -101,6 +101,7 @@ def test_the_seed_decides_and_global_generators_are_left_alone(name, subject):
     assert torch.equal(torch.get_rng_state(), states[2])
     assert sys.gettrace() is trace
     assert logging.root.manager.disable == logging.NOTSET
+    assert logging.root.handlers == handlers
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
@@ -132,6 +133,8 @@ def test_bad_input(subject):
         attacks.deepfool(network, images, found.label, norm="l1")
     with pytest.raises(ValueError, match="norm='l1'"):
         attacks.apgd(network, images, found.label, 0.1, norm="l1")
+    with pytest.raises(ValueError, match="square needs"):
+        attacks.square(network, images[..., :4], found.label, 0.1)
     with pytest.raises(ValueError, match="works in float32"):
         attacks.square(network.double(), images.double(), found.label, 0.1)
     network.float()

@@ -52,3 +52,22 @@ def test_the_distance_is_measured_here_not_believed(white, tmp_path):
     honest = moved(network, batch, 1.0)
     lie = dataclasses.replace(honest, norm=torch.zeros(1, dtype=torch.float64))
     assert check(network, bound, "analytic", batch, lie, name="fgsm", evidence=tmp_path).all()
+
+
+def test_a_flip_inside_the_radius_but_beyond_eps_is_a_contradiction_too(white, tmp_path):
+    network, bound, batch = white
+    batch = dataclasses.replace(batch, radius=torch.tensor([1.25]).double())
+    beyond = score(network, batch.images, batch.labels, batch.images - torch.tensor([0, 1.0]), 0.5)
+    assert not beyond.success.any()
+    with pytest.raises(ContradictionError, match="fgsm changed the label"):
+        check(network, bound, "analytic", batch, beyond, name="fgsm", evidence=tmp_path)
+
+
+def test_evidence_of_two_contradictions_is_kept(white, tmp_path):
+    network, bound, batch = white
+    result = moved(network, batch, 1.0)
+    for radius in (1.25, 1.5, 1.25):
+        wrong = dataclasses.replace(batch, radius=torch.tensor([radius]).double())
+        with pytest.raises(ContradictionError):
+            check(network, bound, "analytic", wrong, result, name="fgsm", evidence=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -53,6 +53,8 @@ def test_the_last_row_of_an_index_counts(journal):
         b'{"index": 1, "success": true, "norm": "0.5"}',
         b'{"index": 1, "success": true}',
         b'{"index": 1, "success": true, "norm": 0.5, "more": 1}',
+        b'{"index": 1, "success": true, "norm": 0.5}',
+        b'{"index": 1, "success": true, "norm": 0.5, "seal": "0123456789ab"}',
         b'{"facts": {"eps": 0.7, "seed": 0}}',
     ],
 )
@@ -86,3 +88,25 @@ def test_a_full_disk_is_a_clear_error(journal, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(atomic.WriteError, match=r"pgd-\w+\.jsonl: cannot be written \(No space left on device\)"):
         journal.append(rows(0))
+
+
+def test_a_changed_digit_is_found(journal, caplog):
+    journal.append(rows(0, 1, 2))
+    journal.path.write_bytes(journal.path.read_bytes().replace(b'"norm": 0.1', b'"norm": 0.3'))
+    assert list(journal.read().values()) == rows(0, 2)
+    assert "jsonl:3: not a record" in caplog.text
+
+
+def test_rows_of_other_facts_are_not_used(journal):
+    other = Journal(journal.folder, "pgd", {"eps": 0.7, "seed": 0}, COLUMNS)
+    other.append(rows(0))
+    journal.path.write_bytes(other.path.read_bytes())
+    assert journal.read() == {}
+
+
+def test_an_empty_file_gets_its_head(journal):
+    journal.append([])
+    journal.path.write_bytes(b"")
+    journal.append(rows(0))
+    assert journal.path.read_bytes().startswith(b'{"facts": ')
+    assert list(journal.read().values()) == rows(0)

@@ -71,7 +71,9 @@ def square(
     norm: Norm = "l2",
     seed: int = 0,
 ) -> AttackResult:
-    """Random search over squares of pixels; needs images ``(B, C, H, W)``."""
+    """Random search over squares of pixels; needs images ``(B, C, H, W)`` of 5 x 5 pixels or more."""
+    if images.ndim != 4 or min(images.shape[2:]) < 5:
+        raise ValueError(f"images has shape {tuple(images.shape)}: square needs (B, C, H, W) of 5 x 5 pixels or more")
 
     def tune(ensemble: Any) -> None:
         ensemble.square.n_queries = queries

@@ -11,8 +11,10 @@ of uniform noise. A certified network often answers all noise alike; an image wi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -101,7 +103,7 @@ def _by_gradient(
 ) -> AttackResult:
     attacks, network, labels = require("foolbox.attacks", "attacks"), _frozen(network), _checked(images, labels)
     attack = getattr(attacks, kind)(**options)
-    with seeded(seed, images.device):
+    with seeded(seed, images.device), _silent_root_logger():
         found = attack.run(_foolbox(network, images), images, _misclassified(labels))
     return score(network, images, labels, found, math.inf, norm=norm)
 
@@ -112,14 +114,13 @@ def _by_answers(
     """Run on the images that have a start; the others keep their own pixels and count as not attacked."""
     attacks, network, labels = require("foolbox.attacks", "attacks"), _frozen(network), _checked(images, labels)
     result = score(network, images, labels, images, math.inf, norm=norm)
-    with seeded(seed, images.device):
+    with seeded(seed, images.device), _silent_root_logger():
         starts, found = _starts(network, images, labels, salt_and_pepper=kind == "PointwiseAttack")
         index = (found & ~result.success).nonzero().flatten()
         if len(index):
             chosen, right = images[index], labels[index]
             attack, model = getattr(attacks, kind)(**options), _foolbox(network, images)
-            with _silent_root_logger():
-                moved = attack.run(model, chosen, _misclassified(right), starting_points=starts[index])
+            moved = attack.run(model, chosen, _misclassified(right), starting_points=starts[index])
             result = replaced(result, index, score(network, chosen, right, moved, math.inf, norm=norm))
     return result
 
@@ -141,14 +142,17 @@ def _starts(network: nn.Module, images: Tensor, labels: Tensor, *, salt_and_pepp
     return starts, found
 
 
-class _silent_root_logger:  # noqa: N801 (used as a function)
-    """The library talks to the root logger."""
-
-    def __enter__(self) -> None:
-        logging.disable(logging.INFO)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(logging.NOTSET)
+@contextlib.contextmanager
+def _silent_root_logger() -> Iterator[None]:
+    """The library talks to the root logger, which gives that a handler for everybody's messages."""
+    root, level = logging.getLogger(), logging.root.manager.disable
+    handlers = root.handlers[:]
+    logging.disable(max(level, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        root.handlers[:] = handlers
 
 
 def _foolbox(network: nn.Module, images: Tensor) -> Any:

@@ -5,11 +5,13 @@ the others look for the shortest perturbation, once for every eps. `boundary_att
 the original's results.
 """
 
-from typing import Annotated, Literal, Protocol
+from importlib.metadata import version
+from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field, Strict, model_validator
 
 from lconvnet.experiments.section import PositiveFloat, PositiveInt, Section
+from lconvnet.extras import require
 
 
 class HasRadii(Protocol):
@@ -31,6 +33,14 @@ class Attack(Section):
     name: str
     eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] | None = None
     mini: bool = False
+    library: ClassVar[str] = ""
+
+    def made_with(self) -> str:
+        """The library behind it with its version, nothing for this package; MissingExtraError where it is absent."""
+        if not self.library:
+            return ""
+        require(self.library, "attacks")
+        return f"{self.library} {version(self.library)}"
 
     @property
     def norm_name(self) -> str:
@@ -66,6 +76,8 @@ class Normed(Attack):
 class MinimumNorm(Attack):
     """An attack that looks for the shortest perturbation."""
 
+    library: ClassVar[str] = "foolbox"
+
 
 class Pgd(Normed):
     """Projected gradient ascent; the paper: 200 steps of 0.01 from a random start."""
@@ -86,6 +98,7 @@ class Apgd(Normed):
     """PGD that chooses its own steps."""
 
     name: Literal["apgd"]
+    library: ClassVar[str] = "pyautoattack"
     steps: PositiveInt = 100
     restarts: PositiveInt = 1
 
@@ -94,6 +107,7 @@ class Square(Normed):
     """Random search that asks for logits only."""
 
     name: Literal["square"]
+    library: ClassVar[str] = "pyautoattack"
     queries: PositiveInt = 5000
 
 
@@ -101,6 +115,7 @@ class AutoAttack(Normed):
     """The standard ensemble: APGD, targeted APGD, targeted FAB, Square."""
 
     name: Literal["autoattack"]
+    library: ClassVar[str] = "pyautoattack"
 
 
 class DeepFool(Normed, MinimumNorm):

@@ -119,6 +119,8 @@ def evaluate(
     """
     require("pyarrow.parquet", "data")
     experiment = trained_experiment(folder, overrides)
+    for attack in experiment.evaluation.attacks if attacks else ():
+        attack.made_with()
     splits = build.load_images(experiment.data, seed=experiment.seed)
     model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
     record = load_record(folder.path)
@@ -139,7 +141,8 @@ def evaluate(
     loss = robustness.mean_loss(subject, build.build_loss(experiment.loss))
     labels, pixels = splits.test.labels, splits.test.images[0].numel()
     measured = accuracies.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
-    results = _results(trained, splits, certificates, loss) | measured
+    made = {"evaluation": experiment.evaluation.model_dump(mode="json")} if attacks else {}
+    results = _results(trained, splits, certificates, loss) | measured | made
     folder.write_evaluation(results, robustness.columns(certificates, labels, outcomes))
     return Evaluated(certificates, trained.bound, results, folder.results)
 

@@ -1,8 +1,8 @@
 """Records of single images that outlive a kill: one JSON line an image, appended batch by batch.
 
 The first line states what the records are about (`facts`), and its hash is part of the file's name: other weights,
-images or options go to another file. Nothing is ever rewritten. What a kill or a bad disk left of a line is reported
-with file and line number, and its image is measured again.
+images or options go to another file. Nothing is ever rewritten. Every row carries a hash of itself and the facts: what
+a kill, a bad disk or a hand has changed is reported with file and line number, and its image is measured again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from lconvnet import atomic
 logger = logging.getLogger("lconvnet")
 
 Row = dict[str, Any]
+SEAL = "seal"
+SEAL_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Journal:
 
     @property
     def path(self) -> Path:
-        text = json.dumps(self.facts, sort_keys=True)
-        return self.folder / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+        return self.folder / f"{self.name}-{self._digest(dict(self.facts))[:12]}.jsonl"
+
+    def _digest(self, value: Any) -> str:
+        return hashlib.sha256(json.dumps([self.facts, value], sort_keys=True).encode()).hexdigest()
 
     def read(self) -> dict[int, Row]:
         """Return the rows by index, the last one where an index comes twice; what cannot be used is logged."""
@@ -43,19 +47,19 @@ class Journal:
         for number, line in enumerate(_lines(self.path), start=1):
             found = _parsed(line)
             if self._is_row(found):
-                rows[found["index"]] = found
+                rows[found["index"]] = {name: found[name] for name in found if name != SEAL}
             elif found != {"facts": json.loads(json.dumps(self.facts))}:
                 logger.warning("%s:%d: not a record, ignored; what it stood for is measured again", self.path, number)
         return rows
 
     def append(self, rows: Iterable[Row]) -> None:
         """Add rows and wait until the disk has them. Raises `atomic.WriteError` where it is full."""
-        head = "" if self.path.exists() else _dumped({"facts": dict(self.facts)})
-        text = head + "".join(map(_dumped, rows))
+        text = "".join(_dumped({**row, SEAL: self._digest(row)[:SEAL_DIGITS]}) for row in rows)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab") as file:
-                file.write((_missing_newline(self.path) + text).encode())
+                head = _missing_newline(self.path) if file.tell() else _dumped({"facts": dict(self.facts)})
+                file.write((head + text).encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -64,10 +68,12 @@ class Journal:
             ) from error
 
     def _is_row(self, found: Any) -> bool:
-        if not isinstance(found, dict) or set(found) != {"index", *self.columns}:
+        if not isinstance(found, dict) or set(found) != {"index", *self.columns, SEAL}:
             return False
         types = {"index": (int,), **self.columns}
-        return found["index"] is not True and all(type(found[name]) in kinds for name, kinds in types.items())
+        row = {name: found[name] for name in found if name != SEAL}
+        sealed = found[SEAL] == self._digest(row)[:SEAL_DIGITS]
+        return sealed and all(type(found[name]) in kinds for name, kinds in types.items())
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -89,7 +95,5 @@ def _dumped(value: Any) -> str:
 def _missing_newline(path: Path) -> str:
     """What a torn last line lacks, so that the next one begins afresh."""
     with open(path, "rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return ""
         file.seek(-1, os.SEEK_END)
         return "" if file.read(1) == b"\n" else "\n"

@@ -108,7 +108,8 @@ def attack_all(
 ) -> Outcome:
     """Attack the first `count` images; raise ContradictionError where a certificate breaks."""
     label = attack.label if eps is None else f"{attack.label}@{eps}"
-    facts = {"attack": attack.model_dump(mode="json", exclude={"eps", "mini"}), "eps": eps, "seed": subject.seed}
+    options = attack.model_dump(mode="json", exclude={"eps", "mini"})
+    facts = {"attack": options, "eps": eps, "seed": subject.seed, "count": count, "library": attack.made_with()}
     journal = subject.journal(label, facts, OUTCOME)
 
     def measure(places: range) -> list[Row]:

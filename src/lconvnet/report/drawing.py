@@ -16,6 +16,7 @@ from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certify
 from lconvnet.data import batch
 from lconvnet.experiments import build
+from lconvnet.experiments.crosscheck import Certified, check
 from lconvnet.experiments.execute import trained_experiment
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.extras import require
@@ -46,8 +47,15 @@ def read_examples(folder: RunFolder, title: str) -> Examples:
         raise ValueError(
             f"{folder.path} was not evaluated (no {folder.examples.name}): lconvnet evaluate {folder.path}"
         )
-    table = require("pyarrow.parquet", "data").read_table(folder.examples)
-    return Examples(title, {name: table[name].to_numpy() for name in table.column_names})
+    try:
+        table = require("pyarrow.parquet", "data").read_table(folder.examples)
+        columns = {name: table[name].to_numpy() for name in table.column_names}
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise ValueError(f"{folder.examples} cannot be read ({error}); evaluate the run again") from error
+    lacking = [name for name in ("label", "prediction", "radius") if name not in columns]
+    if lacking:
+        raise ValueError(f"{folder.examples} has no column {lacking[0]!r}; evaluate the run again")
+    return Examples(title, columns)
 
 
 def _network(folder: RunFolder) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -67,8 +75,13 @@ def _nearest(folder: RunFolder, network: nn.Module, count: int, overrides: Seque
     if not len(right):
         raise ValueError(f"{folder.path} answers none of the first test images rightly: there is nothing to draw")
     images, labels = images[right], labels[right]
-    found = certify(network, images, bound=lipschitz_bound(network, input_shape=splits.image_shape))
-    adversarial, norm = _shorter(attacks.ddn(network, images, labels), attacks.deepfool(network, images, labels))
+    bound = lipschitz_bound(network, input_shape=splits.image_shape)
+    found = certify(network, images, bound=bound)
+    known = Certified(right, images, labels, found.margin, found.radius)
+    results = {"ddn": attacks.ddn(network, images, labels), "deepfool": attacks.deepfool(network, images, labels)}
+    for name, result in results.items():
+        check(network, bound, found.level, known, result, name=name, evidence=folder.evidence)
+    adversarial, norm = _shorter(*results.values())
     answers = network(adversarial.nan_to_num()).argmax(dim=1)
     names = splits.class_names
     captions = [f"{names[label]}\ncertified {radius:.2f}" for label, radius in zip(labels, found.radius, strict=True)]

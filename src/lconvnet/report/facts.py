@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lconvnet.experiments import build
-from lconvnet.experiments.config import Experiment, Mlp
+from lconvnet.experiments.config import Evaluation, Experiment, Mlp
 from lconvnet.experiments.execute import trained_experiment
 from lconvnet.experiments.loading import parse, read
 from lconvnet.experiments.run_folder import RunFolder
@@ -59,14 +59,16 @@ class Facts:
     specified: bool = False
 
 
-def facts_of(folder: Path) -> tuple[Facts, Mapping[str, Recipe]]:
-    """Return the facts of the run in `folder` and the settings of each attack its specification names.
+def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, Recipe]]:
+    """Return the facts of the run in `folder` and the settings of each attack: those of `evaluation`, the section of
+    its results.yaml, or where that has none, of its specification.
 
     Raises ValueError where neither a specification nor the folder's name says what it is.
     """
     experiment = specification(folder)
     if experiment is not None:
-        return facts_of_experiment(experiment), _attacks(experiment)
+        ran = experiment.evaluation if evaluation is None else Evaluation.model_validate(evaluation)
+        return facts_of_experiment(experiment), _attacks(ran)
     return facts_of_name(folder.resolve().as_posix()), {}
 
 
@@ -160,10 +162,11 @@ def _data_name(experiment: Experiment) -> str:
     return PurePosixPath(experiment.data.name).name or experiment.data.name
 
 
-def _attacks(experiment: Experiment) -> Mapping[str, Recipe]:
+def _attacks(evaluation: Evaluation) -> Mapping[str, Recipe]:
     found: dict[str, Recipe] = {}
-    for attack in experiment.evaluation.attacks:
+    for attack in evaluation.attacks:
         values = attack.model_dump(mode="json", exclude={"name", "eps"})
+        values |= {"mini_test_size": evaluation.mini_test_size} if attack.mini else {}
         found[attack.name] = (*found.get(attack.name, ()), *flatten(values))
     return found
 

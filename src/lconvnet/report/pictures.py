@@ -66,7 +66,7 @@ def accuracy_curves(runs: Sequence[Examples]) -> Any:
     """Certified accuracy (lines), and accuracy left by every attack, against the l2 radius, one colour a run.
 
     The true robust accuracy of a run lies between its line and its attacks. Attacks that look for the shortest
-    perturbation give a dashed line, attacks within a ball a marker at its radius.
+    perturbation give a broken line, attacks within a ball a marker at its radius.
     """
     figure, grid = _figure(7.5, 5.4)
     axes = grid[0, 0]

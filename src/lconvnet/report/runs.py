@@ -85,8 +85,9 @@ def _read_run(path: Path, folder: Path) -> Run | Skipped:
     """Read one run, or say why not."""
     place = _text(path.parent.relative_to(folder))
     try:
-        results = parse_results(read(path))
-        facts, attacks = facts_of(path.parent)
+        values = read(path)
+        results = parse_results(values)
+        facts, attacks = facts_of(path.parent, values.get("evaluation"))
         return Run(place, _with_state(facts, results), results, attacks)
     except OSError as error:
         reason = f"it cannot be read ({error.strerror})"
