@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from lconvnet import cli
+from lconvnet.cli import options, output, start
 from lconvnet.report import consolidate as write
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -20,11 +20,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def consolidate(
     folder: Annotated[Path, typer.Option("--dir", help="Folder with results.yaml files below it.")],
-    out: cli.ReportOut = None,
+    out: options.ReportOut = None,
 ) -> None:
     """Collect the results of all runs below a folder into one file."""
-    cli.show_report(write(folder, out))
+    output.show_report(write(folder, out))
 
 
 if __name__ == "__main__":
-    cli.start(app)
+    start(app)

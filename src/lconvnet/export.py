@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lconvnet import cli
+from lconvnet.cli import options, output, start
 from lconvnet.report import export as write
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -19,11 +19,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def export(
     folder: Annotated[Path, typer.Option("--dir", help="Folder with results.yaml files below it.")],
-    out: cli.ReportOut = None,
+    out: options.ReportOut = None,
 ) -> None:
     """Write the tables of all runs below a folder."""
-    cli.show_report(write(folder, out))
+    output.show_report(write(folder, out))
 
 
 if __name__ == "__main__":
-    cli.start(app)
+    start(app)

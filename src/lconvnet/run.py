@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lconvnet import cli
+from lconvnet.cli import options, runs, start
 from lconvnet.experiments.run_folder import find_run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -21,21 +21,21 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def run(
     cfg: Annotated[Path, typer.Option("--cfg", help="Configuration; its folder is the run folder.")],
-    resume: cli.Resume = False,
+    resume: options.Resume = False,
     test: Annotated[bool, typer.Option("--test", help="Evaluate the trained run.")] = False,
-    no_attacks: cli.NoAttacks = False,
-    data_dir: cli.DataDir = None,
-    changes: cli.Set = None,
-    as_json: cli.Json = False,
-    quiet: cli.Quiet = False,
+    no_attacks: options.NoAttacks = False,
+    data_dir: options.DataDir = None,
+    changes: options.Set = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train the experiment in the folder of CFG, or evaluate it with --test."""
-    given = cli.overrides(changes, data_dir)
+    given = options.overrides(changes, data_dir)
     if test:
-        cli.evaluate(find_run(cfg), given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
+        runs.evaluate(find_run(cfg), given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
     else:
-        cli.train(cfg, given, out=None, resume=resume, as_json=as_json, quiet=quiet)
+        runs.train(cfg, given, out=None, resume=resume, as_json=as_json, quiet=quiet)
 
 
 if __name__ == "__main__":
-    cli.start(app)
+    start(app)

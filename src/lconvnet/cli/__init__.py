@@ -1,0 +1,29 @@
+"""The command `lconvnet`: which commands there are, each a plain function in a module of this folder."""
+
+from typing import NoReturn
+
+import typer
+
+from lconvnet.cli import reports, runs
+from lconvnet.cli.process import invoke, start
+
+__all__ = ["app", "invoke", "main", "start"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def commands() -> None:
+    """Train, evaluate and certify 1-Lipschitz networks."""
+
+
+app.command("train")(runs.train_command)
+app.command("evaluate")(runs.evaluate_command)
+app.command("certify")(runs.certify_command)
+app.command("tables")(reports.tables_command)
+app.command("plot")(reports.plot_command)
+
+
+def main() -> NoReturn:
+    """Entry point of the command."""
+    start(app)

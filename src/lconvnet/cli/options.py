@@ -1,0 +1,26 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the configuration.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder that holds <name>/*.parquet.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable last line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: the folder of CFG).")]
+ReportOut = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the files (default: tables/ in the one read).")
+]
+NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certified accuracy only.")]
+
+
+def overrides(changes: Sequence[str] | None, data_dir: str | None) -> list[str]:
+    """Return all changes to the configuration; a folder name is quoted, so that YAML leaves it as it is."""
+    return [*(changes or ()), *([f"data.directory={json.dumps(data_dir)}"] if data_dir is not None else [])]

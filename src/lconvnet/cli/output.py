@@ -1,0 +1,119 @@
+"""What commands show: tables and progress on a console, one line of JSON on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lconvnet.experiments import robustness
+from lconvnet.ops.rounding import rounded_up
+from lconvnet.report import Written, terminal
+
+PIPED_WIDTH = 200
+SECTIONS = {
+    "adv_robustness": "l2, all test images",
+    "adv_robustness_mini_eval": "l2, the first test images",
+    "adv_robustness_linf": "l-infinity, all test images",
+    "adv_robustness_linf_mini_eval": "l-infinity, the first test images",
+}
+
+
+def show_json(values: Mapping[str, Any]) -> None:
+    """Print one line of JSON."""
+    typer.echo(json.dumps(values, allow_nan=False))
+
+
+def configure_logging(quiet: bool) -> None:
+    """Send the package's log to standard error, warnings only where quiet."""
+    logger = logging.getLogger("lconvnet")
+    logger.handlers = [logging.StreamHandler()]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+@contextlib.contextmanager
+def evaluation_progress(quiet: bool) -> Iterator[robustness.Report]:
+    """Yield what hears of an evaluation: a bar on a terminal, one log line a batch elsewhere."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        logger = logging.getLogger("lconvnet")
+        yield lambda what, done, count: logger.info("%s: %d of %d images", what, done, count)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, count: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=count)
+            bar.update(tasks[what], completed=done)
+
+        yield report
+
+
+def show_results(results: Mapping[str, Any], path: Path, console: Console) -> None:
+    """Show results.yaml as tables, one for each section, with one row for each eps."""
+    for section, title in SECTIONS.items():
+        if section in results:
+            console.print(accuracy_table(title, results[section]))
+    console.print(f"{results['data']}, epoch {results['epoch']}", soft_wrap=True, highlight=False)
+    if "note" in results:
+        console.print(results["note"], soft_wrap=True, highlight=False)
+    constant = results["sanity_check/layer-l-constant"]
+    console.print(
+        f"Lipschitz bound {rounded_up(constant, 9)} ({results['level']}); {path}", soft_wrap=True, highlight=False
+    )
+
+
+def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Table:
+    """Return clean, certified and attacked accuracy, one row for each eps."""
+    attacks = sorted({key for row in rows.values() for key in row if key.endswith("-ub")}, reverse=True)
+    table = Table("eps", "clean", "certified", *(f"under {key.removesuffix('-ub')}" for key in attacks), title=title)
+    for eps, row in rows.items():
+        cells = [f"{row[key]:.2%}" if key in row else "" for key in ("natural", "lb", *attacks)]
+        table.add_row(f"{eps:g}", *cells)
+    return table
+
+
+def show_report(report: Written, *, as_json: bool = False) -> None:
+    """Show tables, what was read and written, and what was not."""
+    configure_logging(quiet=True)
+    console = Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False)
+    console.width = console.width if console.is_terminal else PIPED_WIDTH
+    for table in report.tables:
+        console.print(terminal.renderable(table, console.width))
+    files, skipped = ", ".join(map(str, report.files)), report.found.skipped
+    unused = f", {len(skipped)} not used" if skipped else ""
+    console.print(f"{len(report.found.runs)} runs read{unused}; wrote {files}")
+    if report.note:
+        console.print(report.note)
+    report.found.report_skipped()
+    if as_json:
+        facts = {"runs": len(report.found.runs), "tables": [table.number for table in report.tables]}
+        unread = [{"path": item.path, "reason": item.reason} for item in skipped]
+        show_json({**facts, "files": list(map(str, report.files)), "note": report.note, "skipped": unread})
+
+
+def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: float, console: Console) -> None:
+    """Show one line for each image."""
+    for row in rows:
+        name = f" ({row['class']})" if row["class"] not in (None, str(row["label"])) else ""
+        certified = "".join(
+            f", {'certified' if held else 'not certified'} at {eps}" for eps, held in row["certified"].items()
+        )
+        console.print(
+            f"{row['image']}: label {row['label']}{name}, margin {row['margin']:.4f}, "
+            f"radius {row['radius']:.4f}{certified}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    console.print(f"level {level}, Lipschitz bound {rounded_up(bound, 9)}", soft_wrap=True, highlight=False)

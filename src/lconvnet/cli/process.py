@@ -1,0 +1,78 @@
+"""A command as a process: exit codes, signals, and one line for whatever the user can put right.
+
+Exit codes: 0 done, 2 the user's input (one line on standard error), 3 interrupted and resumable, 1 a bug or a
+contradicted certificate.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from lconvnet.experiments.crosscheck import ContradictionError
+from lconvnet.training import Interrupted
+
+PACKAGE = Path(__file__).parents[1]
+RESUMABLE = "interrupted; the same command goes on (training: with --resume)"
+TYPERS_INTERRUPT = 130
+
+
+def invoke(application: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Run an application and return its exit code; whatever the user can put right becomes one line."""
+    try:
+        code = application(arguments, standalone_mode=False)
+        return fail(RESUMABLE, 3) if code == TYPERS_INTERRUPT else int(code or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return fail(RESUMABLE, 3)
+    except Interrupted as error:
+        return fail(str(error), 3)
+    except typer.TyperException as error:
+        return fail(error.format_message(), 2)
+    except ContradictionError as error:
+        return fail(str(error), 1)
+    except OSError as error:
+        # WriteError and our own messages are complete; the operating system's are put in order.
+        known = error.strerror is None or error.filename is None
+        return fail(str(error) if known else f"{error.filename}: {error.strerror}", 2)
+    except ValueError as error:
+        if not raised_here(error):
+            raise
+        return fail(str(error), 2)
+
+
+def raised_here(error: Exception) -> bool:
+    """Return whether this package raised the error on purpose, rather than a library that met a bug of
+    ours."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and PACKAGE in Path(frames[-1][0].f_code.co_filename).parents
+
+
+def fail(message: str, code: int) -> int:
+    """Print one line on standard error and return the exit code."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Treat SIGTERM as Ctrl-C, so that a cancelled job says how to go on."""
+    raise KeyboardInterrupt
+
+
+def start(application: typer.Typer) -> NoReturn:
+    """Run an application as this process."""
+    signal.signal(signal.SIGTERM, stop)
+    code = invoke(application)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away (`| head`); nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

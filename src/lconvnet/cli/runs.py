@@ -1,0 +1,118 @@
+"""The commands `lconvnet train | evaluate | certify`: arguments in, functions called, results shown.
+
+Standard output carries results only, and with --json exactly one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lconvnet import saving
+from lconvnet.bounds import lipschitz_bound
+from lconvnet.certify import certify as certify_images
+from lconvnet.cli import options, output
+from lconvnet.experiments import execute
+from lconvnet.experiments.images import read_images
+from lconvnet.experiments.loading import load
+from lconvnet.experiments.run_folder import RunFolder, find_run
+from lconvnet.ops.rounding import rounded_up
+from lconvnet.training.reporting import validated
+
+
+def train_command(
+    cfg: Path,
+    resume: options.Resume = False,
+    out: options.Out = None,
+    data_dir: options.DataDir = None,
+    changes: options.Set = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train the experiment CFG describes; checkpoints, record and model.safetensors go to its folder or to
+    --out."""
+    train(cfg, options.overrides(changes, data_dir), out=out, resume=resume, as_json=as_json, quiet=quiet)
+
+
+def evaluate_command(
+    run: Path,
+    no_attacks: options.NoAttacks = False,
+    data_dir: options.DataDir = None,
+    changes: options.Set = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure a trained run on the test images and write its results.yaml and examples.parquet; the
+    same command goes on with an interrupted one."""
+    evaluate(find_run(run), options.overrides(changes, data_dir), attacks=not no_attacks, as_json=as_json, quiet=quiet)
+
+
+def certify_command(
+    model: Path,
+    images: list[Path],
+    eps: Annotated[list[float] | None, typer.Option("--eps", help="Say whether each radius exceeds EPS.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Certify image files (png, jpg, npy): MODEL is a run folder or a model.safetensors."""
+    path = find_run(model).model if model.is_dir() else model
+    description, network = saving.describe(path), saving.load(path)
+    if description.input_shape is None:
+        raise ValueError(f"{path} does not say the shape of its images; save it with input_shape=(C, H, W)")
+    bound = lipschitz_bound(network, input_shape=description.input_shape)
+    found = certify_images(network, read_images(images, description.input_shape), bound=bound)
+    rows = [
+        {
+            "image": str(image),
+            "label": int(found.label[i]),
+            "class": description.class_names[int(found.label[i])] if description.class_names else None,
+            "margin": float(found.margin[i]),
+            "radius": float(found.radius[i]),
+            "certified": {str(e): bool(found.radius[i] > e) for e in eps or ()},
+        }
+        for i, image in enumerate(images)
+    ]
+    output.show_certificates(rows, found.level, bound.upper, Console(stderr=as_json))
+    if as_json:
+        output.show_json({"level": found.level, "bound": bound.upper, "certificates": rows})
+
+
+def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, as_json: bool, quiet: bool) -> None:
+    """Train and say what came out."""
+    output.configure_logging(quiet)
+    experiment = load(cfg, changes)
+    folder = RunFolder(out or cfg.parent)
+    trained = execute.train(experiment, folder, source=cfg, resume=resume, progress=not quiet)
+    best = trained.record.best
+    certified = {str(eps): value for eps, value in best.certified.items()}
+    Console(stderr=as_json, soft_wrap=True, highlight=False).print(
+        f"kept epoch {best.epoch} of {len(trained.record.epochs)} ({validated(best)}); "
+        f"Lipschitz bound {rounded_up(trained.bound.upper, 9)} ({trained.bound.level}); saved {trained.path}"
+    )
+    if as_json:
+        validation = {"clean": best.clean, "certified": certified}
+        facts = {"epoch": best.epoch, "validation": validation, "bound": trained.bound.upper}
+        output.show_json({**facts, "level": trained.bound.level, "model": str(trained.path), "run": str(folder.path)})
+
+
+def evaluate(folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_json: bool, quiet: bool) -> None:
+    """Evaluate and show the table of results."""
+    output.configure_logging(quiet)
+    with output.evaluation_progress(quiet) as report:
+        found = execute.evaluate(folder, changes, attacks=attacks, report=report)
+    output.show_results(found.results, found.path, Console(stderr=as_json))
+    if as_json:
+        rows: Mapping[float, Mapping[str, float]] = found.results["adv_robustness"]
+        certified = {str(eps): row["lb"] for eps, row in rows.items()}
+        found_ub = {str(eps): {k: v for k, v in row.items() if "-ub" in k} for eps, row in rows.items()}
+        attacked = {eps: row for eps, row in found_ub.items() if row}
+        facts = {
+            key: found.results[key] for key in ("loss", "epoch", "finished", "data", "note") if key in found.results
+        }
+        others = {section: found.results[section] for section in list(output.SECTIONS)[1:] if section in found.results}
+        bound = {"bound": found.bound.upper, "level": found.certificates.level}
+        clean = {"clean": found.results["accuracy"], "certified": certified}
+        output.show_json({**clean, **bound, **facts, "attacks": attacked, **others, "results": str(found.path)})
