@@ -7,7 +7,7 @@ The file is read with a safe loader (no Python objects), may not exceed 1 MB or 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -50,19 +50,27 @@ def parse(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experimen
     3
     """
     try:
+        return Experiment.model_validate(merge(values, overrides))
+    except ValidationError as error:
+        raise ValueError(explain(error, Experiment)) from None
+
+
+def merge(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return nested `values` with `overrides` applied and references resolved, not yet validated.
+
+    >>> merge({"seed": 0, "data": {"name": "mnist"}}, ["data.limit=100"])
+    {'seed': 0, 'data': {'name': 'mnist', 'limit': 100}}
+    """
+    if not overrides and "${" not in str(values):
+        return dict(values)
+    try:
         changes = parse_overrides(overrides)
-        merged = OmegaConf.merge(
-            OmegaConf.create(_without_stale_keys(_with_defaults(values, changes), changes)), changes
-        )
-        resolved = OmegaConf.to_container(merged, resolve=True)
+        known = OmegaConf.create(_without_stale_keys(_with_defaults(values, changes), changes))
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(known, changes), resolve=True))
     except TypeError:
         raise ValueError(f"--set {' --set '.join(overrides)} puts a list where the file has a section") from None
     except OmegaConfBaseException as error:
         raise ValueError(f"a ${{key}} reference is wrong: {_first_line(error)}") from None
-    try:
-        return Experiment.model_validate(resolved)
-    except ValidationError as error:
-        raise ValueError(explain(error, Experiment)) from None
 
 
 def read(path: Path) -> dict[str, Any]:
