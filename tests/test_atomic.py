@@ -135,3 +135,24 @@ def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / ".other.1.0.tmp").touch()
     atomic.sweep(path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".other.1.0.tmp", "a.bin"]
+
+
+def test_appending_ends_a_torn_line_first(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "log.jsonl"
+    atomic.append_text(path, "one\n")
+    atomic.append_text(path, "tw")
+    atomic.append_text(path, "three\n")
+    assert path.read_text() == "one\ntw\nthree\n"
+
+
+def test_appending_to_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    atomic.append_text(path, "one\n")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(atomic.WriteError, match=r"log\.jsonl: cannot be written .*unchanged"):
+        atomic.append_text(path, "two\n")
+    assert path.read_text() == "one\n"

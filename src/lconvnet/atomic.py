@@ -7,6 +7,7 @@ leaves the previous file intact, at worst with a `.NAME.*.tmp` beside it. Every 
 """
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -76,6 +77,27 @@ def encode_safetensors(tensors: Mapping[str, Tensor], *, metadata: str = "") -> 
     return safetensors.torch.save(owned, metadata={"lconvnet": metadata})
 
 
+def append_text(path: str | Path, text: str) -> None:
+    """Add lines to `path` and wait until the disk has them; a torn last line there is ended first.
+
+    A process killed meanwhile leaves at worst a torn last line. Raises `WriteError`, and leaves the file as long as it
+    was, where the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file, _cut_on_failure(file):
+            data = memoryview((_missing_newline(path) + text).encode())
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}), what stood there is unchanged; "
+            "free some space on the disk or choose a folder that you may write to"
+        ) from error
+
+
 def sweep(path: str | Path) -> None:
     """Remove the temporary files that killed writers of `path` left beside it.
 
@@ -110,6 +132,27 @@ def _removed_on_failure(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _cut_on_failure(file: io.FileIO) -> Iterator[None]:
+    """Take back what was appended to an open file when the block fails."""
+    size = file.tell()
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), size)
+        raise
+
+
+def _missing_newline(path: Path) -> str:
+    """What the last line of a file lacks."""
+    with open(path, "rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return ""
+        file.seek(-1, os.SEEK_END)
+        return "" if file.read(1) == b"\n" else "\n"
 
 
 def _sync_folder(folder: Path) -> None:

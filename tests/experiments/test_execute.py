@@ -208,7 +208,7 @@ def test_another_config_is_never_overwritten(tmp_path):
 def test_data_that_is_missing_leaves_the_folder_free_for_another_try(tmp_path):
     with pytest.raises(ValueError, match="nowhere"):
         train(tmp_path / "run", "data.name=nowhere")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "cfg.yaml").exists()
     train(tmp_path / "run", "training.epochs=1")
 
 

@@ -83,6 +83,15 @@ def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Tab
     return table
 
 
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Show a plain table, on a wide line where nobody limits the width."""
+    console.width = console.width if console.is_terminal else PIPED_WIDTH
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)
+
+
 def show_report(report: Written, *, as_json: bool = False) -> None:
     """Show tables, what was read and written, and what was not."""
     configure_logging(quiet=True)

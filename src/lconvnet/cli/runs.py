@@ -27,6 +27,8 @@ from lconvnet.training.reporting import validated
 def train_command(
     cfg: Path,
     resume: options.Resume = False,
+    test: Annotated[bool, typer.Option("--test", help="Evaluate the run afterwards.")] = False,
+    no_attacks: options.NoAttacks = False,
     out: options.Out = None,
     data_dir: options.DataDir = None,
     changes: options.Set = None,
@@ -35,7 +37,11 @@ def train_command(
 ) -> None:
     """Train the experiment CFG describes; checkpoints, record and model.safetensors go to its folder or to
     --out."""
-    train(cfg, options.overrides(changes, data_dir), out=out, resume=resume, as_json=as_json, quiet=quiet)
+    given = options.overrides(changes, data_dir)
+    train(cfg, given, out=out, resume=resume, as_json=as_json and not test, quiet=quiet)
+    if test:
+        place = options.overrides(None, data_dir)
+        evaluate(RunFolder(out or cfg.parent), place, attacks=not no_attacks, as_json=as_json, quiet=quiet)
 
 
 def evaluate_command(

@@ -21,6 +21,7 @@ from lconvnet.experiments.attacks import MinimumNorm
 from lconvnet.experiments.config import Evaluation, Experiment
 from lconvnet.experiments.loading import load, parse, parse_overrides
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
+from lconvnet.experiments.session import session
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, Record, fit, load_best, load_record
 from lconvnet.training.settings import describe_splits, differences
@@ -73,12 +74,20 @@ def train(
             f"{own} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
             "own: lconvnet train CFG --out FOLDER --set ..., or change the file"
         )
-    splits = build.load_images(experiment.data, seed=experiment.seed)
-    model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
-    if not own:
-        folder.keep_config(experiment)
+    with session(folder, "train"):
+        splits = build.load_images(experiment.data, seed=experiment.seed)
+        model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
+        if not own:
+            folder.keep_config(experiment)
+        record = _fit(model, splits, experiment, folder, resume=resume, progress=progress)
+        return _save_best(model, record, splits, folder)
+
+
+def _fit(
+    model: nn.Module, splits: Splits, experiment: Experiment, folder: RunFolder, *, resume: bool, progress: bool
+) -> Record:
     training = experiment.training
-    record = fit(
+    return fit(
         model,
         splits,
         loss=build.build_loss(experiment.loss),
@@ -98,7 +107,6 @@ def train(
         progress=progress,
         settings=build.settings(experiment),
     )
-    return _save_best(model, record, splits, folder)
 
 
 def evaluate(
@@ -121,6 +129,11 @@ def evaluate(
     experiment = trained_experiment(folder, overrides)
     for attack in experiment.evaluation.attacks if attacks else ():
         attack.made_with()
+    with session(folder, "evaluate"):
+        return _evaluate(experiment, folder, attacks=attacks, report=report)
+
+
+def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, report: robustness.Report) -> Evaluated:
     splits = build.load_images(experiment.data, seed=experiment.seed)
     model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
     record = load_record(folder.path)

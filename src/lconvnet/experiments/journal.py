@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,18 +53,11 @@ class Journal:
 
     def append(self, rows: Iterable[Row]) -> None:
         """Add rows and wait until the disk has them. Raises `atomic.WriteError` where it is full."""
-        text = "".join(_dumped({**row, SEAL: self._digest(row)[:SEAL_DIGITS]}) for row in rows)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
-                head = _missing_newline(self.path) if file.tell() else _dumped({"facts": dict(self.facts)})
-                file.write((head + text).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise atomic.WriteError(
-                f"{self.path}: cannot be written ({error.strerror or error}); free some space, the same command goes on"
-            ) from error
+        begun = self.path.exists() and self.path.stat().st_size
+        head = [] if begun else [_dumped({"facts": dict(self.facts)})]
+        atomic.append_text(
+            self.path, "".join([*head, *(_dumped({**row, SEAL: self._digest(row)[:SEAL_DIGITS]}) for row in rows)])
+        )
 
     def _is_row(self, found: Any) -> bool:
         if not isinstance(found, dict) or set(found) != {"index", *self.columns, SEAL}:
@@ -90,10 +82,3 @@ def _parsed(line: bytes) -> Any:
 
 def _dumped(value: Any) -> str:
     return json.dumps(value) + "\n"
-
-
-def _missing_newline(path: Path) -> str:
-    """What a torn last line lacks, so that the next one begins afresh."""
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return "" if file.read(1) == b"\n" else "\n"

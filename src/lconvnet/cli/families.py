@@ -1,0 +1,140 @@
+"""The commands `lconvnet generate | sweep | status`: families of runs described, run and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lconvnet.cli import options, output
+from lconvnet.cli.watching import watched
+from lconvnet.experiments import family, sweep
+from lconvnet.experiments.family import Generated
+from lconvnet.experiments.status import Status, count, status
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a family: with a template.yaml, or with runs below it.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time; they share the processors.")]
+NoTest = Annotated[bool, typer.Option("--no-test", help="Train only, evaluate nothing.")]
+
+
+def generate_command(folder: Folder, changes: options.Set = None, as_json: options.Json = False) -> None:
+    """Write a cfg.yaml for every combination of every template.yaml in and below FOLDER; nothing is lost."""
+    generated = family.generate(folder, changes or ())
+    show_generated(generated, Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False))
+    if as_json:
+        output.show_json({name: _paths(value) for name, value in vars(generated).items()})
+    raise typer.Exit(2 if generated.invalid else 0)
+
+
+def sweep_command(
+    folder: Folder,
+    jobs: Jobs = 1,
+    no_test: NoTest = False,
+    no_attacks: options.NoAttacks = False,
+    data_dir: options.DataDir = None,
+    changes: options.Set = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train and evaluate every run of a family that is not finished, --jobs at a time; the same command goes on."""
+    output.configure_logging(quiet)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    runs, invalid = family_runs(folder, changes or (), console)
+    plan = sweep.plan(runs, test=not no_test, attacks=not no_attacks)
+    plan.invalid.update(invalid)
+    given = [*(["--no-attacks"] if no_attacks else []), *(["--data-dir", data_dir] if data_dir else [])]
+    arguments = [*([] if no_test else ["--test"]), *given]
+    with watched(plan, console, quiet=quiet) as watcher:
+        outcomes = sweep.run_all(plan.todo, arguments, watcher, jobs=jobs)
+    complete = len(outcomes) == len(plan.todo)
+    failed = {run: outcome.reason for run, outcome in outcomes.items() if outcome.code}
+    show_summary(plan, outcomes, failed, console)
+    if as_json:
+        facts = {"finished": _paths([*plan.finished, *(run for run in outcomes if run not in failed)])}
+        output.show_json({**facts, "failed": _paths(failed), "invalid": _paths(plan.invalid)})
+    raise typer.Exit(sweep.exit_code(outcomes, plan, complete=complete))
+
+
+def status_command(folder: Folder, as_json: options.Json = False) -> None:
+    """Show how far every run in and below FOLDER is, and why those that failed did."""
+    rows = [status(path) for path in family.run_folders(folder)]
+    if not rows:
+        raise ValueError(f"{folder} holds no cfg.yaml, nor does any folder below it; name the folder of a family")
+    console = Console(stderr=as_json, highlight=False)
+    output.show_table(status_header(), [status_row(row, folder) for row in rows], console)
+    console.print(", ".join(f"{number} {state}" for state, number in count(rows).items()))
+    if as_json:
+        output.show_json({"runs": [{**asdict(row), "path": str(row.path)} for row in rows], "count": count(rows)})
+
+
+def family_runs(folder: Path, changes: Sequence[str], console: Console) -> tuple[list[Path], dict[Path, str]]:
+    """Return the runs of a family, generated where there is a template, and the combinations that are invalid."""
+    if folder.is_dir() and not any(folder.rglob(family.TEMPLATE)):
+        runs = family.run_folders(folder)
+        if changes or not runs:
+            what = "--set applies to a template, and" if changes else "there is nothing to run:"
+            raise ValueError(f"{what} {folder} holds no {family.TEMPLATE}" + ("" if changes else " and no cfg.yaml"))
+        return runs, {}
+    generated = family.generate(folder, changes)
+    show_generated(generated, console)
+    return generated.runs, generated.invalid
+
+
+def show_generated(generated: Generated, console: Console) -> None:
+    """Say how many configurations were written, and which were not and why."""
+    lists = {name: len(value) for name, value in vars(generated).items() if value}
+    total = len(generated.runs) + len(generated.invalid)
+    console.print(f"{total} runs: " + ", ".join(f"{number} {name}" for name, number in lists.items()))
+    for name in ("kept", "invalid"):
+        for run, reason in getattr(generated, name).items():
+            console.print(f"{name}: {run}: {reason}")
+    for run in generated.orphaned:
+        console.print(f"orphaned: {run}: no template expands to it; it is left as it is")
+
+
+def show_summary(
+    plan: sweep.Plan, outcomes: dict[Path, sweep.Outcome], failed: dict[Path, str], console: Console
+) -> None:
+    """Say what ended how; everything that did not end well by name."""
+    for run in plan.running:
+        console.print(f"running: {run}: another process works on it")
+    for run, reason in plan.invalid.items():
+        console.print(f"invalid: {run}: {reason}")
+    for run, reason in failed.items():
+        console.print(f"failed: {run}: {reason}")
+    for run in plan.todo:
+        if run not in outcomes:
+            console.print(f"not started: {run}")
+    good = len(outcomes) - len(failed)
+    total = len(plan.todo) + len(plan.finished) + len(plan.running) + len(plan.invalid)
+    rest = total - good - len(plan.finished)
+    console.print(
+        f"{good + len(plan.finished)} of {total} runs finished, {good} of them now"
+        + (f"; {rest} not: the same command goes on" if rest else "")
+    )
+
+
+def status_header() -> list[str]:
+    """The columns of the table of runs."""
+    return ["run", "state", "epoch", "clean", "certified", "images/s", "minutes", "peak MB", "detail"]
+
+
+def status_row(row: Status, folder: Path) -> list[str]:
+    """One line of the table of runs."""
+    path = row.path.relative_to(folder).as_posix()
+    progress = f"{row.epoch}/{row.epochs}" if row.epochs else ""
+    accuracies = ["" if value is None else f"{value:.2%}" for value in (row.clean, row.certified)]
+    speed = f"{row.images_per_second:.0f}" if row.images_per_second else ""
+    minutes = f"{row.seconds / 60:.1f}" if row.seconds else ""
+    memory = f"{row.peak_memory_mb:.0f}" if row.peak_memory_mb else ""
+    return [path, row.state, progress, *accuracies, speed, minutes, memory, row.detail]
+
+
+def _paths(values: object) -> object:
+    if isinstance(values, dict):
+        return {str(run): reason for run, reason in values.items()}
+    return [str(run) for run in values] if isinstance(values, list) else values

@@ -1,0 +1,172 @@
+"""What worked on a run, when, on which machine and with which code: logs/sessions.jsonl, two lines a session.
+
+A session is one process that trains or evaluates a run. It keeps the file locked while it lives, so that no other
+process works on the same run, and everybody can see that it runs. A session without a last line was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lconvnet import atomic
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.training import Interrupted
+from lconvnet.training.settings import versions
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: sessions are then not protected from each other
+    fcntl = None
+
+PACKAGE = Path(__file__).parents[1]
+LINES = 2000  # of a sessions file; more are not read
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session as its two lines tell it; `outcome` is "killed" where the second is missing."""
+
+    task: str
+    started: str
+    outcome: str
+    error: str
+    facts: dict[str, Any]
+
+
+@contextlib.contextmanager
+def session(folder: RunFolder, task: str) -> Iterator[None]:
+    """Record that this process works on a run until the block ends, and how it ended.
+
+    Raises ValueError where another process works on the same run.
+    """
+    with _locked(folder.sessions, folder.path):
+        started = time.perf_counter()
+        _append(folder, {"event": "start", "task": task, "time": _now(), **_circumstances()})
+        outcome, error = "killed", ""
+        try:
+            yield
+            outcome = "finished"
+        except (Interrupted, KeyboardInterrupt):
+            outcome = "interrupted"
+            raise
+        except BaseException as exception:
+            outcome, error = "failed", f"{type(exception).__name__}: {' '.join(str(exception).split())}"
+            raise
+        finally:
+            end = {"event": "end", "time": _now(), "outcome": outcome, "error": error}
+            with contextlib.suppress(OSError):  # a full disk has been reported already
+                _append(folder, {**end, "seconds": round(time.perf_counter() - started, 3), **_peak_memory()})
+
+
+def is_running(folder: RunFolder) -> bool:
+    """Whether a living process works on a run (on file systems with locks)."""
+    if fcntl is None or not folder.sessions.exists():
+        return False
+    descriptor = os.open(folder.sessions, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def sessions(folder: RunFolder) -> list[Session]:
+    """Return the sessions of a run, oldest first; lines that are torn are left out."""
+    if not folder.sessions.exists():
+        return []
+    found: list[Session] = []
+    for line in folder.sessions.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]:
+        with contextlib.suppress(ValueError, TypeError):
+            values = dict(json.loads(line))
+            if values.get("event") == "start":
+                found.append(Session(str(values.get("task")), str(values.get("time")), "killed", "", values))
+            elif found:
+                outcome, error = str(values.get("outcome")), str(values.get("error"))
+                last = found[-1]
+                found[-1] = Session(last.task, last.started, outcome, error, {**last.facts, **values})
+    return found
+
+
+@contextlib.contextmanager
+def _locked(path: Path, run: Path) -> Iterator[None]:
+    """Hold the lock of a sessions file; the file is created where it is missing."""
+    atomic.append_text(path, "")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if not _lock(descriptor):
+            raise ValueError(f"{run}: another process works on this run; wait for it, or choose another folder")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock; more than one attempt, for who only looks whether it is taken holds it for a moment."""
+    if fcntl is None:
+        return True
+    for _ in range(ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError:  # a file system without locks
+            return True
+    return False
+
+
+def _append(folder: RunFolder, values: dict[str, Any]) -> None:
+    atomic.append_text(folder.sessions, json.dumps(values) + "\n")
+
+
+def _circumstances() -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    place = {"host": socket.gethostname(), "pid": os.getpid(), "hardware": device, "command": sys.argv}
+    return {**place, "code": code_version(), "versions": versions(torch.device("cpu"))}
+
+
+def code_version() -> str:
+    """The commit of the source tree this package runs from, "+" after it where the tree was changed; "" outside one."""
+    try:
+        _git("ls-files", "--error-unmatch", "__init__.py")  # the tree around it may be somebody else's
+        return _git("describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(PACKAGE), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+
+def _peak_memory() -> dict[str, float]:
+    """Megabytes: resident memory of this process, and of the GPU where there is one."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    memory = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    if torch.cuda.is_available():
+        memory["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return memory
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

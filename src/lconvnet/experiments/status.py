@@ -1,0 +1,141 @@
+"""How far a run is, read from what it left in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, get_args
+
+from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.loading import load, read
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.session import Session, is_running, sessions
+from lconvnet.training import CheckpointError, Record, is_started, load_record
+
+State = Literal["finished", "running", "trained", "interrupted", "failed", "invalid", "missing"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at a glance; accuracies are fractions, on the test images where it was evaluated, else on validation.
+
+    finished: trained and evaluated · trained: not evaluated yet · interrupted: stopped or killed, goes on · failed:
+    ended by the error in `detail` · invalid: its cfg.yaml cannot be used · missing: not started.
+    """
+
+    path: Path
+    state: State
+    epoch: int = 0
+    epochs: int = 0
+    clean: float | None = None
+    certified: float | None = None
+    seconds: float = 0.0
+    images_per_second: float | None = None
+    peak_memory_mb: float | None = None
+    detail: str = ""
+
+
+def status(path: str | Path) -> Status:
+    """Return how far the run in the folder `path` is; whatever is damaged there is said in `detail`."""
+    folder = RunFolder(Path(path))
+    past = sessions(folder)
+    record = _record(folder)
+    results = _results(folder, record)
+    state, detail = _state(folder, past, record, results)
+    best = record.best if record and record.best_epoch else None
+    row = _first(results.get("adv_robustness"))
+    return Status(
+        folder.path,
+        state,
+        epoch=len(record.epochs) if record else 0,
+        epochs=int(record.settings.get("epochs", 0)) if record else 0,
+        clean=results.get("accuracy", best.clean if best else None),
+        certified=row.get("lb", next(iter(best.certified.values()), None) if best else None),
+        seconds=sum(float(session.facts.get("seconds", 0)) for session in past),
+        images_per_second=_throughput(folder),
+        peak_memory_mb=max((float(session.facts.get("peak_memory_mb", 0)) for session in past), default=None),
+        detail=detail,
+    )
+
+
+def is_trained(folder: RunFolder) -> bool:
+    """Whether the training of a run came to its end."""
+    record = _record(folder)
+    return bool(record and record.finished and folder.model.exists())
+
+
+def is_evaluated(folder: RunFolder, experiment: Experiment, *, attacks: bool) -> bool:
+    """Whether results.yaml holds what the experiment asks to be measured, of the network that was trained."""
+    results = _results(folder, _record(folder))
+    asked = experiment.evaluation.model_dump(mode="json")
+    return bool(results) and (results.get("evaluation") == asked or not attacks)
+
+
+def count(rows: Iterable[Status]) -> dict[State, int]:
+    """Return how many runs are in each state, those that none is in left out."""
+    found = [row.state for row in rows]
+    return {state: found.count(state) for state in STATES if state in found}
+
+
+def _state(folder: RunFolder, past: list[Session], record: Record | None, results: dict[str, Any]) -> tuple[State, str]:
+    last = past[-1] if past else None
+    if is_running(folder):
+        return "running", f"{last.task} on {last.facts.get('host')}, since {last.started}" if last else ""
+    if record and record.finished and results:
+        return "finished", ""
+    if error := _config_error(folder):
+        return "invalid", error
+    if last and last.outcome == "failed":
+        return "failed", last.error
+    if record and record.finished:
+        return "trained", ""
+    if last or is_started(folder.path):
+        return "interrupted", f"{last.task} was {last.outcome}" if last else ""
+    return "missing", ""
+
+
+def _config_error(folder: RunFolder) -> str:
+    try:
+        load(folder.config)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _record(folder: RunFolder) -> Record | None:
+    try:
+        return load_record(folder.path)
+    except CheckpointError:
+        return None
+
+
+def _results(folder: RunFolder, record: Record | None) -> dict[str, Any]:
+    """Return results.yaml, empty where there is none of the finished training."""
+    try:
+        results = read(folder.results)
+    except (ValueError, OSError):
+        return {}
+    return results if record and results.get("finished") and results.get("epoch") == record.best_epoch else {}
+
+
+def _first(rows: Any) -> dict[str, Any]:
+    """Return the row of the largest eps."""
+    return rows[max(rows)] if isinstance(rows, dict) and rows else {}
+
+
+def _throughput(folder: RunFolder) -> float | None:
+    """Return the median over epochs of the training images per second."""
+    path = folder.path / "logs" / "timing.jsonl"
+    if not path.exists():
+        return None
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(float(json.loads(line)["images_per_second"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return median(found) if found else None

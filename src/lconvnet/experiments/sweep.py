@@ -1,0 +1,206 @@
+"""Run many experiments on this machine, a few at a time, each in a process of its own.
+
+A run that fails, or is killed, concerns no other. What is finished is never run again, so the same call goes on after
+whatever happened: a kill, a full disk, Ctrl-C, a corrected configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lconvnet.experiments.loading import load
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.session import is_running
+from lconvnet.experiments.status import is_evaluated, is_trained
+
+LOG = Path("logs") / "output.log"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LONGEST_LINE = 2**20
+INTERRUPTED = 3
+
+
+@dataclass
+class Plan:
+    """Which runs are to be run, and why the others are not."""
+
+    todo: list[Path] = field(default_factory=list)
+    finished: list[Path] = field(default_factory=list)
+    running: list[Path] = field(default_factory=list)
+    invalid: dict[Path, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the process of a run ended: its exit code (negative: the signal that killed it), its last line."""
+
+    code: int
+    last_line: str
+
+    @property
+    def reason(self) -> str:
+        """The end in words."""
+        if self.code < 0:
+            return f"killed by {signal.Signals(-self.code).name}"
+        return self.last_line or f"exit code {self.code}"
+
+
+class Watcher(Protocol):
+    """Hears of the processes of a sweep; nothing flows back."""
+
+    def says(self, run: Path, line: str) -> None:
+        """A run has started, or said something."""
+        ...
+
+    def ended(self, run: Path, outcome: Outcome) -> None:
+        """The process of a run has ended."""
+        ...
+
+
+def plan(runs: Sequence[Path], *, test: bool, attacks: bool) -> Plan:
+    """Sort the folders of runs by what is to be done; `test` asks for an evaluation after the training."""
+    result = Plan()
+    for path in runs:
+        folder = RunFolder(path)
+        if is_running(folder):
+            result.running.append(path)
+            continue
+        try:
+            experiment = load(folder.config)
+        except ValueError as error:
+            result.invalid[path] = str(error)
+            continue
+        done = is_trained(folder) and (not test or is_evaluated(folder, experiment, attacks=attacks))
+        (result.finished if done else result.todo).append(path)
+    return result
+
+
+def run_all(runs: Sequence[Path], arguments: Sequence[str], watcher: Watcher, *, jobs: int) -> dict[Path, Outcome]:
+    """Call `lconvnet train RUN/cfg.yaml --resume` with further `arguments` for every run, `jobs` at a time.
+
+    Each process gets its share of the processors. On SIGINT or SIGTERM the processes are asked to save and stop, no
+    other is started, and what has ended is returned; on a second signal they are killed. Raises ValueError for jobs
+    below 1.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs}: must be at least 1")
+    return asyncio.run(_Sweep(arguments, jobs, watcher).run(runs))
+
+
+class _Sweep:
+    """The processes of one call."""
+
+    def __init__(self, arguments: Sequence[str], jobs: int, watcher: Watcher) -> None:
+        self.arguments, self.jobs, self.watcher = arguments, jobs, watcher
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads_each(jobs))}
+        self.processes: set[asyncio.subprocess.Process] = set()
+        self.stopping = False
+
+    async def run(self, runs: Sequence[Path]) -> dict[Path, Outcome]:
+        waiting, outcomes = deque(runs), dict[Path, Outcome]()
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._stop)
+        try:
+            await asyncio.gather(*(self._work(waiting, outcomes) for _ in range(min(self.jobs, len(runs)))))
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+        return outcomes
+
+    async def _work(self, waiting: deque[Path], outcomes: dict[Path, Outcome]) -> None:
+        while waiting and not self.stopping:
+            run = waiting.popleft()
+            outcomes[run] = await self._process(run)
+            self.watcher.ended(run, outcomes[run])
+
+    async def _process(self, run: Path) -> Outcome:
+        command = [sys.executable, "-m", "lconvnet", "train", str(run / "cfg.yaml"), "--resume", *self.arguments]
+        self.watcher.says(run, "started")
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=self.environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+            limit=LONGEST_LINE,
+        )
+        self.processes.add(process)
+        if self.stopping:
+            process.terminate()
+        try:
+            last = await self._listen(run, process)
+            return Outcome(await process.wait(), last)
+        finally:
+            self.processes.discard(process)
+            if process.returncode is None:
+                process.terminate()
+
+    async def _listen(self, run: Path, process: asyncio.subprocess.Process) -> str:
+        """Show and keep what a process says until it ends; its last line."""
+        last = ""
+        with _log(run) as keep:
+            while process.stderr and (line := await _line(process.stderr)):
+                keep(line)
+                if text := line.decode(errors="replace").strip():
+                    last = text
+                    self.watcher.says(run, text)
+        return last
+
+    def _stop(self) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                if self.stopping:
+                    process.kill()
+                else:
+                    process.terminate()
+        self.stopping = True
+
+
+def threads_each(jobs: int) -> int:
+    """The processors that each of so many processes may use."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, available // jobs)
+
+
+def exit_code(outcomes: Mapping[Path, Outcome], plan: Plan, *, complete: bool) -> int:
+    """The code of the whole: 1 a bug or a contradicted certificate, 2 the user's input, 3 not done yet, 0 done."""
+    codes = {outcome.code for outcome in outcomes.values()}
+    if 1 in codes:
+        return 1
+    if plan.invalid or any(code > 0 and code != INTERRUPTED for code in codes):
+        return 2
+    return 0 if complete and codes <= {0} and not plan.running else INTERRUPTED
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    try:
+        return await stream.readline()
+    except ValueError:  # longer than a line can be: take what there is
+        return await stream.read(LONGEST_LINE)
+
+
+@contextlib.contextmanager
+def _log(run: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yield what appends to the log of a run; where that cannot be written, nothing happens."""
+    with contextlib.ExitStack() as stack:
+        file = None
+        with contextlib.suppress(OSError):
+            (run / LOG).parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(run / LOG, "ab", buffering=0))
+
+        def keep(line: bytes) -> None:
+            with contextlib.suppress(OSError):
+                if file:
+                    file.write(line)
+
+        yield keep

@@ -1,0 +1,141 @@
+"""Generating the runs of a family, again and again: what is written, kept, reported, and that nothing is lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lconvnet import cli
+from lconvnet.experiments.family import generate
+from lconvnet.experiments.loading import load
+
+RUNS = Path(__file__).parents[2] / "runs"
+TEMPLATE = """
+data: {name: digits, limit: 100}
+model: {architecture: mlp, widths|narrow: [8], widths|wide: [16]}
+training: {epochs: 1}
+seed|a: 0
+seed|b: 1
+"""
+RELATIVE = ["narrow/a", "narrow/b", "wide/a", "wide/b"]
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    (tmp_path / "template.yaml").write_text(TEMPLATE)
+    return tmp_path
+
+
+def names(paths, folder):
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_combination_becomes_a_valid_configuration(folder):
+    generated = generate(folder)
+    assert names(generated.added, folder) == RELATIVE
+    experiment = load(folder / "wide/b/cfg.yaml")
+    assert (experiment.model.widths, experiment.seed, experiment.data.limit) == ((16,), 1, 100)
+
+
+def test_again_changes_nothing(folder):
+    generate(folder)
+    before = contents(folder)
+    generated = generate(folder)
+    assert names(generated.unchanged, folder) == RELATIVE
+    assert not (generated.added or generated.changed or generated.kept or generated.orphaned)
+    assert contents(folder) == before
+
+
+def test_a_changed_template_reaches_untouched_runs_that_have_not_started(folder):
+    generate(folder)
+    (folder / "narrow/a/checkpoints").mkdir()
+    edited = folder / "narrow/b/cfg.yaml"
+    edited.write_text(edited.read_text() + "# mine\n")
+    before = contents(folder)
+    (folder / "template.yaml").write_text(TEMPLATE.replace("epochs: 1", "epochs: 2"))
+    generated = generate(folder)
+    assert names(generated.changed, folder) == ["wide/a", "wide/b"]
+    assert names(generated.kept, folder) == ["narrow/a", "narrow/b"]
+    assert "has started" in generated.kept[folder / "narrow/a"]
+    assert "edited by hand" in generated.kept[folder / "narrow/b"]
+    assert load(folder / "wide/a/cfg.yaml").training.epochs == 2
+    for path in (folder / "narrow/a/cfg.yaml", edited):
+        assert path.read_bytes() == before[path]
+
+
+def test_what_no_template_expands_to_is_reported_and_left(folder):
+    generate(folder)
+    (folder / "template.yaml").write_text(TEMPLATE.replace("wide", "broad"))
+    before = contents(folder)
+    generated = generate(folder)
+    assert names(generated.added, folder) == ["broad/a", "broad/b"]
+    assert names(generated.orphaned, folder) == ["wide/a", "wide/b"]
+    assert all(contents(folder)[path] == data for path, data in before.items())
+
+
+def test_an_invalid_combination_is_named_and_the_others_are_written(folder):
+    (folder / "template.yaml").write_text(TEMPLATE + "seed|c: -1\n")
+    generated = generate(folder)
+    assert names(generated.added, folder) == RELATIVE
+    assert names(generated.invalid, folder) == ["narrow/c", "wide/c"]
+    assert "seed" in generated.invalid[folder / "wide/c"]
+
+
+def test_overrides_are_written_into_the_runs(folder):
+    generate(folder, ["optimizer.lr=0.001", "training.epochs=7"])
+    stated = yaml.safe_load((folder / "wide/a/cfg.yaml").read_text())
+    assert stated["optimizer"] == {"name": "adam", "lr": 0.001, "betas": [0.9, 0.999], "weight_decay": 0.0}
+    assert load(folder / "wide/a/cfg.yaml").training.epochs == 7
+
+
+def test_references_are_resolved_for_each_run(folder):
+    (folder / "template.yaml").write_text(TEMPLATE + "loss: {name: hinge, eps: 0.5}\nevaluation: {eps: ['${loss.eps}']}\n")
+    generate(folder)
+    assert load(folder / "wide/a/cfg.yaml").evaluation.eps == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("a|: 1", r"template\.yaml: a\|: '' cannot"), ("a: [", r"not valid YAML"), ("a: &b 1\nc: *b", "alias")],
+)
+def test_a_template_that_cannot_be_used_is_named(tmp_path, text, match):
+    (tmp_path / "template.yaml").write_text(text)
+    with pytest.raises(ValueError, match=match):
+        generate(tmp_path)
+
+
+def test_folders_without_a_template_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no template\.yaml"):
+        generate(tmp_path)
+    with pytest.raises(ValueError, match="is no folder"):
+        generate(tmp_path / "absent")
+
+
+def test_the_command(folder, capsys):
+    assert cli.invoke(cli.app, ["generate", str(folder), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["added"]) == 4
+    (folder / "template.yaml").write_text(TEMPLATE + "seed|c: -1\n")
+    assert cli.invoke(cli.app, ["generate", str(folder)]) == 2
+    assert "invalid: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["adv-rob-mnist", "adv-rob-cifar10"])
+def test_the_configurations_in_the_repository_are_what_their_template_says(family, tmp_path):
+    (tmp_path / "template.yaml").write_bytes((RUNS / family / "template.yaml").read_bytes())
+    assert len(generate(tmp_path).added) == 65
+    kept = sorted((RUNS / family).rglob("multi-trial-A/cfg.yaml"))
+    assert len(kept) == 13
+    for path in kept:
+        assert path.read_bytes() == (tmp_path / path.relative_to(RUNS / family)).read_bytes()
+
+
+def test_many_templates_below_one_folder(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "template.yaml").write_text(TEMPLATE)
+    assert len(generate(tmp_path).added) == 8
