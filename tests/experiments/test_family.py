@@ -21,7 +21,7 @@ seed|b: 1
 RELATIVE = ["narrow/a", "narrow/b", "wide/a", "wide/b"]
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path):
     (tmp_path / "template.yaml").write_text(TEMPLATE)
     return tmp_path
@@ -94,7 +94,9 @@ def test_overrides_are_written_into_the_runs(folder):
 
 
 def test_references_are_resolved_for_each_run(folder):
-    (folder / "template.yaml").write_text(TEMPLATE + "loss: {name: hinge, eps: 0.5}\nevaluation: {eps: ['${loss.eps}']}\n")
+    (folder / "template.yaml").write_text(
+        TEMPLATE + "loss: {name: hinge, eps: 0.5}\nevaluation: {eps: ['${loss.eps}']}\n"
+    )
     generate(folder)
     assert load(folder / "wide/a/cfg.yaml").evaluation.eps == (0.5,)
 

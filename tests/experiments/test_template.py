@@ -60,6 +60,10 @@ def test_what_is_ambiguous_or_endless_is_refused(template, match):
         expand(template)
 
 
+def joined(groups):
+    return {f"k{i}{bar}": value for i, group in enumerate(groups) for bar, value in group.items()}
+
+
 def trees(depth):
     labels = st.sampled_from(["x", "y", "z"])
     inner = st.integers(0, 3) if depth == 0 else st.one_of(st.integers(0, 3), trees(depth - 1))
@@ -68,7 +72,9 @@ def trees(depth):
         st.dictionaries(labels.map(lambda label: f"|{label}"), inner, min_size=1, max_size=3),
     )
     groups = st.lists(group, min_size=1, max_size=3)
-    return groups.map(lambda all_: {f"k{i}{bar}": value for i, group in enumerate(all_) for bar, value in group.items()})
+    return groups.map(
+        lambda all_: {f"k{i}{bar}": value for i, group in enumerate(all_) for bar, value in group.items()}
+    )
 
 
 @given(trees(2))
