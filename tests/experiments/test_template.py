@@ -65,13 +65,13 @@ def joined(groups):
 
 
 def trees(depth):
-    labels = st.sampled_from(["x", "y", "z"])
+    labels = st.sampled_from(["x", "y"])
     inner = st.integers(0, 3) if depth == 0 else st.one_of(st.integers(0, 3), trees(depth - 1))
     group = st.one_of(
         st.builds(lambda value: {"": value}, inner),
-        st.dictionaries(labels.map(lambda label: f"|{label}"), inner, min_size=1, max_size=3),
+        st.dictionaries(labels.map(lambda label: f"|{label}"), inner, min_size=1, max_size=2),
     )
-    groups = st.lists(group, min_size=1, max_size=3)
+    groups = st.lists(group, min_size=1, max_size=2)
     return groups.map(
         lambda all_: {f"k{i}{bar}": value for i, group in enumerate(all_) for bar, value in group.items()}
     )
