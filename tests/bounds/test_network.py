@@ -223,7 +223,10 @@ def test_bounds_are_frozen():
         bound.upper = 0.5
 
 
-@pytest.mark.parametrize(("lower", "culprit"), [(1.0, "layer '0' .Identity."), (None, "the network as a whole")])
+WRONG = [(1.0, "layer '0' .Identity."), (None, "layer '0' .Identity."), (0.4, "the network as a whole")]
+
+
+@pytest.mark.parametrize(("lower", "culprit"), WRONG)
 def test_a_lower_bound_above_the_upper_is_an_incident(monkeypatch, lower, culprit):
     monkeypatch.setitem(RULES, nn.Identity, lambda step, method: LayerBound(step.name, 0.5, lower, "wrong"))
     with pytest.raises(RuntimeError, match=rf"{culprit}.* lower bound .* above .* 0\.5"):
@@ -287,3 +290,11 @@ def test_fingerprints_do_not_run_tensors_together():
     empty.register_buffer("none", torch.tensor(1.0, dtype=torch.bfloat16))  # no dimensions, no numpy dtype
     empty.register_buffer("nothing", torch.zeros(0, 3))
     assert len(fingerprint(empty)) == 64
+
+
+def test_without_diagnosis_the_upper_bound_is_the_same_and_nothing_lies_below():
+    network = bake(models.small_convnet(1, 8, 3))
+    full = lipschitz_bound(network, input_shape=(1, 8, 8))
+    quick = lipschitz_bound(network, input_shape=(1, 8, 8), diagnose=False)
+    assert (quick.upper, quick.fingerprint, quick.lower) == (full.upper, full.fingerprint, None)
+    assert [layer.upper for layer in quick.layers] == [layer.upper for layer in full.layers]

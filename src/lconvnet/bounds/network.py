@@ -3,6 +3,8 @@ from below."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 from torch import nn
@@ -10,7 +12,7 @@ from torch import nn
 from lconvnet.bounds.fingerprint import fingerprint
 from lconvnet.bounds.lower import network_lower
 from lconvnet.bounds.rules import RULES
-from lconvnet.bounds.types import Bound, Method
+from lconvnet.bounds.types import Bound, LayerBound, Method, Operation
 from lconvnet.bounds.walk import operations
 from lconvnet.ops.rounding import product_up
 
@@ -19,7 +21,11 @@ ROUNDING = 1e-9
 
 
 def lipschitz_bound(
-    network: nn.Module, *, input_shape: tuple[int, ...] | None = None, method: Method = "auto"
+    network: nn.Module,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    method: Method = "auto",
+    diagnose: bool = True,
 ) -> Bound:
     """Bound the l2 Lipschitz constant of a baked network.
 
@@ -35,6 +41,7 @@ def lipschitz_bound(
         method: "auto" takes, for each layer, the residual certificate where it is nearly orthogonal, else the
             least of the Gram bounds; "spectrum" takes the exact spectrum at the true size, for networks of
             circular convolutions.
+        diagnose: compute lower bounds too, and compare. That takes most of the time; ``upper`` is the same.
 
     Returns:
         The bound with those of its layers. Without ``input_shape`` see :attr:`Bound.input_shape` for the
@@ -56,15 +63,32 @@ def lipschitz_bound(
         raise ValueError(
             "input_shape=None: method='spectrum' is exact at one image size only, pass input_shape=(C, H, W)"
         )
-    steps = operations(network, input_shape)
+    shape = None if input_shape is None else tuple(input_shape)
+    steps = operations(network, shape)
     layers = tuple(RULES[type(step.module)](step, method) for step in steps)
-    lower = None if input_shape is None else network_lower(network, tuple(input_shape))
-    upper = product_up(layer.upper for layer in layers)
+    bound = Bound(
+        product_up(layer.upper for layer in layers), None, layers, input_shape=shape, fingerprint=fingerprint(network)
+    )
+    return _diagnosed(network, steps, bound) if diagnose else bound
+
+
+def _diagnosed(network: nn.Module, steps: Sequence[Operation], bound: Bound) -> Bound:
+    """Add lower bounds, of the layers and of the network. Raises RuntimeError where one lies above the upper bound."""
+    lower = None if bound.input_shape is None else network_lower(network, bound.input_shape)
+    layers = tuple(
+        replace(layer, lower=_layer_lower(step, layer)) for step, layer in zip(steps, bound.layers, strict=True)
+    )
     for step, layer in zip(steps, layers, strict=True):
         _check_order(f"layer {layer.name!r} ({type(step.module).__name__})", layer.lower, layer.upper)
-    _check_order("the network as a whole", lower, upper)
-    shape = None if input_shape is None else tuple(input_shape)
-    return Bound(upper, lower, layers, input_shape=shape, fingerprint=fingerprint(network))
+    _check_order("the network as a whole", lower, bound.upper)
+    return replace(bound, lower=lower, layers=layers)
+
+
+def _layer_lower(step: Operation, layer: LayerBound) -> float | None:
+    shape = (step.module.in_features,) if isinstance(step.module, nn.Linear) else step.input_shape
+    if layer.lower is not None or shape is None:
+        return layer.lower
+    return network_lower(step.parts, shape, points=1)
 
 
 def _check_order(what: str, lower: float | None, upper: float) -> None:

@@ -1,8 +1,8 @@
 """One rule for every operation whose Lipschitz constant is known. What is not in the table is refused, never
 taken as 1.
 
-A rule takes the operation and the method and returns its :class:`LayerBound`. Keys are exact types: a
-subclass may compute something else.
+A rule takes the operation and the method and returns its :class:`LayerBound`, with a lower bound only where that is
+the exact constant. Keys are exact types: a subclass may compute something else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import cast
 from torch import nn
 
 from lconvnet.bounds.convolution import NEARLY_ORTHOGONAL, convolution_upper
-from lconvnet.bounds.lower import network_lower
 from lconvnet.bounds.types import LayerBound, Method, Operation
 from lconvnet.layers import (
     Abs,
@@ -78,14 +77,13 @@ def linear(operation: Operation, method: Method) -> LayerBound:
         upper, name = residual_bound(weight), "residual"
         if upper > NEARLY_ORTHOGONAL:
             upper, name = min((upper, name), (dense_bound(weight), "gram"))
-    return LayerBound(operation.name, upper, network_lower(module, (module.in_features,), points=1), name)
+    return LayerBound(operation.name, upper, None, name)
 
 
 def convolution(operation: Operation, method: Method) -> LayerBound:
     """See :mod:`lconvnet.bounds.convolution`."""
     upper, name = convolution_upper(operation, method)
-    lower = None if operation.input_shape is None else network_lower(operation.parts, operation.input_shape, points=1)
-    return LayerBound(operation.name, upper, lower, name)
+    return LayerBound(operation.name, upper, None, name)
 
 
 RULES: dict[type[nn.Module], Rule] = {
