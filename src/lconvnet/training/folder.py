@@ -101,12 +101,7 @@ class RunFolder:
 
     def log_timing(self, values: dict[str, Any]) -> None:
         """Append one line to logs/timing.jsonl."""
-        try:
-            self.timing.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.timing, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            raise atomic.WriteError(f"{self.timing}: cannot be written ({error.strerror}); free some space") from error
+        atomic.append_text(self.timing, json.dumps(values) + "\n")
 
 
 def is_started(directory: str | Path) -> bool:
