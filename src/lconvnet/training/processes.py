@@ -8,6 +8,7 @@ connection, and who loses the connection ends*, so nobody waits for a process th
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from lconvnet.training.interruption import Interrupted
+from lconvnet.training.interruption import SIGNALS, Interrupted
 
 Precision = Literal["32-true", "bf16-mixed", "64-true"]
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
@@ -187,8 +188,9 @@ def launched(fabric: Fabric) -> Processes:
         return Processes()
     if not _joined() and STARTED in os.environ and not TorchElasticEnvironment.detect():
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    silent = contextlib.nullcontext() if is_first_process() else _ended_by_signals()
     os.environ[STARTED] = "1"
-    with _warnings_only("lightning_fabric"), _connected():
+    with silent, _warnings_only("lightning_fabric"), _connected():
         fabric.launch()
         groups = dist.new_group(backend="gloo"), dist.new_group(backend="gloo", timeout=FAREWELL)
     return Processes(fabric.global_rank, fabric.world_size, *groups)
@@ -266,6 +268,18 @@ def _warnings_only(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end this process at once; Python does not hear them while it waits for the others."""
+    main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS if main}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _end_with(parent: int) -> None:
