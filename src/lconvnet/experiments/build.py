@@ -51,9 +51,9 @@ def load_images(config: Data, *, seed: int) -> data.Splits:
 def settings(experiment: Experiment) -> dict[str, Any]:
     """Return the part of a configuration that determines the weights, as JSON-able values.
 
-    How the network is evaluated, where the images lie, the device and the checkpoints are left out.
+    How the network is evaluated, where the images lie, the devices and the checkpoints are left out.
     """
-    outside = {"evaluation": True, "data": {"directory"}, "training": {"accelerator", "checkpoint_every"}}
+    outside = {"evaluation": True, "data": {"directory"}, "training": {"accelerator", "devices", "checkpoint_every"}}
     return experiment.model_dump(mode="json", exclude=outside)
 
 

@@ -155,13 +155,17 @@ class Constant(Section):
 
 
 class Training(Section):
-    """The loop: epochs, batch size, steps between projections and between checkpoints, device."""
+    """The loop: epochs, batch size (over all processes), steps between projections and between checkpoints, device.
+
+    `devices` is the number of processes on one machine, each with its share of every batch.
+    """
 
     epochs: PositiveInt = 6
     batch_size: PositiveInt = 128
     project_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 500
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: PositiveInt = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 

@@ -3,6 +3,7 @@ run folder."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from lconvnet.experiments.loading import load, parse, parse_overrides
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
 from lconvnet.experiments.session import session
 from lconvnet.extras import require
-from lconvnet.training import CheckpointError, Record, fit, load_best, load_record
+from lconvnet.training import CheckpointError, Record, fit, is_first_process, load_best, load_record
 from lconvnet.training.settings import describe_splits, differences
 
 logger = logging.getLogger("lconvnet")
@@ -63,10 +64,10 @@ def train(
     The complete configuration is written to the folder's cfg.yaml, unless that is the `source` it was read from: then
     the experiment must be the one stated there, for nothing else would say what was trained. The seed is
     set before the network is built. With `resume` a run continues from its last checkpoint, or starts where there is
-    none; without, a folder that holds a run is refused. Raises ValueError for what the user can put right, and
-    `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
+    none; without, a folder that holds a run is refused. Of several processes only the first returns. Raises ValueError
+    for what the user can put right, and `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
     """
-    if not resume:
+    if not resume and is_first_process():
         folder.refuse_if_used()
     own = source if source and source.resolve() == folder.config.resolve() else None
     if own and (other := list(differences(_stated(load(own)), _stated(experiment)))):
@@ -74,12 +75,14 @@ def train(
             f"{own} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
             "own: lconvnet train CFG --out FOLDER --set ..., or change the file"
         )
-    with session(folder, "train"):
+    with session(folder, "train") if is_first_process() else contextlib.nullcontext():
         splits = build.load_images(experiment.data, seed=experiment.seed)
         model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
-        if not own:
+        if not own and is_first_process():
             folder.keep_config(experiment)
         record = _fit(model, splits, experiment, folder, resume=resume, progress=progress)
+        if not is_first_process():
+            raise SystemExit(0)  # the first one saves and says what came out
         return _save_best(model, record, splits, folder)
 
 
@@ -103,6 +106,7 @@ def _fit(
         project_every=training.project_every,
         checkpoint_every=training.checkpoint_every,
         accelerator=training.accelerator,
+        devices=training.devices,
         precision=training.precision,
         progress=progress,
         settings=build.settings(experiment),

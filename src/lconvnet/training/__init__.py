@@ -8,6 +8,7 @@ from lconvnet.training.checkpoint import CheckpointError, load_best
 from lconvnet.training.fit import fit
 from lconvnet.training.folder import is_started, load_record
 from lconvnet.training.interruption import Interrupted
+from lconvnet.training.processes import is_first_process
 from lconvnet.training.record import Epoch, Record
 from lconvnet.training.state import Diverged
 
@@ -18,6 +19,7 @@ __all__ = [
     "Interrupted",
     "Record",
     "fit",
+    "is_first_process",
     "is_started",
     "load_best",
     "load_record",

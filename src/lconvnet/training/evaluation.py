@@ -12,7 +12,9 @@ from lconvnet.certify import certified_accuracy, certify
 from lconvnet.data import Images, batch
 from lconvnet.ops.polyphase import to_unshuffled
 from lconvnet.ops.spectrum import circular_singular_values
+from lconvnet.training.processes import Processes
 
+ALONE = Processes()
 CHUNK = 8192  # images turned to floats at a time: 100 MB for 32 x 32 x 3
 
 
@@ -26,11 +28,11 @@ class Validation:
     network: nn.Module
 
 
-def validate(model: nn.Module, images: Images, eps: Sequence[float]) -> Validation:
+def validate(model: nn.Module, images: Images, eps: Sequence[float], processes: Processes = ALONE) -> Validation:
     """Bake `model`, bound it, and measure clean and certified accuracy at each l2 radius in `eps`.
 
-    The model is left in eval mode. Raises `ValueError` where the network has fewer outputs than the data has classes,
-    and whatever `lipschitz_bound` raises for modules it does not know.
+    The images are shared out over the processes. The model is left in eval mode. Raises `ValueError` where the network
+    has fewer outputs than the data has classes, and whatever `lipschitz_bound` raises for modules it does not know.
     """
     network = bake(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -38,14 +40,16 @@ def validate(model: nn.Module, images: Images, eps: Sequence[float]) -> Validati
     if not len(images):
         return Validation(None, {}, bound.upper, network)
     correct, certain = 0, dict.fromkeys(eps, 0)
-    for indices in torch.arange(len(images)).split(CHUNK):
+    own = processes.share(torch.arange(len(images)))
+    for indices in own.split(CHUNK) if len(own) else ():
         inputs, labels = batch(images, indices)
         certificates = certify(network, inputs.to(device, _dtype(network)), bound=bound)
         labels = labels.to(certificates.label.device)
         correct += int((certificates.label == labels).sum())
         for radius in eps:
             certain[radius] += round(certified_accuracy(certificates, labels, radius) * len(labels))
-    certified = {radius: count / len(images) for radius, count in certain.items()}
+    correct, *counts = processes.gather(correct, *certain.values()).sum(dim=0).tolist()
+    certified = {radius: count / len(images) for radius, count in zip(eps, counts, strict=True)}
     return Validation(correct / len(images), certified, bound.upper, network)
 
 

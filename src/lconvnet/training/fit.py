@@ -4,13 +4,13 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import nn
 from torch.optim import Adam, Optimizer
 
@@ -19,17 +19,16 @@ from lconvnet.losses import Hinge, OffsetCrossEntropy
 from lconvnet.training.checkpoint import CheckpointError, load_weights, read_best
 from lconvnet.training.evaluation import require_classes, validate
 from lconvnet.training.folder import RunFolder
-from lconvnet.training.interruption import Interruption
+from lconvnet.training.interruption import Interrupted, Interruption
 from lconvnet.training.loop import train
+from lconvnet.training.processes import Precision, configured, is_first_process, launched
 from lconvnet.training.record import Epoch, Record
 from lconvnet.training.reporting import curves, display
 from lconvnet.training.schedules import Exponential, Schedule
 from lconvnet.training.settings import describe, describe_model, describe_optimizer, describe_splits, versions
-from lconvnet.training.state import Augment, Loss, Plan, Run, restore, save
+from lconvnet.training.state import Augment, Diverged, Loss, Plan, Run, restore, save
 
-Precision = Literal["32-true", "bf16-mixed", "64-true"]
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 ADAM = partial(Adam, lr=1e-3)
 PAPER_SCHEDULE = Exponential(0.96235)
 
@@ -51,6 +50,7 @@ def fit(
     project_every: int = 100,
     checkpoint_every: int = 500,
     accelerator: str = "auto",
+    devices: int = 1,
     precision: Precision = "32-true",
     progress: bool = True,
     tensorboard: bool = True,
@@ -65,9 +65,14 @@ def fit(
     it. From there on, order, augmentation and dropout follow from `seed` alone, and the global random state is left
     as it was.
 
+    With `devices` processes each takes its share of every batch; `batch_size`, the curve and the record are those of
+    one process, up to rounding and dropout. They run the whole script: all of them return from here, with the same
+    weights, but where training ends early only the first raises; the others end. Only it writes, logs and calls
+    `on_epoch`. See `is_first_process`.
+
     Args:
         data: `Splits`, or what `lconvnet.data.load` takes: a name such as "mnist", or a path.
-        loss: `loss(logits (B, C), labels (B,))`, such as `lconvnet.losses.Hinge(eps=1.5)`.
+        loss: `loss(logits (B, C), labels (B,))`, a mean over the batch, such as `lconvnet.losses.Hinge(eps=1.5)`.
         optimizer: makes the optimiser from the list of trainable parameters: `partial(torch.optim.SGD, lr=0.1)`.
         schedule: makes the scheduler, see `lconvnet.training.schedules`; the default is the paper's.
         directory: run folder for checkpoints and records; with None nothing is written, and nothing can be resumed.
@@ -80,6 +85,8 @@ def fit(
         checkpoint_every: steps between two checkpoints within an epoch: what a kill can cost at most.
         accelerator, precision: as in Lightning Fabric, without MPS ("auto" is CUDA or the CPU); `model` is moved and,
             for "64-true", converted in place.
+        devices: processes on this machine, one a GPU or so many on the CPU; under torchrun its own number, which 1
+            leaves as it is. Another number may go on with a run.
         progress: a bar on standard error, where that is a terminal; otherwise one line an epoch in the log `lconvnet`.
         tensorboard: curves and histograms of singular values, where TensorBoard is installed.
         on_epoch: called with every finished `Epoch`.
@@ -88,7 +95,7 @@ def fit(
     Raises:
         ValueError: an argument or the data do not fit, or the folder holds a run and `resume` is not set.
         CheckpointError: a file in the folder is damaged, foreign, or of other settings.
-        Interrupted: SIGINT or SIGTERM, after saving a checkpoint.
+        Interrupted: SIGINT or SIGTERM (to any of the processes), after saving a checkpoint; or a process is gone.
         Diverged: the loss or a weight became NaN or infinite.
         atomic.WriteError: the folder cannot be written.
 
@@ -101,24 +108,31 @@ def fit(
     (1, 1, True)
     """
     _require_positive(
-        epochs=epochs, batch_size=batch_size, project_every=project_every, checkpoint_every=checkpoint_every
+        epochs=epochs,
+        batch_size=batch_size,
+        project_every=project_every,
+        checkpoint_every=checkpoint_every,
+        devices=devices,
     )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: must be an integer")
     radii = _radii(eps, loss)
     plan = Plan(loss, epochs, batch_size, seed, augment, radii, project_every, checkpoint_every, on_epoch)
-    folder = None if directory is None else RunFolder(Path(directory))
-    fabric = _fabric(accelerator, precision)
+    fabric = configured(accelerator, precision, devices)
+    folder = RunFolder(Path(directory)) if directory is not None and is_first_process() else None
     with _own_randomness(fabric.device), folder.locked() if folder else contextlib.nullcontext():
         if folder and not resume:
             folder.refuse_if_started()
         splits = data if isinstance(data, Splits) else load(data)
         facts = {"precision": precision, "schedule": describe(schedule), "settings": describe(settings or {})}
         run = _prepare(model, splits, plan, fabric, folder, optimizer, schedule, facts)
-        _begin(run)
-        if not run.record.finished:
-            _carry_out(run, progress, tensorboard)
-        _restore_best(run)
+        run.processes = launched(fabric)  # not before all that can be checked by one process
+        run.record = replace(run.record, versions=versions(fabric.device, run.processes.count))
+        with run.processes.ending_together(Interrupted, Diverged):
+            _begin(run)
+            if not run.record.finished:
+                _carry_out(run, progress, tensorboard)
+            _restore_best(run)
     return run.record
 
 
@@ -132,21 +146,23 @@ def _prepare(
     schedule: Schedule,
     facts: dict[str, Any],
 ) -> Run:
-    """Model on its device, optimiser, schedule, and a record that holds the settings; checked, nothing written."""
+    """Model on its device, optimiser, schedule, and a record that holds the settings; checked, nothing written.
+
+    The model stays as it is: gradients are added up after the backward pass, not by a wrapper of the forward pass.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("model has no parameter that requires a gradient: there is nothing to train")
     if not len(splits.train):
         raise ValueError(f"data {splits.name!r} has no training images; load it with a larger training part")
-    inner = make_optimizer(trainable)
-    options = describe_optimizer(inner)  # before the schedule changes the learning rate
-    scheduler = schedule(inner, plan.epochs, plan.steps_per_epoch(splits))
-    _, optimizer = fabric.setup(model, inner)
+    optimizer = make_optimizer(trainable)
+    options = describe_optimizer(optimizer)  # before the schedule changes the learning rate
+    scheduler = schedule(optimizer, plan.epochs, plan.steps_per_epoch(splits))
+    fabric.to_device(fabric.strategy.precision.convert_module(model))
     settings = json.loads(json.dumps({**_facts(plan, splits, model), "optimizer": options, **facts}))
-    record = Record(settings, versions(fabric.device))
     network = validate(model, splits.train.subset([0]), plan.eps).network
     require_classes(network, splits.train)
-    return Run(plan, splits, model, optimizer, scheduler, fabric, folder, record)
+    return Run(plan, splits, model, optimizer, scheduler, fabric, folder, Record(settings, {}))
 
 
 def _facts(plan: Plan, splits: Splits, model: nn.Module) -> dict[str, Any]:
@@ -167,9 +183,7 @@ def _facts(plan: Plan, splits: Splits, model: nn.Module) -> dict[str, Any]:
 
 def _begin(run: Run) -> None:
     """Take up the folder's checkpoint, first writing one where there is none: start and resume are the same path."""
-    if run.folder is None:
-        return
-    if not run.folder.last.exists():
+    if run.folder and not run.folder.last.exists():
         run.folder.refuse_if_started()  # results without the checkpoint that they came from
         save(run)
     restore(run)
@@ -182,41 +196,30 @@ def _carry_out(run: Run, progress: bool, tensorboard: bool) -> None:
     shown = curves(folder, done * run.steps_per_epoch)
     with (
         contextlib.closing(shown),
-        display(run.plan.epochs, run.steps_per_epoch, done, progress=progress) as screen,
+        display(run.plan.epochs, run.steps_per_epoch, done, progress=progress and run.processes.first) as screen,
         Interruption() as interruption,
     ):
         train(run, interruption, screen, shown)
 
 
 def _restore_best(run: Run) -> None:
-    """Put the weights of the best epoch into the model."""
-    if run.folder:
-        weights, epoch = read_best(run.folder.best)
-        if epoch != run.record.best_epoch:
-            raise CheckpointError(
-                f"{run.folder.best}: holds epoch {epoch}, the record names {run.record.best_epoch} as the best; "
-                "one of the files was exchanged, restore it or train in another folder"
-            )
-        load_weights(run.model, weights, run.folder.best)
-    else:
-        run.model.load_state_dict(run.best)
+    """Put the weights of the best epoch into the model, on every process."""
+    path = run.folder.best if run.folder else Path("best epoch")
+    load_weights(run.model, run.processes.from_first(partial(_best_weights, run)), path)
     run.model.eval()
 
 
-def _fabric(accelerator: str, precision: Precision) -> Fabric:
-    """One device, one process; the environment is given, so that Fabric does not look for a cluster to join."""
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision={precision!r}: unknown; choose one of {', '.join(get_args(Precision))}")
-    if accelerator not in ACCELERATORS:
-        raise ValueError(f"accelerator={accelerator!r}: unknown; choose one of {', '.join(ACCELERATORS)}")
-    if accelerator == "auto" and not torch.cuda.is_available():
-        accelerator = "cpu"  # where Fabric would take MPS, which has no float64 for bounds and certificates
-    if accelerator == "gpu" and not torch.cuda.is_available() and torch.backends.mps.is_available():
-        raise ValueError("accelerator='gpu': is MPS here, which has no float64 for bounds and certificates; use 'cpu'")
-    try:
-        return Fabric(accelerator=accelerator, devices=1, precision=precision, plugins=[LightningEnvironment()])
-    except Exception as error:  # Fabric's own kinds, for a device that is not there
-        raise ValueError(f"accelerator={accelerator!r}: cannot be used here ({error}); use 'auto' or 'cpu'") from error
+def _best_weights(run: Run) -> dict[str, Any]:
+    """From the folder, or from memory where there is none."""
+    if run.folder is None:
+        return run.best
+    weights, epoch = read_best(run.folder.best)
+    if epoch != run.record.best_epoch:
+        raise CheckpointError(
+            f"{run.folder.best}: holds epoch {epoch}, the record names {run.record.best_epoch} as the best; "
+            "one of the files was exchanged, restore it or train in another folder"
+        )
+    return weights
 
 
 @contextlib.contextmanager

@@ -13,18 +13,18 @@ class Interrupted(RuntimeError):  # noqa: N818 (not an error of anybody)
 
 
 class Interruption:
-    """Context that turns the first SIGINT or SIGTERM into `requested`; a second one acts as it did outside.
+    """Context that notes the `number` of the first SIGINT or SIGTERM; a second one acts as it did outside.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
 
     >>> with Interruption() as interruption:
     ...     signal.raise_signal(signal.SIGTERM)
-    ...     interruption.requested
+    ...     signal.Signals(interruption.number).name
     'SIGTERM'
     """
 
     def __init__(self) -> None:
-        self.requested = ""
+        self.number = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -38,7 +38,7 @@ class Interruption:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
+        self.number = number
         self._restore()
 
     def _restore(self) -> None:

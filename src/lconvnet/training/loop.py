@@ -2,10 +2,12 @@
 
 Everything that happens in a step follows from (seed, epoch, step) and the state in the checkpoint, so a run that was
 killed and resumed is, bit for bit, the run that was not (on one machine; on a GPU as far as its kernels are
-deterministic).
+deterministic). With several processes the batch is the joint one: each takes its share, and everything that decides how
+the run goes on is added up over all of them.
 """
 
 import math
+import signal
 import time
 from typing import Any
 
@@ -16,6 +18,7 @@ from lconvnet.data import batch
 from lconvnet.training.checkpoint import Progress
 from lconvnet.training.evaluation import validate
 from lconvnet.training.interruption import Interrupted, Interruption
+from lconvnet.training.processes import Processes
 from lconvnet.training.projection import is_due, project_
 from lconvnet.training.randomness import derive_seed, epoch_order, generator, seed_global
 from lconvnet.training.record import Epoch
@@ -30,12 +33,13 @@ def train(run: Run, interruption: Interruption, display: Display, curves: Curves
         rate = _train_epoch(run, interruption, display)
         trained = time.perf_counter()
         epoch = _finish_epoch(run, rate, curves)
-        display.epoch(epoch)
-        if run.folder:
-            run.folder.log_timing(_timing(run, epoch, first, started, trained))
-        if run.plan.on_epoch:
-            run.plan.on_epoch(epoch)
-        _stop_if(interruption, run)
+        if run.processes.first:
+            display.epoch(epoch)
+            if run.folder:
+                run.folder.log_timing(_timing(run, epoch, first, started, trained))
+            if run.plan.on_epoch:
+                run.plan.on_epoch(epoch)
+        _stop_if(int(run.processes.gather(interruption.number).max()), run)
 
 
 def _train_epoch(run: Run, interruption: Interruption, display: Display) -> float:
@@ -46,47 +50,64 @@ def _train_epoch(run: Run, interruption: Interruption, display: Display) -> floa
     rate = float(run.scheduler.get_last_lr()[0])
     while progress.step < steps:
         rate = float(run.scheduler.get_last_lr()[0])
-        _step(run, batches[progress.step], rate)
+        stop = _step(run, batches[progress.step], rate, interruption)
         progress.step += 1
         if is_due(progress.step, steps, plan.project_every):
             project_(run.model)
         display.step(progress.step, progress.loss_sum / progress.seen, progress.correct / progress.seen)
-        if progress.step < steps and (interruption.requested or progress.step % plan.checkpoint_every == 0):
+        if progress.step < steps and (stop or progress.step % plan.checkpoint_every == 0):
             save(run)
-            _stop_if(interruption, run)
+            _stop_if(stop, run)
     return rate
 
 
-def _step(run: Run, indices: Tensor, rate: float) -> None:
-    """One optimiser step on one batch; running sums are updated."""
-    progress, plan = run.progress, run.plan
+def _step(run: Run, indices: Tensor, rate: float, interruption: Interruption) -> int:
+    """One optimiser step on one batch; running sums are updated. The signal that asks any process to stop, or 0."""
+    progress, plan, processes = run.progress, run.plan, run.processes
     place = (progress.epoch, progress.step)
-    seed_global(derive_seed(plan.seed, "step", *place), run.fabric.device)  # `fit` gives the caller's state back
+    own_dropout = f"step of process {processes.rank}" if processes.rank else "step"
+    seed_global(derive_seed(plan.seed, own_dropout, *place), run.fabric.device)  # `fit` gives the caller's state back
     images, labels = batch(run.splits.train, indices)
     if plan.augment:
         images = plan.augment(images, generator=generator(plan.seed, "augment", *place))
+    images, labels, own = _share(processes, images, labels)
     images, labels = run.fabric.to_device((images, labels))
     run.optimizer.zero_grad()
     with run.fabric.autocast():
         logits = run.model(images.to(run.dtype))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     loss = plan.loss(logits, labels)
-    value = float(loss.detach())
+    correct = int((logits.detach().argmax(dim=1) == labels).sum()) if own else 0
+    sums = processes.gather(float(loss.detach()) * own, correct, own, interruption.number)
+    value, correct, seen = sums[:, :3].sum(dim=0).tolist()
     if not math.isfinite(value):
         raise diverged(run, f"loss is {value}", rate)
-    run.fabric.backward(loss)
+    run.fabric.backward(loss * (own / len(indices)))  # added up, the gradient of the mean over the joint batch
+    processes.add_gradients_(run.model.parameters())
     run.optimizer.step()
     run.scheduler.step()
-    progress.loss_sum += value * len(labels)
-    progress.correct += int((logits.detach().argmax(dim=1) == labels).sum())
-    progress.seen += len(labels)
+    progress.loss_sum += value
+    progress.correct += int(correct)
+    progress.seen += int(seen)
+    return int(sums[:, 3].max())
+
+
+def _share(processes: Processes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+    """This process's part of the joint batch, and how many images of it count.
+
+    Where there is none left it takes one that does not count, since power iterations go on in every forward pass.
+    """
+    mine = processes.share(labels)
+    if not len(mine):
+        return images[:1], labels[:1], 0
+    return processes.share(images), mine, len(mine)
 
 
 def _finish_epoch(run: Run, rate: float, curves: Curves) -> Epoch:
     """Validate, record, keep the weights if they are the best so far, and save."""
     progress, plan = run.progress, run.plan
     require_finite(run, rate)
-    result = validate(run.model, run.splits.validation, plan.eps)
+    result = validate(run.model, run.splits.validation, plan.eps, run.processes)
     epoch = Epoch(
         epoch=progress.epoch + 1,
         step=(progress.epoch + 1) * run.steps_per_epoch,
@@ -99,20 +120,21 @@ def _finish_epoch(run: Run, rate: float, curves: Curves) -> Epoch:
     )
     run.record = run.record.add(epoch, finished=epoch.epoch == plan.epochs)
     run.progress = Progress(epoch=epoch.epoch)
-    if run.folder is None and run.record.best_epoch == epoch.epoch:
-        run.best = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+    if run.folder is None and run.processes.first and run.record.best_epoch == epoch.epoch:
+        run.best = {name: value.detach().clone().cpu() for name, value in run.model.state_dict().items()}
     save(run)
     curves.add(epoch, result.network, run.splits.image_shape)
     return epoch
 
 
-def _stop_if(interruption: Interruption, run: Run) -> None:
-    if not interruption.requested:
+def _stop_if(number: int, run: Run) -> None:
+    """Raise `Interrupted` where `number` is a signal that the processes have agreed on."""
+    if not number:
         return
     done = f"{run.progress.epoch} epochs and {run.progress.step} steps"
     resumable = "resume=True, on the command line --resume"
     way_out = f"continue {run.folder.path} with {resumable}" if run.folder else "nothing is kept, directory was None"
-    raise Interrupted(f"stopped by {interruption.requested} after {done}; {way_out}")
+    raise Interrupted(f"stopped by {signal.Signals(number).name} after {done}; {way_out}")
 
 
 def _timing(run: Run, epoch: Epoch, first: int, started: float, trained: float) -> dict[str, Any]:

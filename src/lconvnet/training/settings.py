@@ -76,7 +76,7 @@ def describe_splits(splits: Splits) -> dict[str, Any]:
     return {"train": describe_images(splits.train), "validation": describe_images(splits.validation)}
 
 
-def versions(device: torch.device) -> dict[str, str]:
+def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
     """What the last digits of a result depend on besides the settings."""
     packages = {name: _version(name) for name in ("lconvnet", "torch", "lightning-fabric")}
     machine = {
@@ -84,7 +84,8 @@ def versions(device: torch.device) -> dict[str, str]:
         "device": device.type,
         "threads": str(torch.get_num_threads()),
     }
-    return {**packages, **machine}
+    several = {"processes": str(processes)} if processes > 1 else {}
+    return {**packages, **machine, **several}
 
 
 def _version(package: str) -> str:

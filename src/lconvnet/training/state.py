@@ -3,7 +3,9 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from lconvnet.data import Splits
 from lconvnet.training import checkpoint as checkpoints
 from lconvnet.training.checkpoint import Checkpoint, CheckpointError, Progress
 from lconvnet.training.folder import RunFolder
+from lconvnet.training.processes import Processes
 from lconvnet.training.record import Epoch, Record
 from lconvnet.training.settings import differences
 
@@ -50,7 +53,7 @@ class Plan:
 
 @dataclass
 class Run:
-    """What it is done with, and how far it is."""
+    """What it is done with, and how far it is; of several processes only the first has a folder."""
 
     plan: Plan
     splits: Splits
@@ -60,6 +63,7 @@ class Run:
     fabric: Fabric
     folder: RunFolder | None
     record: Record
+    processes: Processes = field(default_factory=Processes)
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Any] = field(default_factory=dict)
 
@@ -93,12 +97,16 @@ def require_finite(run: Run, rate: float) -> None:
 
 def save(run: Run) -> None:
     """Write the checkpoint, and right after an epoch what follows from it. Raises `Diverged` rather than write NaN."""
+    require_finite(run, float(run.scheduler.get_last_lr()[0]))  # on every process, for all must stop
     if run.folder is None:
         return
-    require_finite(run, float(run.scheduler.get_last_lr()[0]))
-    states = (run.model.state_dict(), run.optimizer.state_dict(), run.scheduler.state_dict())
-    checkpoints.save(run.folder.last, Checkpoint(run.progress, run.record, *states))
+    checkpoints.save(run.folder.last, _state(run))
     write_results(run)
+
+
+def _state(run: Run) -> Checkpoint:
+    states = (run.model.state_dict(), run.optimizer.state_dict(), run.scheduler.state_dict())
+    return Checkpoint(run.progress, run.record, *states)
 
 
 def write_results(run: Run) -> None:
@@ -114,27 +122,40 @@ def write_results(run: Run) -> None:
 
 
 def restore(run: Run) -> None:
-    """Take up the state of the folder's checkpoint. Raises `CheckpointError` if it does not belong to this run."""
-    if run.folder is None:
+    """Take up the state of the folder's checkpoint, in memory that of the first process.
+
+    Raises `CheckpointError` if it does not belong to this run, and `ValueError` where this process was given another
+    run than the first.
+    """
+    if run.folder is None and run.processes.count == 1:
         return
-    saved = checkpoints.load(run.folder.last)
-    _require_same_settings(saved.record, run)
-    checkpoints.load_weights(run.model, saved.model, run.folder.last)
+    saved = run.processes.from_first(partial(_checked, run))
+    if changed := list(differences(saved.record.settings, run.record.settings)):
+        raise ValueError(
+            f"process {run.processes.rank} was given other settings or images than the first "
+            f"({'; '.join(changed[:5])}); all must run the same command on the same data"
+        )
+    path = run.folder.last if run.folder else Path("first process")
+    checkpoints.load_weights(run.model, saved.model, path)
     try:
         run.optimizer.load_state_dict(saved.optimizer)
         run.scheduler.load_state_dict(saved.scheduler)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{run.folder.last}: damaged optimiser state ({error}); use another folder") from error
+        raise CheckpointError(f"{path}: damaged optimiser state ({error}); use another folder") from error
     run.record, run.progress = saved.record, saved.progress
     write_results(run)
 
 
-def _require_same_settings(saved: Record, run: Run) -> None:
-    changed = list(differences(saved.settings, run.record.settings))
-    if changed and run.folder:
+def _checked(run: Run) -> Checkpoint:
+    """The folder's checkpoint if it belongs to this run; without a folder, the state in memory."""
+    if run.folder is None:
+        return replace(_state(run), model={name: value.cpu() for name, value in run.model.state_dict().items()})
+    saved = checkpoints.load(run.folder.last)
+    if changed := list(differences(saved.record.settings, run.record.settings)):
         raise CheckpointError(
             f"{run.folder.last}: was written with other settings ({'; '.join(changed[:5])}); "
             "resume with those, or train in another folder"
         )
-    for line in differences(saved.versions, run.record.versions):
+    for line in differences(saved.record.versions, run.record.versions):
         logger.warning("resuming with another version, the last digits may differ: %s", line)
+    return saved

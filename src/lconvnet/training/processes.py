@@ -1,0 +1,289 @@
+"""Several processes that train one network: how they start, what each takes, how they add up and how they end.
+
+Every process runs the whole program, on its share of each batch. Gradients, running sums and wishes to stop are added
+up over all of them at fixed points, so all go the same way; only the first one writes and speaks. *Who fails closes the
+connection, and who loses the connection ends*, so nobody waits for a process that is gone.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from lconvnet.training.interruption import SIGNALS, Interrupted
+
+Precision = Literal["32-true", "bf16-mixed", "64-true"]
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+STARTED = "LCONVNET_PROCESSES"  # in the environment of the processes that train together
+FAREWELL = timedelta(minutes=1)
+T = TypeVar("T")
+
+
+class Lost(Interrupted):
+    """Another process of the training is gone, so this one stopped as well; what was saved can be resumed."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training as one of them sees it: its place and their number; alone by default.
+
+    `group` and `farewell` are process groups on the CPU, for what they say to each other and for the end.
+
+    >>> Processes(rank=1, count=3).share(torch.arange(8)).tolist()
+    [1, 4, 7]
+    >>> Processes().gather(0.5, 2).tolist()
+    [[0.5, 2.0]]
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+    farewell: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, values: Tensor) -> Tensor:
+        """This process's part of a joint batch: every `count`-th row, from row `rank` on; may be empty."""
+        return values[self.rank :: self.count]
+
+    def gather(self, *values: float) -> Tensor:
+        """The numbers of every process, `(count, len(values))` in float64, the same on all of them."""
+        own = torch.tensor(values, dtype=torch.float64)
+        rows = [own] if self.count == 1 else [torch.empty_like(own) for _ in range(self.count)]
+        if self.count > 1:
+            with _connected():
+                dist.all_gather(rows, own, group=self.group)
+        return torch.stack(rows)
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on the first process, on all of them."""
+        found: list[Any] = [work() if self.first else None]
+        if self.count > 1:
+            with _connected():
+                dist.broadcast_object_list(found, src=0, group=self.group)
+        return found[0]
+
+    def add_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the processes, in one reduction in the order of `parameters`.
+
+        The same parameters must have one on every process. The order of the terms depends on the number of processes
+        alone, so a resumed run adds up as an undisturbed one.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.count == 1 or not gradients:
+            return
+        joint = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        with _connected():
+            dist.all_reduce(joint)
+        for gradient, part in zip(gradients, joint.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+    @contextlib.contextmanager
+    def ending_together(self, *joint: type[Exception]) -> Iterator[None]:
+        """Let no process wait for this one when the block ends, however it does.
+
+        Errors of the kinds `joint` reach all processes at once: the first raises them, the others end with
+        `SystemExit`. So do those that lose the connection, for the first one says why.
+        """
+        try:
+            yield
+            self._meet()
+        except joint as error:
+            if not isinstance(error, Lost):
+                self._meet()
+            self._leave()
+            if self.first:
+                raise
+            # Under torchrun every process counts; the one that started the others takes 0 for a quiet end.
+            failed = isinstance(error, Lost) and TorchElasticEnvironment.detect()
+            raise SystemExit(3 if failed else 0) from error
+        except BaseException:
+            self._leave()
+            raise
+
+    def _meet(self) -> None:
+        """Wait until every process has read what it was sent; an exit may take back what is still under way."""
+        if self.count > 1:
+            with contextlib.suppress(Lost), _connected():
+                dist.all_gather([torch.zeros(1) for _ in range(self.count)], torch.zeros(1), group=self.farewell)
+
+    def _leave(self) -> None:
+        if self.count > 1 and _joined():
+            dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and speaks: always true where one process trains alone.
+
+    With `devices` above 1, and under torchrun, every process runs the whole script; what must happen once goes below
+    `if is_first_process():`.
+
+    >>> is_first_process()
+    True
+    """
+    if _joined():
+        return dist.get_rank() == 0
+    if TorchElasticEnvironment.detect():
+        return os.environ["RANK"] == "0"
+    return STARTED not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def configured(accelerator: str, precision: Precision, devices: int) -> Fabric:
+    """Fabric for `devices` processes on this machine, or for the job of torchrun that this process belongs to.
+
+    Nothing is started yet. The environment is given, so that Fabric does not look for a cluster to join. Raises
+    `ValueError` for what is unknown or cannot be had here.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision!r}: unknown; choose one of {', '.join(get_args(Precision))}")
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"accelerator={accelerator!r}: unknown; choose one of {', '.join(ACCELERATORS)}")
+    if accelerator == "auto" and not torch.cuda.is_available():
+        accelerator = "cpu"  # where Fabric would take MPS, which has no float64 for bounds and certificates
+    if accelerator == "gpu" and not torch.cuda.is_available() and torch.backends.mps.is_available():
+        raise ValueError("accelerator='gpu': is MPS here, which has no float64 for bounds and certificates; use 'cpu'")
+    here, machines = _placement(devices)
+    if here * machines > 1:
+        _require_reachable(here, machines)
+    options: dict[str, Any] = {
+        "devices": here,
+        "num_nodes": machines,
+        "strategy": "ddp" if here * machines > 1 else "auto",
+        "plugins": [TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()],
+    }
+    try:
+        return Fabric(accelerator=accelerator, precision=precision, **options)
+    except Exception as error:  # Fabric's own kinds, for a device that is not there
+        many = f", devices={here}" if here > 1 else ""
+        fewer = ", or fewer devices" if many else ""
+        raise ValueError(
+            f"accelerator={accelerator!r}{many}: cannot be used here ({error}); use 'auto' or 'cpu'{fewer}"
+        ) from error
+
+
+def launched(fabric: Fabric) -> Processes:
+    """Start the other processes, or join those that run already; returns when all are there.
+
+    They run this process's own command and find their way here.
+    """
+    if not isinstance(fabric.strategy, DDPStrategy):
+        return Processes()
+    if not _joined() and STARTED in os.environ and not TorchElasticEnvironment.detect():
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    silent = contextlib.nullcontext() if is_first_process() else _ended_by_signals()
+    os.environ[STARTED] = "1"
+    with silent, _warnings_only("lightning_fabric"), _connected():
+        fabric.launch()
+        groups = dist.new_group(backend="gloo"), dist.new_group(backend="gloo", timeout=FAREWELL)
+    return Processes(fabric.global_rank, fabric.world_size, *groups)
+
+
+def _placement(devices: int) -> tuple[int, int]:
+    """Processes on this machine, and machines."""
+    if not TorchElasticEnvironment.detect():
+        return devices, 1
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if devices not in (1, here):
+        raise ValueError(
+            f"devices={devices}: torchrun has started {here} on this machine; start it with "
+            f"--nproc-per-node {devices}, or leave devices at 1"
+        )
+    if everywhere % here:
+        raise ValueError(
+            f"torchrun has started {here} of {everywhere} processes on this machine; "
+            "start it with the same --nproc-per-node on every machine"
+        )
+    return here, everywhere // here
+
+
+def _require_reachable(here: int, machines: int) -> None:
+    """Raise `ValueError` where the other processes would never come."""
+    elastic, place = TorchElasticEnvironment.detect(), os.environ.get("LOCAL_RANK")
+    if _joined():
+        if dist.get_world_size() != here * machines:
+            raise ValueError(
+                f"devices={here}: this command already runs as {dist.get_world_size()} processes; "
+                "give every training in it the same number"
+            )
+    elif STARTED in os.environ:
+        if elastic or place == "0":
+            raise ValueError(
+                f"devices={here}: the other processes of this command ended with an earlier training; start it again"
+            )
+    elif place is not None and not elastic:
+        raise ValueError(f"devices={here}: LOCAL_RANK={place} is set, but not by torchrun; use that, or unset it")
+    elif not elastic and not _can_start_again():
+        raise ValueError(
+            f"devices={here}: the other processes run the same command, but this is an interactive session; "
+            "put the training into a script"
+        )
+
+
+def _can_start_again() -> bool:
+    """Whether this process came from a script or a module."""
+    named = getattr(sys.modules["__main__"], "__spec__", None) is not None or Path(sys.argv[0]).is_file()
+    return named and not hasattr(sys, "ps1")
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """Say what it means when the processes cannot reach each other."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost(
+            "another process of this training is gone: killed, out of memory, or ended by an error that it printed; "
+            "go on from the last checkpoint with resume=True, on the command line --resume"
+        ) from error
+
+
+@contextlib.contextmanager
+def _warnings_only(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end this process at once; Python does not hear them while it waits for the others."""
+    main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS if main}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, whatever it is waiting for."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
