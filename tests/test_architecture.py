@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("experiments",),
     ("report",),
     ("cli",),
-    ("run", "consolidate", "export", "__main__"),
+    ("run", "consolidate", "export", "submit", "__main__"),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 MAY_PRINT = {"cli", "run", "__main__"}

@@ -35,6 +35,7 @@ from lconvnet.ops.rounding import rounded_up
 from lconvnet.report import Written, export, terminal
 from lconvnet.report.drawing import draw
 from lconvnet.training import Interrupted
+from lconvnet.training.interruption import NOTICES
 from lconvnet.training.reporting import validated
 
 PACKAGE = Path(__file__).parent
@@ -319,7 +320,7 @@ def fail(message: str, code: int) -> int:
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Treat SIGTERM as Ctrl-C, so that a cancelled job says how to go on."""
+    """Treat SIGTERM and SIGUSR1 as Ctrl-C, so that a cancelled job says how to go on."""
     raise KeyboardInterrupt
 
 
@@ -330,7 +331,8 @@ def main() -> NoReturn:
 
 def start(application: typer.Typer) -> NoReturn:
     """Run an application as this process."""
-    signal.signal(signal.SIGTERM, stop)
+    for number in NOTICES:
+        signal.signal(number, stop)
     code = invoke(application)
     try:
         sys.stdout.flush()

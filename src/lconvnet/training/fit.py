@@ -88,7 +88,7 @@ def fit(
     Raises:
         ValueError: an argument or the data do not fit, or the folder holds a run and `resume` is not set.
         CheckpointError: a file in the folder is damaged, foreign, or of other settings.
-        Interrupted: SIGINT or SIGTERM, after saving a checkpoint.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1, after saving a checkpoint.
         Diverged: the loss or a weight became NaN or infinite.
         atomic.WriteError: the folder cannot be written.
 

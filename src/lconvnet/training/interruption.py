@@ -1,11 +1,12 @@
-"""SIGINT and SIGTERM as a wish to stop at the next safe point instead of an exception anywhere."""
+"""SIGINT, SIGTERM and SIGUSR1 as a wish to stop at the next safe point instead of an exception anywhere."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What batch systems send before they kill (Windows has no SIGUSR1).
+NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Interrupted(RuntimeError):  # noqa: N818 (not an error of anybody)
@@ -13,11 +14,15 @@ class Interrupted(RuntimeError):  # noqa: N818 (not an error of anybody)
 
 
 class Interruption:
-    """Context that turns the first SIGINT or SIGTERM into `requested`; a second one acts as it did outside.
+    """Context that turns the first SIGINT, SIGTERM or SIGUSR1 into `requested`.
+
+    A second SIGINT acts as it did outside: somebody is impatient. SIGTERM and SIGUSR1 do nothing more however often
+    they come: batch systems send them to a process twice, and its state is being saved.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
 
     >>> with Interruption() as interruption:
+    ...     signal.raise_signal(signal.SIGTERM)
     ...     signal.raise_signal(signal.SIGTERM)
     ...     interruption.requested
     'SIGTERM'
@@ -29,19 +34,19 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._request) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, *NOTICES)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        while self._previous:
+            self._restore(next(iter(self._previous)))
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
-        self._restore()
+        self.requested = self.requested or signal.Signals(number).name
+        if signal.SIGINT in self._previous and number not in NOTICES:
+            self._restore(signal.SIGINT)
 
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
+    def _restore(self, number: signal.Signals) -> None:
+        signal.signal(number, self._previous.pop(number))
