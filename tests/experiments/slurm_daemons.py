@@ -100,8 +100,8 @@ def clean_environment() -> dict[str, str]:
     return kept | {"PATH": search_path()}
 
 
-def output(command: list[str], environment: Mapping[str, str]) -> str:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+def output(command: list[str], environment: Mapping[str, str], seconds: float = 60) -> str:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
