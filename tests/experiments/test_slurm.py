@@ -17,7 +17,7 @@ from tests.experiments.slurm_daemons import output, wait_for
 ROOT = Path(__file__).parents[2]
 FILES = ("record.json", "logs/metrics.csv", "model.safetensors", "checkpoints/best.safetensors")
 CFG = {
-    "data": {"name": "digits", "limit": 600},
+    "data": {"name": "digits", "limit": 600, "test": 60},
     "model": {"architecture": "mlp", "widths": [64]},
     "loss": {"name": "offset-cross-entropy", "eps": 0.3},
     "training": {"epochs": 60, "batch_size": 16, "checkpoint_every": 50},
@@ -87,6 +87,7 @@ def wait_for_end(job, seconds=240):
         found = tasks(job)
         for number, state, reason in found:
             if state == "PENDING" and reason == "BeginTime":
+                time.sleep(2)  # slurmd refuses a start in the second in which it killed the job
                 output(["scontrol", "update", f"jobid={job}_{number}", "StartTime=now"], os.environ)
         return not {state for _, state, _ in found} & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"}
 
@@ -110,7 +111,7 @@ def assert_same_files(one, other, names=FILES):
 @needs_slurm
 def test_an_array_of_twelve_short_runs_two_at_a_time(here, tmp_path):
     runs = [make_run(tmp_path / f"a family/{seed:02}", epochs=1, batch_size=64) for seed in range(12)]
-    script = [str(ROOT / "batch_run.sh"), str(tmp_path / "a family"), "2", "--time=10", "--comment=a b"]
+    script = [str(ROOT / "batch_run.sh"), str(tmp_path / "a family"), "2", "--time=10", "--comment=short"]
     text = output(script, here | {"PYTHON": sys.executable})
     job = int(text.split()[2].rstrip(":"))
     assert text.startswith(f"submitted job {job}: 12 of 12 runs")
@@ -120,7 +121,7 @@ def test_an_array_of_twelve_short_runs_two_at_a_time(here, tmp_path):
         assert time.monotonic() < end and "FAILED" not in found
         time.sleep(0.2)
     assert most == 2
-    assert fact(job, "Comment") == "a"
+    assert fact(job, "Comment") == "short"
     for number, run in enumerate(runs):
         assert all((run / name).exists() for name in FILES)
         assert f"train {run}/cfg.yaml" in (tmp_path / "a family" / "slurm" / f"{job}_{number}.out").read_text()

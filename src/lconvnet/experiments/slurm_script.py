@@ -71,7 +71,7 @@ END = """\
 code=$?
 case $code in
   3 | 130 | 138 | 143) requeue ;;             # saved, or stopped by SIGINT, SIGUSR1, SIGTERM before it could
-  137) [[ -z $stopping ]] || requeue ;;       # killed after a notice
+  137 | 255) [[ -z $stopping ]] || requeue ;; # killed after a notice; bash lost the code to a trap
 esac
 exit "$code"
 """
