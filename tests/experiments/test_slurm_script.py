@@ -25,11 +25,17 @@ VALUES = {
     "evaluation": {"eps": [0.1], "attacks": [{"name": "fgsm"}]},
 }
 ODD = ["plain", "with space", "quote's", 'double"', "$HOME `id`", "new\nline", "100%"]
+SBATCH = """\
+cat > input
+printf "%s\\0" "$@" > arguments
+echo "${REFUSED:-}" >&2
+[[ -z ${REFUSED:-} ]] && echo "7;c"
+"""
 STUBS = {
     "srun": 'printf "%s\\n" "$*" >> srun; exit $CODE',
     "squeue": 'echo "$STATE"',
     "scontrol": 'if [[ $1 == show ]]; then echo "MaxArraySize = ${MOST:-1001}"; else echo "$*" >> scontrol; fi',
-    "sbatch": 'cat > input; printf "%s\\0" "$@" > arguments\necho "${REFUSED:-}" >&2; [[ -z ${REFUSED:-} ]] && echo "7;c"',
+    "sbatch": SBATCH,
 }
 
 
