@@ -23,6 +23,7 @@ from lconvnet.training import CheckpointError, Epoch, Interrupted, Record, load_
 SCRIPT = Path(__file__).with_name("killing.py")
 SOURCE = str(Path(lconvnet.__file__).parents[1])
 Train = Callable[..., Record]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
 def run_killing(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
@@ -94,14 +95,14 @@ def stop_after(number: int, when: int) -> Callable[[torch.Tensor, torch.Tensor],
     return loss
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("when", [1, 8, 11])
 def test_a_signal_stops_after_the_step_and_a_resume_completes(
     number: int, when: int, train: Train, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(loss=stop_after(number, 0), eps=0.3, directory=whole)
-    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(one) for one in SIGNALS]
     epochs, steps = divmod(when, 8)
     name = signal.Signals(number).name
     message = (
@@ -109,9 +110,48 @@ def test_a_signal_stops_after_the_step_and_a_resume_completes(
     )
     with pytest.raises(Interrupted, match=message):
         train(loss=stop_after(number, when), eps=0.3, directory=parts)
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(one) for one in SIGNALS] == handlers
     train(loss=stop_after(number, 0), eps=0.3, directory=parts, resume=True)
     assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGUSR1])
+def test_notices_that_come_again_do_not_disturb_the_saving(
+    again: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(loss=stop_after(again, 0), eps=0.3, directory=whole)
+    sync, stop, came = os.fsync, stop_after(signal.SIGUSR1, 4), []
+
+    def sync_and_signal(descriptor: int) -> None:
+        came.append(signal.raise_signal(again))
+        sync(descriptor)
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        monkeypatch.setattr(os, "fsync", sync_and_signal)
+        return stop(logits, labels)
+
+    loss.__qualname__ = stop.__qualname__
+    outside = signal.signal(again, signal.default_int_handler)  # raises KeyboardInterrupt, as the command has it
+    try:
+        with pytest.raises(Interrupted, match="stopped by SIGUSR1 after 0 epochs and 4 steps"):
+            train(loss=loss, eps=0.3, directory=parts, checkpoint_every=100)
+    finally:
+        signal.signal(again, outside)
+    assert len(came) >= 2
+    monkeypatch.undo()
+    train(loss=stop_after(again, 0), eps=0.3, directory=parts, resume=True)
+    assert_same_run(whole, parts)
+
+
+def test_a_second_ctrl_c_interrupts_at_once(train: Train, tmp_path: Path) -> None:
+    def impatient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return Hinge(0.3)(logits, labels)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(loss=impatient, eps=0.3, directory=tmp_path)
 
 
 def test_resume_of_a_finished_run_returns_its_record_without_training(train: Train, tmp_path: Path, model: Any) -> None:

@@ -19,6 +19,7 @@ import typer
 
 from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.training import Interrupted
+from lconvnet.training.interruption import NOTICES
 
 PACKAGE = Path(__file__).parents[1]
 RESUMABLE = "interrupted; the same command goes on (training: with --resume)"
@@ -62,13 +63,14 @@ def fail(message: str, code: int) -> int:
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Treat SIGTERM as Ctrl-C, so that a cancelled job says how to go on."""
+    """Treat SIGTERM and SIGUSR1 as Ctrl-C, so that a cancelled job says how to go on."""
     raise KeyboardInterrupt
 
 
 def start(application: typer.Typer) -> NoReturn:
     """Run an application as this process."""
-    signal.signal(signal.SIGTERM, stop)
+    for number in NOTICES:
+        signal.signal(number, stop)
     code = invoke(application)
     try:
         sys.stdout.flush()

@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
-from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.loading import load, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import Session, is_running, sessions
@@ -62,15 +61,17 @@ def status(path: str | Path) -> Status:
     )
 
 
-def is_trained(folder: RunFolder) -> bool:
-    """Whether the training of a run came to its end."""
-    record = _record(folder)
-    return bool(record and record.finished and folder.model.exists())
+def is_finished(folder: RunFolder, *, test: bool = True, attacks: bool = True) -> bool:
+    """Whether nothing is left to do: trained to the end and, with `test`, measured as cfg.yaml asks, `attacks`
+    included.
 
-
-def is_evaluated(folder: RunFolder, experiment: Experiment, *, attacks: bool) -> bool:
-    """Whether results.yaml holds what the experiment asks to be measured, of the network that was trained."""
-    results = _results(folder, _record(folder))
+    Raises ValueError where cfg.yaml cannot be used.
+    """
+    experiment, record = load(folder.config), _record(folder)
+    trained = bool(record and record.finished and folder.model.exists())
+    if not (trained and test):
+        return trained
+    results = _results(folder, record)
     asked = experiment.evaluation.model_dump(mode="json")
     return bool(results) and (results.get("evaluation") == asked or not attacks)
 

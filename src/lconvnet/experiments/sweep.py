@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from lconvnet.experiments.loading import load
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import is_running
-from lconvnet.experiments.status import is_evaluated, is_trained
+from lconvnet.experiments.status import is_finished
+from lconvnet.training.interruption import SIGNALS
 
 LOG = Path("logs") / "output.log"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LONGEST_LINE = 2**20
 INTERRUPTED = 3
 
@@ -74,21 +73,19 @@ def plan(runs: Sequence[Path], *, test: bool, attacks: bool) -> Plan:
             result.running.append(path)
             continue
         try:
-            experiment = load(folder.config)
+            done = is_finished(folder, test=test, attacks=attacks)
+            (result.finished if done else result.todo).append(path)
         except ValueError as error:
             result.invalid[path] = str(error)
-            continue
-        done = is_trained(folder) and (not test or is_evaluated(folder, experiment, attacks=attacks))
-        (result.finished if done else result.todo).append(path)
     return result
 
 
 def run_all(runs: Sequence[Path], arguments: Sequence[str], watcher: Watcher, *, jobs: int) -> dict[Path, Outcome]:
     """Call `lconvnet train RUN/cfg.yaml --resume` with further `arguments` for every run, `jobs` at a time.
 
-    Each process gets its share of the processors. On SIGINT or SIGTERM the processes are asked to save and stop, no
-    other is started, and what has ended is returned; on a second signal they are killed. Raises ValueError for jobs
-    below 1.
+    Each process gets its share of the processors. On SIGINT, SIGTERM or SIGUSR1 the processes are asked to save and
+    stop, no other is started, and what has ended is returned; on a second signal they are killed. Raises ValueError
+    for jobs below 1.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: must be at least 1")

@@ -95,7 +95,8 @@ def fit(
     Raises:
         ValueError: an argument or the data do not fit, or the folder holds a run and `resume` is not set.
         CheckpointError: a file in the folder is damaged, foreign, or of other settings.
-        Interrupted: SIGINT or SIGTERM (to any of the processes), after saving a checkpoint; or a process is gone.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 (to any of the processes), after saving a checkpoint; or a process is
+            gone.
         Diverged: the loss or a weight became NaN or infinite.
         atomic.WriteError: the folder cannot be written.
 

@@ -1,11 +1,13 @@
-"""SIGINT and SIGTERM as a wish to stop at the next safe point instead of an exception anywhere."""
+"""SIGINT, SIGTERM and SIGUSR1 as a wish to stop at the next safe point instead of an exception anywhere."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What batch systems send before they kill (Windows has no SIGUSR1).
+NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+SIGNALS = (signal.SIGINT, *NOTICES)
 
 
 class Interrupted(RuntimeError):  # noqa: N818 (not an error of anybody)
@@ -13,11 +15,15 @@ class Interrupted(RuntimeError):  # noqa: N818 (not an error of anybody)
 
 
 class Interruption:
-    """Context that notes the `number` of the first SIGINT or SIGTERM; a second one acts as it did outside.
+    """Context that notes the `number` of the first SIGINT, SIGTERM or SIGUSR1.
+
+    A second SIGINT acts as it did outside: somebody is impatient. SIGTERM and SIGUSR1 do nothing more however often
+    they come: batch systems send them to a process twice, and its state is being saved.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
 
     >>> with Interruption() as interruption:
+    ...     signal.raise_signal(signal.SIGTERM)
     ...     signal.raise_signal(signal.SIGTERM)
     ...     signal.Signals(interruption.number).name
     'SIGTERM'
@@ -35,13 +41,13 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        while self._previous:
+            self._restore(next(iter(self._previous)))
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
+        self.number = self.number or number
+        if number in self._previous and number not in NOTICES:
+            self._restore(signal.Signals(number))
 
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
+    def _restore(self, number: signal.Signals) -> None:
+        signal.signal(number, self._previous.pop(number))

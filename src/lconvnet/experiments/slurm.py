@@ -1,0 +1,149 @@
+"""A family of runs as one Slurm job array: one task a run, which saves and queues again when it is interrupted.
+
+A notice is SIGUSR1 or SIGTERM: sent before the time limit, by a preemption, or by hand with `scancel --signal`. The
+command then saves and exits with code 3, its task is requeued, and a requeued task goes on with `--resume`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lconvnet import atomic
+from lconvnet.experiments.family import run_folders
+from lconvnet.experiments.run_folder import RunFolder, find_run
+from lconvnet.experiments.slurm_script import NOTICE, script
+from lconvnet.experiments.status import is_finished
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What `submit` did: the id of the job array (None where nothing was left to do), the run of each of its tasks,
+    the runs left out with the reason, and the folder of the logs."""
+
+    job: int | None
+    runs: tuple[Path, ...]
+    left_out: Mapping[Path, str]
+    logs: Path
+
+
+def find_runs(folder: str | Path) -> list[Path]:
+    """Return every folder at or below `folder` that holds a cfg.yaml, as sorted absolute paths.
+
+    Raises ValueError where there is none.
+    """
+    runs = [path.absolute() for path in run_folders(folder)]
+    if not runs:
+        raise ValueError(f"{folder} holds no cfg.yaml, nor does any folder below it; name a folder such as runs/demo")
+    return runs
+
+
+def submit(
+    runs: Sequence[str | Path],
+    *,
+    resume: bool = False,
+    test: bool = False,
+    limit: int | None = None,
+    options: Sequence[str] = (),
+    logs: str | Path | None = None,
+    notice: int = NOTICE,
+) -> Submission:
+    """Submit runs as one job array and return its id.
+
+    Each task trains its run, goes on with it (`resume`), evaluates it (`test`), or goes on and then evaluates it
+    (both). Runs that have nothing to do or would refuse to are left out, with the reason.
+
+    Args:
+        runs: folders that hold a cfg.yaml each.
+        limit: how many tasks may run at once.
+        options: further options of sbatch, such as `["--time=60", "--gres=gpu:1"]`; they override ours.
+        logs: folder of the tasks' output and of the script; by default slurm/ in the folder that the runs share.
+        notice: seconds before the time limit at which a task is told to save; Slurm may be half a minute early.
+
+    Raises:
+        ValueError: there is no Slurm, it refuses the job, or an argument does not fit.
+    """
+    if not runs:
+        raise ValueError("runs=[]: there is nothing to submit; name at least one run folder")
+    paths = list(dict.fromkeys(Path(run).absolute() for run in runs))
+    folder = Path(logs).absolute() if logs else Path(os.path.commonpath(paths)) / "slurm"
+    left_out = {path: reason for path in paths if (reason := why_not(path, resume=resume, test=test))}
+    chosen = tuple(path for path in paths if path not in left_out)
+    _require(limit, notice, options)
+    if not chosen:
+        return Submission(None, (), left_out, folder)
+    if len(chosen) > (most := _max_array_size()):
+        raise ValueError(
+            f"{len(chosen)} runs are more than the {most} tasks of an array that this cluster allows (MaxArraySize); "
+            "submit the folders below one by one"
+        )
+    text = script(chosen, resume=resume, test=test, limit=limit, notice=notice)
+    folder.mkdir(parents=True, exist_ok=True)
+    output = str(folder).replace("%", "%%") + "/%A_%a.out"
+    named = [f"--job-name={folder.parent.name}", f"--output={output}"]
+    job = int(_call(["sbatch", "--parsable", *named, *options], text).partition(";")[0])
+    atomic.write_text(folder / f"{job}.sh", text)
+    return Submission(job, chosen, left_out, folder)
+
+
+def why_not(run: Path, *, resume: bool, test: bool) -> str:
+    """Return why a run needs no task or cannot have one; empty where it gets one."""
+    try:
+        if resume:
+            return "finished" if is_finished(RunFolder(run), test=test) else ""
+        if test:
+            find_run(run)
+        else:
+            RunFolder(run).refuse_if_used()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _require(limit: int | None, notice: int, options: Sequence[str]) -> None:
+    """Refuse what would never start, or never end: a task that is told to stop as soon as it starts."""
+    if shutil.which("sbatch") is None:
+        raise ValueError("sbatch is not on the PATH; submit on a machine of a Slurm cluster, or use lconvnet train")
+    for name, value in (("limit", 1 if limit is None else limit), ("notice", notice)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    for text in re.findall(r"(?:^| )(?:--time[= ]|-t ?)(\S+)", " ".join(options)):
+        if time_limit(text) <= notice:
+            raise ValueError(
+                f"--time={text}: is not longer than the notice of {notice} seconds, so each task would be told to stop "
+                "as it starts; give more time or less notice"
+            )
+
+
+def time_limit(text: str) -> float:
+    """Return the seconds of a time limit in one of sbatch's formats; infinity for any other text.
+
+    >>> [time_limit(text) for text in ("2", "1:30", "1:0:0", "1-1", "1-0:30", "UNLIMITED")]
+    [120, 90, 3600, 90000, 88200, inf]
+    """
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        return math.inf
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    first = [0] if not dash and len(parts) < 3 else []  # without days or three parts it begins with the minutes
+    hours, minutes, seconds = (first + parts + [0, 0])[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _max_array_size() -> int:
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _call(["scontrol", "show", "config"]))
+    return int(found[1]) if found else 1001
+
+
+def _call(command: Sequence[str], text: str = "") -> str:
+    """Return what a command of Slurm prints. Raises ValueError with its own words where it fails."""
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{command[0]} failed ({done.stderr.strip()}); put that right and submit again")
+    return done.stdout
