@@ -38,15 +38,15 @@ def lines(folder):
     return {path.name: path.read_bytes().count(b"\n") for path in folder.evaluation.glob("*.jsonl")}
 
 
-def killed(folder):
-    """Start an evaluation, let it measure two more batches, and kill it."""
+def killed(folder, number=signal.SIGKILL):
+    """Start an evaluation, let it measure two more batches, and send it a signal; its exit code."""
     before = sum(lines(folder).values())
     command = [sys.executable, "-m", "lconvnet", "evaluate", str(folder.path), "--quiet"]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 120
     while sum(lines(folder).values()) < before + 8 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(number)
     return process.wait()
 
 
@@ -66,3 +66,10 @@ def test_killed_and_resumed_is_undisturbed(run, tmp_path):
         twice = [index for index, count in counts.items() if count > 1]
         assert len(twice) <= 4 * KILLS, "at most the batches that a kill tore"
         assert set(counts) == set(range(60))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_notice_ends_it_with_code_3(run, tmp_path, number):
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    assert killed(copy, number) == 3
+    assert not copy.results.exists()

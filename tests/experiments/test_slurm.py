@@ -199,7 +199,7 @@ def test_an_evaluation_goes_on_too(here, whole, tmp_path):
 @needs_slurm
 def test_the_time_limit(here, tmp_path):
     """A minute is the shortest there is; Slurm looks every 30 seconds, so the notice comes 5 to 35 after a start."""
-    folder, undisturbed = (make_run(tmp_path / name, epochs=400) for name in ("run", "whole"))
+    folder, undisturbed = (make_run(tmp_path / name, epochs=300) for name in ("run", "whole"))
     job = slurm.submit([folder], options=["--time=1"], notice=25).job
     train = [sys.executable, "-m", "lconvnet", "train", str(undisturbed / "cfg.yaml"), "--quiet"]
     with subprocess.Popen(train, env=here) as process:

@@ -115,6 +115,10 @@ def test_a_signal_stops_after_the_step_and_a_resume_completes(
     assert_same_run(whole, parts)
 
 
+def raise_outside(number: int, frame: Any) -> None:
+    raise AssertionError(f"{signal.Signals(number).name} acted as it does outside of the training")
+
+
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGUSR1])
 def test_notices_that_come_again_do_not_disturb_the_saving(
     again: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,7 +136,7 @@ def test_notices_that_come_again_do_not_disturb_the_saving(
         return stop(logits, labels)
 
     loss.__qualname__ = stop.__qualname__
-    outside = signal.signal(again, signal.default_int_handler)  # raises KeyboardInterrupt, as the command has it
+    outside = signal.signal(again, raise_outside)  # as the command has one
     try:
         with pytest.raises(Interrupted, match="stopped by SIGUSR1 after 0 epochs and 4 steps"):
             train(loss=loss, eps=0.3, directory=parts, checkpoint_every=100)
