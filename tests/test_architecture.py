@@ -23,6 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("losses",),
     ("training",),
     ("saving",),
+    ("wasserstein",),
     ("experiments",),
     ("report",),
     ("cli",),

@@ -5,6 +5,7 @@ A kernel is a module whose ``forward()`` returns the weight of a linear map with
 certified, attacked, saved and deployed.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from lconvnet import attacks, data, kernels, layers, losses, models, ops
@@ -14,6 +15,7 @@ from lconvnet.certify import Certificates, certified_accuracy, certify
 from lconvnet.saving import load, save
 
 if TYPE_CHECKING:
+    from lconvnet import wasserstein
     from lconvnet.training import Record, fit
 
 __version__ = "0.1.0"
@@ -38,11 +40,14 @@ __all__ = [
     "models",
     "ops",
     "save",
+    "wasserstein",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import training when it is first asked for: its launcher takes as long to import as torch itself."""
+    if name == "wasserstein":
+        return importlib.import_module("lconvnet.wasserstein")
     if name in ("Record", "fit"):
         from lconvnet import training
 

@@ -8,7 +8,18 @@ from lconvnet.data.augment import crop_and_flip
 from lconvnet.data.errors import DataError
 from lconvnet.data.loading import load
 from lconvnet.data.locating import NAMES
+from lconvnet.data.samples import read_samples
 from lconvnet.data.sets import Images, Splits, batch
 from lconvnet.extras import MissingExtraError
 
-__all__ = ["NAMES", "DataError", "Images", "MissingExtraError", "Splits", "batch", "crop_and_flip", "load"]
+__all__ = [
+    "NAMES",
+    "DataError",
+    "Images",
+    "MissingExtraError",
+    "Splits",
+    "batch",
+    "crop_and_flip",
+    "load",
+    "read_samples",
+]

@@ -59,24 +59,42 @@ def _join(parts: list[Rows]) -> Rows:
     return Rows(cells, labels, [origin for part in parts for origin in part.origins], parts[0].class_names)
 
 
-def _read(file: Path) -> Rows:
+def open_columns(file: Path, *wanted: tuple[str, ...]) -> Any:
+    """Return a checked table with one column for each group of alternative names; all columns where none is asked for.
+
+    Raises `DataError` for an unreadable file, a missing column, and a file without rows.
+    """
     pq = require("pyarrow.parquet", "data")
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             present = opened.schema_arrow.names
-            image, label = _column(file, present, "image", "img"), _column(file, present, "label", "labels")
-            table, names = opened.read(columns=[image, label]), _class_names(opened.schema_arrow, label)
+            table = opened.read(columns=[_column(file, present, *names) for names in wanted] or None)
         table.validate(full=True)
-        cells, labels = table.column(image).to_pylist(), table.column(label).to_pylist()
     except DataError:
         raise
-    except Exception as error:  # pyarrow and datasets raise OSError, ArrowInvalid, KeyError, ... on broken files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{file} is not a readable parquet file ({reason}): fetch it again") from error
-    if not cells:
+    except Exception as error:  # pyarrow raises OSError, ArrowInvalid, ... on broken files
+        raise _unreadable(file, error) from error
+    if not len(table):
         raise DataError(f"{file} has no rows: fetch it again, or remove it")
+    return table
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(f"{file} is not a readable parquet file ({reason}): fetch it again")
+
+
+def _read(file: Path) -> Rows:
+    wanted = ("image", "img"), ("label", "labels")
+    table = open_columns(file, *wanted)
+    image, label = (_column(file, table.column_names, *names) for names in wanted)
+    try:
+        cells, labels = table.column(image).to_pylist(), table.column(label).to_pylist()
+        names = _class_names(table.schema, label)
+    except Exception as error:  # pyarrow and datasets raise KeyError, ... on broken metadata
+        raise _unreadable(file, error) from error
     origins = [f"{file} row {row}" for row in range(len(cells))]
-    encoded: list[bytes | Path] = [_bytes(cell, origin) for cell, origin in zip(cells, origins, strict=True)]
+    encoded: list[bytes | Path] = [encoded_bytes(cell, origin) for cell, origin in zip(cells, origins, strict=True)]
     return Rows(encoded, _labels(labels, origins), origins, names)
 
 
@@ -97,7 +115,7 @@ def _column(file: Path, present: list[str], *wanted: str) -> str:
     raise DataError(f"{file} has no column {' or '.join(map(repr, wanted))}, only {columns}{hint}: rename a column")
 
 
-def _bytes(cell: Any, origin: str) -> bytes:
+def encoded_bytes(cell: Any, origin: str) -> bytes:
     """Return the encoded bytes; refuse a cell with only a path: a data file must not name local files."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes) or not content:

@@ -1,0 +1,100 @@
+"""Samples without labels, for whoever compares distributions: images of a folder or a parquet file, arrays of numbers.
+
+Nothing here knows classes: an image folder may be flat, a parquet file may lack labels, an array may have any shape.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lconvnet.data.decoding import decode
+from lconvnet.data.errors import DataError
+from lconvnet.data.folders import SUFFIXES
+from lconvnet.data.parquet import encoded_bytes, open_columns, parquet_files
+
+IMAGE_COLUMNS = ("image", "img")
+
+
+def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None, channels: int | None = None) -> Tensor:
+    """Read all samples of a folder of images (of any depth), of `.parquet` files, or of one `.npy` array.
+
+    Args:
+        path: a folder of images or of parquet files; a parquet file with the column `image` (or `img`), or with
+            columns of numbers, or with one column of lists of equal length; a NumPy array without pickled objects.
+        image_size: (height, width) to scale and centre-crop images to; by default their sizes must agree.
+        channels: 1 or 3 to convert images to; by default all must be grey or all colour.
+
+    Returns:
+        uint8 `(N, C, H, W)` for images, else the numbers `(N, ...)` as they are stored.
+
+    Raises:
+        DataError: (a `ValueError`) names the file and the way out.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.npy"
+    >>> np.save(file, np.ones((3, 2)))
+    >>> read_samples(file).shape
+    torch.Size([3, 2])
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".npy":
+        return torch.from_numpy(_read_npy(path))
+    if path.is_file() and path.suffix == ".parquet":
+        return _read_parquet([path], image_size, channels)
+    if not path.is_dir():
+        kind = "is neither .npy nor .parquet" if path.is_file() else "does not exist"
+        raise DataError(f"{path} {kind}: give a folder of images, a .parquet file or a .npy file")
+    files = parquet_files(path)
+    return _read_parquet(files, image_size, channels) if files else _read_folder(path, image_size, channels)
+
+
+def _read_folder(folder: Path, image_size: tuple[int, int] | None, channels: int | None) -> Tensor:
+    files: list[bytes | Path] = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+    ]
+    if not files:
+        raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): add some, or correct the path")
+    return decode(files, list(map(str, files)), image_size=image_size, channels=channels).images
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a readable .npy file ({error}): save one numeric array with np.save") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        raise DataError(f"{path} holds {getattr(values, 'dtype', 'an archive')}, not one array of numbers: convert it")
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
+def _read_parquet(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> Tensor:
+    tables = {file: open_columns(file) for file in files}
+    names = next(iter(tables.values())).column_names
+    image = next((name for name in IMAGE_COLUMNS if name in names), None)
+    for file, table in tables.items():
+        if table.column_names != names:
+            raise DataError(f"{file} has columns {table.column_names}, {files[0]} has {names}: use the same")
+    if image is None:
+        return torch.from_numpy(np.concatenate([_numbers(file, table) for file, table in tables.items()]))
+    origins = [f"{file} row {row}" for file, table in tables.items() for row in range(len(table))]
+    cells = [cell for table in tables.values() for cell in table.column(image).to_pylist()]
+    encoded: list[bytes | Path] = [encoded_bytes(cell, origin) for cell, origin in zip(cells, origins, strict=True)]
+    return decode(encoded, origins, image_size=image_size, channels=channels).images
+
+
+def _numbers(file: Path, table: Any) -> np.ndarray:
+    """Columns of numbers side by side `(N, columns)`, or one column of lists `(N, length)`."""
+    try:
+        columns = [np.asarray(column.to_pylist(), dtype=np.float64) for column in table.columns]
+        values = columns[0] if len(columns) == 1 else np.column_stack(columns)
+    except (TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{file} has neither a column image or img nor columns of numbers alone, only "
+            f"{', '.join(table.column_names) or 'nothing'}: keep those that make up a sample"
+        ) from error
+    return values.reshape(len(values), -1)

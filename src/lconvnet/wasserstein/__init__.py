@@ -1,0 +1,11 @@
+"""Certified lower bounds on the Wasserstein-1 distance between two distributions.
+
+*The mean difference of a critic, divided by a rigorous bound of its Lipschitz constant, is never above the distance.*
+"""
+
+from lconvnet.wasserstein.critic import default_critic
+from lconvnet.wasserstein.estimate import estimate
+from lconvnet.wasserstein.result import Estimate, certified_values
+from lconvnet.wasserstein.samples import Sampler
+
+__all__ = ["Estimate", "Sampler", "certified_values", "default_critic", "estimate"]

@@ -1,0 +1,151 @@
+"""From a trained critic and held-out samples to a certified estimate."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.baking import bake
+from lconvnet.bounds import Bound, lipschitz_bound
+from lconvnet.layers import Scale
+from lconvnet.training.settings import describe
+from lconvnet.wasserstein.objective import critic_values, difference, welch_interval
+from lconvnet.wasserstein.samples import Distribution, floats, units
+
+CHUNK = 500  # samples evaluated at a time
+POINTS = 200  # of a history
+LAST = 0.1  # part of the steps whose mean is `Estimate.training`
+
+
+@dataclass(frozen=True)
+class Estimate:
+    r"""What held-out samples tell of the Wasserstein-1 distance.
+
+    With f the trained, baked critic, oriented so that training made it larger on the first distribution P, and L a
+    rigorous upper bound of its Lipschitz constant,
+
+        theta = max(0, E_P f - E_Q f) / L  <=  W1(P, Q)
+
+    holds for certain; what is uncertain is theta alone, for the expectations are means of samples.
+
+    Attributes:
+        lower_bound: max(0, mean of f over held-out samples of P - mean over those of Q) / L, the estimate of theta.
+        interval: two-sided confidence interval for theta (not for W1, which may lie above it): the interval of Welch
+            for the difference of the means, divided by L and cut at 0. **Asymptotic** in the number of held-out
+            samples; it assumes that they are independent, within and between the two distributions. Its lower end
+            alone is below W1 with confidence (1 + `confidence`) / 2.
+        confidence: probability with which such an interval covers theta.
+        units: what a distance of 1 means.
+        lipschitz: L, `bound.upper`.
+        level: what L accounts for, as in `Bound.level`.
+        held_out: numbers of held-out samples of P and Q.
+        training: the mean difference over the last tenth of the training batches, over L. Where it is far above
+            `interval`, the critic has learned its samples by heart: give it more of them.
+        history: (step, mean difference of the training batches since the previous entry), not divided by L.
+        settings: what the estimate follows from, JSON-able.
+        critic: f, an `nn.Sequential` of plain layers.
+        bound: L layer by layer.
+        samples: the held-out samples of P and Q.
+        values: f / L of those, in float64.
+    """
+
+    lower_bound: float
+    interval: tuple[float, float]
+    confidence: float
+    units: str
+    lipschitz: float
+    level: str
+    held_out: tuple[int, int]
+    training: float
+    history: tuple[tuple[int, float], ...] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
+    critic: nn.Module = field(repr=False)
+    bound: Bound = field(repr=False)
+    samples: tuple[Tensor, Tensor] = field(repr=False)
+    values: tuple[Tensor, Tensor] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the content of record.json."""
+        names = ("lower_bound", "interval", "confidence", "units", "lipschitz", "level", "held_out", "training")
+        return {name: describe(getattr(self, name)) for name in (*names, "history", "settings")}
+
+
+def judge(
+    critic: nn.Module,
+    real: Distribution,
+    fake: Distribution,
+    *,
+    sign: int,
+    confidence: float,
+    history: list[float],
+    settings: dict[str, Any],
+) -> Estimate:
+    """The estimate of a trained critic that was trained to be larger on the real side (`sign` 1) or the fake (-1).
+
+    Raises `ValueError` for a module without a Lipschitz rule.
+    """
+    network = oriented(bake(critic), sign)
+    bound = lipschitz_bound(network, input_shape=real.shape, diagnose=False)
+    values = certified_values(network, bound, real.held_out), certified_values(network, bound, fake.held_out)
+    low, high = welch_interval(*values, confidence)
+    last = history[-max(1, round(LAST * len(history))) :]
+    return Estimate(
+        lower_bound=max(0.0, float(difference(*values))),
+        interval=(max(0.0, low), max(0.0, high)),
+        confidence=confidence,
+        units=units(real),
+        lipschitz=bound.upper,
+        level=bound.level,
+        held_out=(len(values[0]), len(values[1])),
+        training=sum(last) / len(last) / bound.upper if bound.upper else 0.0,
+        history=thinned(history),
+        settings=settings,
+        critic=network,
+        bound=bound,
+        samples=(real.held_out, fake.held_out),
+        values=values,
+    )
+
+
+def oriented(network: nn.Module, sign: int) -> nn.Module:
+    """The baked network, with its sign changed by a last layer where `sign` is -1."""
+    if sign > 0:
+        return network
+    parts = dict(network.named_children()) if type(network) is nn.Sequential else {"critic": network}
+    return nn.Sequential(OrderedDict(parts, sign=Scale(-1.0))).eval()
+
+
+@torch.no_grad()
+def certified_values(network: nn.Module, bound: Bound, samples: Tensor) -> Tensor:
+    """f / L of samples `(N, ...)`, `(N,)`: a function with Lipschitz constant at most 1, evaluated in float64.
+
+    The difference of its means over any two sets of samples is at most their exact transport (`exact.transport`).
+
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(1, 1)).requires_grad_(False)
+    >>> values = certified_values(network, lipschitz_bound(network), torch.tensor([[1.0], [3.0]]))
+    >>> round(abs((values[1] - values[0]).item()), 9)
+    2.0
+    """
+    if bound.upper == 0:  # a constant critic
+        return torch.zeros(len(samples), dtype=torch.float64)
+    exact = deepcopy(network).double()
+    device = next(network.parameters(), samples).device
+    chunks = [critic_values(exact, floats(chunk).to(device).double()) for chunk in samples.split(CHUNK)]
+    return torch.cat(chunks).cpu() / bound.upper
+
+
+def thinned(values: list[float]) -> tuple[tuple[int, float], ...]:
+    """At most `POINTS` means of consecutive values, each with the number of values up to its last.
+
+    >>> thinned([1.0, 3.0])
+    ((1, 1.0), (2, 3.0))
+    """
+    width = math.ceil(len(values) / POINTS)
+    parts = [(start, values[start : start + width]) for start in range(0, len(values), width)]
+    return tuple((start + len(part), sum(part) / len(part)) for start, part in parts)

@@ -1,0 +1,225 @@
+"""What a distribution can be, and its division into batches for training and samples that are held out.
+
+*Nothing depends on which of the two distributions comes first*: every random choice follows from the seed and from the
+content (`Distribution.key`), so that swapping them changes a sign and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lconvnet.data import NAMES, DataError, load, read_samples
+from lconvnet.training.randomness import derive_seed, epoch_order, generator
+
+LEAST = 4  # two to train on and two held out
+DRAWN = 10_000  # held-out samples of a sampler
+PROBE = 16  # samples that identify a sampler
+CHUNK = 1000  # held-out samples drawn at a time
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A source of as many samples as one likes, such as a generator network."""
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """`(count, ...)` independent samples, all randomness drawn from `generator` (a CPU generator)."""
+        ...
+
+
+Given = Tensor | np.ndarray | str | Path | Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """One side of an estimate.
+
+    Attributes:
+        name: what errors call it.
+        shape: of one sample.
+        pixels: whether samples are pixels in [0, 1] that were stored as 8 bits.
+        key: a fingerprint of the content.
+        batch: `batch(step)` gives the training samples `(batch_size, ...)` of an optimiser step, as floats.
+        held_out: samples `(n, ...)`, as floats, that training never sees.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pixels: bool
+    key: str
+    batch: Callable[[int], Tensor]
+    held_out: Tensor
+
+
+def prepare(given: Given, name: str, *, held_out: int | float | None, batch_size: int, seed: int) -> Distribution:
+    """Read and check what was given, and hold samples out.
+
+    Args:
+        given: samples `(N, ...)` as a tensor or array (uint8 `(N, C, H, W)` are pixels, and divided by 255); the path
+            of a folder of images, a parquet file or a `.npy` array (`lconvnet.data.read_samples`); the name of a data
+            set (its training images); or a `Sampler`.
+        name: what errors call it.
+        held_out: a count, or of samples a fraction; by default a fifth of the samples, 10,000 of a sampler.
+
+    Raises:
+        ValueError: names what cannot be used and the way out.
+
+    >>> prepare(torch.arange(10.0), "real", held_out=None, batch_size=4, seed=0).held_out.shape
+    torch.Size([2, 1])
+    """
+    if isinstance(given, Sampler):
+        count = DRAWN if held_out is None else held_out
+        if not isinstance(count, int) or isinstance(count, bool) or count < 2:
+            raise ValueError(f"held_out={held_out!r}: of the sampler {name} hold out an integer count of at least 2")
+        return _drawn(given, name, count, batch_size, seed)
+    return _divided(_samples(given, name), name, held_out, batch_size, seed)
+
+
+def require_comparable(real: Distribution, fake: Distribution) -> None:
+    """Raise `ValueError` unless distances between samples of the two make sense."""
+    if real.shape != fake.shape:
+        raise ValueError(
+            f"{fake.name} has samples of shape {fake.shape}, {real.name} of shape {real.shape}: give both one shape"
+        )
+    for pixels, other in ((real, fake), (fake, real)):
+        if pixels.pixels and not other.pixels:
+            low, high = (float(end) for end in other.held_out.aminmax())
+            if low < 0 or high > 1:
+                raise ValueError(
+                    f"{other.name} has values in [{low:.4g}, {high:.4g}], {pixels.name} pixels in [0, 1]: "
+                    "bring them to the same range"
+                )
+
+
+def units(real: Distribution) -> str:
+    """What a distance of 1 means."""
+    shape = "x".join(map(str, real.shape))
+    return f"l2 over {shape} pixels in [0, 1]" if real.pixels else f"l2 over {shape} values as given"
+
+
+def floats(samples: Tensor) -> Tensor:
+    """Samples as floats: pixels of 8 bits divided by 255, float64 left as it is.
+
+    >>> floats(torch.tensor([[[[255]]]], dtype=torch.uint8)).tolist()
+    [[[[1.0]]]]
+    """
+    if _is_pixels(samples):
+        return samples.float() / 255
+    return samples if samples.dtype == torch.float64 else samples.float()
+
+
+def _is_pixels(samples: Tensor) -> bool:
+    return samples.dtype == torch.uint8 and samples.ndim == 4
+
+
+def _samples(given: Tensor | np.ndarray | str | Path, name: str) -> Tensor:
+    """The samples `(N, ...)`, checked."""
+    if isinstance(given, str | Path):
+        given = _read(given, name)
+    if isinstance(given, np.ndarray) and given.dtype.kind in "fiub":
+        given = torch.from_numpy(np.ascontiguousarray(given))
+    if not isinstance(given, Tensor) or given.is_complex():
+        kind = getattr(given, "dtype", type(given).__name__)
+        raise ValueError(f"{name} is {kind}: give numbers (a tensor or array), a path, or an object with sample()")
+    if not given.ndim or not given[:1].numel():
+        raise ValueError(f"{name} has shape {tuple(given.shape)}: give samples of shape (N, ...), none of them empty")
+    given = given.detach()
+    _require_finite(given, name)
+    return given[:, None] if given.ndim == 1 else given
+
+
+def _read(path: str | Path, name: str) -> Tensor:
+    try:
+        if isinstance(path, str) and path in NAMES:
+            return load(path, validation=0).train.images
+        return read_samples(path)
+    except DataError as error:
+        options = "; that is an option of lconvnet.data.read_samples, whose tensor you can give here"
+        raise ValueError(f"{name}: {error}{options if ': pass ' in str(error) else ''}") from error
+
+
+def _require_finite(samples: Tensor, name: str) -> None:
+    wrong = ~torch.isfinite(samples).flatten(1).all(1) if samples.ndim > 1 else ~torch.isfinite(samples)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"{name} has NaN or infinite values, first in sample {row}: remove or repair them")
+
+
+def _divided(samples: Tensor, name: str, held_out: int | float | None, batch_size: int, seed: int) -> Distribution:
+    total = len(samples)
+    if total < LEAST:
+        raise ValueError(f"{name} has {total} sample{'s'[: total != 1]}: at least {LEAST} are needed to hold some out")
+    count = _count(held_out, total, name)
+    key = _digest(samples)
+    order = torch.randperm(total, generator=generator(seed, f"hold out of {key}", 0)).to(samples.device)
+    training = samples[order[count:]]
+    order_seed = derive_seed(seed, f"batches of {key}", 0)
+
+    def batch(step: int) -> Tensor:
+        return floats(training[batch_indices(order_seed, step, len(training), batch_size).to(training.device)])
+
+    held = floats(samples[order[:count]])
+    return Distribution(name, tuple(samples.shape[1:]), _is_pixels(samples), key, batch, held)
+
+
+def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
+    """The samples of an optimiser step: passes over all of them in random orders, incomplete batches left out.
+
+    >>> sorted(torch.cat([batch_indices(0, step, 6, 3) for step in (2, 3)]).tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+    size = min(batch_size, count)
+    epoch, place = divmod(step, count // size)
+    return epoch_order(seed, epoch, count)[place * size : (place + 1) * size]
+
+
+def _count(held_out: int | float | None, total: int, name: str) -> int:
+    """How many of `total` samples to hold out."""
+    asked = 0.2 if held_out is None else held_out
+    if isinstance(asked, bool) or not isinstance(asked, int | float):
+        raise ValueError(f"held_out={held_out!r}: must be a count, or a fraction below 1")
+    count = max(2, round(asked * total)) if isinstance(asked, float) and 0 < asked < 1 else asked
+    if not isinstance(count, int) or not 2 <= count <= total - 2:
+        raise ValueError(
+            f"held_out={held_out!r}: of the {total} samples of {name} hold out at least 2 and leave at least 2"
+        )
+    return count
+
+
+def _drawn(sampler: Sampler, name: str, count: int, batch_size: int, seed: int) -> Distribution:
+    first, again = (_draw(sampler, name, PROBE, 0) for _ in range(2))
+    if first.shape != again.shape or not torch.allclose(floats(first), floats(again), rtol=1e-3, atol=1e-3):
+        raise ValueError(f"{name}.sample gives other values for an equal generator: draw all randomness from it")
+    key = _digest(first)
+
+    def draw(purpose: str, size: int, step: int) -> Tensor:
+        return floats(_draw(sampler, name, size, derive_seed(seed, f"{purpose} {key}", 0, step)))
+
+    chunks = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+    held = torch.cat([draw("hold out of", size, place) for place, size in enumerate(chunks)])
+    batch = partial(draw, "batches of", batch_size)
+    return Distribution(name, tuple(first.shape[1:]), _is_pixels(first), key, batch, held)
+
+
+@torch.no_grad()
+def _draw(sampler: Sampler, name: str, count: int, seed: int) -> Tensor:
+    samples = sampler.sample(count, torch.Generator().manual_seed(seed))
+    if not isinstance(samples, Tensor) or not samples.ndim or len(samples) != count:
+        found = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(f"{name}.sample({count}, generator) gives {found}: return a tensor of shape ({count}, ...)")
+    return _samples(samples, name)
+
+
+def _digest(samples: Tensor) -> str:
+    content = samples.cpu().contiguous()
+    digest = hashlib.sha256(f"{content.dtype}{tuple(content.shape)}".encode())
+    digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
