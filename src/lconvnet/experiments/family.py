@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lconvnet import atomic
-from lconvnet.experiments.loading import merge, parse, read
+from lconvnet.experiments.loading import merge, parse_any, read
 from lconvnet.experiments.template import expand
 
 TEMPLATE, CONFIG = "template.yaml", "cfg.yaml"
@@ -80,7 +80,7 @@ def _generate_family(template: Path, overrides: Sequence[str], result: Generated
         run = template.parent / choice.path
         try:
             values = merge(choice.value, overrides)
-            parse(values)
+            parse_any(values)
         except ValueError as error:
             result.invalid[run] = str(error)
         else:

@@ -5,7 +5,8 @@ The file is read with a safe loader (no Python objects), may not exceed 1 MB or 
 (`${key}` refers to another key instead), so that reading it takes bounded time and memory.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.explain import explain, sections, tags
 
 MAXIMAL_BYTES = 1_000_000
@@ -29,30 +31,42 @@ ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment described by the file `path`, with `overrides` such as `training.epochs=3`.
+    """Return the classifier described by the file `path`, with `overrides` such as `training.epochs=3`.
 
     Where an override chooses another member of a union (`loss.name=...`), keys of the file that the new
     member does not know are dropped; keys given as overrides never are.
 
     Raises ValueError for a file that is missing, too large, not YAML or not a valid experiment.
     """
-    path = Path(path)
-    try:
-        return parse(read(path), overrides)
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    with _naming(Path(path)):
+        return parse(read(Path(path)), overrides)
+
+
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Experiment | WassersteinExperiment:
+    """As `load`, whatever the task is."""
+    with _naming(Path(path)):
+        return parse_any(read(Path(path)), overrides)
 
 
 def parse(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment described by nested `values`, with `overrides` applied.
+    """Return the classifier described by nested `values`, with `overrides` applied.
 
     >>> parse({"model": {"architecture": "mlp"}}, ["training.epochs=3"]).training.epochs
     3
     """
+    experiment = parse_any(values, overrides)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"task is {experiment.task!r}; a classifier, which has no task, is needed here")
+    return experiment
+
+
+def parse_any(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment | WassersteinExperiment:
+    """As `parse`, whatever the task is: `task` wasserstein, or none for a classifier."""
+    kind = _kind(values)
     try:
-        return Experiment.model_validate(merge(values, overrides))
+        return kind.model_validate(merge(values, overrides))
     except ValidationError as error:
-        raise ValueError(explain(error, Experiment)) from None
+        raise ValueError(explain(error, kind)) from None
 
 
 def merge(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -111,7 +125,7 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     return OmegaConf.from_dotlist(list(overrides))
 
 
-def dump(experiment: Experiment) -> str:
+def dump(experiment: Experiment | WassersteinExperiment) -> str:
     """Return the complete configuration, defaults written out, as YAML that `load` reads to an equal one."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
@@ -127,9 +141,23 @@ def _check_tokens(path: Path, text: str) -> None:
             raise ValueError(f"{path} is nested deeper than {MAXIMAL_DEPTH} levels; it is no configuration")
 
 
+def _kind(values: Mapping[str, Any]) -> type[Experiment] | type[WassersteinExperiment]:
+    return WassersteinExperiment if "task" in values else Experiment
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the path before an error that does not name it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
 def _with_defaults(values: Mapping[str, Any], changes: DictConfig) -> dict[str, Any]:
     """Write out the default of a section that only the overrides name, so that they may change a part of it."""
-    defaults = {name: Experiment.model_fields[name].default for name in changes if name in Experiment.model_fields}
+    fields = _kind(values).model_fields
+    defaults = {name: fields[name].default for name in changes if name in fields}
     absent = {name: value for name, value in defaults.items() if name not in values}
     written = {name: value.model_dump(mode="json") for name, value in absent.items() if isinstance(value, BaseModel)}
     return {**values, **written}
@@ -138,7 +166,7 @@ def _with_defaults(values: Mapping[str, Any], changes: DictConfig) -> dict[str, 
 def _without_stale_keys(values: Mapping[str, Any], changes: DictConfig) -> dict[str, Any]:
     """Drop the keys of a section that the member chosen by an override does not know."""
     kept = dict(values)
-    for name, field in Experiment.model_fields.items():
+    for name, field in _kind(values).model_fields.items():
         change, section = changes.get(name), values.get(name)
         for member in sections(field.annotation):
             key, names = tags(member)
