@@ -23,6 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("losses",),
     ("training",),
     ("saving",),
+    ("gan",),
     ("experiments",),
     ("report",),
     ("cli",),
