@@ -74,5 +74,8 @@ def gradient_penalty(critic: nn.Module, images: Tensor) -> Tensor:
     4.0
     """
     images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+    values = critic(images)
+    # Ones that ask for a gradient, so that a last layer which is differentiable once raises and is not taken as linear.
+    ones = torch.ones_like(values, requires_grad=True)
+    (gradient,) = torch.autograd.grad(values, images, ones, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
