@@ -23,7 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("losses",),
     ("training",),
     ("saving",),
-    ("wasserstein",),
+    ("wasserstein", "gan"),
     ("experiments",),
     ("report",),
     ("cli",),

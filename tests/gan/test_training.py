@@ -1,0 +1,280 @@
+"""`train_gan`: a function of its arguments, resumable at any instant, and what it leaves in its folder."""
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from lconvnet import gan
+from lconvnet.gan.objective import difference
+from lconvnet.training import CheckpointError, Diverged, Interrupted
+from tests.gan import tiny
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("killing.py")
+RESULTS = ("record.json", "logs/metrics.csv", "generator.safetensors")
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    """Equal in structure, types and every bit."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same_bits(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    names = [*RESULTS, *(str(path.relative_to(one)) for path in sorted(one.glob("samples/*.png")))]
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert_same_bits(*(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)))
+    assert [path.name for path in other.rglob("*.tmp")] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("case", ["penalty", "lipschitz"])
+def test_killed_at_random_moments_and_in_the_middle_of_writes(case: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path), "--case", case, "--by-time", "3", "--by-write", "5"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    # By time, a run on a machine that suddenly speeds up may be done before its last kill.
+    assert summary["time"] >= 2 and summary["write"] >= 3
+    for how in ("time", "write"):
+        assert_same_run(tmp_path / "whole", tmp_path / how)
+    epochs = json.loads((tmp_path / "whole" / "record.json").read_text())["epochs"]
+    assert len({epoch["critic_loss"] for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("case", list(tiny.CASES))
+def test_equal_arguments_give_equal_bytes_and_other_seeds_others(case: str, tmp_path: Path) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        torch.manual_seed(seed if name == "b" else 77)  # the global state has no part in it
+        tiny.train(case, directory=tmp_path / name, seed=seed)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / RESULTS[2]).read_bytes() != (tmp_path / "c" / RESULTS[2]).read_bytes()
+
+
+def test_a_folder_changes_nothing_and_neither_does_the_global_state(tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    options = {"generator": tiny.generator(), "critic": tiny.plain_critic()}
+    torch.random.set_rng_state(state)
+    record = tiny.train("penalty", **options)
+    other = {"generator": tiny.generator(), "critic": tiny.plain_critic()}
+    assert tiny.train("penalty", directory=tmp_path, **other) == record
+    assert_same_bits(dict(options["generator"].state_dict()), dict(other["generator"].state_dict()))
+    assert not options["generator"].training and not options["critic"].training
+
+
+def test_training_draws_nothing_from_the_global_state() -> None:
+    networks = {"generator": tiny.generator(), "critic": tiny.plain_critic()}
+    images, state = tiny.digits(), torch.random.get_rng_state()
+    tiny.train("penalty", images=images, objective=gan.GradientPenalty(), **networks)
+    gan_defaults_seeded = tiny.generator  # `tiny.train` builds default networks, which seeds: undo before comparing
+    assert gan_defaults_seeded is tiny.generator
+    torch.random.set_rng_state(state)
+    gan.train_gan(**networks, images=images, objective=gan.GradientPenalty(), epochs=1, steps_per_epoch=1, batch_size=2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_more_epochs_are_the_run_that_was_asked_for_more(tmp_path: Path) -> None:
+    tiny.train(directory=tmp_path / "whole", epochs=3)
+    tiny.train(directory=tmp_path / "parts", epochs=1)
+    record = tiny.train(directory=tmp_path / "parts", epochs=3, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert [(epoch.epoch, epoch.step) for epoch in record.epochs] == [(1, 4), (2, 8), (3, 12)]
+    with pytest.raises(CheckpointError, match=r"epochs=2, but 3 are done: ask for more"):
+        tiny.train(directory=tmp_path / "parts", epochs=2, resume=True)
+
+
+class Stopping(gan.WeightClipping):
+    """Raises a signal at the critic's step number `when`."""
+
+    def arm(self, number: int, when: int) -> "Stopping":
+        object.__setattr__(self, "left", [number, when])
+        return self
+
+    def critic_loss(self, critic, real, generated, generator):
+        self.left[1] -= 1
+        if self.left[1] == 0:
+            signal.raise_signal(self.left[0])
+        return super().critic_loss(critic, real, generated, generator)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("when", "message"), [(1, "0 epochs and 1 steps"), (8, "1 epochs and 0 steps")])
+def test_a_signal_stops_after_the_step_and_a_resume_completes(
+    number: int, when: int, message: str, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    tiny.train(objective=Stopping().arm(number, 0), directory=whole)
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(
+        Interrupted, match=rf"stopped by {signal.Signals(number).name} after {message}; continue .*parts"
+    ):
+        tiny.train(objective=Stopping().arm(number, when), directory=parts)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    tiny.train(objective=Stopping().arm(number, 0), directory=parts, resume=True)
+    assert_same_run(whole, parts)
+
+
+def test_what_lies_in_the_folder(tmp_path: Path) -> None:
+    seen: list[gan.Epoch] = []
+    generator = tiny.generator()
+    record = tiny.train("lipschitz", generator=generator, directory=tmp_path, on_epoch=seen.append)
+    assert tuple(seen) == record.epochs and len(seen) == 2
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert files == [
+        "checkpoints/last.ckpt", "generator.safetensors", "logs/metrics.csv", "logs/timing.jsonl", "record.json",
+        "samples/epoch-0001.png", "samples/epoch-0002.png",
+    ]  # fmt: skip
+    saved = json.loads((tmp_path / "record.json").read_text())
+    assert gan.Record.from_dict(saved) == record
+    assert saved["settings"]["objective"] == {"type": "lconvnet.gan.lipschitz.LipschitzCritic"}
+    assert saved["settings"]["generator"]["latent"] == 6
+    assert saved["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
+    rows = list(csv.DictReader((tmp_path / "logs" / "metrics.csv").open()))
+    assert [float(row["lipschitz"]) for row in rows] == [epoch.lipschitz for epoch in record.epochs]
+    assert (tmp_path / "samples/epoch-0001.png").read_bytes() != (tmp_path / "samples/epoch-0002.png").read_bytes()
+    for one, other in zip(generator.parameters(), gan.load_generator(tmp_path / RESULTS[2]).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_record_holds_means_of_what_was_computed() -> None:
+    """One step, one image a batch: the critic's loss is that of the first batch, the generator's comes after."""
+    images, critic, generator = tiny.digits(), tiny.plain_critic(), tiny.generator()
+    real = gan.RealSamples(images, 5).sample(8, 0)
+    losses: list[float] = []
+
+    class Watched(gan.WeightClipping):
+        def critic_loss(self, critic, real, generated, generator):
+            losses.append(float(difference(critic, real, generated)))
+            return super().critic_loss(critic, real, generated, generator)
+
+    first_real = float(critic(real).mean())
+    record = tiny.train(images=images, critic=critic, generator=generator, objective=Watched(), epochs=1)
+    epoch = record.epochs[0]
+    assert len(losses) == 8
+    assert epoch.difference == pytest.approx(sum(losses) / 8, abs=1e-9)
+    assert epoch.critic_loss == pytest.approx(-epoch.difference, abs=1e-9)
+    assert epoch.lipschitz is None
+    assert abs(first_real) > 1e-6
+
+
+def test_generator_and_critic_pull_in_opposite_directions() -> None:
+    """Against a critic that cannot move, the generator raises the critic's mean; and the other way round."""
+    images = tiny.digits()
+    still, sgd = (lambda p: SGD(p, lr=0.0)), (lambda p: SGD(p, lr=0.1))
+    critic, generator = tiny.plain_critic(), tiny.generator()
+    objective = gan.WeightClipping(10.0)
+    before = float(critic(gan.GeneratedSamples(generator, 0).sample(64, 0)).mean())
+    options = {"images": images, "objective": objective, "epochs": 1, "steps_per_epoch": 10}
+    tiny.train(**options, critic=critic, generator=generator, critic_optimizer=still, generator_optimizer=sgd)
+    assert float(critic(gan.GeneratedSamples(generator, 0).sample(64, 0)).mean()) > before
+    critic, generator = tiny.plain_critic(), tiny.generator()
+    apart = difference(critic, images.images[:64] / 255, gan.GeneratedSamples(generator, 0).sample(64, 0)).item()
+    tiny.train(**options, critic=critic, generator=generator, critic_optimizer=sgd, generator_optimizer=still)
+    after = difference(critic, images.images[:64] / 255, gan.GeneratedSamples(generator, 0).sample(64, 0)).item()
+    assert after > apart
+
+
+def test_divergence_is_named_and_leaves_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"training diverged at step \d+ of the generator: .*; the checkpoint in"):
+        tiny.train(directory=tmp_path, critic_optimizer=lambda p: SGD(p, lr=1e30))
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in content["critic"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_size": 4}, "batch_size: 8, now 4"),
+        ({"critic_steps": 1}, "critic_steps: 2, now 1"),
+        ({"steps_per_epoch": 3}, "steps_per_epoch: 4, now 3"),
+        ({"seed": 1}, "seed: 5, now 1"),
+        ({"objective": gan.GradientPenalty(3.0)}, r"objective\.weight: 10\.0, now 3\.0"),
+        ({"generator": tiny.generator(latent=7)}, r"generator\.latent: 6, now 7"),
+        ({"critic_optimizer": lambda p: SGD(p, lr=0.5)}, r"critic_optimizer\.type: .*Adam', now .*SGD"),
+        ({"images": tiny.digits(200)}, "data.images: "),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_by_name(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    tiny.train(directory=tmp_path, epochs=1)
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt: was written with other settings \(.*{named}.*another fol"):
+        tiny.train(directory=tmp_path, epochs=1, resume=True, **change)
+
+
+def test_a_started_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    tiny.train(directory=tmp_path, epochs=1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"holds a run already.*resume=True"):
+        tiny.train(directory=tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+class Bomb:
+    """What a hostile checkpoint would hold."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+def foreign(content: Any) -> Callable[[Path], None]:
+    return lambda path: torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged"),
+        (lambda path: path.write_bytes(pickle.dumps(Bomb())), "pickled code, which is never run"),
+        (foreign(Bomb()), "pickled code, which is never run"),
+        (foreign({"format": "lconvnet-checkpoint"}), "no checkpoint of a generator"),
+        (foreign({"format": "lconvnet-gan-checkpoint-1", "progress": {"epoch": -1}}), "damaged checkpoint"),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
+    damage: Callable[[Path], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.train(directory=tmp_path, epochs=1)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    damage(path)
+    before = path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt: .*{message}"):
+        tiny.train(directory=tmp_path, epochs=1, resume=True)
+    assert path.read_bytes() == before and not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 must be a positive integer"),
+        ({"critic_steps": 0}, "critic_steps=0 must be a positive integer"),
+        ({"batch_size": 2.5}, r"batch_size=2\.5 must be a positive integer"),
+        ({"seed": None}, "seed=None: must be an integer"),
+        ({"generator": tiny.generator(image_size=64)}, r"shape \(1, 32, 32\), the generator makes \(1, 64, 64\): load"),
+        ({"images": tiny.digits().subset([])}, "images 'digits32': 0 of shape"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.train(**change)
