@@ -54,6 +54,8 @@ def test_again_changes_nothing(folder):
 def test_a_changed_template_reaches_untouched_runs_that_have_not_started(folder):
     generate(folder)
     (folder / "narrow/a/checkpoints").mkdir()
+    (folder / "narrow/a/checkpoints/last.ckpt").touch()
+    (folder / "wide/b/logs").mkdir()  # it failed before anything was computed
     edited = folder / "narrow/b/cfg.yaml"
     edited.write_text(edited.read_text() + "# mine\n")
     before = contents(folder)

@@ -16,12 +16,14 @@ from lconvnet import saving
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certify as certify_images
 from lconvnet.cli import options, output
-from lconvnet.experiments import execute
+from lconvnet.experiments import estimation, execute
+from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.images import read_images
-from lconvnet.experiments.loading import load
+from lconvnet.experiments.loading import load_any
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.ops.rounding import rounded_up
 from lconvnet.training.reporting import validated
+from lconvnet.wasserstein import Estimate
 
 
 def train_command(
@@ -89,9 +91,16 @@ def certify_command(
 def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, as_json: bool, quiet: bool) -> None:
     """Train and say what came out."""
     output.configure_logging(quiet)
-    experiment = load(cfg, changes)
-    folder = RunFolder(out or cfg.parent)
-    trained = execute.train(experiment, folder, source=cfg, resume=resume, progress=not quiet)
+    experiment, folder = load_any(cfg, changes), RunFolder(out or cfg.parent)
+    given = {"source": cfg, "resume": resume, "progress": not quiet}
+    if isinstance(experiment, WassersteinExperiment):
+        show_estimate(estimation.run(experiment, folder, **given), folder, as_json=as_json)
+    else:
+        show_trained(execute.train(experiment, folder, **given), folder, as_json=as_json)
+
+
+def show_trained(trained: execute.Trained, folder: RunFolder, *, as_json: bool) -> None:
+    """Say which epoch was kept, and what it achieves on the validation images."""
     best = trained.record.best
     certified = {str(eps): value for eps, value in best.certified.items()}
     Console(stderr=as_json, soft_wrap=True, highlight=False).print(
@@ -104,9 +113,32 @@ def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, 
         output.show_json({**facts, "level": trained.bound.level, "model": str(trained.path), "run": str(folder.path)})
 
 
+def show_estimate(found: Estimate, folder: RunFolder, *, as_json: bool) -> None:
+    """Say what a critic certifies."""
+    interval = "{:.0%} interval {:.4f} to {:.4f}".format(found.confidence, *found.interval)
+    Console(stderr=as_json, soft_wrap=True, highlight=False).print(
+        f"Wasserstein-1 distance at least {found.lower_bound:.4f} ({interval}), {found.units}; "
+        f"Lipschitz bound {rounded_up(found.lipschitz, 9)} ({found.level}); {folder.results}"
+    )
+    if as_json:
+        facts = {"lower_bound": found.lower_bound, "interval": found.interval, "units": found.units}
+        output.show_json({**facts, "bound": found.lipschitz, "results": str(folder.results), "run": str(folder.path)})
+
+
 def evaluate(folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_json: bool, quiet: bool) -> None:
-    """Evaluate and show the table of results."""
+    """Evaluate a classifier, or tell again what a critic certifies."""
     output.configure_logging(quiet)
+    experiment = load_any(folder.config, changes) if folder.config.exists() else None
+    if isinstance(experiment, WassersteinExperiment):
+        show_estimate(estimation.run(experiment, folder, resume=True, progress=not quiet), folder, as_json=as_json)
+    else:
+        evaluate_classifier(folder, changes, attacks=attacks, as_json=as_json, quiet=quiet)
+
+
+def evaluate_classifier(
+    folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_json: bool, quiet: bool
+) -> None:
+    """Evaluate and show the table of results."""
     with output.evaluation_progress(quiet) as report:
         found = execute.evaluate(folder, changes, attacks=attacks, report=report)
     output.show_results(found.results, found.path, Console(stderr=as_json))

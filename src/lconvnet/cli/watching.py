@@ -25,7 +25,7 @@ class Log:
         logger.info("%s: %s", run, line)
 
     def ended(self, run: Path, outcome: Outcome) -> None:
-        logger.info("%s: %s", run, outcome.reason if outcome.code else "finished")
+        logger.info("%s: %s", run, f"ended with exit code {outcome.code}" if outcome.code else "finished")
 
 
 @dataclass

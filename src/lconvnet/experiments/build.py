@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lconvnet import data
+from lconvnet import data, models
 from lconvnet.experiments import names
-from lconvnet.experiments.config import Convnet, Data, Experiment, Mlp, Section
+from lconvnet.experiments.config import Convnet, Data, Experiment, Mlp, Network, Section
+from lconvnet.experiments.estimation_config import Critic, RealImages
 
 
 def build_model(config: Mlp | Convnet, image_shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Sequential:
@@ -25,6 +26,24 @@ def build_model(config: Mlp | Convnet, image_shape: tuple[int, int, int], classe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _mlp(config, image_shape, classes) if isinstance(config, Mlp) else _convnet(config, image_shape, classes)
+
+
+def build_critic(config: Critic, image_shape: tuple[int, int, int], *, seed: int) -> nn.Sequential:
+    """Return the paper's critic for images of shape (C, H, W), its initial weights a function of `seed` alone.
+
+    >>> build_critic(Critic(conv="rko"), (3, 32, 32), seed=0)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 1])
+    """
+    channels, height, width = image_shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.dcgan_critic(
+            channels,
+            (height, width),
+            conv=names.CONVS[config.conv],
+            linear=names.LINEARS[config.linear],
+            activation=_activation(config),
+        )
 
 
 def build_loss(config: Section) -> Callable[[Tensor, Tensor], Tensor]:
@@ -46,6 +65,11 @@ def load_images(config: Data, *, seed: int) -> data.Splits:
     """Return the train, validation and test images, the validation split drawn with `seed`."""
     options = config.model_dump(exclude={"name", "augment"})
     return data.load(config.name, seed=seed, **options)
+
+
+def load_real_images(config: RealImages) -> Tensor:
+    """Return the training images of a set as they are stored, uint8 `(N, C, H, W)`."""
+    return data.load(config.name, validation=0, **config.model_dump(exclude={"name"})).train.images
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -80,7 +104,7 @@ def _convnet(config: Convnet, image_shape: tuple[int, int, int], classes: int) -
     )
 
 
-def _activation(config: Mlp | Convnet) -> Callable[[], nn.Module]:
+def _activation(config: Network) -> Callable[[], nn.Module]:
     activation = names.ACTIVATIONS[config.activation]
     return activation if config.group_size is None else partial(activation, config.group_size)
 

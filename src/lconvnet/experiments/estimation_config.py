@@ -23,7 +23,7 @@ from lconvnet.experiments.section import NonNegativeInt, OpenFraction, PositiveI
 
 
 class RealImages(Section):
-    """Which images: the training part of a named set, or a folder or parquet file; keys as in `data` of a classifier."""
+    """Which images: the training part of a named set, a folder or a parquet file; keys as in a classifier's `data`."""
 
     name: Annotated[str, Field(min_length=1)]
     directory: str | None = None
@@ -54,9 +54,9 @@ class HeldOut(Section):
 
 
 class WassersteinExperiment(Section):
-    """A certified lower bound on the Wasserstein-1 distance between images and other images or a generator's.
+    """A certified lower bound on the Wasserstein-1 distance between images and others, such as a generator's.
 
-    `generated` is the path of a generator's weights (`lconvnet.gan`), of a folder of images, a parquet file or an array.
+    `generated` is the path of a generator's weights (`lconvnet.gan`), a folder of images, a parquet file or an array.
     """
 
     task: Literal["wasserstein"]

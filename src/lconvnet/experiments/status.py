@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
-from lconvnet.experiments.loading import load, read
+from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.loading import load_any, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import Session, is_running, sessions
 from lconvnet.training import CheckpointError, Record, is_started, load_record
@@ -67,7 +68,9 @@ def is_finished(folder: RunFolder, *, test: bool = True, attacks: bool = True) -
 
     Raises ValueError where cfg.yaml cannot be used.
     """
-    experiment, record = load(folder.config), _record(folder)
+    experiment, record = load_any(folder.config), _record(folder)
+    if isinstance(experiment, WassersteinExperiment):
+        return bool(_estimated(folder))
     trained = bool(record and record.finished and folder.model.exists())
     if not (trained and test):
         return trained
@@ -88,6 +91,9 @@ def _state(folder: RunFolder, past: list[Session], record: Record | None, result
         return "running", f"{last.task} on {last.facts.get('host')}, since {last.started}" if last else ""
     if record and record.finished and results:
         return "finished", ""
+    if estimated := _estimated(folder):
+        low, high = estimated["distance_interval"]
+        return "finished", f"distance at least {estimated['distance']:.4f} ({low:.4f} to {high:.4f})"
     if error := _config_error(folder):
         return "invalid", error
     if last and last.outcome == "failed":
@@ -101,7 +107,7 @@ def _state(folder: RunFolder, past: list[Session], record: Record | None, result
 
 def _config_error(folder: RunFolder) -> str:
     try:
-        load(folder.config)
+        load_any(folder.config)
     except ValueError as error:
         return str(error)
     return ""
@@ -121,6 +127,15 @@ def _results(folder: RunFolder, record: Record | None) -> dict[str, Any]:
     except (ValueError, OSError):
         return {}
     return results if record and results.get("finished") and results.get("epoch") == record.best_epoch else {}
+
+
+def _estimated(folder: RunFolder) -> dict[str, Any]:
+    """Return results.yaml of a Wasserstein estimate, empty where there is none."""
+    try:
+        results = read(folder.results)
+    except (ValueError, OSError):
+        return {}
+    return results if "distance" in results and folder.model.exists() else {}
 
 
 def _first(rows: Any) -> dict[str, Any]:

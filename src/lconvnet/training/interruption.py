@@ -25,7 +25,7 @@ class Interruption:
     >>> with Interruption() as interruption:
     ...     signal.raise_signal(signal.SIGTERM)
     ...     signal.raise_signal(signal.SIGTERM)
-    ...     signal.Signals(interruption.number).name
+    ...     interruption.requested
     'SIGTERM'
     """
 
@@ -43,6 +43,11 @@ class Interruption:
     ) -> None:
         while self._previous:
             self._restore(next(iter(self._previous)))
+
+    @property
+    def requested(self) -> str:
+        """The name of the signal, empty where there was none."""
+        return signal.Signals(self.number).name if self.number else ""
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number

@@ -1,0 +1,140 @@
+"""What a run with `task: wasserstein` does: train a critic, and report the distance that it certifies.
+
+The folder gets the files of `lconvnet.wasserstein.estimate`, model.safetensors (the baked critic) and results.yaml,
+with the original's keys: `loss` is minus the critic's mean difference, before its division by the constant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from lconvnet import atomic, gan, saving, wasserstein
+from lconvnet.experiments import build
+from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.loading import dump, load_any
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.session import session
+from lconvnet.gan.streams import generated
+from lconvnet.models import DCGANGenerator
+from lconvnet.training.settings import differences
+from lconvnet.wasserstein import Estimate
+
+OUTSIDE = {"evaluation": {"confidence"}, "data": {"directory"}, "training": {"checkpoint_every"}}
+
+
+class Generated:
+    """The images of a generator network as a sampler."""
+
+    def __init__(self, generator: DCGANGenerator) -> None:
+        self.generator = generator
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """`(count, C, H, W)` in [0, 1], from standard normal latent vectors."""
+        return generated(self.generator, torch.randn(count, self.generator.latent, generator=generator))
+
+
+def run(
+    experiment: WassersteinExperiment,
+    folder: RunFolder,
+    *,
+    source: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Estimate:
+    """Train the critic of an experiment in its folder, or go on with it, and write what it certifies.
+
+    With `resume` a finished run returns its estimate again. Raises ValueError for what the user can put right,
+    `lconvnet.training.Interrupted` after a checkpoint when asked to stop, and `Diverged`.
+    """
+    if not resume:
+        folder.refuse_if_used()
+    own = source is not None and source.resolve() == folder.config.resolve()
+    with session(folder, "estimate"):
+        _require_stated(experiment, folder)
+        real = build.load_real_images(experiment.data)
+        shape = (int(real.shape[1]), int(real.shape[2]), int(real.shape[3]))
+        critic = build.build_critic(experiment.critic, shape, seed=experiment.seed)
+        if not own and not folder.config.exists():
+            atomic.write_text(folder.config, dump(experiment))
+        found = _estimate(experiment, folder, real, critic, resume=resume, progress=progress)
+        _write(found, folder, shape, experiment)
+    return found
+
+
+def _estimate(
+    experiment: WassersteinExperiment,
+    folder: RunFolder,
+    real: Tensor,
+    critic: nn.Module,
+    *,
+    resume: bool,
+    progress: bool,
+) -> Estimate:
+    training, evaluation = experiment.training, experiment.evaluation
+    return wasserstein.estimate(
+        real,
+        _generated(experiment.generated),
+        critic=critic,
+        steps=training.steps,
+        batch_size=training.batch_size,
+        optimizer=build.build_optimizer(experiment.optimizer),
+        schedule=build.build_schedule(experiment.schedule),
+        seed=experiment.seed,
+        confidence=evaluation.confidence,
+        held_out=evaluation.samples,
+        directory=folder.path,
+        resume=resume,
+        checkpoint_every=training.checkpoint_every,
+        progress=progress,
+    )
+
+
+def _generated(path: str) -> Generated | str:
+    return Generated(gan.load_generator(path)) if path.endswith(".safetensors") else path
+
+
+def _require_stated(experiment: WassersteinExperiment, folder: RunFolder) -> None:
+    """Raise ValueError where the folder's cfg.yaml states another experiment."""
+    if not folder.config.exists():
+        return
+    stated, asked = (one.model_dump(mode="json", exclude=OUTSIDE) for one in (load_any(folder.config), experiment))
+    if other := list(differences(stated, asked)):
+        raise ValueError(
+            f"{folder.config} states another experiment than asked for ({'; '.join(other[:5])}); choose an empty "
+            "folder with --out, or change the file"
+        )
+
+
+def _write(found: Estimate, folder: RunFolder, shape: tuple[int, int, int], experiment: WassersteinExperiment) -> None:
+    notes = {"task": experiment.task, "units": found.units}
+    folder.write_model(saving.encode(found.critic, bound=found.bound, input_shape=shape, notes=notes))
+    text = yaml.safe_dump(results(found), sort_keys=False, allow_unicode=True, width=1000)
+    if not folder.results.exists() or folder.results.read_text(encoding="utf-8") != text:
+        atomic.write_text(folder.results, text)
+
+
+def results(found: Estimate) -> dict[str, Any]:
+    """Return the content of results.yaml: the original's keys, then ours.
+
+    `distance` is the certified lower bound, `distance_interval` its confidence interval, in `units`.
+    """
+    weighted = {name for name, part in found.critic.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+    norms = {f"sanity_check/{part.name}-l2-norm": part.upper for part in found.bound.layers if part.name in weighted}
+    return {
+        "loss": -found.lower_bound * found.lipschitz,
+        **norms,
+        "sanity_check/layer-l-constant": float(found.lipschitz),
+        "distance": found.lower_bound,
+        "distance_interval": list(found.interval),
+        "confidence": found.confidence,
+        "units": found.units,
+        "training_distance": found.training,
+        "held_out": list(found.held_out),
+        "level": found.level,
+        "finished": True,
+    }
