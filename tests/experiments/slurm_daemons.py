@@ -6,14 +6,13 @@ Nothing of a Slurm that the machine may already run is read or touched; all daem
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-PROGRAMS = ("sbatch", "srun", "scontrol", "squeue", "scancel", "slurmctld", "slurmd", "munged")
+PROGRAMS = ("sbatch", "srun", "scontrol", "squeue", "scancel", "slurmctld", "slurmd", "munged", "setpriv")
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin"])
 CONF = """\
 ClusterName=test
@@ -76,22 +75,39 @@ def cluster(folder: Path, *, cpus: int) -> Iterator[dict[str, str]]:
     host = socket.gethostname().partition(".")[0]
     (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder, cpus=cpus, **ports))
     environment = clean_environment() | {"SLURM_CONF": str(folder / "slurm.conf")}
-    try:
+    with contextlib.ExitStack() as stack:
         for command in daemons(folder):
-            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
-        wait_for(lambda: "idle" in output(["sinfo", "-h", "-o", "%T"], environment), 60, "an idle node")
+            stack.enter_context(daemon(command, environment))
+            wait_for((folder / "munge.socket").exists, 30, "munge")
+        wait_for(lambda: is_idle(environment), 60, "an idle node")
         yield environment
-    finally:
-        subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, timeout=60)
-        for name in ("slurmd", "slurmctld", "munged"):
-            stop(folder / f"{name}.pid")
+        output(["scancel", "--user=root"], environment)
+
+
+@contextlib.contextmanager
+def daemon(command: list[str], environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a program in the background; it ends with the block, and with us if we are killed."""
+    tied = ["setpriv", "--pdeathsig=TERM", *command]
+    with subprocess.Popen(tied, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def is_idle(environment: Mapping[str, str]) -> bool:
+    found = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, timeout=60)
+    return found.stdout.strip() == "idle"
 
 
 def daemons(folder: Path) -> list[list[str]]:
     files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-    named = {option: folder / f"munge.{end}" for option, end in files.items()} | {"pid-file": folder / "munged.pid"}
-    munged = ["munged", "--force", *(f"--{option}={path}" for option, path in named.items())]
-    return [munged, ["slurmctld"], ["slurmd"]]
+    named = [f"--{option}={folder}/munge.{end}" for option, end in files.items()]
+    return [["munged", "--foreground", "--force", *named], ["slurmctld", "-D"], ["slurmd", "-D"]]
 
 
 def clean_environment() -> dict[str, str]:
@@ -119,17 +135,3 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-def stop(pid_file: Path) -> None:
-    """End the daemon that wrote this file, and wait until it is gone."""
-    if not pid_file.exists():
-        return
-    pid = int(pid_file.read_text())
-    end = time.monotonic() + 30
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-        while time.monotonic() < end:
-            os.kill(pid, 0)
-            time.sleep(0.05)
-        os.kill(pid, signal.SIGKILL)

@@ -80,7 +80,7 @@ def log(folder, job):
     return (folder / "slurm" / f"{job}_0.out").read_text()
 
 
-def wait_for_end(job, seconds=240):
+def wait_for_end(job, seconds=600):
     """Wait for all tasks of a job; a requeued one need not wait for its two minutes."""
 
     def ended():
@@ -97,7 +97,7 @@ def wait_for_end(job, seconds=240):
 def wait_for_epochs(folder, job, count=3):
     """Wait until the run below `folder` has trained some epochs and is still at work."""
     metrics = folder / "logs" / "metrics.csv"
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > count, 120, "some epochs")
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > count, 300, "some epochs")
     assert states(job) == ["RUNNING"]
     assert len(metrics.read_text().splitlines()) < CFG["training"]["epochs"] / 2, "too late: the run is nearly done"
 
@@ -115,7 +115,7 @@ def test_an_array_of_twelve_short_runs_two_at_a_time(here, tmp_path):
     text = output(script, here | {"PYTHON": sys.executable})
     job = int(text.split()[2].rstrip(":"))
     assert text.startswith(f"submitted job {job}: 12 of 12 runs")
-    most, end = 0, time.monotonic() + 180
+    most, end = 0, time.monotonic() + 600
     while (found := states(job)) != ["COMPLETED"] * 12:
         most = max(most, sum(state in ("RUNNING", "COMPLETING") for state in found))
         assert time.monotonic() < end and "FAILED" not in found
@@ -175,7 +175,7 @@ def test_told_to_stop_while_python_is_still_importing(command, here, whole, tmp_
     job = slurm.submit([folder]).job
     wait_for(lambda: ".0" in output(["squeue", "-h", "-s", "-j", str(job)], here), 60, "the step")
     output(command.format(job=job).split(), here)
-    wait_for(lambda: "start 2" in log(folder, job) or wait_for_end(job), 240, "the second start")
+    wait_for_end(job)
     assert "User defined signal 1" in log(folder, job), "Python had no handler yet"
     assert (states(job), fact(job, "Restarts")) == (["COMPLETED"], "1")
     assert_same_files(whole, folder)
@@ -186,7 +186,7 @@ def test_told_to_stop_while_python_is_still_importing(command, here, whole, tmp_
 def test_an_evaluation_goes_on_too(here, whole, tmp_path):
     folder = make_run(tmp_path / "run")
     job = slurm.submit([folder], resume=True, test=True).job
-    wait_for(lambda: any((folder / "evaluation").glob("pgd*.jsonl")), 120, "attacks")
+    wait_for(lambda: any((folder / "evaluation").glob("pgd*.jsonl")), 400, "attacks")
     output(["scancel", "--signal=USR1", "--full", str(job)], here)
     wait_for_end(job)
     assert (states(job), fact(job, "Restarts")) == (["COMPLETED"], "1")
