@@ -1,6 +1,6 @@
 """Train a generator, get killed, resume, again and again, in forked processes; run as a script, prints a JSON summary.
 
-python killing.py FOLDER --case penalty|lipschitz --by-time 3 --by-write 6
+python killing.py FOLDER --case penalty|lipschitz --by-time 2 --by-write 4
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     images = tiny.digits()
 
     def train(folder: Path) -> None:
-        tiny.train(options.case, images=images, epochs=3, steps_per_epoch=6, directory=folder, resume=True,
+        tiny.train(options.case, images=images, epochs=3, steps_per_epoch=4, directory=folder, resume=True,
                    checkpoint_every=2)  # fmt: skip
 
     started = time.perf_counter()

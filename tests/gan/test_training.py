@@ -50,14 +50,15 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("case", ["penalty", "lipschitz"])
 def test_killed_at_random_moments_and_in_the_middle_of_writes(case: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path), "--case", case, "--by-time", "3", "--by-write", "5"],
+        [sys.executable, str(SCRIPT), str(tmp_path), "--case", case, "--by-time", "2", "--by-write", "4"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     # By time, a run on a machine that suddenly speeds up may be done before its last kill.
-    assert summary["time"] >= 2 and summary["write"] >= 3
+    assert summary["time"] >= 1
+    assert summary["write"] >= 2
     for how in ("time", "write"):
         assert_same_run(tmp_path / "whole", tmp_path / how)
     epochs = json.loads((tmp_path / "whole" / "record.json").read_text())["epochs"]
@@ -73,24 +74,17 @@ def test_equal_arguments_give_equal_bytes_and_other_seeds_others(case: str, tmp_
     assert (tmp_path / "a" / RESULTS[2]).read_bytes() != (tmp_path / "c" / RESULTS[2]).read_bytes()
 
 
-def test_a_folder_changes_nothing_and_neither_does_the_global_state(tmp_path: Path) -> None:
-    state = torch.random.get_rng_state()
-    options = {"generator": tiny.generator(), "critic": tiny.plain_critic()}
-    torch.random.set_rng_state(state)
-    record = tiny.train("penalty", **options)
+def test_a_folder_changes_nothing(tmp_path: Path) -> None:
+    one = {"generator": tiny.generator(), "critic": tiny.plain_critic()}
     other = {"generator": tiny.generator(), "critic": tiny.plain_critic()}
-    assert tiny.train("penalty", directory=tmp_path, **other) == record
-    assert_same_bits(dict(options["generator"].state_dict()), dict(other["generator"].state_dict()))
-    assert not options["generator"].training and not options["critic"].training
+    assert tiny.train(**one) == tiny.train(**other, directory=tmp_path)
+    assert_same_bits(dict(one["generator"].state_dict()), dict(other["generator"].state_dict()))
+    assert not one["generator"].training and not one["critic"].training
 
 
-def test_training_draws_nothing_from_the_global_state() -> None:
-    networks = {"generator": tiny.generator(), "critic": tiny.plain_critic()}
-    images, state = tiny.digits(), torch.random.get_rng_state()
-    tiny.train("penalty", images=images, objective=gan.GradientPenalty(), **networks)
-    gan_defaults_seeded = tiny.generator  # `tiny.train` builds default networks, which seeds: undo before comparing
-    assert gan_defaults_seeded is tiny.generator
-    torch.random.set_rng_state(state)
+def test_training_leaves_the_global_state_alone() -> None:
+    networks, images = {"generator": tiny.generator(), "critic": tiny.plain_critic()}, tiny.digits()
+    state = torch.random.get_rng_state()
     gan.train_gan(**networks, images=images, objective=gan.GradientPenalty(), epochs=1, steps_per_epoch=1, batch_size=2)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -124,12 +118,10 @@ class Stopping(gan.WeightClipping):
 def test_a_signal_stops_after_the_step_and_a_resume_completes(
     number: int, when: int, message: str, tmp_path: Path
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole, parts, name = tmp_path / "whole", tmp_path / "parts", signal.Signals(number).name
     tiny.train(objective=Stopping().arm(number, 0), directory=whole)
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(
-        Interrupted, match=rf"stopped by {signal.Signals(number).name} after {message}; continue .*parts"
-    ):
+    with pytest.raises(Interrupted, match=rf"stopped by {name} after {message}; continue .*parts"):
         tiny.train(objective=Stopping().arm(number, when), directory=parts)
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     tiny.train(objective=Stopping().arm(number, 0), directory=parts, resume=True)
@@ -150,8 +142,8 @@ def test_what_lies_in_the_folder(tmp_path: Path) -> None:
     assert gan.Record.from_dict(saved) == record
     assert saved["settings"]["objective"] == {"type": "lconvnet.gan.lipschitz.LipschitzCritic"}
     assert saved["settings"]["generator"]["latent"] == 6
-    assert saved["versions"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
-    rows = list(csv.DictReader((tmp_path / "logs" / "metrics.csv").open()))
+    assert saved["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    rows = list(csv.DictReader((tmp_path / "logs" / "metrics.csv").read_text().splitlines()))
     assert [float(row["lipschitz"]) for row in rows] == [epoch.lipschitz for epoch in record.epochs]
     assert (tmp_path / "samples/epoch-0001.png").read_bytes() != (tmp_path / "samples/epoch-0002.png").read_bytes()
     for one, other in zip(generator.parameters(), gan.load_generator(tmp_path / RESULTS[2]).parameters(), strict=True):
@@ -159,24 +151,21 @@ def test_what_lies_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_the_record_holds_means_of_what_was_computed() -> None:
-    """One step, one image a batch: the critic's loss is that of the first batch, the generator's comes after."""
-    images, critic, generator = tiny.digits(), tiny.plain_critic(), tiny.generator()
-    real = gan.RealSamples(images, 5).sample(8, 0)
-    losses: list[float] = []
+    seen: list[float] = []
 
     class Watched(gan.WeightClipping):
         def critic_loss(self, critic, real, generated, generator):
-            losses.append(float(difference(critic, real, generated)))
+            seen.append(difference(critic, real, generated).item())
             return super().critic_loss(critic, real, generated, generator)
 
-    first_real = float(critic(real).mean())
-    record = tiny.train(images=images, critic=critic, generator=generator, objective=Watched(), epochs=1)
-    epoch = record.epochs[0]
-    assert len(losses) == 8
-    assert epoch.difference == pytest.approx(sum(losses) / 8, abs=1e-9)
-    assert epoch.critic_loss == pytest.approx(-epoch.difference, abs=1e-9)
-    assert epoch.lipschitz is None
-    assert abs(first_real) > 1e-6
+    epochs = tiny.train(objective=Watched()).epochs
+    assert len(seen) == 16
+    for number, epoch in enumerate(epochs):
+        mean = sum(seen[8 * number : 8 * number + 8]) / 8
+        assert epoch.difference == pytest.approx(mean, abs=1e-12)
+        assert epoch.critic_loss == pytest.approx(-mean, abs=1e-12)
+        assert epoch.lipschitz is None
+    assert epochs[0].difference != epochs[1].difference
 
 
 def test_generator_and_critic_pull_in_opposite_directions() -> None:
