@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Evaluation, Experiment, Mlp
+from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.execute import trained_experiment
-from lconvnet.experiments.loading import parse, read
+from lconvnet.experiments.loading import parse_any, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.report import names
 from lconvnet.training import load_record
@@ -66,24 +67,27 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
     Raises ValueError where neither a specification nor the folder's name says what it is.
     """
     experiment = specification(folder)
+    if isinstance(experiment, WassersteinExperiment):
+        return facts_of_estimate(experiment), {}
     if experiment is not None:
         ran = experiment.evaluation if evaluation is None else Evaluation.model_validate(evaluation)
         return facts_of_experiment(experiment), _attacks(ran)
     return facts_of_name(folder.resolve().as_posix()), {}
 
 
-def specification(folder: Path) -> Experiment | None:
+def specification(folder: Path) -> Experiment | WassersteinExperiment | None:
     """Return the experiment that record.json, or else cfg.yaml, says was trained; None where neither does."""
     run, record = RunFolder(folder), folder / "record.json"
-    if record.exists() and _recorded(record):
-        return trained_experiment(run)
     values = read(run.config) if run.config.exists() else {ORIGINALS_KEY: None}
-    return None if ORIGINALS_KEY in values else parse(values)
+    if "task" not in values and record.exists() and _recorded(record):
+        return trained_experiment(run)
+    return None if ORIGINALS_KEY in values else parse_any(values)
 
 
 def facts_of_experiment(experiment: Experiment) -> Facts:
     """Return the facts that an experiment states.
 
+    >>> from lconvnet.experiments.loading import parse
     >>> experiment = parse({"data": {"name": "mnist"}, "model": {"architecture": "small", "conv": "rko"}, "seed": 3})
     >>> facts = facts_of_experiment(experiment)
     >>> facts.data, facts.architecture, facts.method, facts.trial, dict(facts.recipe)["training.epochs"]
@@ -98,6 +102,29 @@ def facts_of_experiment(experiment: Experiment) -> Facts:
         activation=names.ACTIVATIONS.get(experiment.model.activation, experiment.model.activation),
         trial=str(experiment.seed),
         recipe=recipe_of(experiment),
+        specified=True,
+    )
+
+
+def facts_of_estimate(experiment: WassersteinExperiment) -> Facts:
+    """Return the facts that a Wasserstein estimate states; its recipe is what differs from the paper's.
+
+    >>> values = {"task": "wasserstein", "data": {"name": "cifar10"}, "generated": "g.npy", "critic": {"conv": "rko"}}
+    >>> facts = facts_of_estimate(WassersteinExperiment.model_validate(values))
+    >>> facts.data, facts.architecture, facts.method, facts.learning_rate
+    ('cifar10', 'Critic', 'RKO', 0.0001)
+    """
+    outside = {"task": True, "seed": True, "evaluation": True, "data": {"name", "directory"}}
+    outside |= {"critic": {"conv", "activation"}, "optimizer": {"lr"}, "training": {"checkpoint_every"}}
+    return Facts(
+        task="wasserstein",
+        data=PurePosixPath(experiment.data.name).name or experiment.data.name,
+        architecture="Critic",
+        method=names.CONVS.get(experiment.critic.conv, experiment.critic.conv.upper()),
+        activation=names.ACTIVATIONS.get(experiment.critic.activation, experiment.critic.activation),
+        trial=str(experiment.seed),
+        learning_rate=experiment.optimizer.lr,
+        recipe=tuple(sorted(flatten(experiment.model_dump(mode="json", exclude=outside)))),
         specified=True,
     )
 

@@ -1,0 +1,114 @@
+"""Wasserstein estimates as runs: trained from a configuration, certified, reported, told again, never mixed up."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from lconvnet import cli, saving
+from lconvnet import run as original
+from lconvnet.bounds import lipschitz_bound
+from lconvnet.experiments.loading import load, load_any, parse_any
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.status import is_finished, status
+from lconvnet.report import find_runs
+from lconvnet.report.critics import certified_distance
+
+image = pytest.importorskip("PIL.Image", reason="images come with the extra: pip install 'lconvnet[data]'")
+
+COUNT, SIDE = 24, 32
+CONFIG = """
+task: wasserstein
+data: {name: IMAGES}
+generated: GENERATED
+critic: {conv: rkl2ne, linear: spectral-norm}
+optimizer: {name: rmsprop, lr: 0.001}
+training: {steps: 4, batch_size: 4}
+evaluation: {samples: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A critic between dark and bright images after four steps, the arguments of its second call, its output."""
+    folder = tmp_path_factory.mktemp("estimate")
+    generator = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (folder / "images" / label).mkdir(parents=True)
+        for i in range(COUNT // 2):
+            pixels = generator.integers(0, 100, (SIDE, SIDE, 3), dtype=np.uint8)
+            image.fromarray(pixels).save(folder / "images" / label / f"{i}.png")
+    np.save(folder / "bright.npy", generator.integers(150, 255, (COUNT, 3, SIDE, SIDE), dtype=np.uint8))
+    text = CONFIG.replace("IMAGES", str(folder / "images")).replace("GENERATED", str(folder / "bright.npy"))
+    run = folder / "runs" / "BCOP"
+    run.mkdir(parents=True)
+    (run / "cfg.yaml").write_text(text)
+    assert cli.invoke(original.app, ["--cfg", str(run / "cfg.yaml"), "--quiet"]) == 0
+    return RunFolder(run)
+
+
+def test_what_is_reported_is_the_critic_that_is_saved_divided_by_its_bound(trained):
+    results = yaml.safe_load(trained.results.read_text())
+    network, description = saving.load(trained.model), saving.describe(trained.model)
+    bound = lipschitz_bound(network, input_shape=description.input_shape)
+    assert results["sanity_check/layer-l-constant"] == pytest.approx(bound.upper, rel=1e-9)
+    assert results["distance"] == pytest.approx(-results["loss"] / bound.upper, rel=1e-9)
+    low, high = results["distance_interval"]
+    assert low <= results["distance"] <= high
+    assert results["units"] == "l2 over 3x32x32 pixels in [0, 1]"
+    # Both sides are uniform pixels of different brightness; no transport is longer than the whole of the difference.
+    assert 0 <= results["distance"] < (3 * SIDE * SIDE) ** 0.5
+
+
+def test_a_second_call_tells_the_same_and_changes_nothing(trained, capsys):
+    before = {path: path.read_bytes() for path in (trained.results, trained.model, trained.path / "record.json")}
+    arguments = ["--cfg", str(trained.config), "--resume", "--test", "--json", "--quiet"]
+    assert cli.invoke(original.app, arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["lower_bound"] == yaml.safe_load(before[trained.results])["distance"]
+    assert set(told) >= {"lower_bound", "interval", "units"}
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_it_counts_as_finished_and_is_never_overwritten(trained, capsys):
+    assert is_finished(trained)
+    row = status(trained.path)
+    assert row.state == "finished" and row.detail.startswith("distance at least ")
+    assert cli.invoke(original.app, ["--cfg", str(trained.config)]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+def test_other_settings_need_another_folder(trained, capsys):
+    assert cli.invoke(cli.app, ["train", str(trained.config), "--resume", "--set", "optimizer.lr=0.1"]) == 2
+    assert "optimizer.lr: 0.001, now 0.1" in capsys.readouterr().err
+
+
+def test_the_tables_read_it(trained):
+    (run,) = find_runs(trained.path.parent).runs
+    assert (run.facts.task, run.facts.method, run.facts.activation) == ("wasserstein", "RK-L2NE", "MaxMin")
+    assert run.facts.learning_rate == 0.001 and run.facts.trial == "0"
+    results = yaml.safe_load(trained.results.read_text())
+    assert certified_distance(run.results) == pytest.approx(results["distance"], rel=1e-9)
+
+
+def test_a_classifiers_command_refuses_it(trained):
+    with pytest.raises(ValueError, match="task is 'wasserstein'; a classifier, which has no task, is needed here"):
+        load(trained.config)
+    assert load_any(trained.config).critic.conv == "rkl2ne"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"task": "gan"}, "task is 'gan'"),
+        ({"generated": ""}, "generated"),
+        ({"critic": {"conv": "bcp"}}, "did you mean 'bcop'"),
+        ({"evaluation": {"samples": 1}}, "evaluation.samples"),
+        ({"model": {}}, "model"),
+    ],
+)
+def test_bad_configurations_are_named(change, match):
+    values = {"task": "wasserstein", "data": {"name": "x"}, "generated": "g.npy"}
+    with pytest.raises(ValueError, match=match):
+        parse_any({**values, **change})
