@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +165,12 @@ def test_torchrun_gives_the_bits_of_our_own_launcher(tmp_path: Path) -> None:
     options = {"directory": str(tmp_path / "torchrun"), "devices": 1}
     run(*TORCHRUN, "2", str(SCRIPT), json.dumps(options))
     assert_same_run(tmp_path / "own", tmp_path / "torchrun")
-    started = time.monotonic()
     cfg = experiment(tmp_path / "run", training={"epochs": 1, "accelerator": "cpu"})
     for code in (0, 1):  # torchrun gives 1 for every failure
         done = run(*TORCHRUN, "2", "-m", "lconvnet.run", "--cfg", str(cfg), code=code)
     assert len(errors(done)) == 1
     assert "already holds a run" in errors(done)[0]
-    assert time.monotonic() - started < 100
+    assert "forcefully" not in done.stderr  # after half a minute, which is how long torchrun waits
 
 
 @pytest.mark.slow
