@@ -104,6 +104,7 @@ def test_a_module_used_twice_counts_twice():
         layers.Abs(),
         layers.InvertibleDownsampling(2),
         layers.InvertibleUpsampling(2),
+        layers.NearestUpsampling(3),
         layers.Scale(0.5),
         layers.Scale(-4.0),
     ],
@@ -252,6 +253,7 @@ def test_sorting_across_the_batch_is_refused(build):
         nn.PixelUnshuffle(1),
         layers.InvertibleDownsampling(1),
         layers.InvertibleUpsampling(1),
+        layers.NearestUpsampling(1),
     ],
     ids=str,
 )

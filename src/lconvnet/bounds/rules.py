@@ -21,6 +21,7 @@ from lconvnet.layers import (
     InvertibleDownsampling,
     InvertibleUpsampling,
     MaxMin,
+    NearestUpsampling,
     Scale,
 )
 from lconvnet.ops.gram import dense_bound, spectrum_bound
@@ -66,6 +67,12 @@ def scale(operation: Operation, method: Method) -> LayerBound:
     return LayerBound(operation.name, factor, factor, "exact")
 
 
+def upsampling(operation: Operation, method: Method) -> LayerBound:
+    """The factor s: an isometry times s, since s^2 copies of a pixel have s times its norm."""
+    factor = float(cast(NearestUpsampling, operation.module).factor)
+    return LayerBound(operation.name, factor, factor, "exact")
+
+
 def linear(operation: Operation, method: Method) -> LayerBound:
     """Largest singular value of the weight: residual certificate where it is nearly orthogonal, else Gram
     iteration."""
@@ -102,5 +109,6 @@ RULES: dict[type[nn.Module], Rule] = {
     Abs: norm_one,
     InvertibleDownsampling: norm_one,
     InvertibleUpsampling: norm_one,
+    NearestUpsampling: upsampling,
     Scale: scale,
 }

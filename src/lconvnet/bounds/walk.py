@@ -17,9 +17,17 @@ from lconvnet.layers import (
     InvertibleDownsampling,
     InvertibleUpsampling,
     MaxMin,
+    NearestUpsampling,
 )
 
-ON_IMAGES = (nn.Conv2d, nn.PixelShuffle, nn.PixelUnshuffle, InvertibleDownsampling, InvertibleUpsampling)
+ON_IMAGES = (
+    nn.Conv2d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    InvertibleDownsampling,
+    InvertibleUpsampling,
+    NearestUpsampling,
+)
 """Operations that take an input of another rank otherwise: of rank two, the batch for the channels."""
 
 

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from lconvnet.cli import families, reports, runs, submission
+from lconvnet.cli import families, reports, runs, submission, wasserstein
 from lconvnet.cli.process import invoke, start
 
 __all__ = ["app", "invoke", "main", "start"]
@@ -24,6 +24,7 @@ app.command("generate")(families.generate_command)
 app.command("sweep")(families.sweep_command)
 app.command("submit")(submission.submit_command)
 app.command("status")(families.status_command)
+app.command("wasserstein")(wasserstein.wasserstein_command)
 app.command("tables")(reports.tables_command)
 app.command("plot")(reports.plot_command)
 

@@ -12,7 +12,7 @@ from lconvnet.layers.conv import (
     SVCMConv2d,
 )
 from lconvnet.layers.linear import CholeskyLinear, LipschitzLinear, OrthogonalLinear, SpectralNormLinear
-from lconvnet.layers.resampling import InvertibleDownsampling, InvertibleUpsampling, Scale
+from lconvnet.layers.resampling import InvertibleDownsampling, InvertibleUpsampling, NearestUpsampling, Scale
 
 __all__ = [
     "Abs",
@@ -27,6 +27,7 @@ __all__ = [
     "LipschitzConv2d",
     "LipschitzLinear",
     "MaxMin",
+    "NearestUpsampling",
     "OSSNConv2d",
     "OrthogonalLinear",
     "RKL2NEConv2d",

@@ -152,9 +152,17 @@ class Upsampling(Entry):
     factor: Side
 
 
+class NearestUpsampling(Entry):
+    """Every pixel as factor x factor equal ones."""
+
+    module = layers.NearestUpsampling
+    op: Literal["nearest-upsampling"] = "nearest-upsampling"
+    factor: Side
+
+
 Operation: TypeAlias = (
     Conv2d | Linear | CircularPad | ZeroPad | Flatten | MaxMin | GroupSort | FullSort | Abs | ReLU | Identity
-    | Scale | Downsampling | Upsampling
+    | Scale | Downsampling | Upsampling | NearestUpsampling
 )  # fmt: skip
 OPERATIONS: Mapping[type[nn.Module], type[Entry]] = {entry.module: entry for entry in Entry.__subclasses__()}
 

@@ -5,7 +5,9 @@
 
 from lconvnet.wasserstein.critic import default_critic
 from lconvnet.wasserstein.estimate import estimate
+from lconvnet.wasserstein.exact import transport
+from lconvnet.wasserstein.pictures import draw
 from lconvnet.wasserstein.result import Estimate, certified_values
 from lconvnet.wasserstein.samples import Sampler
 
-__all__ = ["Estimate", "Sampler", "certified_values", "default_critic", "estimate"]
+__all__ = ["Estimate", "Sampler", "certified_values", "default_critic", "draw", "estimate", "transport"]

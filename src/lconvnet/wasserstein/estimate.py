@@ -29,7 +29,8 @@ from lconvnet.wasserstein.samples import Distribution, Given, prepare, require_c
 
 FORMAT = "lconvnet-estimate-1"
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-RMSPROP = partial(RMSprop, lr=1e-2)
+RATE = 3e-3
+RMSPROP = partial(RMSprop, lr=RATE)
 ONE_CYCLE = OneCycle()
 CYCLE = 100  # steps of what a schedule takes for an epoch
 

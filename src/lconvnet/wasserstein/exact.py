@@ -1,6 +1,6 @@
 """Exact transport between samples: what an estimate can be checked against.
 
-    W1 = min_T sum_ij T_ij |x_i - y_j|,   T 1 = a,   T' 1 = b,   T >= 0                 (Kantorovich 1942; l2 distances)
+    W1 = min_T sum_ij T_ij |x_i - y_j|,   T 1 = a,   T' 1 = b,   T >= 0            (Kantorovich 1942; l2 distances)
 
 For equal numbers of equally weighted samples the minimum is an assignment (Birkhoff 1946), solved by scipy; otherwise
 it is a linear programme, solved by POT (network simplex, Bonneel et al. 2011). Both are in the extra `wasserstein`. The

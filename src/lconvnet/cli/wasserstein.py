@@ -1,0 +1,69 @@
+"""The command `lconvnet wasserstein`: a certified lower bound on the distance of two distributions."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from torch.optim import RMSprop
+
+from lconvnet import saving, wasserstein
+from lconvnet.cli import options, output
+from lconvnet.ops.rounding import rounded_up
+from lconvnet.wasserstein.estimate import RATE
+from lconvnet.wasserstein.pictures import draw
+
+SIDE = "A folder of images, a .parquet or .npy file, or the name of a data set."
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for checkpoint, record.json, critic and pictures.")]
+
+
+def wasserstein_command(
+    real: Annotated[str, typer.Argument(metavar="A", help=SIDE)],
+    fake: Annotated[str, typer.Argument(metavar="B", help=SIDE)],
+    out: Out = None,
+    resume: options.Resume = False,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps of the critic.")] = 2000,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of each side in a step.")] = 64,
+    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of RMSprop.")] = RATE,
+    seed: Annotated[int, typer.Option("--seed", help="Of weights, held-out samples and batches.")] = 0,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the interval.")] = 0.95,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a 1-Lipschitz critic and print a certified lower bound on the Wasserstein-1 distance of A and B."""
+    output.configure_logging(quiet)
+    if not rate > 0:
+        raise ValueError(f"--lr {rate}: must be positive")
+    optimizer = partial(RMSprop, lr=rate)
+    found = wasserstein.estimate(
+        real, fake, steps=steps, batch_size=batch_size, optimizer=optimizer, seed=seed, confidence=confidence,
+        directory=out, resume=resume, progress=not quiet,
+    )  # fmt: skip
+    files = [] if out is None else write(found, out)
+    show(found, files, Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False))
+    if as_json:
+        facts = {name: value for name, value in found.to_dict().items() if name not in ("history", "settings")}
+        output.show_json({**facts, "files": [str(path) for path in files]})
+
+
+def write(found: wasserstein.Estimate, out: Path) -> list[Path]:
+    """Write the critic and the pictures beside the record; the paths."""
+    shape = tuple(found.samples[0].shape[1:])
+    image_shape = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
+    critic = out / "critic.safetensors"
+    saving.save(found.critic, critic, bound=found.bound, input_shape=image_shape)
+    return [out / "record.json", critic, *draw(found, out)]
+
+
+def show(found: wasserstein.Estimate, files: list[Path], console: Console) -> None:
+    """Say what was found, what it covers, and where it is written."""
+    low, high = found.interval
+    count = " and ".join(map(str, found.held_out))
+    console.print(f"W1 >= {found.lower_bound:.6g}, interval [{low:.6g}, {high:.6g}] at {found.confidence:.4g}")
+    console.print(f"{found.units}; held out {count}; on training batches {found.training:.6g}")
+    console.print(f"Lipschitz bound {rounded_up(found.lipschitz, 9)} ({found.level})")
+    if files:
+        console.print(f"wrote {', '.join(map(str, files))}")
