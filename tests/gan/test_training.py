@@ -168,6 +168,32 @@ def test_the_record_holds_means_of_what_was_computed() -> None:
     assert epochs[0].difference != epochs[1].difference
 
 
+def test_every_step_sees_its_own_batches() -> None:
+    """Real batch k is the stream's; no latent vectors and no shares of an interpolation come twice in two epochs."""
+    images, shares = tiny.digits(), []
+    real_batches: list[torch.Tensor] = []
+    generated_batches: list[torch.Tensor] = []
+
+    class Watched(gan.WeightClipping):
+        def critic_loss(self, critic, real, generated, generator):
+            real_batches.append(real)
+            generated_batches.append(generated)
+            shares.append(torch.rand(1, generator=generator).item())
+            return super().critic_loss(critic, real, generated, generator)
+
+    def still(parameters: list[torch.nn.Parameter]) -> SGD:
+        return SGD(parameters, lr=0.0)
+
+    tiny.train(images=images, objective=Watched(), generator_optimizer=still)
+    stream = gan.RealSamples(images, 5)
+    assert len(real_batches) == 16
+    assert all(torch.equal(real, stream.sample(8, k)) for k, real in enumerate(real_batches))
+    assert len(set(shares)) == 16
+    assert all(
+        not torch.allclose(a, b, atol=1e-4) for k, a in enumerate(generated_batches) for b in generated_batches[:k]
+    )
+
+
 def test_generator_and_critic_pull_in_opposite_directions() -> None:
     """Against a critic that cannot move, the generator raises the critic's mean; and the other way round."""
     images = tiny.digits()

@@ -41,10 +41,14 @@ class Facts(BaseModel):
             return DCGANGenerator(self.latent, self.channels, self.image_size, self.width)
 
 
+def facts_of(generator: DCGANGenerator) -> Facts:
+    """The arguments that a generator was built with."""
+    return Facts(**{name: getattr(generator, name) for name in Facts.model_fields if name != "format"})
+
+
 def save_generator(generator: DCGANGenerator, path: str | Path) -> None:
     """Write weights and facts, atomically; equal generators give equal bytes. Raises `atomic.WriteError`."""
-    facts = Facts(**{name: getattr(generator, name) for name in Facts.model_fields if name != "format"})
-    atomic.write_safetensors(path, generator.state_dict(), metadata=facts.model_dump_json())
+    atomic.write_safetensors(path, generator.state_dict(), metadata=facts_of(generator).model_dump_json())
 
 
 def load_generator(path: str | Path) -> DCGANGenerator:

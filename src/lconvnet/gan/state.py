@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -154,8 +153,3 @@ def _sweep(run: Run) -> None:
     if run.folder:
         atomic.sweep(generator_path(run.folder))
         atomic.sweep(samples_path(run.folder, run.progress.epoch))
-
-
-def describe_sizes(generator: DCGANGenerator) -> dict[str, Any]:
-    """The facts of a generator, for a record."""
-    return {name: getattr(generator, name) for name in ("latent", "channels", "image_size", "width")}

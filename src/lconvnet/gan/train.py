@@ -13,11 +13,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lconvnet.data import Images
+from lconvnet.gan.files import facts_of
 from lconvnet.gan.loop import train
 from lconvnet.gan.objective import MakeOptimizer, Objective
 from lconvnet.gan.record import Epoch, Record
 from lconvnet.gan.reporting import display
-from lconvnet.gan.state import Plan, Run, describe_sizes, restore, save
+from lconvnet.gan.state import Plan, Run, restore, save
 from lconvnet.gan.streams import require_seed
 from lconvnet.kernels.base import require_positive
 from lconvnet.models import DCGANGenerator
@@ -150,7 +151,7 @@ def _settings(
     """The settings that decide what a step computes; `epochs` and `checkpoint_every` are not among them, nor paths."""
     return {
         "data": {"name": images.name, **describe_images(images)},
-        "generator": {**describe_sizes(generator), **describe_model(generator)},
+        "generator": {**facts_of(generator).model_dump(exclude={"format"}), **describe_model(generator)},
         "critic": describe_model(critic),
         "objective": describe(plan.objective),
         "generator_optimizer": describe_optimizer(generator_optimizer),
