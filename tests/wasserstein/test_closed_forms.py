@@ -15,7 +15,7 @@ from tests.wasserstein.forms import Form
 
 
 def check(found: Estimate, distance: float) -> None:
-    """The interval is 1 % of the distance wide to either side at most, reaches 99 % of it, and does not lie above it."""
+    """The interval is within 1 % of its middle, reaches 99 % of the distance, and does not lie above it."""
     low, high = found.interval
     assert high - low < 0.02 * distance, found
     assert high >= 0.99 * distance, found

@@ -99,11 +99,11 @@ def estimate(
     high, low = sorted(sides, key=lambda side: side.key)  # by content, so that swapping changes only a sign
     if critic is None:
         critic = default_critic(torch.cat([high.batch(0), low.batch(0)]), seed)
-    require_critic(critic, sides[0])
     folder = None if directory is None else RunFolder(Path(directory))
     with _own_randomness(critic), folder.locked() if folder else contextlib.nullcontext():
         if folder and not resume:
             folder.refuse_if_started()
+        require_critic(critic, high)
         options = {"steps": steps, "batch_size": batch_size, "seed": seed, "held_out": describe(held_out)}
         run = _prepare(critic, high, low, optimizer, schedule, options, checkpoint_every, folder)
         restore(run)
