@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from lconvnet.wasserstein.samples import Distribution, Given, prepare, require_c
 
 FORMAT = "lconvnet-estimate-1"
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-RATE = 3e-3
+RATE = 1e-2
 RMSPROP = partial(RMSprop, lr=RATE)
 ONE_CYCLE = OneCycle()
 CYCLE = 100  # steps of what a schedule takes for an epoch
@@ -96,17 +96,19 @@ def estimate(
         for given, name in ((real, "real"), (fake, "fake"))
     ]
     require_comparable(*sides)
-    critic = default_critic(sides[0].shape, seed) if critic is None else critic
-    require_critic(critic, sides[0])
+    high, low = sorted(sides, key=lambda side: side.key)  # by content, so that swapping changes only a sign
+    if critic is None:
+        critic = default_critic(torch.cat([high.batch(0), low.batch(0)]), seed)
     folder = None if directory is None else RunFolder(Path(directory))
     with _own_randomness(critic), folder.locked() if folder else contextlib.nullcontext():
         if folder and not resume:
             folder.refuse_if_started()
+        require_critic(critic, high)
         options = {"steps": steps, "batch_size": batch_size, "seed": seed, "held_out": describe(held_out)}
-        run = _prepare(critic, sides, optimizer, schedule, options, checkpoint_every, folder)
+        run = _prepare(critic, high, low, optimizer, schedule, options, checkpoint_every, folder)
         restore(run)
         _carry_out(run, progress, on_step)
-        sign = 1 if run.high is sides[0] else -1
+        sign = 1 if high is sides[0] else -1
         found = judge(critic, *sides, sign=sign, confidence=confidence, history=run.values, settings=run.settings)
         if folder:
             record = {"format": FORMAT, **found.to_dict(), "versions": versions(run.like.device)}
@@ -116,18 +118,18 @@ def estimate(
 
 def _prepare(
     critic: nn.Module,
-    sides: Sequence[Distribution],
+    high: Distribution,
+    low: Distribution,
     make_optimizer: MakeOptimizer,
     schedule: Schedule,
     options: dict[str, Any],
     checkpoint_every: int,
     folder: RunFolder | None,
 ) -> Run:
-    """Optimiser, schedule and settings; which side is `high` follows from the content, not from the order."""
+    """Optimiser, schedule, and the settings that decide what is computed."""
     optimizer = make_optimizer([parameter for parameter in critic.parameters() if parameter.requires_grad])
     facts = {"optimizer": describe_optimizer(optimizer), "schedule": describe(schedule)}  # before it changes the rate
     scheduler = schedule(optimizer, math.ceil(options["steps"] / CYCLE), CYCLE)
-    high, low = sorted(sides, key=lambda side: side.key)
     data = {"high": high.key, "low": low.key}
     settings = {**options, **facts, "critic": describe_model(critic), "data": data}
     steps, seed = options["steps"], options["seed"]

@@ -1,0 +1,186 @@
+"""What a distribution can be, what is refused, and that the division is a function of seed and content."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from lconvnet.wasserstein import estimate
+from lconvnet.wasserstein.samples import batch_indices, floats, prepare, require_comparable, units
+from tests.wasserstein.forms import Draw
+
+
+def side(given, name="real", **changes):
+    return prepare(given, name, **{"held_out": None, "batch_size": 4, "seed": 0, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten grey 5x4 images, some in a folder of their own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 5, 4), dtype=np.uint8)
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    for place, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / ("more" if place > 5 else "") / f"{place}.png")
+    return tmp_path / "images", torch.from_numpy(pixels)[:, None]
+
+
+def multiset(samples):
+    return sorted(map(tuple, samples.flatten(1).tolist()))
+
+
+def test_folders_parquet_npy_and_arrays_give_the_same(folder, tmp_path):
+    path, pixels = folder
+    cells = [file.read_bytes() for file in sorted(path.rglob("*.png"))]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    np.save(tmp_path / "a.npy", pixels.numpy())
+    expected = multiset(pixels.float() / 255)
+    for given in (path, str(path), tmp_path / "a.parquet", tmp_path / "a.npy", pixels, pixels.numpy()):
+        found = side(given, held_out=4, batch_size=6)
+        assert multiset(torch.cat([found.batch(0), found.held_out])) == expected, given
+        assert (found.shape, found.pixels, units(found)) == ((1, 5, 4), True, "l2 over 1x5x4 pixels in [0, 1]")
+
+
+def test_numbers_of_a_parquet_file(tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 2))
+    pq.write_table(pa.table({"a": values[:, 0], "b": values[:, 1]}), tmp_path / "columns.parquet")
+    pq.write_table(pa.table({"v": list(values)}), tmp_path / "lists.parquet")
+    keys = {side(given).key for given in (values, tmp_path / "columns.parquet", tmp_path / "lists.parquet")}
+    assert len(keys) == 1
+
+
+def test_named_data():
+    assert side("digits").shape == (1, 28, 28)
+
+
+def test_division_is_disjoint_complete_and_reproducible():
+    values = torch.arange(20.0)
+    one, again, other = side(values), side(values.clone()), side(values, seed=1)
+    training = torch.cat([one.batch(step) for step in range(4)])
+    assert sorted([*training.flatten().tolist(), *one.held_out.flatten().tolist()]) == values.tolist()
+    assert all(torch.equal(one.batch(step), again.batch(step)) for step in range(9))
+    assert torch.equal(one.held_out, again.held_out)
+    assert not torch.equal(one.held_out, other.held_out)
+    assert not torch.equal(one.batch(0), one.batch(4))  # another pass, another order
+
+
+def test_other_content_is_divided_otherwise():
+    """Else the held-out samples of paired sets would depend on each other, and the interval would be wrong."""
+    values = torch.arange(20.0)
+    assert not torch.equal(side(values).held_out, side(-values).held_out.neg())
+
+
+def test_batches_never_exceed_the_samples():
+    assert batch_indices(0, 3, 5, 64).sort().values.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_samplers_draw_anew():
+    draw = Draw(lambda n, g: torch.randn(n, 2, generator=g))
+    found = side(draw, held_out=2500)
+    assert found.held_out.shape == (2500, 2)
+    assert not torch.equal(found.held_out[:1000], found.held_out[1000:2000])
+    assert torch.equal(found.batch(3), side(draw, held_out=2500).batch(3))
+    assert not torch.equal(found.batch(3), found.batch(4))
+
+
+def test_floats():
+    assert floats(torch.tensor([[255]], dtype=torch.uint8)).item() == 255.0  # no image
+    assert floats(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+    assert floats(torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.float32
+    assert side(torch.rand(8, 2).bfloat16()).held_out.dtype == torch.float32
+
+
+class Forgetful:
+    """A sampler that draws from the global generator."""
+
+    def sample(self, count, generator):
+        return torch.randn(count, 2)
+
+
+GOOD = torch.rand(8, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(1, 2), "real has 1 sample: at least 4"),
+        (torch.zeros(3, 2), "real has 3 samples: at least 4"),
+        (torch.zeros(0, 2), r"real has shape \(0, 2\)"),
+        (torch.zeros(()), r"real has shape \(\): give samples of shape \(N, ...\)"),
+        (torch.tensor([[0.0], [1.0], [torch.nan], [2.0]]), "real has NaN or infinite values, first in sample 2"),
+        (np.array([0.0, np.inf, 1.0, 2.0]), "real has NaN or infinite values, first in sample 1"),
+        (np.array(["a", "b"]), "real is <U1: give numbers"),
+        (torch.zeros(4, 2, dtype=torch.complex64), "real is torch.complex64"),
+        (3, "real is int: give numbers"),
+        ("no-such-folder", "real: no-such-folder does not exist: give a folder of images"),
+        (Forgetful(), "real.sample gives other values for an equal generator"),
+        (Draw(lambda n, g: torch.zeros(n + 1, 2)), r"real.sample\(16, generator\) gives \(17, 2\)"),
+        (Draw(lambda n, g: [0.0] * n), r"real.sample\(16, generator\) gives list"),
+        (Draw(lambda n, g: torch.full((n, 2), torch.inf)), "real has NaN or infinite values, first in sample 0"),
+    ],
+)
+def test_unusable_samples(given, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(given, GOOD, steps=1)
+
+
+def test_unusable_folders(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="real: .*empty holds no images"):
+        estimate(tmp_path / "empty", GOOD, steps=1)
+    Image.new("L", (7, 7)).save(folder[0] / "odd.png")
+    with pytest.raises(
+        ValueError, match=r"fake: .*odd.png is 7x7, but .* is 5x4 .* option of lconvnet.data.read_samples"
+    ):
+        estimate(GOOD, folder[0], steps=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "not a readable .npy file"), (b"\x93NUMPY", "not a readable .npy file")]
+)
+def test_broken_arrays(tmp_path, content, message):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        side(tmp_path / "a.npy")
+
+
+def test_pickled_arrays_are_not_run(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="not a readable .npy file"):
+        side(tmp_path / "a.npy")
+
+
+def test_text_is_no_sample(tmp_path):
+    pq.write_table(pa.table({"name": ["a", "b"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="neither a column image or img nor columns of numbers alone, only name"):
+        side(tmp_path / "a.parquet")
+
+
+def test_the_two_must_be_comparable():
+    with pytest.raises(ValueError, match=r"fake has samples of shape \(3,\), real of shape \(2,\)"):
+        estimate(GOOD, torch.rand(8, 3), steps=1)
+    pixels = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"fake has values in .*, real pixels in \[0, 1\]: bring them"):
+        estimate(pixels, torch.linspace(-1, 1, 8)[:, None, None, None].expand(8, 1, 4, 4), steps=1, held_out=6)
+    require_comparable(side(pixels), side(torch.rand(8, 1, 4, 4), "fake"))
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (1, "held_out=1: of the 8 samples of real hold out at least 2 and leave"),
+        (7, "held_out=7"),
+        (1.5, "held_out=1.5"),
+        (True, "held_out=True: must be a count, or a fraction"),
+        (0.9, "held_out=0.9: of the 8"),
+    ],
+)
+def test_unusable_division(held_out, message):
+    with pytest.raises(ValueError, match=message):
+        side(GOOD, held_out=held_out)
+
+
+def test_of_a_sampler_a_count_is_held_out():
+    with pytest.raises(ValueError, match=r"held_out=0.5: of the sampler real hold out an integer count"):
+        side(Draw(lambda n, g: torch.zeros(n, 1)), held_out=0.5)
