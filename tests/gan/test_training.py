@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import pickle
 import signal
@@ -211,11 +212,17 @@ def test_generator_and_critic_pull_in_opposite_directions() -> None:
     assert after > apart
 
 
-def test_divergence_is_named_and_leaves_the_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"training diverged at step \d+ of the generator: .*; the checkpoint in"):
-        tiny.train(directory=tmp_path, critic_optimizer=lambda p: SGD(p, lr=1e30))
+@pytest.mark.parametrize(
+    ("who", "what"),
+    [("critic_optimizer", "the critic's loss is|the generator's loss is"), ("generator_optimizer", "is not finite")],
+)
+def test_divergence_is_named_and_leaves_the_checkpoint(who: str, what: str, tmp_path: Path) -> None:
+    """Weights that overflow in the last step before a checkpoint were in no loss yet."""
+    with pytest.raises(Diverged, match=rf"diverged at step \d+ of the generator: .*({what}).*; the checkpoint in"):
+        tiny.train(directory=tmp_path, checkpoint_every=1, **{who: lambda p: SGD(p, lr=math.inf)})
     content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert all(torch.isfinite(value).all() for value in content["critic"].values())
+    for name in ("critic", "generator"):
+        assert all(torch.isfinite(value).all() for value in content[name].values())
 
 
 @pytest.mark.parametrize(
