@@ -15,6 +15,9 @@ from lconvnet.experiments.status import is_finished, status
 from lconvnet.report import find_runs
 from lconvnet.report.critics import certified_distance
 
+pytestmark = pytest.mark.slow
+
+
 image = pytest.importorskip("PIL.Image", reason="images come with the extra: pip install 'lconvnet[data]'")
 
 COUNT, SIDE = 24, 32

@@ -21,6 +21,9 @@ from lconvnet.gan.objective import difference
 from lconvnet.training import CheckpointError, Diverged, Interrupted
 from tests.gan import tiny
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("killing.py")
 RESULTS = ("record.json", "logs/metrics.csv", "generator.safetensors")

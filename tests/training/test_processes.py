@@ -100,7 +100,8 @@ MORE_DISTURBANCES = [
 ]
 
 
-@pytest.mark.parametrize("disturbances", [DISTURBANCES, pytest.param(MORE_DISTURBANCES, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("disturbances", [DISTURBANCES, MORE_DISTURBANCES])
 def test_what_ends_one_process_ends_all_and_a_resume_completes_the_run(disturbances: list[Any], tmp_path: Path) -> None:
     """One run through them all, against an undisturbed one; with three processes the order of sums counts."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -113,6 +114,7 @@ def test_what_ends_one_process_ends_all_and_a_resume_completes_the_run(disturban
     assert_same_run(whole, parts)
 
 
+@pytest.mark.slow
 def test_what_only_the_first_process_meets_is_said_once(tmp_path: Path) -> None:
     full = errors(train(2, tmp_path, 2, trouble={"call": 3, "rank": 0, "what": "disk full"}))
     assert len(full) == 1
@@ -123,6 +125,7 @@ def test_what_only_the_first_process_meets_is_said_once(tmp_path: Path) -> None:
     assert "last.ckpt: not a checkpoint" in damaged[0]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_process_stops_all() -> None:
     said = errors(train(2, code=2, trouble={"call": 5, "rank": 1, "what": "nan"}))
     assert len(said) == 2
@@ -130,6 +133,7 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all() -> None:
     assert "devices=2: the other processes of this command ended with an earlier training; start it again" in said[1]
 
 
+@pytest.mark.slow
 def test_processes_with_other_images_are_refused() -> None:
     said = errors(train(2, code=3, other_images=True))
     assert [line for line in said if line.startswith(LOST)]

@@ -21,6 +21,9 @@ from lconvnet.wasserstein import certified_values, estimate, transport
 from lconvnet.wasserstein.result import POINTS, thinned
 from tests.wasserstein import forms
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 REAL = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)) + 1.0
 FAKE = torch.rand(50, 2, generator=torch.Generator().manual_seed(1))
