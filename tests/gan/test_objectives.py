@@ -102,6 +102,7 @@ def test_clipping_keeps_every_weight_in_range_and_reaches_it(bound: float) -> No
     assert all(value <= limit for value in largest.values())
 
 
+@pytest.mark.slow
 def test_the_value_of_a_lipschitz_critic_is_below_its_certificate_times_the_exact_transport() -> None:
     images = tiny.digits()
     generator, critic = tiny.generator(), models.dcgan_critic(1, 32)
