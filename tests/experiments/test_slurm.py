@@ -108,9 +108,10 @@ def assert_same_files(one, other, names=FILES):
     assert [path.name for path in other.rglob("*.tmp")] == []
 
 
+@pytest.mark.slow
 @needs_slurm
-@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.slow)])
-def test_an_array_of_short_runs_two_at_a_time(count, here, tmp_path):
+def test_an_array_of_short_runs_two_at_a_time(here, tmp_path):
+    count = 12
     runs = [make_run(tmp_path / f"a family/{seed:02}", epochs=1, batch_size=64) for seed in range(count)]
     script = [str(ROOT / "batch_run.sh"), str(tmp_path / "a family"), "2", "--time=10", "--comment=short"]
     text = output(script, here | {"PYTHON": sys.executable})
