@@ -161,7 +161,7 @@ def require_critic(critic: nn.Module, side: Distribution) -> None:
 @contextlib.contextmanager
 def _own_randomness(critic: nn.Module) -> Iterator[None]:
     """Give the global generators back as they were."""
-    device = next(critic.parameters()).device
+    device = next(critic.parameters(), torch.zeros(())).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
