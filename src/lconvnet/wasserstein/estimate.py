@@ -22,7 +22,7 @@ from lconvnet.training.interruption import Interruption
 from lconvnet.training.schedules import OneCycle, Schedule
 from lconvnet.training.settings import describe, describe_model, describe_optimizer, versions
 from lconvnet.wasserstein.critic import default_critic
-from lconvnet.wasserstein.loop import Run, restore, train
+from lconvnet.wasserstein.loop import Run, begin, train
 from lconvnet.wasserstein.progress import OnStep, shown
 from lconvnet.wasserstein.result import Estimate, certified_values, judge
 from lconvnet.wasserstein.samples import Distribution, Given, prepare, require_comparable
@@ -106,7 +106,7 @@ def estimate(
         require_critic(critic, high)
         options = {"steps": steps, "batch_size": batch_size, "seed": seed, "held_out": describe(held_out)}
         run = _prepare(critic, high, low, optimizer, schedule, options, checkpoint_every, folder)
-        restore(run)
+        begin(run)
         _carry_out(run, progress, on_step)
         sign = 1 if high is sides[0] else -1
         found = judge(critic, *sides, sign=sign, confidence=confidence, history=run.values, settings=run.settings)
@@ -161,7 +161,7 @@ def require_critic(critic: nn.Module, side: Distribution) -> None:
 @contextlib.contextmanager
 def _own_randomness(critic: nn.Module) -> Iterator[None]:
     """Give the global generators back as they were."""
-    device = next(critic.parameters()).device
+    device = next(critic.parameters(), torch.zeros(())).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 

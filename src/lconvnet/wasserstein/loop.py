@@ -121,11 +121,17 @@ def save(run: Run) -> None:
         checkpoint.write(run.folder.last, {"settings": run.settings, "values": values, **states})
 
 
-def restore(run: Run) -> None:
-    """Take up the folder's checkpoint where there is one. Raises `CheckpointError` if it is not of this run."""
-    if run.folder is None or not run.folder.last.exists():
+def begin(run: Run) -> None:
+    """Take up the folder's checkpoint, first writing one where there is none: start and resume are the same path.
+
+    Raises `CheckpointError` if it is not of this run.
+    """
+    if run.folder is None:
         return
     path = run.folder.last
+    if not path.exists():
+        run.folder.refuse_if_started()  # results without the checkpoint that they came from
+        save(run)
     state = checkpoint.read(path, run.settings)
     load_weights(run.critic, state["critic"], path)
     try:

@@ -32,7 +32,8 @@ class Estimate:
 
         theta = max(0, E_P f - E_Q f) / L  <=  W1(P, Q)
 
-    holds for certain; what is uncertain is theta alone, for the expectations are means of samples.
+    holds for certain (as far as `level` says); what is uncertain is theta alone, whose expectations are estimated by
+    means over samples.
 
     Attributes:
         lower_bound: max(0, mean of f over held-out samples of P - mean over those of Q) / L, the estimate of theta.
