@@ -57,6 +57,7 @@ def test_default_critic(form):
     check(run(form, steps=4000, held_out=100_000), form.distance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [forms.shells(2), forms.cone(2)], ids=["shells", "cone"])
 def test_relu_stays_below(form):
     """ReLU cannot keep the norm of gradients on both sides of a kink (Anil, Lucas & Grosse 2019)."""
