@@ -56,7 +56,7 @@ class Images:
     def subset(self, indices: Sequence[int] | Tensor) -> "Images":
         """Return a copy of the images at `indices`, in that order (negative indices count from the end)."""
         index = _index(self, indices)
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        return replace(self, images=self.images.index_select(0, index), labels=self.labels[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ def batch(images: Images, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tens
     (0.2, [1])
     """
     index = _index(images, indices)
-    return images.images[index].float().div_(255), images.labels[index]
+    return images.images.index_select(0, index).float().div_(255), images.labels[index]
 
 
 def _index(images: Images, indices: Sequence[int] | Tensor) -> Tensor:
@@ -120,4 +120,4 @@ def _index(images: Images, indices: Sequence[int] | Tensor) -> Tensor:
     wrong = (index < -len(images)) | (index >= len(images))
     if bool(wrong.any()):
         raise DataError(f"indices has {int(index[wrong][0])}, but {images.name!r} holds {len(images)} images")
-    return index
+    return torch.where(index < 0, index + len(images), index)  # for index_select, which copies rows as a whole

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lconvnet.ops.threads import map_batch
+
 WELL_CONDITIONED = 1e-8
 """From this ratio of its extreme eigenvalues on, a Gram matrix gives the singular values without loss that matters."""
 
@@ -66,6 +68,6 @@ def circular_singular_values(K: Tensor, size: tuple[int, int]) -> Tensor:
     [1.0, 0.0, 0.0, 0.0]
     """
     matrices = transfer_matrices(K.double(), size)
-    values = _singular_values(matrices.flatten(0, 1)).unflatten(0, matrices.shape[:2])
+    values = map_batch(_singular_values, matrices.flatten(0, 1)).unflatten(0, matrices.shape[:2])
     mirrored = values[:, 1 : (size[1] + 1) // 2]
     return torch.cat([values.flatten(), mirrored.flatten()]).sort(descending=True).values
