@@ -341,3 +341,9 @@ def test_the_original_module_runs_as_a_process(tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: .*cfg\.yaml does not exist; .*\n", done.stderr)
+
+
+def test_the_command_starts_without_the_training_library():
+    """Its import takes as long as that of torch, and only a training needs it."""
+    script = "import lconvnet.cli, sys; sys.exit('lightning_fabric' in sys.modules or 'torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

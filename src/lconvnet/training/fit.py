@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Adam, Optimizer
 
@@ -27,6 +26,9 @@ from lconvnet.training.reporting import curves, display
 from lconvnet.training.schedules import Exponential, Schedule
 from lconvnet.training.settings import describe, describe_model, describe_optimizer, describe_splits, versions
 from lconvnet.training.state import Augment, Diverged, Loss, Plan, Run, restore, save
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 ADAM = partial(Adam, lr=1e-3)
@@ -141,7 +143,7 @@ def _prepare(
     model: nn.Module,
     splits: Splits,
     plan: Plan,
-    fabric: Fabric,
+    fabric: "Fabric",
     folder: RunFolder | None,
     make_optimizer: MakeOptimizer,
     schedule: Schedule,

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lconvnet.training.interruption import SIGNALS, Interrupted
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # takes as long to import as torch: only a training pays for it
 
 Precision = Literal["32-true", "bf16-mixed", "64-true"]
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
@@ -113,7 +113,7 @@ class Processes:
             if self.first:
                 raise
             # Under torchrun every process counts; the one that started the others takes 0 for a quiet end.
-            failed = isinstance(error, Lost) and TorchElasticEnvironment.detect()
+            failed = isinstance(error, Lost) and dist.is_torchelastic_launched()
             raise SystemExit(3 if failed else 0) from error
         except BaseException:
             self._leave()
@@ -141,17 +141,20 @@ def is_first_process() -> bool:
     """
     if _joined():
         return dist.get_rank() == 0
-    if TorchElasticEnvironment.detect():
+    if dist.is_torchelastic_launched():
         return os.environ["RANK"] == "0"
     return STARTED not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def configured(accelerator: str, precision: Precision, devices: int) -> Fabric:
+def configured(accelerator: str, precision: Precision, devices: int) -> "Fabric":
     """Fabric for `devices` processes on this machine, or for the job of torchrun that this process belongs to.
 
     Nothing is started yet. The environment is given, so that Fabric does not look for a cluster to join. Raises
     `ValueError` for what is unknown or cannot be had here.
     """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
     if precision not in get_args(Precision):
         raise ValueError(f"precision={precision!r}: unknown; choose one of {', '.join(get_args(Precision))}")
     if accelerator not in ACCELERATORS:
@@ -167,7 +170,7 @@ def configured(accelerator: str, precision: Precision, devices: int) -> Fabric:
         "devices": here,
         "num_nodes": machines,
         "strategy": "ddp" if here * machines > 1 else "auto",
-        "plugins": [TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()],
+        "plugins": [TorchElasticEnvironment() if dist.is_torchelastic_launched() else LightningEnvironment()],
     }
     try:
         return Fabric(accelerator=accelerator, precision=precision, **options)
@@ -179,14 +182,16 @@ def configured(accelerator: str, precision: Precision, devices: int) -> Fabric:
         ) from error
 
 
-def launched(fabric: Fabric) -> Processes:
+def launched(fabric: "Fabric") -> Processes:
     """Start the other processes, or join those that run already; returns when all are there.
 
     They run this process's own command and find their way here.
     """
+    from lightning_fabric.strategies import DDPStrategy
+
     if not isinstance(fabric.strategy, DDPStrategy):
         return Processes()
-    if not _joined() and STARTED in os.environ and not TorchElasticEnvironment.detect():
+    if not _joined() and STARTED in os.environ and not dist.is_torchelastic_launched():
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     silent = contextlib.nullcontext() if is_first_process() else _ended_by_signals()
     os.environ[STARTED] = "1"
@@ -198,7 +203,7 @@ def launched(fabric: Fabric) -> Processes:
 
 def _placement(devices: int) -> tuple[int, int]:
     """Processes on this machine, and machines."""
-    if not TorchElasticEnvironment.detect():
+    if not dist.is_torchelastic_launched():
         return devices, 1
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     if devices not in (1, here):
@@ -216,7 +221,7 @@ def _placement(devices: int) -> tuple[int, int]:
 
 def _require_reachable(here: int, machines: int) -> None:
     """Raise `ValueError` where the other processes would never come."""
-    elastic, place = TorchElasticEnvironment.detect(), os.environ.get("LOCAL_RANK")
+    elastic, place = dist.is_torchelastic_launched(), os.environ.get("LOCAL_RANK")
     if _joined():
         if dist.get_world_size() != here * machines:
             raise ValueError(

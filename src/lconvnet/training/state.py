@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,6 +20,9 @@ from lconvnet.training.folder import RunFolder
 from lconvnet.training.processes import Processes
 from lconvnet.training.record import Epoch, Record
 from lconvnet.training.settings import differences
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 logger = logging.getLogger("lconvnet")
 
@@ -60,7 +62,7 @@ class Run:
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    fabric: Fabric
+    fabric: "Fabric"
     folder: RunFolder | None
     record: Record
     processes: Processes = field(default_factory=Processes)
