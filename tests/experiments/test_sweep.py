@@ -63,6 +63,7 @@ def test_a_sweep_trains_and_evaluates_all_runs(swept, capsys):
     rows = [status(path) for path in run_folders(folder)]
     assert count(rows) == {"finished": 2}
     assert all(row.epoch == row.epochs == 1 and row.images_per_second > 0 and row.peak_memory_mb > 0 for row in rows)
+    assert {row.device for row in rows} == {"cpu"}
     assert cli.invoke(cli.app, ["status", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == {"finished": 2}
 

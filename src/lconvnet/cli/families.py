@@ -120,7 +120,7 @@ def show_summary(
 
 def status_header() -> list[str]:
     """The columns of the table of runs."""
-    return ["run", "state", "epoch", "clean", "certified", "images/s", "minutes", "peak MB", "detail"]
+    return ["run", "state", "epoch", "clean", "certified", "images/s", "minutes", "peak MB", "device", "detail"]
 
 
 def status_row(row: Status, folder: Path) -> list[str]:
@@ -131,7 +131,7 @@ def status_row(row: Status, folder: Path) -> list[str]:
     speed = f"{row.images_per_second:.0f}" if row.images_per_second else ""
     minutes = f"{row.seconds / 60:.1f}" if row.seconds else ""
     memory = f"{row.peak_memory_mb:.0f}" if row.peak_memory_mb else ""
-    return [path, row.state, progress, *accuracies, speed, minutes, memory, row.detail]
+    return [path, row.state, progress, *accuracies, speed, minutes, memory, row.device, row.detail]
 
 
 def _paths(values: object) -> object:

@@ -36,6 +36,7 @@ class Status:
     seconds: float = 0.0
     images_per_second: float | None = None
     peak_memory_mb: float | None = None
+    device: str = ""
     detail: str = ""
 
 
@@ -58,6 +59,7 @@ def status(path: str | Path) -> Status:
         seconds=sum(float(session.facts.get("seconds", 0)) for session in past),
         images_per_second=_throughput(folder),
         peak_memory_mb=max((float(session.facts.get("peak_memory_mb", 0)) for session in past), default=None),
+        device=_device(record),
         detail=detail,
     )
 
@@ -141,6 +143,13 @@ def _estimated(folder: RunFolder) -> dict[str, Any]:
 def _first(rows: Any) -> dict[str, Any]:
     """Return the row of the largest eps."""
     return rows[max(rows)] if isinstance(rows, dict) and rows else {}
+
+
+def _device(record: Record | None) -> str:
+    """Return where the last session trained: the device, and how many processes where it was more than one."""
+    versions = record.versions if record else {}
+    device, processes = versions.get("device", ""), versions.get("processes")
+    return f"{device} x {processes}" if processes else device
 
 
 def _throughput(folder: RunFolder) -> float | None:
