@@ -23,8 +23,8 @@ class LayerBound:
     """Bounds on the Lipschitz constant of one operation, in l2.
 
     Attributes:
-        name: path of the module in the network, such as ``"conv1"`` or ``"block.0"``.
-        upper: never below the constant.
+        name: of the node: the path of the module in the network, such as ``"conv1"`` or ``"block.0"``.
+        upper: never below the constant; of an operation with several inputs, the constant in all of them together.
         lower: never above it, from power iteration; None where the size of the input is unknown.
         method: where ``upper`` comes from.
     """
@@ -40,7 +40,7 @@ class Bound:
     """Bounds on the Lipschitz constant of a network, in l2 from its input to its output.
 
     Attributes:
-        upper: product of the layers' upper bounds, rounded upward. It certifies.
+        upper: never below the constant. It certifies.
         lower: reached by the Jacobian at some input, or None. It only diagnoses.
         layers: one entry for every operation, in order.
         level: what ``upper`` accounts for; only :data:`CERTIFYING_LEVELS` certify.
@@ -48,6 +48,7 @@ class Bound:
             size at which each circular convolution meets an image whose sides are multiples of its stride.
         fingerprint: of the network that it was computed for (:func:`lconvnet.bounds.fingerprint`), the only
             one that it certifies. Empty: none.
+        body: upper bound of what the last operation reads; None: the layers are a chain.
 
     >>> layers = LayerBound("a", 4.0, None, "exact"), LayerBound("b", 0.5, None, "exact")
     >>> Bound(2.0, None, layers).body_upper
@@ -60,17 +61,17 @@ class Bound:
     level: str = "analytic"
     input_shape: tuple[int, ...] | None = None
     fingerprint: str = ""
+    body: float | None = None
 
     @property
     def body_upper(self) -> float:
-        """Upper bound of everything before the last layer."""
-        return product_up(layer.upper for layer in self.layers[:-1])
+        """Upper bound of everything before the last operation."""
+        return product_up(layer.upper for layer in self.layers[:-1]) if self.body is None else self.body
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One step of a sequential network: a module, with the circular padding that belongs to it, at its input
-    shape where known."""
+    """A module of the graph, with the circular padding that belongs to it, at its input shape where known."""
 
     name: str
     module: nn.Module
