@@ -12,8 +12,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lconvnet.bounds.graph import Graph, Node
+from lconvnet.bounds.graph import Node
 from lconvnet.bounds.propagation import Groups, Value
+from lconvnet.bounds.reading import Trace
 from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import product_up, quotient_up, root_up
 
@@ -22,11 +23,11 @@ Parts = Mapping[str, Value]
 
 
 class Functions:
-    """The rules over one graph: ``constants`` by their keys, ``groups`` of atoms that grow as nodes are visited."""
+    """The rules over one graph; the ``groups`` of atoms grow as its nodes are visited."""
 
-    def __init__(self, graph: Graph, constants: Mapping[str, Tensor], groups: Groups) -> None:
-        self.nodes = {node.name: node for node in graph.nodes}
-        self.constants, self.groups = constants, groups
+    def __init__(self, traced: Trace, groups: Groups) -> None:
+        self.nodes = {node.name: node for node in traced.graph.nodes}
+        self.constants, self.groups = traced.constants, groups
         self.pieces: dict[str, Value] = {}
 
     def apply(self, node: Node, values: Parts) -> tuple[Value, float]:

@@ -68,26 +68,26 @@ def lipschitz_bound(
         )
     shape = None if input_shape is None else tuple(input_shape)
     traced = trace(network, shape)
-    layers, upper, body = _propagated(traced, method)
-    bound = Bound(upper, None, layers, input_shape=shape, fingerprint=fingerprint(network), body=body)
+    layers = _propagated(traced, method)
+    upper = next((layer.reach for layer in reversed(layers) if layer.reach is not None), 1.0)
+    bound = Bound(upper, None, layers, input_shape=shape, fingerprint=fingerprint(network))
     return _diagnosed(network, traced, bound) if diagnose else bound
 
 
-def _propagated(traced: Trace, method: Method) -> tuple[tuple[LayerBound, ...], float, float]:
-    """The bounds of the operations, of the network, and of what its last operation reads."""
-    graph, groups = traced.graph, Groups(INPUT)
-    functions, layers, values = Functions(graph, traced.constants, groups), [], {INPUT: groups.input}
-    for node in graph.nodes[1:]:
+def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
+    """The bounds of the operations, each with its reach from the input; the last one is the output's."""
+    groups = Groups(INPUT)
+    functions, layers, values = Functions(traced, groups), [], {INPUT: groups.input}
+    for node in traced.graph.nodes[1:]:
         if node.name in traced.operations:
             operation = traced.operations[node.name]
             layer = RULES[type(operation.module)](operation, method)
             values[node.name] = groups.scaled(values[node.inputs[0]], layer.upper, node.name)
         else:
-            values[node.name], factor = functions.apply(node, values)
-            layer = LayerBound(node.name, factor, None, node.operation)
-        layers.append(layer)
-    reads = tuple(row for name in graph[graph.output].inputs for row in values[name])
-    return tuple(layers), groups.norm(values[graph.output]), groups.norm(reads) if reads else 1.0
+            values[node.name], constant = functions.apply(node, values)
+            layer = LayerBound(node.name, constant, None, node.operation)
+        layers.append(replace(layer, reach=groups.norm(values[node.name])))
+    return tuple(layers)
 
 
 def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:

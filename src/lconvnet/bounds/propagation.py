@@ -4,9 +4,9 @@ The change of every node is bounded by lengths of *atoms*, pieces of which one k
 
     |dv|^2 <= sum_i ( sum_a C_ia |a| )^2,        |(atoms of a group g)| <= L_g |dx|,
 
-so |dv|^2 <= sum_{g, h} |C_g^T C_h|_2 L_g L_h |dx|^2, with C_g the columns of one group. The input is an atom with L = 1.
-The parts of a tensor that is split into disjoint ones form a group. This one formula is the product of a chain, the sum
-of branches, the root of the sum of squares of what is concatenated, and the maximum of branches that read other parts.
+so |dv|^2 <= sum_{g, h} |C_g^T C_h|_2 L_g L_h |dx|^2, with C_g the columns of one group. The input is an atom with
+L = 1, the disjoint parts of a tensor that is split form a group. This one formula is the product of a chain, the sum
+of branches, the root of the sum of squares of what is concatenated, the maximum of branches that read other parts.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lconvnet.bounds.attributes import plain_attributes
 from lconvnet.bounds.functions import AS_MODULES, HANDLERS, NUMERIC, Call, Constant
 from lconvnet.bounds.graph import INPUT, Graph, Node
 from lconvnet.bounds.rules import CHECKS, ON_IMAGES, RULES
@@ -108,7 +109,7 @@ class Reader:
         """Check a module, run it, and append its node."""
         _check(operation)
         result = None if example is None else _run(operation, example)
-        held = options(operation.module)
+        held = plain_attributes(operation.module)
         if operation.padding is not None:
             held["circular_padding"] = list(operation.padding.padding)
         name = self._unique(operation.name)
@@ -226,24 +227,6 @@ class _Padded:
         return self.operation.refuse(
             "repeats pixels: it is sound only directly before an nn.Conv2d(padding=0) that covers it"
         )
-
-
-def options(module: nn.Module) -> dict[str, Any]:
-    """All plain data that a module holds, as JSON has it: numbers, strings, and lists of them."""
-    held = {name: _plain(value) for name, value in vars(module).items() if not name.startswith("_")}
-    return {name: value for name, value in held.items() if value is not UNREADABLE and name != "training"}
-
-
-UNREADABLE = object()
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        entries = [_plain(entry) for entry in value]
-        return UNREADABLE if UNREADABLE in entries else entries
-    return UNREADABLE
 
 
 def _tensors(module: nn.Module, path: str) -> dict[str, str]:

@@ -27,12 +27,14 @@ class LayerBound:
         upper: never below the constant; of an operation with several inputs, the constant in all of them together.
         lower: never above it, from power iteration; None where the size of the input is unknown.
         method: where ``upper`` comes from.
+        reach: upper bound on the constant from the network's input to the output of this operation.
     """
 
     name: str
     upper: float
     lower: float | None
     method: str
+    reach: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,6 @@ class Bound:
             size at which each circular convolution meets an image whose sides are multiples of its stride.
         fingerprint: of the network that it was computed for (:func:`lconvnet.bounds.fingerprint`), the only
             one that it certifies. Empty: none.
-        body: upper bound of what the last operation reads; None: the layers are a chain.
 
     >>> layers = LayerBound("a", 4.0, None, "exact"), LayerBound("b", 0.5, None, "exact")
     >>> Bound(2.0, None, layers).body_upper
@@ -61,12 +62,13 @@ class Bound:
     level: str = "analytic"
     input_shape: tuple[int, ...] | None = None
     fingerprint: str = ""
-    body: float | None = None
 
     @property
     def body_upper(self) -> float:
-        """Upper bound of everything before the last operation."""
-        return product_up(layer.upper for layer in self.layers[:-1]) if self.body is None else self.body
+        """Upper bound of what the last operation reads, where that is one tensor."""
+        before = self.layers[:-1]
+        reach = before[-1].reach if before else 1.0
+        return product_up(layer.upper for layer in before) if reach is None else reach
 
 
 @dataclass(frozen=True)

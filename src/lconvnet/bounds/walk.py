@@ -43,6 +43,8 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
             f"network ({type(network).__name__}) cannot be traced by torch.fx: {reason}; its forward pass must not "
             "depend on values, or give it a rule: lconvnet.bounds.register_rule"
         ) from error
+    for name in recorder.entered:
+        _refuse_training(network.get_submodule(name), name)
     return Reader(network, shape).read(recorded)
 
 
@@ -73,13 +75,17 @@ class _Recorder(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.callers = [""]
+        self.entered: set[str] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         foreign = not type(m).__module__.startswith("torch.nn") and not isinstance(m, ConstrainedLayer)
         return type(m) in RULES or not (foreign or type(m) is nn.Sequential)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        self.callers.append(local(self.path_of_module(m)))
+        path = local(self.path_of_module(m))
+        self.callers.append(path)
+        if not self.is_leaf_module(m, path):
+            self.entered.add(path)
         result = super().call_module(m, forward, args, kwargs)
         self.callers.pop()
         return result
@@ -95,6 +101,14 @@ def _refuse_altered(module: nn.Module, name: str) -> None:
     if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
         raise Operation(name, module).refuse(
             "has a forward hook or a replaced forward, so its type says nothing: remove it, or bake the model"
+        )
+
+
+def _refuse_training(module: nn.Module, name: str) -> None:
+    """A forward pass that was read must be the one that is deployed."""
+    if module.training and type(module) is not nn.Sequential:
+        raise Operation(name, module).refuse(
+            "is in training mode, in which its forward pass may differ: call network.eval() first"
         )
 
 
