@@ -1,0 +1,57 @@
+"""The forward pass behind a certificate: plain sums, in the dtype that its error is bounded for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.ops.rounding import gamma
+
+
+def runs_as_sums(network: nn.Module) -> bool:
+    """Whether the network's float32 products are ordinary sums of float32: on a CPU whose precision nobody lowered.
+
+    There oneDNN convolves directly (``alg:convolution_direct`` in its own log). Accelerators may take TensorFloat-32 or
+    Winograd kernels.
+
+    >>> runs_as_sums(nn.Linear(2, 2))
+    True
+    """
+    on_cpu = all(tensor.device.type == "cpu" for tensor in network.parameters())
+    return on_cpu and all(precision in ("none", "ieee", "highest") for precision in _precisions())
+
+
+def _precisions() -> list[str]:
+    """What torch is told about float32 on a CPU; one setting before torch 2.9, one for each kind of operation since."""
+    backends: Any = torch.backends  # torch declares half of these
+    if not hasattr(backends, "fp32_precision"):
+        return [torch.get_float32_matmul_precision()]
+    places = (backends, backends.mkldnn, backends.mkldnn.conv, backends.mkldnn.matmul)
+    return [place.fp32_precision for place in places]
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """The logits in float64 on the CPU, computed in the dtype of the images without autocast or Winograd kernels.
+
+    >>> logits_of(nn.Identity(), torch.ones(1, 2)).dtype
+    torch.float64
+    """
+    device = next((tensor.device for tensor in network.parameters()), images.device)
+    unfused = torch.backends.nnpack.flags(enabled=False)
+    with torch.no_grad(), unfused, torch.autocast(device.type, enabled=False):
+        logits = network(images.to(device))
+    return logits.cpu().double()
+
+
+def image_norms(images: Tensor) -> Tensor:
+    """Upper bounds on the l2 norms of images in [0, 1], float64 on the CPU: ``(N,)``.
+
+    >>> 2 <= float(image_norms(torch.ones(1, 1, 2, 2))) < 2.001
+    True
+    """
+    flat = images.flatten(1)
+    unit, tiny = torch.finfo(flat.dtype).eps / 2, torch.finfo(flat.dtype).tiny
+    norms = torch.linalg.vector_norm(flat, dim=1).cpu().double()
+    return (norms + (flat.shape[1] * tiny) ** 0.5) * (1 + gamma(flat.shape[1] + 4, unit))
