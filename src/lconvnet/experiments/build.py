@@ -11,6 +11,7 @@ from lconvnet import data, models
 from lconvnet.experiments import names
 from lconvnet.experiments.config import Convnet, Data, Experiment, Mlp, Network, Section
 from lconvnet.experiments.estimation_config import Critic, RealImages
+from lconvnet.layers import NearestUpsampling
 
 
 def build_model(config: Mlp | Convnet, image_shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Sequential:
@@ -35,15 +36,17 @@ def build_critic(config: Critic, image_shape: tuple[int, int, int], *, seed: int
     torch.Size([2, 1])
     """
     channels, height, width = image_shape
+    factor = config.upsampling
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return models.dcgan_critic(
+        critic = models.dcgan_critic(
             channels,
-            (height, width),
+            (factor * height, factor * width),
             conv=names.CONVS[config.conv],
             linear=names.LINEARS[config.linear],
             activation=_activation(config),
         )
+    return critic if factor == 1 else nn.Sequential(NearestUpsampling(factor), *critic)
 
 
 def build_loss(config: Section) -> Callable[[Tensor, Tensor], Tensor]:

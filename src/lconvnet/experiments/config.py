@@ -66,12 +66,12 @@ class Mlp(Network):
 
 
 class Convnet(Network):
-    """The paper's Small (two convolutions) and Large (four convolutions) networks.
+    """The paper's Small (two convolutions) and Large (four) networks, and its critic as a classifier.
 
     `padding_mode` null is circular, and zeros for the unconstrained convolution, which knows no other.
     """
 
-    architecture: Literal["small", "large"]
+    architecture: Literal["small", "large", "dcgan"]
     conv: ConvName = "bcop"
     padding_mode: Literal["circular", "zeros"] | None = None
 

@@ -39,6 +39,7 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Sequential]] = {
     "mlp": models.mlp,
     "small": models.small_convnet,
     "large": models.large_convnet,
+    "dcgan": models.dcgan_critic,
 }
 LOSSES: Mapping[str, Callable[..., Any]] = {
     "hinge": losses.Hinge,
