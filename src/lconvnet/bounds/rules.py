@@ -22,10 +22,14 @@ from lconvnet.layers import (
     InvertibleUpsampling,
     MaxMin,
     NearestUpsampling,
+    Normalize,
+    NormPool,
     Scale,
+    TwoSidedReLU,
 )
 from lconvnet.ops.gram import dense_bound, spectrum_bound
 from lconvnet.ops.residual import residual_bound, to_float64
+from lconvnet.ops.rounding import down, up
 
 Rule = Callable[[Operation, Method], LayerBound]
 
@@ -65,6 +69,12 @@ def scale(operation: Operation, method: Method) -> LayerBound:
     """The absolute value of the factor."""
     factor = abs(cast(Scale, operation.module).factor)
     return LayerBound(operation.name, factor, factor, "exact")
+
+
+def normalization(operation: Operation, method: Method) -> LayerBound:
+    """1 / min std, for every channel is divided by its own."""
+    exact = 1 / min(cast(Normalize, operation.module).std)
+    return LayerBound(operation.name, up(exact), down(exact), "exact")
 
 
 def upsampling(operation: Operation, method: Method) -> LayerBound:
@@ -110,5 +120,8 @@ RULES: dict[type[nn.Module], Rule] = {
     InvertibleDownsampling: norm_one,
     InvertibleUpsampling: norm_one,
     NearestUpsampling: upsampling,
+    Normalize: normalization,
+    NormPool: norm_one,
+    TwoSidedReLU: norm_one,
     Scale: scale,
 }

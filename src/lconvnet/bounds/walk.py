@@ -18,6 +18,8 @@ from lconvnet.layers import (
     InvertibleUpsampling,
     MaxMin,
     NearestUpsampling,
+    Normalize,
+    NormPool,
 )
 
 ON_IMAGES = (
@@ -27,6 +29,8 @@ ON_IMAGES = (
     InvertibleDownsampling,
     InvertibleUpsampling,
     NearestUpsampling,
+    Normalize,
+    NormPool,
 )
 """Operations that take an input of another rank otherwise: of rank two, the batch for the channels."""
 

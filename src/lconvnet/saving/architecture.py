@@ -160,9 +160,33 @@ class NearestUpsampling(Entry):
     factor: Side
 
 
+class Normalize(Entry):
+    """Input normalisation, a mean and a standard deviation for each channel."""
+
+    module = layers.Normalize
+    op: Literal["normalize"] = "normalize"
+    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=1024)]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=1024)]
+
+
+class TwoSidedReLU(Entry):
+    """Positive parts and negative parts."""
+
+    module = layers.TwoSidedReLU
+    op: Literal["two-sided-relu"] = "two-sided-relu"
+
+
+class NormPool(Entry):
+    """Norms of windows side by side."""
+
+    module = layers.NormPool
+    op: Literal["norm-pool"] = "norm-pool"
+    factor: Side
+
+
 Operation: TypeAlias = (
     Conv2d | Linear | CircularPad | ZeroPad | Flatten | MaxMin | GroupSort | FullSort | Abs | ReLU | Identity
-    | Scale | Downsampling | Upsampling | NearestUpsampling
+    | Scale | Downsampling | Upsampling | NearestUpsampling | Normalize | TwoSidedReLU | NormPool
 )  # fmt: skip
 OPERATIONS: Mapping[type[nn.Module], type[Entry]] = {entry.module: entry for entry in Entry.__subclasses__()}
 
