@@ -1,9 +1,10 @@
 """Certified radii: no l2 perturbation below it can change the answer (methods.md C.1).
 
-    r = max( m / (sqrt(2) L),   min_j m_j / (L_body |w_i - w_j|) )
+    r = max( m / (sqrt(2) L),   min_j m_j / (L_body |w_i - w_j|),   min_j m_j / (L_i + L_j) )
 
 the second where the logits are those of a dense layer with rows w, scaled and shifted at most. Both are valid, so the
 larger is. Rows of any norm will do; norm 1 is the last-layer normalisation of Singla, Singla & Feizi.
+The third where every logit is the output of a network of its own, with the constant L_i.
 
 Level "analytic" is about the network in real arithmetic. Its logits are evaluated in float64, and the rounding
 of that forward pass is *not* subtracted from the margin. Where the margin is not far above the rounding of its
@@ -30,6 +31,9 @@ from lconvnet.ops.rounding import product_up
 
 MARGIN_GUARD = 2.0**-30
 """Nothing is certified from a margin of at most this fraction of the largest logit: 2^23 roundings of float64."""
+
+ROUNDED_UP = 1 + 2.0**-52
+"""Covers the rounding of a sum of two constants."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,9 @@ def _certificates(logits: Tensor, bound: Bound, traced: Trace) -> Certificates:
     head = _head(traced, bound) if math.isfinite(bound.upper) else None
     if head is not None:
         radius = torch.maximum(radius, pairwise_radius(ahead, label, row_distances(head.weight), head.lipschitz))
+    apart = _apart(traced, bound)
+    if apart is not None:
+        radius = torch.maximum(radius, pairwise_radius(ahead, label, apart[:, None] + apart, ROUNDED_UP))
     margin = ahead.amin(dim=1)
     clear = margin > MARGIN_GUARD * logits.abs().amax(dim=1)  # false where a logit is infinite or NaN
     return Certificates(label, margin, torch.where(clear, radius, torch.zeros_like(radius)), bound.level)
@@ -127,6 +134,18 @@ def _head(traced: Trace, bound: Bound) -> _Head | None:
     if reach is None:
         return None
     return _Head(cast(nn.Linear, traced.operations[node.name].module).weight, product_up([reach, *factors]))
+
+
+def _apart(traced: Trace, bound: Bound) -> Tensor | None:
+    """The constant of each logit where every one is the output of a network of its own: a difference of two then has
+    at most their sum (Qian & Wegman 2019: 2 for two 1-Lipschitz logits, sqrt(2) times that of a joint network)."""
+    layers = {layer.name: layer for layer in bound.layers}
+    node = traced.graph[traced.graph.output]
+    logits = [traced.graph[name] for name in node.inputs] if node.operation == "concatenate" else []
+    reaches = [layers[logit.name].reach for logit in logits if logit.shape == (1,) and logit.name in layers]
+    if not reaches or len(reaches) < len(logits) or None in reaches:
+        return None
+    return torch.tensor(reaches, dtype=torch.float64)
 
 
 def _is_uniform(node: Node, graph: Graph) -> bool:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from lconvnet import data, models
 from lconvnet.experiments import names
-from lconvnet.experiments.config import Convnet, Data, Experiment, Kw, Mlp, Network, Section
+from lconvnet.experiments.config import Convnet, Data, Experiment, Kw, Mlp, Network, Qw, Section
 from lconvnet.experiments.estimation_config import Critic, RealImages
 from lconvnet.layers import NearestUpsampling
 
 
 def build_model(
-    config: Mlp | Convnet | Kw, image_shape: tuple[int, int, int], classes: int, *, seed: int
+    config: Mlp | Convnet | Kw | Qw, image_shape: tuple[int, int, int], classes: int, *, seed: int
 ) -> nn.Sequential:
     """Return the network for images of shape (C, H, W), its initial weights a function of `seed` alone.
 
@@ -30,8 +30,8 @@ def build_model(
         torch.manual_seed(seed)
         if isinstance(config, Mlp):
             return _mlp(config, image_shape, classes)
-        if isinstance(config, Kw):
-            return _kw(config, image_shape, classes)
+        if isinstance(config, Kw | Qw):
+            return _baseline(config, image_shape, classes)
         return _convnet(config, image_shape, classes)
 
 
@@ -113,10 +113,10 @@ def _convnet(config: Convnet, image_shape: tuple[int, int, int], classes: int) -
     )
 
 
-def _kw(config: Kw, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+def _baseline(config: Kw | Qw, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     channels, height, width = image_shape
-    build = names.ARCHITECTURES[config.architecture]
-    return build(channels, (height, width), classes, mean=config.mean, std=config.std)
+    options = config.model_dump(exclude={"architecture", "published"})
+    return names.ARCHITECTURES[config.architecture](channels, (height, width), classes, **options)
 
 
 def _activation(config: Network) -> Callable[[], nn.Module]:

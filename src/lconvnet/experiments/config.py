@@ -90,6 +90,19 @@ class Kw(Section):
     std: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] | None = None
 
 
+class Qw(Section):
+    """The network of Qian & Wegman 2019: `channels` of its convolutions, `hidden` features for every class.
+
+    `published` names the published model, 3 or 4, where the weights are its authors'; null where they are trained here.
+    """
+
+    architecture: Literal["qw"]
+    channels: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)] = (32, 64)
+    hidden: PositiveInt = 32
+    kernel_size: PositiveInt = 5
+    published: Literal[3, 4] | None = None
+
+
 class Hinge(Section):
     """Multi-class hinge loss with margin √2·eps (Li et al. 2019)."""
 
@@ -207,7 +220,7 @@ class Experiment(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data = Data()
-    model: Annotated[Mlp | Convnet | Kw, Field(discriminator="architecture")]
+    model: Annotated[Mlp | Convnet | Kw | Qw, Field(discriminator="architecture")]
     loss: Annotated[Hinge | OffsetCrossEntropy, Field(discriminator="name")] = OffsetCrossEntropy(
         name="offset-cross-entropy", eps=1.58
     )

@@ -42,6 +42,7 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Sequential]] = {
     "kw-small": models.kw_small,
     "kw-large": models.kw_large,
     "kw-resnet": models.kw_resnet,
+    "qw": models.qw_convnet,
     "dcgan": models.dcgan_critic,
 }
 LOSSES: Mapping[str, Callable[..., Any]] = {

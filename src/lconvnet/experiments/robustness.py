@@ -108,13 +108,17 @@ def certify_all(subject: Subject) -> Certificates:
 def certify_linearly(subject: Subject, certificates: Certificates, eps: float) -> Certificates:
     """Return the certificates with what linear bounds prove at `eps`, computed batch by batch.
 
-    A row is the smallest lower bound of the answer's margins over the ball, null where it is no number.
+    A row is the smallest lower bound of the answer's margins over the ball; null where it is no number, or the answer
+    is wrong, which is not asked about as no attack is.
     """
     journal = subject.journal(f"linear@{eps}", {"eps": eps, "level": certificates.level}, LINEAR)
 
     def measure(places: range) -> list[Row]:
-        images, _ = batch(subject.images, places)
-        found = linear_margins(subject.network, images, certificates.label[places.start : places.stop], eps)
+        images, labels = batch(subject.images, places)
+        right = certificates.label[places.start : places.stop] == labels
+        found = torch.full((len(labels),), -math.inf, dtype=torch.float64)
+        if right.any():
+            found[right] = linear_margins(subject.network, images[right], labels[right], eps)
         finite = [margin if math.isfinite(margin) else None for margin in found.tolist()]
         return [{"index": i, "margin": margin} for i, margin in zip(places, finite, strict=True)]
 

@@ -23,7 +23,7 @@ LAYERS: Mapping[str, Mapping[str, str]] = {
     },
     "kw-resnet": {
         "conv": "0",
-        **{f"block{i}.branches.0": f"{4 * i}.Ws.0" for i in BLOCKS},
+        **{f"block{i}.branches.0.conv": f"{4 * i}.Ws.0" for i in BLOCKS},
         **{f"block{i}.branches.1.conv1": f"{4 * i - 2}.Ws.0" for i in BLOCKS},
         **{f"block{i}.branches.1.conv2": f"{4 * i}.Ws.2" for i in BLOCKS},
         "linear1": "19",

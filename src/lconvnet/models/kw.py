@@ -109,7 +109,8 @@ def _block(before: int, channels: int, stride: int) -> Sum:
         relu=nn.ReLU(),
         conv2=nn.Conv2d(channels, channels, 3, padding=1),
     )
-    return Sum(nn.Conv2d(before, channels, stride, stride), nn.Sequential(body))
+    shortcut: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(before, channels, stride, stride))
+    return Sum(nn.Sequential(shortcut), nn.Sequential(body))
 
 
 def _normalized(mean: Sequence[float] | None, std: Sequence[float] | None, body: nn.Sequential) -> nn.Sequential:
