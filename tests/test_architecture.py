@@ -25,6 +25,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("saving",),
     ("wasserstein", "gan"),
     ("experiments",),
+    ("importing",),
     ("report",),
     ("cli",),
     ("run", "consolidate", "export", "__main__"),

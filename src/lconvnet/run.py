@@ -2,7 +2,8 @@
 
 Without `--test` the experiment is trained in the folder of its cfg.yaml; with it the trained run is evaluated
 and results.yaml written beside the configuration. `--resume --test`, the original's habit, evaluates as well.
-Nothing is deleted, whichever flags are given.
+Nothing is deleted, whichever flags are given. A folder that the original wrote, with its cfg.yaml and its
+checkpoints/*.pth, is evaluated as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import typer
 
 from lconvnet.cli import options, runs, start
 from lconvnet.experiments.run_folder import find_run
+from lconvnet.importing import adopt
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,6 +33,8 @@ def run(
 ) -> None:
     """Train the experiment in the folder of CFG, or evaluate it with --test."""
     given = options.overrides(changes, data_dir)
+    if test or resume:
+        adopt(cfg)
     if test:
         runs.evaluate(find_run(cfg), given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
     else:

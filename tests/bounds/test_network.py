@@ -119,6 +119,9 @@ def test_a_module_used_twice_counts_twice():
         layers.NearestUpsampling(3),
         layers.Scale(0.5),
         layers.Scale(-4.0),
+        layers.Normalize((0.5,) * 4, (0.5, 0.25, 2.0, 1.0)),
+        layers.TwoSidedReLU(),
+        layers.NormPool(2),
     ],
     ids=str,
 )

@@ -24,11 +24,14 @@ from lconvnet.layers import (
     InvertibleUpsampling,
     MaxMin,
     NearestUpsampling,
+    Normalize,
+    NormPool,
     Scale,
+    TwoSidedReLU,
 )
 from lconvnet.ops.gram import dense_bound, spectrum_bound
 from lconvnet.ops.residual import residual_bound, to_float64
-from lconvnet.ops.rounding import UNIT_ROUNDOFF
+from lconvnet.ops.rounding import UNIT_ROUNDOFF, down, up
 
 Rule = Callable[[Operation, Method], LayerBound]
 Check = Callable[[Operation], None]
@@ -87,6 +90,12 @@ def scale(operation: Operation, method: Method) -> LayerBound:
     """The absolute value of the factor."""
     factor = abs(cast(Scale, operation.module).factor)
     return LayerBound(operation.name, factor, factor, "exact")
+
+
+def normalization(operation: Operation, method: Method) -> LayerBound:
+    """1 / min std, for every channel is divided by its own."""
+    exact = 1 / min(cast(Normalize, operation.module).std)
+    return LayerBound(operation.name, up(exact), down(exact), "exact")
 
 
 def upsampling(operation: Operation, method: Method) -> LayerBound:
@@ -148,6 +157,9 @@ RULES: dict[type[nn.Module], Rule] = {
     InvertibleDownsampling: norm_one,
     InvertibleUpsampling: norm_one,
     NearestUpsampling: upsampling,
+    Normalize: normalization,
+    NormPool: norm_one,
+    TwoSidedReLU: norm_one,
     Scale: scale,
 }
 
@@ -178,6 +190,8 @@ ON_IMAGES = {
     InvertibleDownsampling,
     InvertibleUpsampling,
     NearestUpsampling,
+    Normalize,
+    NormPool,
 }
 """Modules that take an input of another rank otherwise: of rank two, the batch for the channels."""
 

@@ -2,9 +2,10 @@
 
 With i the answer, m_j = f_i - f_j as evaluated, t at least the norm of the image, and
 
-    Lambda_ij = min(sqrt(2) L, L_body |w_i - w_j|)
+    Lambda_ij = min(sqrt(2) L, L_body |w_i - w_j|, L_i + L_j)
 
-(the second where the logits are those of a dense layer with rows w, scaled and shifted at most),
+(the second where the logits are those of a dense layer with rows w, scaled and shifted at most, the third where every
+one is the output of a network of its own, with the constant L_i),
 the margin of the network in real arithmetic is at least m_j - e_ij t - e0_ij at the image, falls by at most Lambda_ij r
 within the radius r, and the deployed network deviates by at most E_ij (t + r) + E0_ij there (none of it at level
 "analytic"). So the answer stays the same up to
@@ -29,7 +30,7 @@ from lconvnet.bounds import Bound, Trace
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.budget import Budget, budget, classes_of
 from lconvnet.certify.evaluation import image_norms, logits_of
-from lconvnet.certify.head import find_head
+from lconvnet.certify.head import find_head, logit_constants
 from lconvnet.ops.margins import margins, row_distances
 from lconvnet.ops.rounding import UNIT_ROUNDOFF
 
@@ -116,6 +117,9 @@ class Claim:
         whole = torch.full((classes, classes), math.sqrt(2) * self.bound.upper, dtype=torch.float64)
         if head is not None:
             whole = torch.minimum(whole, row_distances(self.tensors[head.node.tensors["weight"]]) * head.lipschitz)
+        own = logit_constants(self.graph, self.bound)
+        if own is not None:
+            whole = torch.minimum(whole, own[:, None] + own)
         return whole * (1 + ROUNDINGS)
 
     def _budget(self, dtype: torch.dtype) -> Budget:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from lconvnet.bounds import Bound
 from lconvnet.bounds.graph import Graph, Node
 from lconvnet.ops.rounding import product_up
@@ -38,3 +41,16 @@ def _is_uniform(node: Node, graph: Graph) -> bool:
         return "value" in node.options
     same = node.operation == "shift" and node.shape == graph[node.inputs[0]].shape
     return same or node.operation in ("Scale", "Identity", "Dropout", "negate")
+
+
+def logit_constants(graph: Graph, bound: Bound) -> Tensor | None:
+    """The constant of each logit, ``(classes,)``, where every one is the output of a network of its own, else None.
+
+    The difference of two then has at most the sum of theirs (Qian & Wegman 2019): 2 for two 1-Lipschitz logits.
+    """
+    layers, end = {layer.name: layer for layer in bound.layers}, graph[graph.output]
+    logits = [graph[name] for name in end.inputs] if end.operation == "concatenate" else []
+    reaches = [layers[logit.name].reach for logit in logits if logit.shape == (1,) and logit.name in layers]
+    if not reaches or len(reaches) < len(logits) or None in reaches:
+        return None
+    return torch.tensor(reaches, dtype=torch.float64)

@@ -53,6 +53,7 @@ def run(
     """
     if not resume:
         folder.refuse_if_used()
+    folder.refuse_if_imported()
     own = source is not None and source.resolve() == folder.config.resolve()
     with session(folder, "estimate"):
         _require_stated(experiment, folder)

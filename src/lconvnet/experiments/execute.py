@@ -15,7 +15,7 @@ from torch import nn
 from lconvnet import saving
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
-from lconvnet.certify import Certificates
+from lconvnet.certify import Certificates, certified_accuracy
 from lconvnet.data import Splits
 from lconvnet.experiments import accuracies, build, names, robustness
 from lconvnet.experiments.attacks import MinimumNorm
@@ -67,6 +67,7 @@ def train(
     none; without, a folder that holds a run is refused. Of several processes only the first returns. Raises ValueError
     for what the user can put right, and `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
     """
+    folder.refuse_if_imported()
     if not resume and is_first_process():
         folder.refuse_if_used()
     own = source if source and source.resolve() == folder.config.resolve() else None
@@ -153,12 +154,16 @@ def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, repor
         experiment.seed,
         report,
     )
-    certificates = robustness.certify_all(subject)
+    certificates = lipschitz = robustness.certify_all(subject)
+    for eps in experiment.evaluation.linear_bounds:
+        certificates = robustness.certify_linearly(subject, certificates, eps)
     outcomes = _attack(subject, certificates, experiment.evaluation) if attacks else []
     loss = robustness.mean_loss(subject, build.build_loss(experiment.loss))
     labels, pixels = splits.test.labels, splits.test.images[0].numel()
     measured = accuracies.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
     made = {"evaluation": experiment.evaluation.model_dump(mode="json")} if attacks else {}
+    for eps, row in measured["adv_robustness"].items() if experiment.evaluation.linear_bounds else ():
+        row["lb_lipschitz"] = certified_accuracy(lipschitz, labels, eps)
     results = _results(trained, splits, certificates, loss) | measured | made
     folder.write_evaluation(results, robustness.columns(certificates, labels, outcomes))
     return Evaluated(certificates, trained.bound, results, folder.results)
@@ -203,6 +208,8 @@ def _stated(experiment: Experiment) -> dict[str, Any]:
 
 
 def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> None:
+    if "imported" in record.settings:
+        return  # which images it was trained on, nobody wrote down
     recorded = record.settings.get("data") or {}
     found = describe_splits(splits)
     changed = list(differences({part: recorded.get(part) for part in found}, found, "data"))
@@ -215,9 +222,9 @@ def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> N
 
 def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> None:
     epoch = load_best(model, folder.path)
-    if epoch != record.best_epoch:
+    if epoch != record.kept_epoch:
         raise CheckpointError(
-            f"{folder.path}: checkpoints/best.safetensors holds epoch {epoch}, record.json names {record.best_epoch} "
+            f"{folder.path}: checkpoints/best.safetensors holds epoch {epoch}, record.json names {record.kept_epoch} "
             "as the best; the run was stopped between the two, continue it with --resume, or restore the files"
         )
     if not record.finished:
@@ -232,7 +239,7 @@ def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> 
 def _save_best(model: nn.Module, record: Record, splits: Splits, folder: RunFolder) -> Trained:
     network = bake(model.cpu())
     bound = lipschitz_bound(network, input_shape=splits.image_shape)
-    notes = {"data": splits.name, "epoch": record.best_epoch}
+    notes = {"data": splits.name, "epoch": record.kept_epoch}
     shape = splits.image_shape
     data = saving.encode(network, bound=bound, input_shape=shape, class_names=splits.class_names, notes=notes)
     folder.write_model(data)
@@ -246,12 +253,14 @@ def _results(trained: Trained, splits: Splits, certificates: Certificates, loss:
     note = {"note": splits.note} if splits.note else {}
     held = len(splits.validation)
     chosen = f"epoch chosen on {held} others" if held else "the last epoch, no validation images"
+    if "imported" in trained.record.settings:
+        chosen = "epoch chosen by whoever trained the imported weights"
     return {
         "accuracy": float((certificates.label == splits.test.labels).double().mean()),
         "loss": loss,
         **norms,
         "sanity_check/layer-l-constant": float(bound.upper),
-        "epoch": trained.record.best_epoch,
+        "epoch": trained.record.kept_epoch,
         "finished": trained.record.finished,
         "level": certificates.level,
         "data": f"{len(splits.test)} test images of {splits.name}, {chosen}",

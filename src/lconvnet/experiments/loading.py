@@ -1,6 +1,7 @@
 """From a YAML file and `key=value` overrides to a validated `Experiment`, with one clear line for what is
 wrong.
 
+A file in the grammar of the original LConvNet is translated (`lconvnet.experiments.original`).
 The file is read with a safe loader (no Python objects), may not exceed 1 MB or 20 levels and may not use YAML aliases
 (`${key}` refers to another key instead), so that reading it takes bounded time and memory.
 """
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from lconvnet.experiments import original
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.explain import explain, sections, tags
@@ -62,9 +64,10 @@ def parse(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experimen
 
 def parse_any(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment | WassersteinExperiment:
     """As `parse`, whatever the task is: `task` wasserstein, or none for a classifier."""
-    kind = _kind(values)
+    merged = merge(values, overrides)
+    kind = _kind(merged)
     try:
-        return kind.model_validate(merge(values, overrides))
+        return kind.model_validate(merged)
     except ValidationError as error:
         raise ValueError(explain(error, kind)) from None
 
@@ -75,6 +78,8 @@ def merge(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str,
     >>> merge({"seed": 0, "data": {"name": "mnist"}}, ["data.limit=100"])
     {'seed': 0, 'data': {'name': 'mnist', 'limit': 100}}
     """
+    if original.is_original(values):
+        values = original.translate(values)
     if not overrides and "${" not in str(values):
         return dict(values)
     try:

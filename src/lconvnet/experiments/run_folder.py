@@ -12,6 +12,7 @@
 Another evaluation keeps the older one under a number: results-1.yaml with examples-1.parquet, and so on.
 """
 
+import contextlib
 import io
 import itertools
 from collections.abc import Mapping
@@ -24,9 +25,9 @@ import yaml
 from lconvnet import atomic
 from lconvnet.experiments.build import settings
 from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.loading import dump, load, read
+from lconvnet.experiments.loading import dump, load, merge, read
 from lconvnet.extras import require
-from lconvnet.training import is_started
+from lconvnet.training import CheckpointError, is_started, load_record
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,17 @@ class RunFolder:
                 f"{self.path} already holds a run, which is never overwritten; "
                 "continue it with --resume or choose another folder with --out"
             )
+
+    def refuse_if_imported(self) -> None:
+        """Raise ValueError where the weights come from elsewhere: neither the optimiser's state came with them, nor,
+        for a critic, the samples."""
+        with contextlib.suppress(CheckpointError):
+            origin = load_record(self.path).settings.get("imported")
+            if origin:
+                raise ValueError(
+                    f"{self.path} holds weights imported from {origin['file']}, which cannot be trained further; "
+                    "use its model.safetensors, or train in another folder with --out"
+                )
 
     def keep_config(self, experiment: Experiment) -> None:
         """Write the complete configuration where there is none; raise ValueError where there is another
@@ -125,7 +137,7 @@ def evaluation_values(folder: RunFolder) -> dict[str, Any]:
     """Return what a run's cfg.yaml says of evaluation and of where the data lie, unvalidated."""
     if not folder.config.exists():
         return {}
-    values = read(folder.config)
+    values = merge(read(folder.config))
     found = {"evaluation": values["evaluation"]} if "evaluation" in values else {}
     data = values.get("data")
     if isinstance(data, Mapping) and data.get("directory") is not None:

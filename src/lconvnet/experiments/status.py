@@ -128,7 +128,7 @@ def _results(folder: RunFolder, record: Record | None) -> dict[str, Any]:
         results = read(folder.results)
     except (ValueError, OSError):
         return {}
-    return results if record and results.get("finished") and results.get("epoch") == record.best_epoch else {}
+    return results if record and results.get("finished") and results.get("epoch") == record.kept_epoch else {}
 
 
 def _estimated(folder: RunFolder) -> dict[str, Any]:

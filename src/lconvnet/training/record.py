@@ -58,6 +58,11 @@ class Record:
     finished: bool = False
 
     @property
+    def kept_epoch(self) -> int:
+        """The epoch that the kept weights are of: the best one, or that of an imported checkpoint."""
+        return int(self.settings.get("imported", {}).get("epoch", self.best_epoch))
+
+    @property
     def best(self) -> Epoch:
         """The epoch whose weights are kept; raises `ValueError` before the first epoch ends."""
         if not self.best_epoch:

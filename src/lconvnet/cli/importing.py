@@ -1,0 +1,28 @@
+"""The command `lconvnet import`: weights that others trained become a run folder of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lconvnet import importing
+from lconvnet.cli import options, output
+from lconvnet.ops.rounding import rounded_up
+
+Old = Annotated[Path, typer.Argument(metavar="OLD", help="Run folder of the original, or its cfg.yaml.")]
+New = Annotated[Path, typer.Argument(metavar="NEW", help="Folder to write; OLD stays as it is.")]
+
+
+def import_command(old: Old, new: New, as_json: options.Json = False) -> None:
+    """Write what OLD holds as the run folder NEW: cfg.yaml, weights, record and the baked network with its bound."""
+    found = importing.import_run(old, new)
+    upper = rounded_up(found.bound.upper, 9)
+    Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False).print(
+        f"imported epoch {found.epoch}; Lipschitz bound {upper} ({found.bound.level}); saved {found.path}"
+    )
+    if as_json:
+        facts = {"epoch": found.epoch, "bound": found.bound.upper, "level": found.bound.level}
+        output.show_json({**facts, "model": str(found.path), "run": str(new)})

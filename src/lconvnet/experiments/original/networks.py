@@ -1,0 +1,115 @@
+"""The networks of the original: what each of its types becomes here.
+
+>>> from lconvnet.experiments.original.node import Node
+>>> maxmin = {"<type>": "GroupSort", "<init>": True, "group_size": 2, "axis": 1, "new_impl": True}
+>>> Node(maxmin, "net.activation").choose(ACTIVATIONS)
+{'activation': 'maxmin'}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lconvnet.experiments.original.node import Node
+
+Values = dict[str, Any]
+Shape = tuple[int, int, int]
+
+CLASSES = 10
+
+
+def _convnet(node: Node, shape: Shape) -> Values:
+    node.only(scaling=1.0)
+    found = (node.number("in_channels"), *node.numbers("input_spatial_shape")), node.number("out_channels")
+    if found != (shape, CLASSES):
+        raise ValueError(f"{node.place} is for {found[0]} and {found[1]} classes; the images are {shape} of {CLASSES}")
+    return {"architecture": CONVNETS[node.type], **_parts(node)}
+
+
+CONVNETS = {"SmallConvNet": "small", "LargeConvNet": "large", "DCGANDiscriminator": "dcgan"}
+
+
+def _parts(node: Node) -> Values:
+    conv = node.node("conv_module").choose({"LipschitzConv2d": lambda inner: inner.node("conv_module").choose(CONVS)})
+    return {"conv": conv, **_dense(node)}
+
+
+def _dense(node: Node) -> Values:
+    return {"linear": node.node("linear_module").choose(LINEARS), **node.node("activation").choose(ACTIVATIONS)}
+
+
+def _group_sort(node: Node) -> Values:
+    """GroupSort: pairs in the fast implementation are MaxMin, the larger one first."""
+    node.only(axis=1)
+    size, fast = node.number("group_size"), node.flag("new_impl", False)
+    return {"activation": "maxmin"} if fast and size == 2 else {"activation": "groupsort", "group_size": size}
+
+
+ACTIVATIONS = {"GroupSort": _group_sort, "ReLU": lambda node: {"activation": "relu"}}
+LINEARS = {"BjorckLinear": lambda node: "orthogonal"}
+
+
+def _bcop(node: Node) -> str:
+    """Björck's iteration, however many steps it takes, stands for its limit, the polar factor."""
+    node.only(ortho_mode="bjorck", mask_half=True, projection=False)
+    node.number("bjorck_iters", 20)
+    return "bcop-fixed" if node.flag("frozen", False) else "bcop"
+
+
+def _ossn(node: Node) -> str:
+    node.only(n_iters=10)
+    return "ossn"
+
+
+def _svcm(node: Node) -> str:
+    node.only(num_projections=50, orthogonal=False)
+    return "svcm"
+
+
+CONVS: Mapping[str, Callable[[Node], str]] = {
+    "BCOP": _bcop,
+    "RKO": lambda node: "rko",
+    "OSSN": _ossn,
+    "SVCM": _svcm,
+    "NonexpansiveConv2d": lambda node: "rkl2ne",
+}
+
+
+def _sequential(node: Node, shape: Shape) -> Values:
+    flatten, *rest = node.nodes("<list>") or [node]
+    flatten.choose({"Rearrange": lambda inner: inner.only(pattern="b c h w -> b (c h w)")})
+    if len(rest) != 1:
+        raise ValueError(f"{node.at('<list>')} has {len(rest) + 1} entries; Rearrange and MLP can be read")
+    return rest[0].choose({"MLP": lambda inner: _mlp(inner, shape)})
+
+
+def _mlp(node: Node, shape: Shape) -> Values:
+    node.only(dropout_rate=0, dist_scaling=1.0)
+    first, *widths, last = node.numbers("units")
+    if (first, last) != (shape[0] * shape[1] * shape[2], CLASSES) or not widths:
+        raise ValueError(f"{node.at('units')} goes from {first} to {last}; images of {shape} have other numbers")
+    return {"architecture": "mlp", "widths": widths, **_dense(node)}
+
+
+def critic(node: Node) -> tuple[Values, int]:
+    """Return a critic and the side of the colour images that it takes."""
+    node.only(scaling=1.0)
+    channels, sides, outputs = (
+        node.number("in_channels"),
+        node.numbers("input_spatial_shape"),
+        node.number("out_channels"),
+    )
+    if (channels, outputs) != (3, 1) or len(sides) != 2 or sides[0] != sides[1]:
+        raise ValueError(
+            f"{node.place} takes {channels} channels of {sides} to {outputs}; critics take square RGB images"
+        )
+    return _parts(node), sides[0]
+
+
+NETWORKS: Mapping[str, Callable[[Node, Shape], Values]] = {
+    "Sequential": _sequential,
+    "SmallConvNet": _convnet,
+    "LargeConvNet": _convnet,
+    "DCGANDiscriminator": _convnet,
+}

@@ -1,0 +1,110 @@
+"""Old `.pth` files, read by torch's weights-only reader: nothing in them is ever run or imported by name.
+
+Beside tensors such a file may hold objects of the package that wrote it, such as a table of metrics. Each is named
+in the file; what belongs to `SKIPPED` is read as an empty placeholder, everything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+SKIPPED = re.compile(r"lconvnet(\.\w+)+|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)")
+REFUSED = re.compile(r"GLOBAL (\S+)|reduce for unrecognized function (.+)")
+PICKLES_OF_A_LEGACY_FILE = 4  # magic number, protocol, system, content
+MAXIMAL_PICKLE = 16_000_000  # bytes; it holds names and shapes only
+
+
+class Skipped:
+    """Stands where the file has an object that is not needed: it takes anything and does nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def read(path: Path) -> Any:
+    """Return what torch.save wrote to `path`, tensors on the CPU, foreign objects as `Skipped`.
+
+    Both formats are read, archives and those from before torch 1.6. Raises ValueError for a file that is missing,
+    damaged, compressed, or that names anything to be run.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; name a .pth file")
+    try:
+        known = {name: Skipped for name in _globals(path) if SKIPPED.fullmatch(name)}
+        with torch.serialization.safe_globals(_allowed(known)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError:
+        raise
+    except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
+        raise ValueError(f"{path} {_reason(error)}") from None
+
+
+def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return tensors by name, checked to be finite floats; ValueError where there is anything else.
+
+    >>> sorted(state_dict({"weight": torch.ones(2)}, Path("a.pth")))
+    ['weight']
+    """
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds no weights by name; save model.state_dict()")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {name!r} is a {type(value).__name__}; weights are tensors with names")
+        if value.layout != torch.strided or value.is_quantized:
+            raise ValueError(f"{path}: {name} is no dense tensor")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"{path}: {name} holds NaN or infinite values")
+    return dict(content)
+
+
+def _allowed(skipped: dict[str, type]) -> list[Any]:
+    """What may be named besides tensors: the skipped objects, and the table type that metrics are kept in."""
+    plain = {"collections.defaultdict": _empty, "builtins.list": list, "__builtin__.list": list}
+    return [(value, name) for name, value in (skipped | plain).items()]
+
+
+def _empty(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _globals(path: Path) -> set[str]:
+    """The names that the pickled part of a file refers to, found without evaluating it."""
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            return set(_names(file, PICKLES_OF_A_LEGACY_FILE))
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{path} is a compressed archive; torch.save writes plain ones")
+            (content,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+            if content.file_size > MAXIMAL_PICKLE:
+                raise ValueError(f"{path} has {content.file_size} bytes of names; it is no file of weights")
+            with archive.open(content) as pickled:
+                return set(_names(pickled, 1))  # pyright: ignore[reportArgumentType]
+
+
+def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
+    for _ in range(pickles):
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "GLOBAL":
+                yield str(argument).replace(" ", ".")
+
+
+def _reason(error: Exception) -> str:
+    refused = REFUSED.search(str(error))
+    if refused:
+        name = refused[1] or refused[2]
+        return f"is refused: it asks to run {name}, which no weights need; nothing was run"
+    return "is no file of weights that torch.save wrote, or is damaged; copy it again"

@@ -1,0 +1,167 @@
+"""Runs of the original LConvNet (`cfg.yaml` beside `checkpoints/NET.pth`) as run folders of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lconvnet import atomic, saving
+from lconvnet.baking import bake
+from lconvnet.bounds import Bound, lipschitz_bound
+from lconvnet.experiments import build
+from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.loading import dump, parse_any, read
+from lconvnet.experiments.original import is_original, network
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.importing import original, pickles
+from lconvnet.importing.baselines import adopt_baseline
+from lconvnet.training import CheckpointError, Record, load_record
+from lconvnet.training.checkpoint import save_best
+from lconvnet.training.settings import versions
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import made: the baked network with its bound, and where it is saved."""
+
+    network: nn.Module
+    bound: Bound
+    path: Path
+    epoch: int
+
+
+def import_run(old: str | Path, new: str | Path) -> Imported:
+    """Write the run of the original in the folder `old` (or its cfg.yaml) as the run folder `new`; nothing runs.
+
+    `new` gets cfg.yaml in our grammar, checkpoints/best.safetensors, record.json, which names the file that the weights
+    came from, and model.safetensors (the baked network with its bound). The same call goes on with an interrupted one.
+    Raises ValueError for what the user can put right.
+    """
+    source, folder = Source.read(Path(old)), RunFolder(Path(new))
+    if folder.path.resolve() == source.folder.resolve():
+        raise ValueError(f"{new} is the folder to import from; name another one for the import")
+    if _is_taken(folder) and not _is_import(folder, source.record):
+        raise ValueError(f"{new} already holds a run, which is never overwritten; name another folder for the import")
+    atomic.write_text(folder.config, dump(source.experiment))
+    return source.write(folder)
+
+
+def adopt(path: Path) -> None:
+    """Where `path` names a run of the original or a baseline that holds nothing of ours yet, add what an evaluation
+    needs.
+
+    Adds checkpoints/best.safetensors, record.json and model.safetensors beside its files, which stay as they are.
+    """
+    folder = RunFolder(path if path.is_dir() else path.parent)
+    if not folder.config.is_file() or _is_recorded(folder):
+        return
+    values = read(folder.config)
+    if not is_original(values):
+        adopt_baseline(folder, values)
+    elif any(_checkpoints(folder.path)) and not folder.model.exists():
+        Source.read(folder.path).write(folder)
+
+
+def _is_taken(folder: RunFolder) -> bool:
+    """Whether a run has left something; the weights alone are an import that did not come to its end."""
+    return _is_recorded(folder) or folder.model.exists()
+
+
+def _is_recorded(folder: RunFolder) -> bool:
+    return any((folder.path / name).exists() for name in ("record.json", "checkpoints/last.ckpt"))
+
+
+def _is_import(folder: RunFolder, record: Record) -> bool:
+    with contextlib.suppress(CheckpointError):
+        return load_record(folder.path).settings == record.settings
+    return False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run of the original as it was read: what it describes, its weights in our network, and their origin."""
+
+    folder: Path
+    experiment: Experiment | WassersteinExperiment
+    model: nn.Sequential
+    shape: tuple[int, int, int]
+    origin: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Source:
+        """Read the configuration and the checkpoint of a run folder."""
+        folder = path if path.is_dir() else path.parent
+        values = read(folder / "cfg.yaml")
+        if not is_original(values):
+            raise ValueError(f"{folder / 'cfg.yaml'} is not in the original's grammar, which begins with <type>")
+        experiment = parse_any(values)
+        shape, outputs = network(values)
+        model = _build(experiment, shape, outputs)
+        checkpoint = _checkpoint(folder, values["trainer"]["net"]["<type>"])
+        epoch = _load(model, checkpoint)
+        digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        origin = {"file": checkpoint.name, "sha256": digest, "epoch": epoch}
+        return cls(folder, experiment, model, shape, origin)
+
+    @property
+    def record(self) -> Record:
+        """No epoch is recorded, for the original's file tells none but the number of the last."""
+        asked = self.experiment
+        facts = build.settings(asked) if isinstance(asked, Experiment) else asked.model_dump(mode="json")
+        settings = {"settings": facts, "imported": self.origin}
+        return Record(json.loads(json.dumps(settings)), versions(torch.device("cpu")), finished=True)
+
+    def write(self, folder: RunFolder) -> Imported:
+        """Write weights, record and baked network, in an order in which an interrupted import can be told."""
+        baked = bake(self.model)
+        bound = lipschitz_bound(baked, input_shape=self.shape, diagnose=False)
+        notes = {"imported": self.origin["file"], "epoch": self.origin["epoch"]}
+        save_best(folder.path / "checkpoints" / "best.safetensors", self.model, self.origin["epoch"])
+        atomic.write_json(folder.path / "record.json", self.record.to_dict())
+        folder.write_model(saving.encode(baked, bound=bound, input_shape=self.shape, notes=notes))
+        return Imported(baked, bound, folder.model, self.origin["epoch"])
+
+
+def _build(experiment: Experiment | WassersteinExperiment, shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
+    """The network by itself: what stands before it, such as an upsampling, has no weights."""
+    if isinstance(experiment, Experiment):
+        return build.build_model(experiment.model, shape, outputs, seed=0)
+    return build.build_critic(experiment.critic.model_copy(update={"upsampling": 1}), shape, seed=0)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("*.pth"))
+
+
+def _checkpoint(folder: Path, network: str) -> Path:
+    """The only checkpoint, or the one that has the name of the network, as the original calls it."""
+    found = _checkpoints(folder)
+    named = [path for path in found if path.stem == network] or found
+    if len(named) != 1:
+        names = ", ".join(path.name for path in found) or "no .pth file"
+        raise ValueError(f"{folder / 'checkpoints'} holds {names}; the weights are expected in {network}.pth")
+    return named[0]
+
+
+def _load(model: nn.Sequential, path: Path) -> int:
+    """Put the weights of a checkpoint into the network; return the epoch they are of."""
+    content = pickles.read(path)
+    trainer = content.get("trainer") if isinstance(content, dict) else None
+    if not isinstance(trainer, dict) or "net" not in trainer:
+        raise ValueError(f"{path} has no weights under trainer.net; it is no checkpoint of the original LConvNet")
+    epoch = content.get("epoch")
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+        raise ValueError(f"{path} names the epoch {epoch!r}; it should be a whole number")
+    try:
+        original.load(model, pickles.state_dict(trainer["net"], path))
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    return epoch
