@@ -9,6 +9,7 @@ import yaml
 from lconvnet.cli import app, invoke
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.loading import load_any, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.template import expand
@@ -133,7 +134,9 @@ def test_critics_see_repeated_pixels():
 
 
 def test_an_upsampling_critic_repeats_pixels():
-    config = parse_any(critic(convnet("DCGANDiscriminator", "RKO", (3, 64, 64), 1))).critic
+    experiment = parse_any(critic(convnet("DCGANDiscriminator", "RKO", (3, 64, 64), 1)))
+    assert isinstance(experiment, WassersteinExperiment)
+    config = experiment.critic
     one, two = (config.model_copy(update={"conv": "unconstrained", "upsampling": factor}) for factor in (1, 2))
     critics = build.build_critic(one, (3, 64, 64), seed=0), build.build_critic(two, (3, 32, 32), seed=0)
     x = torch.rand(2, 3, 32, 32)

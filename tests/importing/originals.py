@@ -213,7 +213,7 @@ def write(folder, config, weights, monkeypatch, *, epoch=7, legacy=False, name=N
             self.data = {"accuracy": [0.5], "loss": 0.1}
 
     Accumulator.__module__, Accumulator.__qualname__ = "lconvnet.utils", "Accumulator"
-    module.Accumulator = Accumulator
+    vars(module)["Accumulator"] = Accumulator
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "cfg.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     path = folder / "checkpoints" / f"{name or config['trainer']['net']['<type>']}.pth"
