@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from lconvnet.experiments import config, names
 from lconvnet.experiments.explain import sections
+from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import dump, load, parse
 
 S = {"architecture": "small"}
@@ -152,6 +153,7 @@ def test_every_allowed_name_has_its_callable():
     assert set(names.ACTIVATIONS) == literals(config.Network, "activation")
     assert set(names.ARCHITECTURES) == {*literals(config.Convnet, "architecture"), "mlp"}
     assert set(names.AUGMENTATIONS) == literals(config.Data, "augment")
+    assert set(names.OBJECTIVES) == member_names(GanExperiment.model_fields["critic"].annotation)
     for table, key in ((names.LOSSES, "loss"), (names.OPTIMIZERS, "optimizer"), (names.SCHEDULES, "schedule")):
         assert set(table) == member_names(root[key].annotation)
     assert {*names.ATTACKS, *names.MINIMUM_NORM_ATTACKS} == member_names(

@@ -104,7 +104,8 @@ def test_a_classifiers_command_refuses_it(trained):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"task": "gan"}, "task is 'gan'"),
+        ({"task": "gna"}, "task is 'gna'; did you mean 'gan'"),
+        ({"task": ["gan"]}, "task is .*Allowed: wasserstein, gan"),
         ({"generated": ""}, "generated"),
         ({"critic": {"conv": "bcp"}}, "did you mean 'bcop'"),
         ({"evaluation": {"samples": 1}}, "evaluation.samples"),

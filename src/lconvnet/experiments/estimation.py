@@ -6,7 +6,6 @@ with the original's keys: `loss` is minus the critic's mean difference, before i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +15,13 @@ from torch import Tensor, nn
 from lconvnet import atomic, gan, saving, wasserstein
 from lconvnet.experiments import build
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.loading import dump, load_any
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
 from lconvnet.gan.streams import generated
 from lconvnet.models import DCGANGenerator
-from lconvnet.training.settings import differences
 from lconvnet.wasserstein import Estimate
 
-OUTSIDE = {"evaluation": {"confidence"}, "data": {"directory"}, "training": {"checkpoint_every"}}
+OUTSIDE: dict[str, set[str]] = {"evaluation": {"confidence"}, "data": {"directory"}, "training": {"checkpoint_every"}}
 
 
 class Generated:
@@ -42,7 +39,6 @@ def run(
     experiment: WassersteinExperiment,
     folder: RunFolder,
     *,
-    source: Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Estimate:
@@ -53,14 +49,11 @@ def run(
     """
     if not resume:
         folder.refuse_if_used()
-    own = source is not None and source.resolve() == folder.config.resolve()
     with session(folder, "estimate"):
-        _require_stated(experiment, folder)
-        real = build.load_real_images(experiment.data)
+        real = build.load_real_images(experiment.data).images
         shape = (int(real.shape[1]), int(real.shape[2]), int(real.shape[3]))
         critic = build.build_critic(experiment.critic, shape, seed=experiment.seed)
-        if not own and not folder.config.exists():
-            atomic.write_text(folder.config, dump(experiment))
+        folder.state_config(experiment, OUTSIDE)
         found = _estimate(experiment, folder, real, critic, resume=resume, progress=progress)
         _write(found, folder, shape, experiment)
     return found
@@ -96,18 +89,6 @@ def _estimate(
 
 def _generated(path: str) -> Generated | str:
     return Generated(gan.load_generator(path)) if path.endswith(".safetensors") else path
-
-
-def _require_stated(experiment: WassersteinExperiment, folder: RunFolder) -> None:
-    """Raise ValueError where the folder's cfg.yaml states another experiment."""
-    if not folder.config.exists():
-        return
-    stated, asked = (one.model_dump(mode="json", exclude=OUTSIDE) for one in (load_any(folder.config), experiment))
-    if other := list(differences(stated, asked)):
-        raise ValueError(
-            f"{folder.config} states another experiment than asked for ({'; '.join(other[:5])}); choose an empty "
-            "folder with --out, or change the file"
-        )
 
 
 def _write(found: Estimate, folder: RunFolder, shape: tuple[int, int, int], experiment: WassersteinExperiment) -> None:

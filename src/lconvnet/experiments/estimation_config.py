@@ -33,9 +33,10 @@ class RealImages(Section):
 
 
 class Critic(Network):
-    """The paper's DCGAN critic: four strided convolutions and one dense output."""
+    """The paper's DCGAN critic: four strided convolutions, `width` channels after the first, and one dense output."""
 
     conv: ConvName = "bcop"
+    width: PositiveInt = 64
 
 
 class Steps(Section):
