@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lconvnet import atomic, gan, saving, wasserstein
 from lconvnet.experiments import build
+from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
@@ -21,7 +22,12 @@ from lconvnet.gan.streams import generated
 from lconvnet.models import DCGANGenerator
 from lconvnet.wasserstein import Estimate
 
-OUTSIDE: dict[str, set[str]] = {"evaluation": {"confidence"}, "data": {"directory"}, "training": {"checkpoint_every"}}
+ROUNDING = 1e-6  # relative, of exact transport in float64
+OUTSIDE: dict[str, set[str]] = {
+    "evaluation": {"confidence", "transport"},
+    "data": {"directory"},
+    "training": {"checkpoint_every"},
+}
 
 
 class Generated:
@@ -55,7 +61,8 @@ def run(
         critic = build.build_critic(experiment.critic, shape, seed=experiment.seed)
         folder.state_config(experiment, OUTSIDE)
         found = _estimate(experiment, folder, real, critic, resume=resume, progress=progress)
-        _write(found, folder, shape, experiment)
+        compared = compare(found, experiment.evaluation.transport) if experiment.evaluation.transport else {}
+        _write(found, compared, folder, shape, experiment)
     return found
 
 
@@ -91,10 +98,32 @@ def _generated(path: str) -> Generated | str:
     return Generated(gan.load_generator(path)) if path.endswith(".safetensors") else path
 
 
-def _write(found: Estimate, folder: RunFolder, shape: tuple[int, int, int], experiment: WassersteinExperiment) -> None:
+def compare(found: Estimate, count: int) -> dict[str, Any]:
+    """Return the exact transport between the first held-out samples of each side, and what the critic certifies of it.
+
+    Raises `crosscheck.ContradictionError` where the critic, which is 1-Lipschitz, is above.
+    """
+    exact = wasserstein.transport(*(side[:count] for side in found.samples))
+    high, low = (side[:count].mean() for side in found.values)
+    certified = float(high - low)
+    if certified > exact * (1 + ROUNDING):
+        raise ContradictionError(
+            f"the critic certifies a distance of {certified!r} between {count} samples of each side whose exact "
+            f"transport is {exact!r}: its Lipschitz bound {found.lipschitz!r} is wrong; report this"
+        )
+    return {"transport": {"samples": count, "exact": exact, "certified": certified}}
+
+
+def _write(
+    found: Estimate,
+    compared: dict[str, Any],
+    folder: RunFolder,
+    shape: tuple[int, int, int],
+    experiment: WassersteinExperiment,
+) -> None:
     notes = {"task": experiment.task, "units": found.units}
     folder.write_model(saving.encode(found.critic, bound=found.bound, input_shape=shape, notes=notes))
-    text = yaml.safe_dump(results(found), sort_keys=False, allow_unicode=True, width=1000)
+    text = yaml.safe_dump(results(found) | compared, sort_keys=False, allow_unicode=True, width=1000)
     if not folder.results.exists() or folder.results.read_text(encoding="utf-8") != text:
         atomic.write_text(folder.results, text)
 
