@@ -1,14 +1,19 @@
 """Wasserstein estimates as runs: trained from a configuration, certified, reported, told again, never mixed up."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from lconvnet import cli, saving
 from lconvnet import run as original
 from lconvnet.bounds import lipschitz_bound
+from lconvnet.experiments import estimation
+from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.loading import load, load_any, parse_any
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.status import is_finished, status
@@ -28,7 +33,7 @@ generated: GENERATED
 critic: {conv: rkl2ne, linear: spectral-norm}
 optimizer: {name: rmsprop, lr: 0.001}
 training: {steps: 4, batch_size: 4}
-evaluation: {samples: 8}
+evaluation: {samples: 8, transport: 6}
 """
 
 
@@ -62,6 +67,19 @@ def test_what_is_reported_is_the_critic_that_is_saved_divided_by_its_bound(train
     assert results["units"] == "l2 over 3x32x32 pixels in [0, 1]"
     # Both sides are uniform pixels of different brightness; no transport is longer than the whole of the difference.
     assert 0 <= results["distance"] < (3 * SIDE * SIDE) ** 0.5
+
+
+def test_exact_transport_of_the_same_samples_is_beside_it(trained):
+    told = yaml.safe_load(trained.results.read_text())["transport"]
+    found = estimation.run(load_any(trained.config), trained, resume=True, progress=False)
+    cost = cdist(*(side[:6].flatten(1).double() for side in found.samples))
+    assert told["samples"] == 6
+    assert told["exact"] == pytest.approx(cost[linear_sum_assignment(cost)].mean(), rel=1e-9)  # float64
+    assert 0 < told["certified"] < told["exact"]
+    assert found.values[0][:6].mean() - found.values[1][:6].mean() == told["certified"]
+    wrong = replace(found, values=(found.values[0] + told["exact"], found.values[1]))
+    with pytest.raises(ContradictionError, match="Lipschitz bound .* is wrong"):
+        estimation.compare(wrong, 6)
 
 
 def test_a_second_call_tells_the_same_and_changes_nothing(trained, capsys):
@@ -104,10 +122,12 @@ def test_a_classifiers_command_refuses_it(trained):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"task": "gan"}, "task is 'gan'"),
+        ({"task": "gna"}, "task is 'gna'; did you mean 'gan'"),
+        ({"task": ["gan"]}, "task is .*Allowed: wasserstein, gan"),
         ({"generated": ""}, "generated"),
         ({"critic": {"conv": "bcp"}}, "did you mean 'bcop'"),
         ({"evaluation": {"samples": 1}}, "evaluation.samples"),
+        ({"evaluation": {"samples": 8, "transport": 9}}, "evaluation: transport is 9, of 8 samples"),
         ({"model": {}}, "model"),
     ],
 )

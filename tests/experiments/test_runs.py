@@ -8,10 +8,12 @@ import torch
 import yaml
 
 from lconvnet.experiments import build
-from lconvnet.experiments.loading import load, read
+from lconvnet.experiments.loading import load, parse_any, read
+from lconvnet.experiments.template import expand
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
-CONFIGS = sorted(path.relative_to(RUNS) for path in RUNS.glob("**/cfg.yaml"))
+ALL = sorted(path.relative_to(RUNS) for path in RUNS.glob("**/cfg.yaml"))
+CONFIGS = [path for path in ALL if "task" not in read(RUNS / path)]
 PAPER = [path for path in CONFIGS if path.parts[0].startswith("adv-rob")]
 
 
@@ -73,3 +75,20 @@ def test_configs_state_everything_that_matters():
         assert {"seed", "data", "model", "loss", "optimizer", "schedule", "training", "evaluation"} == set(
             read(RUNS / path)
         )
+
+
+TEMPLATES = sorted(path.relative_to(RUNS) for path in RUNS.glob("**/template.yaml"))
+OTHERS = [path for path in ALL if path not in CONFIGS]
+
+
+@pytest.mark.parametrize("path", [*OTHERS, *TEMPLATES], ids=str)
+def test_every_other_configuration_and_template_is_valid(path):
+    for choice in expand(read(RUNS / path)):
+        parse_any(choice.value)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "stl10"])
+def test_critics_take_the_generator_that_is_trained(data):
+    critics = {choice.value["generated"] for choice in expand(read(RUNS / f"wde_{data}" / "template.yaml"))}
+    generators = {f"runs/gan_{data}/{choice.path}" for choice in expand(read(RUNS / f"gan_{data}" / "template.yaml"))}
+    assert len(critics) == 1 and critics <= {f"{run}/generator.safetensors" for run in generators}

@@ -97,6 +97,12 @@ def test_lower_bound_is_divided_by_the_bound():
     found = quick(real, fake, critic=critic)
     assert found.lipschitz > 10
     assert found.interval[0] < transport(real, fake)
+    with torch.no_grad():
+        means = [found.critic.double()(side.double()).mean() for side in found.samples]
+    raw = float(means[0] - means[1])
+    assert raw > transport(*found.samples), "without the division this would be no lower bound"
+    assert found.lower_bound == pytest.approx(raw / found.lipschitz, rel=1e-12)
+    assert lc.lipschitz_bound(found.critic, input_shape=(1, 4, 4)).upper == pytest.approx(found.lipschitz, rel=1e-6)
 
 
 def test_images_take_the_papers_critic():

@@ -8,6 +8,7 @@ from scipy.stats import wasserstein_distance
 
 from lconvnet.data import load
 from lconvnet.wasserstein import certified_values, estimate, transport
+from lconvnet.wasserstein.exact import distances
 from tests.wasserstein.forms import normal
 
 
@@ -39,6 +40,15 @@ def test_translation_and_upsampling():
     y = torch.rand(50, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     doubled = [part.repeat_interleave(2, 2).repeat_interleave(2, 3) for part in (x, y)]
     assert transport(*doubled) == pytest.approx(2 * transport(x, y), rel=1e-12)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-9, 0.0])
+def test_distances_of_near_and_far_samples(spread):
+    """Near pairs, where a product of matrices loses digits, beside far ones; against a difference for every pair."""
+    x = 5 + points(40, 7, 1).double()
+    y = torch.cat([x[:20] + spread * points(20, 7, 2), points(30, 7, 3).double()])
+    expected = np.linalg.norm(x.numpy()[:, None] - y.numpy()[None], axis=2)
+    assert distances(x, y) == pytest.approx(expected, rel=1e-9, abs=0)  # 1e-16 / NEAR^2
 
 
 def test_bytes_are_pixels():

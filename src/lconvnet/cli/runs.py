@@ -13,10 +13,15 @@ import typer
 from rich.console import Console
 
 from lconvnet.cli import options, output
-from lconvnet.experiments import estimation, execute
+from lconvnet.experiments import estimation, execute, generation
+from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import load_any
 from lconvnet.experiments.run_folder import RunFolder, find_run
+from lconvnet.gan import Record
+from lconvnet.gan.reporting import summary
+from lconvnet.gan.state import generator_path
 from lconvnet.importing import adopt
 from lconvnet.ops.rounding import rounded_up
 from lconvnet.training.reporting import validated
@@ -61,11 +66,23 @@ def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, 
     """Train and say what came out."""
     output.configure_logging(quiet)
     experiment, folder = load_any(cfg, changes), RunFolder(out or cfg.parent)
-    given = {"source": cfg, "resume": resume, "progress": not quiet}
-    if isinstance(experiment, WassersteinExperiment):
-        show_estimate(estimation.run(experiment, folder, **given), folder, as_json=as_json)
+    if isinstance(experiment, Experiment):
+        found = execute.train(experiment, folder, source=cfg, resume=resume, progress=not quiet)
+        show_trained(found, folder, as_json=as_json)
     else:
-        show_trained(execute.train(experiment, folder, **given), folder, as_json=as_json)
+        train_critic(experiment, folder, resume=resume, as_json=as_json, quiet=quiet)
+
+
+def train_critic(
+    experiment: WassersteinExperiment | GanExperiment, folder: RunFolder, *, resume: bool, as_json: bool, quiet: bool
+) -> None:
+    """Train a critic, or a generator against one, and say what came out; a finished run is told again."""
+    if isinstance(experiment, GanExperiment):
+        record = generation.run(experiment, folder, resume=resume, progress=not quiet)
+        show_generator(record, folder, as_json=as_json)
+    else:
+        found = estimation.run(experiment, folder, resume=resume, progress=not quiet)
+        show_estimate(found, folder, as_json=as_json)
 
 
 def show_trained(trained: execute.Trained, folder: RunFolder, *, as_json: bool) -> None:
@@ -94,14 +111,25 @@ def show_estimate(found: Estimate, folder: RunFolder, *, as_json: bool) -> None:
         output.show_json({**facts, "bound": found.lipschitz, "results": str(folder.results), "run": str(folder.path)})
 
 
+def show_generator(record: Record, folder: RunFolder, *, as_json: bool) -> None:
+    """Say how a generator's training ended."""
+    last, path = record.epochs[-1], generator_path(folder.path)
+    Console(stderr=as_json, soft_wrap=True, highlight=False).print(
+        f"{last.epoch} epochs, {last.step} steps of the generator ({summary(last)}); saved {path}"
+    )
+    if as_json:
+        facts = {"epochs": last.epoch, "steps": last.step, "difference": last.difference, "bound": last.lipschitz}
+        output.show_json({**facts, "generator": str(path), "run": str(folder.path)})
+
+
 def evaluate(folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_json: bool, quiet: bool) -> None:
-    """Evaluate a classifier, or tell again what a critic certifies."""
+    """Evaluate a classifier, or tell again what a critic certifies or how a generator was trained."""
     output.configure_logging(quiet)
     experiment = load_any(folder.config, changes) if folder.config.exists() else None
-    if isinstance(experiment, WassersteinExperiment):
-        show_estimate(estimation.run(experiment, folder, resume=True, progress=not quiet), folder, as_json=as_json)
-    else:
+    if experiment is None or isinstance(experiment, Experiment):
         evaluate_classifier(folder, changes, attacks=attacks, as_json=as_json, quiet=quiet)
+    else:
+        train_critic(experiment, folder, resume=True, as_json=as_json, quiet=quiet)
 
 
 def evaluate_classifier(

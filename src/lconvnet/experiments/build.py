@@ -7,11 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lconvnet import data, models
+from lconvnet import data, gan, models
 from lconvnet.experiments import names
 from lconvnet.experiments.config import Convnet, Data, Experiment, Kw, Mlp, Network, Qw, Section
 from lconvnet.experiments.estimation_config import Critic, RealImages
+from lconvnet.experiments.generation_config import (
+    ConstrainedCritic,
+    Generator,
+    GradientPenaltyCritic,
+    WeightClippingCritic,
+)
 from lconvnet.layers import NearestUpsampling
+from lconvnet.models import DCGANGenerator, baselines
+from lconvnet.training.randomness import derive_seed
+
+GanCritic = GradientPenaltyCritic | WeightClippingCritic | ConstrainedCritic
 
 
 def build_model(
@@ -48,11 +58,49 @@ def build_critic(config: Critic, image_shape: tuple[int, int, int], *, seed: int
         critic = models.dcgan_critic(
             channels,
             (factor * height, factor * width),
+            width=config.width,
             conv=names.CONVS[config.conv],
             linear=names.LINEARS[config.linear],
             activation=_activation(config),
         )
     return critic if factor == 1 else nn.Sequential(NearestUpsampling(factor), *critic)
+
+
+def build_generator(config: Generator, image_shape: tuple[int, int, int], *, seed: int) -> DCGANGenerator:
+    """Return a generator of images of shape (C, H, W), its initial weights a function of `seed` alone.
+
+    >>> build_generator(Generator(width=2), (3, 32, 32), seed=0).image_shape
+    (3, 32, 32)
+    """
+    channels, height, width = image_shape
+    if height != width:
+        raise ValueError(
+            f"images are {height}x{width}, a generator makes square ones: give data.image_size, such as 32"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "generator", 0))
+        return DCGANGenerator(config.latent, channels, height, config.width)
+
+
+def build_gan_critic(config: GanCritic, image_shape: tuple[int, int, int], *, seed: int) -> nn.Sequential:
+    """Return what a generator is trained against.
+
+    >>> critic = GradientPenaltyCritic(name="gradient-penalty", width=2)
+    >>> build_gan_critic(critic, (3, 32, 32), seed=0)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 1])
+    """
+    if isinstance(config, ConstrainedCritic):
+        return build_critic(config, image_shape, seed=seed)
+    channels, height, width = image_shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return baselines.unconstrained_critic(channels, (height, width), width=config.width)
+
+
+def build_objective(config: GanCritic) -> gan.Objective:
+    """Return how that critic is kept in bounds."""
+    options = set() if isinstance(config, ConstrainedCritic) else {"weight", "bound"}
+    return names.OBJECTIVES[config.name](**config.model_dump(include=options))
 
 
 def build_loss(config: Section) -> Callable[[Tensor, Tensor], Tensor]:
@@ -76,9 +124,9 @@ def load_images(config: Data, *, seed: int) -> data.Splits:
     return data.load(config.name, seed=seed, **options)
 
 
-def load_real_images(config: RealImages) -> Tensor:
-    """Return the training images of a set as they are stored, uint8 `(N, C, H, W)`."""
-    return data.load(config.name, validation=0, **config.model_dump(exclude={"name"})).train.images
+def load_real_images(config: RealImages) -> data.Images:
+    """Return all training images of a set, as they are stored."""
+    return data.load(config.name, validation=0, **config.model_dump(exclude={"name"})).train
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:

@@ -6,7 +6,6 @@ with the original's keys: `loss` is minus the critic's mean difference, before i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +14,20 @@ from torch import Tensor, nn
 
 from lconvnet import atomic, gan, saving, wasserstein
 from lconvnet.experiments import build
+from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.loading import dump, load_any
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
 from lconvnet.gan.streams import generated
 from lconvnet.models import DCGANGenerator
-from lconvnet.training.settings import differences
 from lconvnet.wasserstein import Estimate
 
-OUTSIDE = {"evaluation": {"confidence"}, "data": {"directory"}, "training": {"checkpoint_every"}}
+ROUNDING = 1e-6  # relative, of exact transport in float64
+OUTSIDE: dict[str, set[str]] = {
+    "evaluation": {"confidence", "transport"},
+    "data": {"directory"},
+    "training": {"checkpoint_every"},
+}
 
 
 class Generated:
@@ -42,7 +45,6 @@ def run(
     experiment: WassersteinExperiment,
     folder: RunFolder,
     *,
-    source: Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Estimate:
@@ -54,16 +56,14 @@ def run(
     if not resume:
         folder.refuse_if_used()
     folder.refuse_if_imported()
-    own = source is not None and source.resolve() == folder.config.resolve()
     with session(folder, "estimate"):
-        _require_stated(experiment, folder)
-        real = build.load_real_images(experiment.data)
+        real = build.load_real_images(experiment.data).images
         shape = (int(real.shape[1]), int(real.shape[2]), int(real.shape[3]))
         critic = build.build_critic(experiment.critic, shape, seed=experiment.seed)
-        if not own and not folder.config.exists():
-            atomic.write_text(folder.config, dump(experiment))
+        folder.state_config(experiment, OUTSIDE)
         found = _estimate(experiment, folder, real, critic, resume=resume, progress=progress)
-        _write(found, folder, shape, experiment)
+        compared = compare(found, experiment.evaluation.transport) if experiment.evaluation.transport else {}
+        _write(found, compared, folder, shape, experiment)
     return found
 
 
@@ -99,22 +99,32 @@ def _generated(path: str) -> Generated | str:
     return Generated(gan.load_generator(path)) if path.endswith(".safetensors") else path
 
 
-def _require_stated(experiment: WassersteinExperiment, folder: RunFolder) -> None:
-    """Raise ValueError where the folder's cfg.yaml states another experiment."""
-    if not folder.config.exists():
-        return
-    stated, asked = (one.model_dump(mode="json", exclude=OUTSIDE) for one in (load_any(folder.config), experiment))
-    if other := list(differences(stated, asked)):
-        raise ValueError(
-            f"{folder.config} states another experiment than asked for ({'; '.join(other[:5])}); choose an empty "
-            "folder with --out, or change the file"
+def compare(found: Estimate, count: int) -> dict[str, Any]:
+    """Return the exact transport between the first held-out samples of each side, and what the critic certifies of it.
+
+    Raises `crosscheck.ContradictionError` where the critic, which is 1-Lipschitz, is above.
+    """
+    exact = wasserstein.transport(*(side[:count] for side in found.samples))
+    high, low = (side[:count].mean() for side in found.values)
+    certified = float(high - low)
+    if certified > exact * (1 + ROUNDING):
+        raise ContradictionError(
+            f"the critic certifies a distance of {certified!r} between {count} samples of each side whose exact "
+            f"transport is {exact!r}: its Lipschitz bound {found.lipschitz!r} is wrong; report this"
         )
+    return {"transport": {"samples": count, "exact": exact, "certified": certified}}
 
 
-def _write(found: Estimate, folder: RunFolder, shape: tuple[int, int, int], experiment: WassersteinExperiment) -> None:
+def _write(
+    found: Estimate,
+    compared: dict[str, Any],
+    folder: RunFolder,
+    shape: tuple[int, int, int],
+    experiment: WassersteinExperiment,
+) -> None:
     notes = {"task": experiment.task, "units": found.units}
     folder.write_model(saving.encode(found.critic, bound=found.bound, input_shape=shape, notes=notes))
-    text = yaml.safe_dump(results(found), sort_keys=False, allow_unicode=True, width=1000)
+    text = yaml.safe_dump(results(found) | compared, sort_keys=False, allow_unicode=True, width=1000)
     if not folder.results.exists() or folder.results.read_text(encoding="utf-8") != text:
         atomic.write_text(folder.results, text)
 

@@ -19,7 +19,11 @@ from pydantic import BaseModel, ValidationError
 from lconvnet.experiments import original
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.explain import explain, sections, tags
+from lconvnet.experiments.explain import choice, explain, sections, tags
+from lconvnet.experiments.generation_config import GanExperiment
+
+AnyExperiment = Experiment | WassersteinExperiment | GanExperiment
+TASKS: Mapping[str, type[AnyExperiment]] = {"wasserstein": WassersteinExperiment, "gan": GanExperiment}
 
 MAXIMAL_BYTES = 1_000_000
 MAXIMAL_DEPTH = 20
@@ -44,7 +48,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         return parse(read(Path(path)), overrides)
 
 
-def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Experiment | WassersteinExperiment:
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
     """As `load`, whatever the task is."""
     with _naming(Path(path)):
         return parse_any(read(Path(path)), overrides)
@@ -62,8 +66,8 @@ def parse(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experimen
     return experiment
 
 
-def parse_any(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment | WassersteinExperiment:
-    """As `parse`, whatever the task is: `task` wasserstein, or none for a classifier."""
+def parse_any(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyExperiment:
+    """As `parse`, whatever the task is: `task` wasserstein or gan, or none for a classifier."""
     merged = merge(values, overrides)
     kind = _kind(merged)
     try:
@@ -130,7 +134,7 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     return OmegaConf.from_dotlist(list(overrides))
 
 
-def dump(experiment: Experiment | WassersteinExperiment) -> str:
+def dump(experiment: AnyExperiment) -> str:
     """Return the complete configuration, defaults written out, as YAML that `load` reads to an equal one."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
@@ -146,8 +150,13 @@ def _check_tokens(path: Path, text: str) -> None:
             raise ValueError(f"{path} is nested deeper than {MAXIMAL_DEPTH} levels; it is no configuration")
 
 
-def _kind(values: Mapping[str, Any]) -> type[Experiment] | type[WassersteinExperiment]:
-    return WassersteinExperiment if "task" in values else Experiment
+def _kind(values: Mapping[str, Any]) -> type[AnyExperiment]:
+    if "task" not in values:
+        return Experiment
+    task = str(values["task"])
+    if task not in TASKS:
+        raise ValueError(choice("task", task, list(TASKS)))
+    return TASKS[task]
 
 
 @contextlib.contextmanager

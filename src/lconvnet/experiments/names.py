@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lconvnet import attacks, data, layers, losses, models
+from lconvnet import attacks, data, gan, layers, losses, models
 from lconvnet.models import baselines
 from lconvnet.training import schedules
 
@@ -48,6 +48,11 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Sequential]] = {
 LOSSES: Mapping[str, Callable[..., Any]] = {
     "hinge": losses.Hinge,
     "offset-cross-entropy": losses.OffsetCrossEntropy,
+}
+OBJECTIVES: Mapping[str, Callable[..., gan.Objective]] = {
+    "gradient-penalty": gan.GradientPenalty,
+    "weight-clipping": gan.WeightClipping,
+    "lipschitz": gan.LipschitzCritic,
 }
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

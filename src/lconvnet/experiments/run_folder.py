@@ -25,9 +25,10 @@ import yaml
 from lconvnet import atomic
 from lconvnet.experiments.build import settings
 from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.loading import dump, load, merge, read
+from lconvnet.experiments.loading import AnyExperiment, dump, load, load_any, merge, read
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, is_started, load_record
+from lconvnet.training.settings import differences
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,22 @@ class RunFolder:
             raise ValueError(
                 f"{self.config} describes another experiment, which is never overwritten; "
                 "choose an empty folder with --out"
+            )
+
+    def state_config(self, experiment: AnyExperiment, outside: dict[str, set[str]]) -> None:
+        """Write the complete configuration where there is none; raise ValueError where there is another one.
+
+        `outside` are the keys that may differ.
+        """
+        if not self.config.exists():
+            atomic.write_text(self.config, dump(experiment))
+            return
+        both = (load_any(self.config), experiment)
+        stated, asked = (one.model_dump(mode="json", exclude=dict(outside)) for one in both)
+        if other := list(differences(stated, asked)):
+            raise ValueError(
+                f"{self.config} states another experiment than asked for ({'; '.join(other[:5])}); choose an empty "
+                "folder with --out, or change the file"
             )
 
     def write_model(self, data: bytes) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
+from lconvnet.experiments import generation
 from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import load_any, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import Session, is_running, sessions
@@ -47,13 +49,14 @@ def status(path: str | Path) -> Status:
     record = _record(folder)
     results = _results(folder, record)
     state, detail = _state(folder, past, record, results)
+    epochs = int(record.settings.get("epochs", 0)) if record else _generator_epochs(folder)
     best = record.best if record and record.best_epoch else None
     row = _first(results.get("adv_robustness"))
     return Status(
         folder.path,
         state,
-        epoch=len(record.epochs) if record else 0,
-        epochs=int(record.settings.get("epochs", 0)) if record else 0,
+        epoch=len(record.epochs) if record else _generated(folder),
+        epochs=epochs,
         clean=results.get("accuracy", best.clean if best else None),
         certified=row.get("lb", next(iter(best.certified.values()), None) if best else None),
         seconds=sum(float(session.facts.get("seconds", 0)) for session in past),
@@ -73,6 +76,8 @@ def is_finished(folder: RunFolder, *, test: bool = True, attacks: bool = True) -
     experiment, record = load_any(folder.config), _record(folder)
     if isinstance(experiment, WassersteinExperiment):
         return bool(_estimated(folder))
+    if isinstance(experiment, GanExperiment):
+        return _generated(folder) >= experiment.training.epochs
     trained = bool(record and record.finished and folder.model.exists())
     if not (trained and test):
         return trained
@@ -96,6 +101,8 @@ def _state(folder: RunFolder, past: list[Session], record: Record | None, result
     if estimated := _estimated(folder):
         low, high = estimated["distance_interval"]
         return "finished", f"distance at least {estimated['distance']:.4f} ({low:.4f} to {high:.4f})"
+    if 0 < _generator_epochs(folder) <= _generated(folder):
+        return "finished", "generator.safetensors"
     if error := _config_error(folder):
         return "invalid", error
     if last and last.outcome == "failed":
@@ -138,6 +145,21 @@ def _estimated(folder: RunFolder) -> dict[str, Any]:
     except (ValueError, OSError):
         return {}
     return results if "distance" in results and folder.model.exists() else {}
+
+
+def _generated(folder: RunFolder) -> int:
+    """Return the number of epochs that a generator was trained for."""
+    record = generation.recorded(folder)
+    return len(record.epochs) if record else 0
+
+
+def _generator_epochs(folder: RunFolder) -> int:
+    """Return the number of epochs that cfg.yaml asks of a generator, 0 where it asks for something else."""
+    try:
+        experiment = load_any(folder.config)
+    except ValueError:
+        return 0
+    return experiment.training.epochs if isinstance(experiment, GanExperiment) else 0
 
 
 def _first(rows: Any) -> dict[str, Any]:

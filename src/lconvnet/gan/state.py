@@ -70,14 +70,14 @@ class Run:
         return self.progress.epoch * self.plan.steps_per_epoch + self.progress.step
 
 
-def samples_path(folder: RunFolder, epoch: int) -> Path:
+def samples_path(folder: Path, epoch: int) -> Path:
     """Where the grid of an epoch (1-based) lies."""
-    return folder.path / "samples" / f"epoch-{epoch:04d}.png"
+    return folder / "samples" / f"epoch-{epoch:04d}.png"
 
 
-def generator_path(folder: RunFolder) -> Path:
+def generator_path(folder: Path) -> Path:
     """Where the generator of the last whole epoch lies."""
-    return folder.path / "generator.safetensors"
+    return folder / "generator.safetensors"
 
 
 def diverged(run: Run, what: str) -> Diverged:
@@ -110,9 +110,9 @@ def write_results(run: Run) -> None:
     """Between two epochs: generator, grid and record. A resume does it again, for the kill may have come before."""
     if run.folder is None or run.progress.step or not run.progress.epoch:
         return
-    save_generator(run.generator, generator_path(run.folder))
+    save_generator(run.generator, generator_path(run.folder.path))
     shown = generated(run.generator, latents(run.generator, SHOWN, run.plan.seed, "grid", 0))
-    atomic.write_bytes(samples_path(run.folder, run.progress.epoch), png(grid(shown)))
+    atomic.write_bytes(samples_path(run.folder.path, run.progress.epoch), png(grid(shown)))
     atomic.write_json(run.folder.record, run.record.to_dict())
     atomic.write_text(run.folder.metrics, run.record.to_csv())
 
@@ -151,5 +151,5 @@ def _require_same_settings(saved: Record, run: Run, path: Path) -> None:
 def _sweep(run: Run) -> None:
     """Remove what killed writers left half-written; the folder is locked."""
     if run.folder:
-        atomic.sweep(generator_path(run.folder))
-        atomic.sweep(samples_path(run.folder, run.progress.epoch))
+        atomic.sweep(generator_path(run.folder.path))
+        atomic.sweep(samples_path(run.folder.path, run.progress.epoch))

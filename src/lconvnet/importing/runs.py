@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -111,7 +111,7 @@ class Source:
         values = read(folder / "cfg.yaml")
         if not is_original(values):
             raise ValueError(f"{folder / 'cfg.yaml'} is not in the original's grammar, which begins with <type>")
-        experiment = parse_any(values)
+        experiment = cast(Experiment | WassersteinExperiment, parse_any(values))  # it has no configuration of a GAN
         shape, outputs = network(values)
         model = _build(experiment, shape, outputs)
         checkpoint = _checkpoint(folder, values["trainer"]["net"]["<type>"])

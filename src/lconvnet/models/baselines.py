@@ -6,8 +6,7 @@ from functools import partial
 
 from torch import nn
 
-from lconvnet.kernels.base import require_positive
-from lconvnet.models.common import conv_stack, dense_stack
+from lconvnet.models.common import conv_stack, dcgan_layout, dense_stack
 
 
 def unconstrained_conv(
@@ -42,7 +41,7 @@ def unconstrained_critic(in_channels: int, image_size: int | tuple[int, int], wi
     >>> unconstrained_critic(3, 32, width=8)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 1])
     """
-    require_positive(width=width)
-    layout = tuple((width * factor, 4, 2) for factor in (1, 2, 4, 8))
-    layers, features = conv_stack(in_channels, image_size, layout, conv=unconstrained_conv, activation=leaky_relu)
+    layers, features = conv_stack(
+        in_channels, image_size, dcgan_layout(width), conv=unconstrained_conv, activation=leaky_relu
+    )
     return nn.Sequential(layers | dense_stack(features, (), 1, linear=unconstrained_linear, activation=leaky_relu))

@@ -14,6 +14,12 @@ from lconvnet.kernels.base import require_positive
 Part = Callable[..., nn.Module]
 
 
+def dcgan_layout(width: int) -> tuple[tuple[int, int, int], ...]:
+    """Four 4x4 convolutions of stride 2 with `width`, 2, 4 and 8 times as many channels (Radford et al. 2016)."""
+    require_positive(width=width)
+    return tuple((width * factor, 4, 2) for factor in (1, 2, 4, 8))
+
+
 def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width from one side or two, refusing what is no image."""
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)

@@ -14,11 +14,10 @@ from torch import nn
 
 from lconvnet.kernels.base import require_positive
 from lconvnet.layers import BCOPConv2d, CholeskyLinear, MaxMin
-from lconvnet.models.common import Part, conv_stack, dense_stack
+from lconvnet.models.common import Part, conv_stack, dcgan_layout, dense_stack
 
 SMALL = ((16, 4, 2), (32, 4, 2))
 LARGE = ((32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2))
-DCGAN = ((64, 4, 2), (128, 4, 2), (256, 4, 2), (512, 4, 2))
 
 
 def mlp(
@@ -93,6 +92,7 @@ def dcgan_critic(
     image_size: int | tuple[int, int],
     classes: int = 1,
     *,
+    width: int = 64,
     conv: Part = BCOPConv2d,
     linear: Part = CholeskyLinear,
     activation: Part = MaxMin,
@@ -103,6 +103,7 @@ def dcgan_critic(
         in_channels: channels of the image.
         image_size: side or (height, width); extended by zeros to a multiple of 16, and to 32 at least.
         classes: number of outputs, 1 for a critic.
+        width: channels of the first convolution, doubled by each of the others.
 
     >>> dcgan_critic(3, 32).linear1
     LipschitzLinear(
@@ -110,5 +111,5 @@ def dcgan_critic(
       (kernel): Orthogonal()
     )
     """
-    layers, features = conv_stack(in_channels, image_size, DCGAN, conv=conv, activation=activation)
+    layers, features = conv_stack(in_channels, image_size, dcgan_layout(width), conv=conv, activation=activation)
     return nn.Sequential(layers | dense_stack(features, (), classes, linear=linear, activation=activation))

@@ -2,9 +2,10 @@
 
 Matrix-valued kernels compose by ``(A [] B)[i] = sum_p A[p] B[i - p]``. The elementary orthogonal factor along one
 axis is ``P + (I - P) z`` with a symmetric projector P onto a column span; a 2 x 2 factor is one along each axis, its
-four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). With R = Y L^T, Y^T Y = I, a loss changes through P = Y Y^T by
+four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). With R = Y L^T, Y^T Y = I and P = Y Y^T, which is of twice the
+size of Y and never formed, a loss changes through Z = X P = (X Y) Y^T by
 
-    dl/dR = (I - P) (dl/dP + dl/dP^T) Y L^{-1}.
+    dl/dY = X^T (D Y) + D^T (X Y),    D = dl/dZ,        dl/dR = (I - P) dl/dY L^{-1}.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from torch.autograd.function import once_differentiable
 from lconvnet.ops.whitening import whiten
 
 
-def append_factor(X: Tensor, P: Tensor, dim: int) -> Tensor:
-    """Multiply a kernel on the right by ``P + (I - P) z`` along one spatial axis: it grows by one there.
+def append_factor(X: Tensor, kept: Tensor, dim: int) -> Tensor:
+    """The kernel ``X [] (P + (I - P) z)`` along one spatial axis, where it grows by one.
 
     Args:
         X: kernel ``(a, b, m, n)`` of m x n matrices.
-        P: projector ``(n, n)``.
+        kept: X P, of the same shape.
         dim: spatial axis, 0 or 1.
     """
-    kept = X @ P
     moved = X - kept
     if X.shape[dim] == 1:
         return torch.cat([kept, moved], dim)
@@ -39,26 +39,28 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, H: Tensor, R: Tensor) -> Tensor:
         Y, L = whiten(R)
-        P = Y @ Y.mT
-        kernels = [H[None, None]]
-        for index, projector in enumerate(P):
-            kernels.append(append_factor(kernels[-1], projector, index % 2))
-        ctx.save_for_backward(Y, L, P, *kernels[:-1])
-        return kernels[-1]
+        X, saved = H[None, None], []
+        for index, basis in enumerate(Y):
+            C = X @ basis
+            saved += [X, C]
+            X = append_factor(X, C @ basis.mT, index % 2)
+        ctx.save_for_backward(Y, L, *saved)
+        return X
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        Y, L, P, *kernels = ctx.saved_tensors
-        dP = torch.empty_like(P)
-        for index in reversed(range(len(P))):
-            X, dim = kernels[index], index % 2
+        Y, L, *saved = ctx.saved_tensors
+        dY = torch.empty_like(Y)
+        for index in reversed(range(len(Y))):
+            X, C, dim = saved[2 * index], saved[2 * index + 1], index % 2
             moved = grad.narrow(dim, 1, X.shape[dim])
-            difference = grad.narrow(dim, 0, X.shape[dim]) - moved
-            torch.mm(X.reshape(-1, X.shape[-1]).mT, difference.reshape(-1, X.shape[-1]), out=dP[index])
-            grad = moved + difference @ P[index]
-        dY = (dP + dP.mT) @ Y
-        dR = torch.linalg.solve_triangular(L, dY - P @ dY, upper=False, left=False)
+            D = grad.narrow(dim, 0, X.shape[dim]) - moved
+            DY = D @ Y[index]
+            rows = [M.flatten(0, -2) for M in (X, C, D, DY)]
+            torch.mm(rows[0].mT, rows[3], out=dY[index]).addmm_(rows[2].mT, rows[1])
+            grad = moved + DY @ Y[index].mT
+        dR = torch.linalg.solve_triangular(L, torch.baddbmm(dY, Y, Y.mT @ dY, alpha=-1), upper=False, left=False)
         return grad[0, 0], dR
 
 

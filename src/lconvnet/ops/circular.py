@@ -27,7 +27,7 @@ def padding(kernel_size: int, stride: int = 1) -> tuple[int, int]:
     return stride * (taps // 2), stride * ((taps - 1) // 2)
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def memory_format(x: Tensor) -> torch.memory_format:
     """Channels last on a CPU, whose convolutions would otherwise copy into such a layout and back."""
     return torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
 
@@ -38,7 +38,7 @@ def pad(x: Tensor, before: int, after: int) -> Tensor:
     >>> pad(torch.arange(4.0).reshape(1, 1, 2, 2), 1, 0)[0, 0].tolist()
     [[3.0, 2.0, 3.0], [1.0, 0.0, 1.0], [3.0, 2.0, 3.0]]
     """
-    layout = _memory_format(x)
+    layout = memory_format(x)
     if not before and not after:
         return x.contiguous(memory_format=layout)
     batch, channels, height, width = x.shape
@@ -76,7 +76,7 @@ def _parameter_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     if not any(wanted):
         return None, None
-    grad = grad.contiguous(memory_format=_memory_format(grad))
+    grad = grad.contiguous(memory_format=memory_format(grad))
     strides, nothing, ones = [stride, stride], [0, 0], [1, 1]
     _, dK, dbias = torch.ops.aten.convolution_backward(
         grad, padded, K, [K.shape[0]], strides, nothing, ones, False, nothing, 1, [False, *wanted]

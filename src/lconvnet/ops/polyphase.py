@@ -7,24 +7,31 @@ Both have the same singular values, so a stride costs no unshuffling of the imag
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lconvnet.ops.circular import memory_format
 
 
 def to_strided(K: Tensor, stride: int) -> Tensor:
     """Kernel ``(co, ci s^2, k, k)`` on the unshuffled image to ``(co, ci, s k, s k)`` with stride s.
 
-    The channels of the unshuffled image are ordered as in :class:`torch.nn.PixelUnshuffle`.
+    The channels of the unshuffled image are ordered as in :class:`torch.nn.PixelUnshuffle`. On a CPU the kernel comes
+    with its channels last in memory, as the convolutions there take it.
 
-    >>> import torch
     >>> to_strided(torch.zeros(6, 12, 2, 2), 2).shape
     torch.Size([6, 3, 4, 4])
     """
     if stride == 1:
         return K
     out_channels, channels, k, _ = K.shape
-    phases = K.reshape(out_channels, channels // stride**2, stride, stride, k, k)
-    return phases.permute(0, 1, 4, 2, 5, 3).reshape(out_channels, -1, stride * k, stride * k)
+    # taps first, as kernels are made: the gradient then arrives in that order and is not copied again
+    phases = K.permute(2, 3, 0, 1).reshape(k, k, out_channels, channels // stride**2, stride, stride)
+    if memory_format(K) == torch.contiguous_format:
+        return phases.permute(2, 3, 0, 4, 1, 5).reshape(out_channels, -1, stride * k, stride * k)
+    last = phases.permute(2, 0, 4, 1, 5, 3).reshape(out_channels, stride * k, stride * k, -1)
+    return last.permute(0, 3, 1, 2)
 
 
 def to_unshuffled(K: Tensor, stride: int) -> Tensor:

@@ -19,7 +19,8 @@ from lconvnet.experiments import build
 from lconvnet.experiments.config import Evaluation, Experiment, Kw, Mlp, Qw
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.execute import trained_experiment
-from lconvnet.experiments.loading import parse_any, read
+from lconvnet.experiments.generation_config import GanExperiment
+from lconvnet.experiments.loading import AnyExperiment, parse_any, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.report import names
 from lconvnet.training import load_record
@@ -69,13 +70,15 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
     experiment = specification(folder)
     if isinstance(experiment, WassersteinExperiment):
         return facts_of_estimate(experiment), {}
+    if isinstance(experiment, GanExperiment):
+        raise ValueError("its cfg.yaml trains a generator (task: gan), of which no table tells")
     if experiment is not None:
         ran = experiment.evaluation if evaluation is None else Evaluation.model_validate(evaluation)
         return replace(facts_of_experiment(experiment), **_published(folder, experiment)), _attacks(ran)
     return facts_of_name(folder.resolve().as_posix()), {}
 
 
-def specification(folder: Path) -> Experiment | WassersteinExperiment | None:
+def specification(folder: Path) -> AnyExperiment | None:
     """Return the experiment that record.json, or else cfg.yaml, says was trained; None where neither does."""
     run, record = RunFolder(folder), folder / "record.json"
     values = read(run.config) if run.config.exists() else {ORIGINALS_KEY: None}

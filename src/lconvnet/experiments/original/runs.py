@@ -87,7 +87,7 @@ def _critic_run(root: Node, trainer: Node) -> Values:
         "task": "wasserstein",
         "seed": root.number("seed", 0),
         **_sized(name, network, side),
-        "generated": f"runs/gan_{name}/generator.safetensors",
+        "generated": f"runs/gan_{name}/wgan-gp/generator.safetensors",
         **_optimisation(trainer),
         "training": {
             "steps": STEPS_PER_EPOCH * root.number("num_epochs"),

@@ -1,0 +1,55 @@
+"""What a run with `task: gan` does: train a generator on images, with the files of `lconvnet.gan.train_gan`."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from lconvnet import gan
+from lconvnet.experiments import build
+from lconvnet.experiments.generation_config import GanExperiment
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.session import session
+
+OUTSIDE = {"data": {"directory"}, "training": {"epochs", "checkpoint_every"}}
+
+
+def run(experiment: GanExperiment, folder: RunFolder, *, resume: bool = False, progress: bool = True) -> gan.Record:
+    """Train the generator of an experiment in its folder, or go on with it, on the GPU where there is one.
+
+    With `resume` a finished run returns its record again, and one that is asked for more epochs goes on. Raises
+    ValueError for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to stop,
+    and `Diverged`.
+    """
+    if not resume:
+        folder.refuse_if_used()
+    with session(folder, "train"):
+        images = build.load_real_images(experiment.data)
+        shape = (int(images.images.shape[1]), int(images.images.shape[2]), int(images.images.shape[3]))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        generator = build.build_generator(experiment.generator, shape, seed=experiment.seed).to(device)
+        critic = build.build_gan_critic(experiment.critic, shape, seed=experiment.seed).to(device)
+        optimizer = build.build_optimizer(experiment.optimizer) if experiment.optimizer else None
+        folder.state_config(experiment, OUTSIDE)
+        return gan.train_gan(
+            generator,
+            critic,
+            images,
+            objective=build.build_objective(experiment.critic),
+            generator_optimizer=optimizer,
+            critic_optimizer=optimizer,
+            seed=experiment.seed,
+            directory=folder.path,
+            resume=resume,
+            progress=progress,
+            **experiment.training.model_dump(),
+        )
+
+
+def recorded(folder: RunFolder) -> gan.Record | None:
+    """Return the record of a generator's training, None where the folder holds none."""
+    try:
+        return gan.Record.from_dict(json.loads((folder.path / "record.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,169 @@
+"""Generators as runs: trained from a configuration against each kind of critic, stopped, resumed, told again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lconvnet
+from lconvnet import cli, gan
+from lconvnet import run as original
+from lconvnet.experiments import build, generation
+from lconvnet.experiments.loading import load_any, parse_any
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.status import is_finished, status
+from lconvnet.report import find_runs
+from lconvnet.training import Interrupted
+from tests.gan.test_training import assert_same_run
+
+image = pytest.importorskip("PIL.Image", reason="images come with the extra: pip install 'lconvnet[data]'")
+
+SHAPE = (3, 16, 16)
+SIZES = {"generator": {"latent": 4, "width": 2}, "training": {"epochs": 2, "steps_per_epoch": 3, "batch_size": 4}}
+CRITICS = {
+    "gradient-penalty": {"width": 2},
+    "weight-clipping": {"width": 2, "bound": 0.02},
+    "lipschitz": {"width": 2, "conv": "rkl2ne", "linear": "spectral-norm"},
+}
+
+
+def values(name: str = "weight-clipping", **changes) -> dict:
+    data = {"name": "images"}
+    critic = {"name": name, **CRITICS[name]}
+    return {"task": "gan", "data": data, "critic": critic, **SIZES, **changes}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images(tmp_path_factory):
+    """The current folder has two classes of six coloured images of 16x16 in `images`."""
+    folder, generator = tmp_path_factory.mktemp("gan"), np.random.default_rng(0)
+    for place in (folder / "images" / name / f"{number}.png" for name in "ab" for number in range(6)):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(generator.integers(0, 255, (*SHAPE[1:], 3), dtype=np.uint8)).save(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+def write(folder: Path, **changes) -> RunFolder:
+    folder.mkdir(parents=True)
+    (folder / "cfg.yaml").write_text(json.dumps(values(**changes)))  # JSON is YAML
+    return RunFolder(folder)
+
+
+def results(folder: RunFolder) -> dict[str, bytes]:
+    """What a run leaves behind, but for wall times and sessions."""
+    paths = [path for path in folder.path.rglob("*") if path.is_file() and path.suffix not in (".jsonl", ".yaml")]
+    return {str(path.relative_to(folder.path)): path.read_bytes() for path in sorted(paths)}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_a_run_is_the_training_that_its_configuration_describes(name, tmp_path):
+    folder = write(tmp_path / "run", name=name)
+    assert cli.invoke(original.app, ["--cfg", str(folder.config), "--quiet"]) == 0
+    experiment = load_any(folder.config)
+    images = lconvnet.data.load("images", validation=0).train
+    generator = build.build_generator(experiment.generator, SHAPE, seed=0)
+    critic = build.build_gan_critic(experiment.critic, SHAPE, seed=0)
+    objective = build.build_objective(experiment.critic)
+    assert type(objective) is {"gradient": gan.GradientPenalty, "weight": gan.WeightClipping}.get(
+        name.partition("-")[0], gan.LipschitzCritic
+    )
+    gan.train_gan(
+        generator, critic, images, objective=objective, epochs=2, steps_per_epoch=3, batch_size=4,
+        directory=tmp_path / "own", checkpoint_every=50,
+    )  # fmt: skip
+    assert results(folder) == results(RunFolder(tmp_path / "own"))
+    assert {"generator.safetensors", "samples/epoch-0001.png", "samples/epoch-0002.png"} <= set(results(folder))
+
+
+def test_options_reach_what_they_are_named_for():
+    experiment = parse_any(values(optimizer={"name": "adam", "lr": 0.5, "betas": [0.25, 0.75]}))
+    made = build.build_optimizer(experiment.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    assert (made.defaults["lr"], made.defaults["betas"]) == (0.5, (0.25, 0.75))
+    assert build.build_objective(experiment.critic) == gan.WeightClipping(bound=0.02)
+    penalty = parse_any(values("gradient-penalty", critic={"name": "gradient-penalty", "weight": 3.0}))
+    assert build.build_objective(penalty.critic) == gan.GradientPenalty(weight=3.0)
+    weights = [build.build_generator(experiment.generator, SHAPE, seed=seed).state_dict() for seed in (0, 0, 1)]
+    same = [all(torch.equal(value, weights[0][name]) for name, value in other.items()) for other in weights[1:]]
+    assert same == [True, False]
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    whole, stopped = write(tmp_path / "whole"), write(tmp_path / "stopped")
+    assert cli.invoke(cli.app, ["train", str(whole.config), "--quiet"]) == 0
+    steps = iter([False] * 4 + [True] * 9)
+    monkeypatch.setattr("lconvnet.gan.loop.Interruption.requested", property(lambda self: next(steps) and "SIGTERM"))
+    with pytest.raises(Interrupted):
+        generation.run(load_any(stopped.config), stopped, progress=False)
+    assert status(stopped.path).state == "interrupted" and not is_finished(stopped)
+    monkeypatch.undo()
+    assert cli.invoke(cli.app, ["train", str(stopped.config), "--resume", "--quiet"]) == 0
+    assert_same_run(stopped.path, whole.path)
+
+
+def test_a_finished_run_is_told_again_and_never_overwritten(tmp_path, capsys):
+    folder = write(tmp_path / "run")
+    assert cli.invoke(cli.app, ["train", str(folder.config), "--test", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    before = results(folder)
+    row = status(folder.path)
+    assert (row.state, row.epoch, row.epochs) == ("finished", 2, 2) and is_finished(folder)
+    assert cli.invoke(original.app, ["--cfg", str(folder.config), "--resume", "--test", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == told
+    assert told["epochs"] == 2 and told["steps"] == 6 and told["bound"] is None
+    assert gan.load_generator(told["generator"]).image_shape == SHAPE
+    assert cli.invoke(original.app, ["--cfg", str(folder.config)]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    assert results(folder) == before
+
+
+def test_more_epochs_go_on_and_other_settings_need_another_folder(tmp_path, capsys):
+    folder = write(tmp_path / "run", training={**SIZES["training"], "epochs": 1})
+    assert cli.invoke(cli.app, ["train", str(folder.config), "--quiet"]) == 0
+    more = ["train", str(folder.config), "--resume", "--quiet", "--set"]
+    assert cli.invoke(cli.app, [*more, "training.epochs=2"]) == 0
+    assert len(generation.recorded(folder).epochs) == 2
+    assert cli.invoke(cli.app, [*more, "critic.bound=0.5"]) == 2
+    assert "critic.bound: 0.02, now 0.5" in capsys.readouterr().err
+
+
+def test_a_table_says_that_a_generator_is_none_of_its_runs(tmp_path):
+    folder = write(tmp_path / "run")
+    folder.results.write_text("loss: 1.0\n")
+    with pytest.raises(ValueError, match="trains a generator"):
+        find_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"critic": {"name": "penalty"}}, r"critic.name is 'penalty'; did you mean 'gradient-penalty'"),
+        ({"critic": {"name": "weight-clipping", "weight": 1.0}}, "critic.weight = 1.0 is not a known key"),
+        ({"critic": {"name": "weight-clipping", "bound": 0.0}}, "critic.bound is 0.0"),
+        ({"generator": {"width": 0}}, "generator.width is 0"),
+        ({"optimizer": {"lr": 0.1}}, "optimizer.name is missing; Allowed: adam, sgd, rmsprop"),
+        ({"training": {"epoch": 3}}, r"training.epoch = 3 .* did you mean 'epochs'"),
+        ({"model": {}}, "model"),
+    ],
+)
+def test_bad_configurations_are_named(change, match):
+    with pytest.raises(ValueError, match=match):
+        parse_any(values(**change))
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ({"name": "digits", "limit": 100}, "image_size=28: must be a power of two"),
+        ({"name": "images", "image_size": 4}, "image_size=4: must be a power of two"),
+    ],
+)
+def test_images_that_no_generator_makes(data, match, tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ValueError, match=match):
+        generation.run(parse_any(values(data=data)), folder, progress=False)
+    with pytest.raises(ValueError, match=r"images are 8x16.*data\.image_size"):
+        build.build_generator(parse_any(values()).generator, (3, 8, 16), seed=0)
