@@ -21,4 +21,4 @@ if [[ ${1:-} =~ ^[0-9]+$ ]]; then
 fi
 python="$(dirname "${BASH_SOURCE[0]}")/.venv/bin/python"
 [[ -x $python ]] || python=python3
-exec "${PYTHON:-$python}" -m lconvnet submit "${flags[@]}" "$folder" -- "$@"
+exec "${PYTHON:-$python}" -m lconvnet submit ${flags[@]+"${flags[@]}"} "$folder" -- "$@"

@@ -3,4 +3,4 @@
 set -euo pipefail
 python=$(dirname "${BASH_SOURCE[0]}")/.venv/bin/python
 [ -x "$python" ] || python=python3
-exec "$python" -m lconvnet generate "$@"
+exec "${PYTHON:-$python}" -m lconvnet generate "$@"

@@ -9,6 +9,8 @@ import yaml
 from lconvnet import cli
 from lconvnet.experiments.family import generate
 from lconvnet.experiments.loading import load
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.session import session
 
 RUNS = Path(__file__).parents[2] / "runs"
 TEMPLATE = """
@@ -143,3 +145,60 @@ def test_many_templates_below_one_folder(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "template.yaml").write_text(TEMPLATE)
     assert len(generate(tmp_path).added) == 8
+
+
+def test_a_run_that_is_about_to_start_keeps_what_it_has_read(folder):
+    generate(folder)
+    path = folder / "wide/a/cfg.yaml"
+    before = path.read_text()
+    (folder / "template.yaml").write_text(TEMPLATE.replace("epochs: 1", "epochs: 2"))
+    with session(RunFolder(path.parent), "train"):
+        generated = generate(folder)
+    assert names(generated.kept, folder) == ["wide/a"] and "a process works on it" in generated.kept[path.parent]
+    assert path.read_text() == before
+    assert names(generate(folder).changed, folder) == ["wide/a"]
+
+
+def test_overrides_stay_with_a_run_until_others_are_given(folder):
+    generate(folder, ["training.epochs=2", "data.limit=50"])
+    again = generate(folder)
+    assert names(again.unchanged, folder) == RELATIVE and set(again.overridden.values()) == {
+        "training.epochs=2 data.limit=50"
+    }
+    (folder / "template.yaml").write_text(TEMPLATE.replace("seed|b: 1", "seed|b: 1\nloss: {name: hinge, eps: 0.5}"))
+    generate(folder)
+    experiment = load(folder / "wide/b/cfg.yaml")
+    assert (experiment.training.epochs, experiment.data.limit, experiment.loss.name) == (2, 50, "hinge")
+    generate(folder, ["training.epochs=3"])
+    experiment = load(folder / "wide/b/cfg.yaml")
+    assert (experiment.training.epochs, experiment.data.limit) == (3, 100)
+
+
+@pytest.mark.parametrize("override", ["seed=5", "model.widths=[8]", "model={architecture: mlp}"])
+def test_an_override_of_a_choice_is_refused(folder, override):
+    with pytest.raises(
+        ValueError, match=r"makes narrow/a and (narrow/b|wide/a) the same experiment; change the template"
+    ):
+        generate(folder, [override])
+    assert not list(folder.rglob("cfg.yaml"))
+
+
+def test_one_wrong_override_is_one_error(folder):
+    with pytest.raises(ValueError, match=r"--set is 'epochs'; write key=value"):
+        generate(folder, ["epochs"])
+
+
+def test_two_templates_may_not_share_a_run(folder):
+    (folder / "narrow").mkdir()
+    (folder / "narrow/template.yaml").write_text("model: {architecture: mlp}\nseed|a: 0\n")
+    with pytest.raises(ValueError, match=r"narrow/a is a run of .*template.yaml and of .*narrow/template.yaml"):
+        generate(folder)
+
+
+def test_a_started_run_without_its_configuration_gets_no_other(folder):
+    generate(folder)
+    (folder / "wide/a/record.json").write_text("{}")
+    (folder / "wide/a/cfg.yaml").unlink()
+    generated = generate(folder)
+    assert "its cfg.yaml is gone" in generated.invalid[folder / "wide/a"]
+    assert not (folder / "wide/a/cfg.yaml").exists()

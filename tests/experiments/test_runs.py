@@ -12,7 +12,8 @@ from lconvnet.experiments.loading import load, parse_any, read
 from lconvnet.experiments.template import expand
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
-ALL = sorted(path.relative_to(RUNS) for path in RUNS.glob("**/cfg.yaml"))
+COMMITTED = re.compile(r"(?!.*multi-trial-[B-E])")  # the other trials are generated
+ALL = sorted(path.relative_to(RUNS) for path in RUNS.glob("**/cfg.yaml") if COMMITTED.match(str(path)))
 CONFIGS = [path for path in ALL if "task" not in read(RUNS / path)]
 PAPER = [path for path in CONFIGS if path.parts[0].startswith("adv-rob")]
 

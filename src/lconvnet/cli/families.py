@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -51,11 +52,11 @@ def sweep_command(
     with watched(plan, console, quiet=quiet) as watcher:
         outcomes = sweep.run_all(plan.todo, arguments, watcher, jobs=jobs)
     complete = len(outcomes) == len(plan.todo)
-    failed = {run: outcome.reason for run, outcome in outcomes.items() if outcome.code}
-    show_summary(plan, outcomes, failed, console)
+    show_summary(plan, outcomes, console)
     if as_json:
-        facts = {"finished": _paths([*plan.finished, *(run for run in outcomes if run not in failed)])}
-        output.show_json({**facts, "failed": _paths(failed), "invalid": _paths(plan.invalid)})
+        facts = {"finished": [*plan.finished, *_ended(outcomes, "finished")], "failed": _failed(outcomes)}
+        others = {"interrupted": _ended(outcomes, "interrupted"), "running": plan.running, "invalid": plan.invalid}
+        output.show_json({name: _paths(value) for name, value in {**facts, **others}.items()})
     raise typer.Exit(sweep.exit_code(outcomes, plan, complete=complete))
 
 
@@ -72,16 +73,18 @@ def status_command(folder: Folder, as_json: options.Json = False) -> None:
 
 
 def family_runs(folder: Path, changes: Sequence[str], console: Console) -> tuple[list[Path], dict[Path, str]]:
-    """Return the runs of a family, generated where there is a template, and the combinations that are invalid."""
-    if folder.is_dir() and not any(folder.rglob(family.TEMPLATE)):
-        runs = family.run_folders(folder)
-        if changes or not runs:
-            what = "--set applies to a template, and" if changes else "there is nothing to run:"
-            raise ValueError(f"{what} {folder} holds no {family.TEMPLATE}" + ("" if changes else " and no cfg.yaml"))
-        return runs, {}
-    generated = family.generate(folder, changes)
-    show_generated(generated, console)
-    return generated.runs, generated.invalid
+    """Return the runs in and below a folder, those of templates generated first, and the combinations that are
+    invalid."""
+    if not folder.is_dir() or any(folder.rglob(family.TEMPLATE)):
+        generated = family.generate(folder, changes)
+        show_generated(replace(generated, invalid={}), console)  # named among what came of the others
+        others = set(family.run_folders(folder)) - {*generated.runs, *generated.invalid, *generated.orphaned}
+        return sorted([*generated.runs, *others]), generated.invalid
+    runs = family.run_folders(folder)
+    if changes or not runs:
+        what = "--set applies to a template, and" if changes else "there is nothing to run:"
+        raise ValueError(f"{what} {folder} holds no {family.TEMPLATE}" + ("" if changes else " and no cfg.yaml"))
+    return runs, {}
 
 
 def show_generated(generated: Generated, console: Console) -> None:
@@ -92,30 +95,41 @@ def show_generated(generated: Generated, console: Console) -> None:
     for name in ("kept", "invalid"):
         for run, reason in getattr(generated, name).items():
             console.print(f"{name}: {run}: {reason}")
+    for overrides, number in Counter(generated.overridden.values()).items():
+        console.print(
+            f"overridden: {number} runs keep --set {overrides} of an earlier generation; --set others to change"
+        )
     for run in generated.orphaned:
         console.print(f"orphaned: {run}: no template expands to it; it is left as it is")
 
 
-def show_summary(
-    plan: sweep.Plan, outcomes: dict[Path, sweep.Outcome], failed: dict[Path, str], console: Console
-) -> None:
+def show_summary(plan: sweep.Plan, outcomes: Mapping[Path, sweep.Outcome], console: Console) -> None:
     """Say what ended how; everything that did not end well by name."""
     for run in plan.running:
         console.print(f"running: {run}: another process works on it")
-    for run, reason in plan.invalid.items():
-        console.print(f"invalid: {run}: {reason}")
-    for run, reason in failed.items():
-        console.print(f"failed: {run}: {reason}")
+    for name, reasons in (("invalid", plan.invalid), ("failed", _failed(outcomes))):
+        for run, reason in reasons.items():
+            console.print(f"{name}: {run}: {reason}")
+    for run in _ended(outcomes, "interrupted"):
+        console.print(f"interrupted: {run}")
     for run in plan.todo:
         if run not in outcomes:
             console.print(f"not started: {run}")
-    good = len(outcomes) - len(failed)
+    good = len(_ended(outcomes, "finished"))
     total = len(plan.todo) + len(plan.finished) + len(plan.running) + len(plan.invalid)
     rest = total - good - len(plan.finished)
     console.print(
         f"{good + len(plan.finished)} of {total} runs finished, {good} of them now"
         + (f"; {rest} not: the same command goes on" if rest else "")
     )
+
+
+def _ended(outcomes: Mapping[Path, sweep.Outcome], how: Literal["finished", "interrupted"]) -> list[Path]:
+    return [run for run, found in outcomes.items() if (found.interrupted if how == "interrupted" else found.code == 0)]
+
+
+def _failed(outcomes: Mapping[Path, sweep.Outcome]) -> dict[Path, str]:
+    return {run: found.reason for run, found in outcomes.items() if found.code and not found.interrupted}
 
 
 def status_header() -> list[str]:

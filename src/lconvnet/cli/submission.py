@@ -18,11 +18,17 @@ from lconvnet.experiments import slurm
 
 def submit_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with cfg.yaml files below it.")],
-    sbatch: Annotated[list[str] | None, typer.Argument(metavar="[-- SBATCH OPTIONS]")] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- SBATCH OPTIONS]", help="Options of sbatch.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Tasks that may run at once.")] = None,
     resume: options.Resume = False,
-    test: Annotated[bool, typer.Option("--test", help="Evaluate the trained runs.")] = False,
-    notice: Annotated[int, typer.Option("--notice", min=1, help="Seconds to save in.")] = slurm.NOTICE,
+    test: Annotated[
+        bool, typer.Option("--test", help="Evaluate the trained runs; with --resume, train first.")
+    ] = False,
+    notice: Annotated[
+        int, typer.Option("--notice", min=1, help="Seconds before the time limit at which a task saves.")
+    ] = slurm.NOTICE,
     as_json: options.Json = False,
 ) -> None:
     """Submit all runs below DIR as one Slurm job array."""

@@ -17,6 +17,8 @@ from lconvnet.experiments.sweep import Outcome, Plan, Watcher
 
 logger = logging.getLogger("lconvnet")
 
+STOPPING = "stopping: every run saves where it stands; Ctrl-C once more kills them"
+
 
 class Log:
     """One line for every event, through `logging`."""
@@ -27,6 +29,9 @@ class Log:
     def ended(self, run: Path, outcome: Outcome) -> None:
         logger.info("%s: %s", run, f"ended with exit code {outcome.code}" if outcome.code else "finished")
 
+    def stops(self) -> None:
+        logger.info(STOPPING)
+
 
 @dataclass
 class Board:
@@ -35,6 +40,7 @@ class Board:
     plan: Plan
     active: dict[Path, tuple[float, str]] = field(default_factory=dict)
     done: int = 0
+    stopping: bool = False
 
     def says(self, run: Path, line: str) -> None:
         begun, _ = self.active.get(run, (time.monotonic(), ""))
@@ -44,9 +50,12 @@ class Board:
         self.active.pop(run, None)
         self.done += 1
 
+    def stops(self) -> None:
+        self.stopping = True
+
     def __rich__(self) -> Table:
         total = len(self.plan.todo)
-        title = f"{self.done} of {total} ended, {len(self.active)} running"
+        title = STOPPING if self.stopping else f"{self.done} of {total} ended, {len(self.active)} running"
         table = Table("run", "seconds", "says", title=title, title_justify="left", expand=True)
         for run, (begun, line) in list(self.active.items()):
             table.add_row(str(run), f"{time.monotonic() - begun:.0f}", line)

@@ -71,12 +71,11 @@ def train(
     if not resume and is_first_process():
         folder.refuse_if_used()
     own = source if source and source.resolve() == folder.config.resolve() else None
-    if own and (other := list(differences(_stated(load(own)), _stated(experiment)))):
-        raise ValueError(
-            f"{own} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
-            "own: lconvnet train CFG --out FOLDER --set ..., or change the file"
-        )
+    if own:
+        _require_stated(own, experiment)  # before anything is written
     with session(folder, "train") if is_first_process() else contextlib.nullcontext():
+        if own:
+            _require_stated(own, experiment)  # from here on nobody generates another one in its place
         splits = build.load_images(experiment.data, seed=experiment.seed)
         model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
         if not own and is_first_process():
@@ -85,6 +84,15 @@ def train(
         if not is_first_process():
             raise SystemExit(0)  # the first one saves and says what came out
         return _save_best(model, record, splits, folder)
+
+
+def _require_stated(path: Path, experiment: Experiment) -> None:
+    """Raise ValueError unless the configuration states this experiment: nothing else would say what was trained."""
+    if other := list(differences(_stated(load(path)), _stated(experiment))):
+        raise ValueError(
+            f"{path} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
+            "own: lconvnet train CFG --out FOLDER --set ..., or change the file"
+        )
 
 
 def _fit(

@@ -1,12 +1,15 @@
 """From a `template.yaml` to the folders of its runs, again and again, without ever losing anything.
 
 A generated cfg.yaml carries a digest of itself in its first lines, so that the next generation knows whether anybody
-edited it. What is there is replaced only where it is a generated file, untouched, of a run that has not started.
+edited it, and the overrides it was made with, which stay with the run until others are given. What is there is replaced
+only where it is a generated file, untouched, of a run that has not started.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +19,14 @@ from typing import Any
 import yaml
 
 from lconvnet import atomic
-from lconvnet.experiments.loading import merge, parse_any, read
-from lconvnet.experiments.template import expand
+from lconvnet.experiments.loading import merge, parse_any, parse_overrides, read
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.session import undisturbed
+from lconvnet.experiments.template import Choice, expand
 
 TEMPLATE, CONFIG = "template.yaml", "cfg.yaml"
 MARK = "# sha256 of the rest: "
+OVERRIDDEN = "# Overridden: "
 WIDTH = 100
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -29,7 +35,8 @@ DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 class Generated:
     """What a generation did, as paths of run folders; `kept` and `invalid` with the reason.
 
-    `orphaned` folders hold a configuration or a run that no template expands to; they are left alone.
+    `overridden` are the overrides that runs keep from an earlier generation. `orphaned` folders hold a configuration or
+    a run that no template expands to; they are left alone.
     """
 
     added: list[Path] = field(default_factory=list)
@@ -37,6 +44,7 @@ class Generated:
     unchanged: list[Path] = field(default_factory=list)
     kept: dict[Path, str] = field(default_factory=dict)
     invalid: dict[Path, str] = field(default_factory=dict)
+    overridden: dict[Path, str] = field(default_factory=dict)
     orphaned: list[Path] = field(default_factory=list)
 
     @property
@@ -48,9 +56,10 @@ class Generated:
 def generate(folder: str | Path, overrides: Sequence[str] = ()) -> Generated:
     """Write a cfg.yaml for every combination of every template.yaml in and below `folder`.
 
-    `overrides` such as `training.epochs=3` apply to all runs and are written into their configurations. A run that has
-    started, or whose cfg.yaml was written or edited by hand, keeps what it has. An invalid combination is reported and
-    not written; the others are. Raises ValueError where there is no template, or one cannot be expanded.
+    `overrides` such as `training.epochs=3` apply to all runs and are written into their configurations; a run keeps
+    those of an earlier generation where none are given. A run that has started, or whose cfg.yaml was written or edited
+    by hand, keeps what it has. An invalid combination is reported and not written; the others are. Raises ValueError
+    where there is no template, or one cannot be expanded, and for overrides that make two runs the same experiment.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -58,9 +67,10 @@ def generate(folder: str | Path, overrides: Sequence[str] = ()) -> Generated:
     templates = [path for path in _files(folder) if path.name == TEMPLATE]
     if not templates:
         raise ValueError(f"{folder} holds no {TEMPLATE}, nor does any folder below it; write one, or name its folder")
+    parse_overrides(overrides)
     result = Generated()
-    for template in templates:
-        _generate_family(template, overrides, result)
+    for run, (template, choice) in _planned(templates, overrides).items():
+        _generate(run, template, choice, overrides, result)
     planned = {*result.runs, *result.invalid}
     result.orphaned = [path for path in run_folders(folder) if path not in planned and _below(path, templates)]
     return result
@@ -71,44 +81,119 @@ def run_folders(folder: str | Path) -> list[Path]:
     return sorted(path.parent for path in _files(Path(folder)) if path.name == CONFIG)
 
 
-def _generate_family(template: Path, overrides: Sequence[str], result: Generated) -> None:
+def _planned(templates: Sequence[Path], overrides: Sequence[str]) -> dict[Path, tuple[Path, Choice]]:
+    """Return every run with its template and its choice; ValueError where two of them would be one."""
+    planned: dict[Path, tuple[Path, Choice]] = {}
+    for template in templates:
+        choices = _expanded(template)
+        if overrides:
+            _require_different(choices, overrides)
+        for choice in choices:
+            run = template.parent / choice.path
+            if run in planned:
+                raise ValueError(
+                    f"{run} is a run of {planned[run][0]} and of {template}; change a label in one of them"
+                )
+            planned[run] = template, choice
+    return planned
+
+
+def _expanded(template: Path) -> list[Choice]:
     try:
-        choices = expand(read(template))
+        return expand(read(template))
     except ValueError as error:
         raise ValueError(str(error) if str(template) in str(error) else f"{template}: {error}") from None
+
+
+def _require_different(choices: Sequence[Choice], overrides: Sequence[str]) -> None:
+    """Raise ValueError where an override undoes a choice, for the labels would then be wrong."""
+    keys = [text.partition("=")[0].strip().split(".") for text in overrides]
+    seen: dict[str, tuple[str, Any]] = {}
     for choice in choices:
-        run = template.parent / choice.path
-        try:
-            values = merge(choice.value, overrides)
-            parse_any(values)
-        except ValueError as error:
-            result.invalid[run] = str(error)
-        else:
-            _place(run, _text(values, template, run), result)
+        rest = functools.reduce(_without, keys, choice.value)
+        other, its_value = seen.setdefault(json.dumps(rest, default=str), (choice.path, choice.value))
+        if choice.value != its_value:
+            raise ValueError(
+                f"--set {' --set '.join(overrides)} makes {other} and {choice.path} the same experiment; change the "
+                "template instead"
+            )
+
+
+def _without(values: Any, key: Sequence[str]) -> Any:
+    """Return nested values without one of their keys."""
+    if not key or not isinstance(values, Mapping):
+        return values
+    first, *rest = key
+    return {
+        name: _without(value, rest) if name == first else value
+        for name, value in values.items()
+        if rest or name != first
+    }
+
+
+def _generate(run: Path, template: Path, choice: Choice, overrides: Sequence[str], result: Generated) -> None:
+    """Write the configuration of one run, or say why there is none."""
+    kept = [] if overrides else _overrides_of(run / CONFIG)
+    try:
+        values = merge(choice.value, overrides or kept)
+        parse_any(values)
+    except ValueError as error:
+        result.invalid[run] = str(error)
+        return
+    _place(run, _text(values, os.path.relpath(template, run), overrides or kept), result)
+    if kept:
+        result.overridden[run] = " ".join(kept)
 
 
 def _place(run: Path, text: str, result: Generated) -> None:
-    """Write the configuration of one run, or say why the one that is there stays."""
+    """Put a configuration where it belongs, or say why the one that is there stays."""
     path = run / CONFIG
     if not path.exists():
+        if _has_started(run):
+            result.invalid[run] = "it has started, but its cfg.yaml is gone; put it back, or move the folder away"
+            return
         atomic.write_text(path, text)
         result.added.append(run)
     elif path.read_text(encoding="utf-8", errors="replace") == text or _same_values(path, text):
         result.unchanged.append(run)
     elif not _is_untouched(path):
         result.kept[run] = "its cfg.yaml is written or edited by hand and differs from the template"
-    elif _has_started(run):
-        result.kept[run] = "it has started with what its cfg.yaml states, which differs from the template now"
     else:
-        atomic.write_text(path, text)
-        result.changed.append(run)
+        _replace(run, text, result)
 
 
-def _text(values: Mapping[str, Any], template: Path, run: Path) -> str:
+def _replace(run: Path, text: str, result: Generated) -> None:
+    """Write the configuration of a run anew unless it has started, or is just about to."""
+    try:
+        with undisturbed(RunFolder(run)):
+            if _has_started(run):
+                result.kept[run] = "it has started with what its cfg.yaml states, which differs from the template now"
+            else:
+                atomic.write_text(run / CONFIG, text)
+                result.changed.append(run)
+    except ValueError:
+        result.kept[run] = "a process works on it, with what its cfg.yaml states, which differs from the template now"
+
+
+def _text(values: Mapping[str, Any], source: str, overrides: Sequence[str]) -> str:
     layout = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": WIDTH}
     body = yaml.dump(dict(values), Dumper=DUMPER, **layout)
-    source = os.path.relpath(template, run)
-    return f"# Generated from {source}: change that and generate again.\n{MARK}{_digest(body)}\n{body}"
+    overridden = f"{OVERRIDDEN}{json.dumps(list(overrides), ensure_ascii=False)}\n" if overrides else ""
+    return f"# Generated from {source}: change that and generate again.\n{overridden}{MARK}{_digest(body)}\n{body}"
+
+
+def _overrides_of(path: Path) -> list[str]:
+    """Return the overrides that a configuration was generated with; none where it is missing or edited."""
+    if not path.exists() or not _is_untouched(path):
+        return []
+    head = path.read_text(encoding="utf-8").partition(MARK)[0]
+    line = next((line for line in head.splitlines() if line.startswith(OVERRIDDEN)), None)
+    try:
+        found = json.loads(line.removeprefix(OVERRIDDEN)) if line else []
+        parse_overrides(found)
+    except (ValueError, TypeError, AttributeError):
+        return []
+    return found
 
 
 def _is_untouched(path: Path) -> bool:

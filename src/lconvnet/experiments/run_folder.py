@@ -3,6 +3,7 @@
 * cfg.yaml: the configuration (complete where the run was started with another folder as its output)
 * checkpoints/, logs/, record.json: written by `lconvnet.training`
 * logs/sessions.jsonl: which processes worked on the run, where, with which code, and how they ended
+* logs/output.log: what the processes of a sweep said
 * model.safetensors: the baked network of the best epoch
 * results.yaml: the evaluation, in the original's keys
 * examples.parquet: one row for each test image: label, prediction, margin, radius, outcome of each attack
@@ -56,6 +57,10 @@ class RunFolder:
     @property
     def sessions(self) -> Path:
         return self.path / "logs" / "sessions.jsonl"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "logs" / "output.log"
 
     @property
     def evaluation(self) -> Path:

@@ -23,19 +23,13 @@ from typing import Any
 
 import torch
 
-from lconvnet import atomic
+from lconvnet import atomic, locking
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.training import Interrupted
 from lconvnet.training.settings import versions
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: sessions are then not protected from each other
-    fcntl = None
-
 PACKAGE = Path(__file__).parents[1]
 LINES = 2000  # of a sessions file; more are not read
-ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ def session(folder: RunFolder, task: str) -> Iterator[None]:
 
     Raises ValueError where another process works on the same run.
     """
-    with _locked(folder.sessions, folder.path):
+    with _exclusively(folder):
         started = time.perf_counter()
         _append(folder, {"event": "start", "task": task, "time": _now(), **_circumstances()})
         outcome, error = "killed", ""
@@ -76,18 +70,22 @@ def session(folder: RunFolder, task: str) -> Iterator[None]:
 
 def is_running(folder: RunFolder) -> bool:
     """Whether a living process works on a run (on file systems with locks)."""
-    if fcntl is None or not folder.sessions.exists():
-        return False
-    descriptor = os.open(folder.sessions, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
+    return locking.is_locked(folder.sessions)
+
+
+@contextlib.contextmanager
+def undisturbed(folder: RunFolder) -> Iterator[None]:
+    """Keep processes from beginning to work on a run until the block ends.
+
+    Raises ValueError where one works on it. A run without sessions has never been worked on: nothing is created there.
+    """
+    with _exclusively(folder) if folder.sessions.exists() else contextlib.nullcontext():
+        yield
+
+
+def _exclusively(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
+    busy = f"{folder.path}: another process works on this run; wait for it, or choose another folder"
+    return locking.locked(folder.sessions, busy)
 
 
 def sessions(folder: RunFolder) -> list[Session]:
@@ -105,34 +103,6 @@ def sessions(folder: RunFolder) -> list[Session]:
                 last = found[-1]
                 found[-1] = Session(last.task, last.started, outcome, error, {**last.facts, **values})
     return found
-
-
-@contextlib.contextmanager
-def _locked(path: Path, run: Path) -> Iterator[None]:
-    """Hold the lock of a sessions file; the file is created where it is missing."""
-    atomic.append_text(path, "")
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if not _lock(descriptor):
-            raise ValueError(f"{run}: another process works on this run; wait for it, or choose another folder")
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock; more than one attempt, for who only looks whether it is taken holds it for a moment."""
-    if fcntl is None:
-        return True
-    for _ in range(ATTEMPTS):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.05)
-        except OSError:  # a file system without locks
-            return True
-    return False
 
 
 def _append(folder: RunFolder, values: dict[str, Any]) -> None:

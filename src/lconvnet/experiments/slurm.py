@@ -18,6 +18,7 @@ from pathlib import Path
 from lconvnet import atomic
 from lconvnet.experiments.family import run_folders
 from lconvnet.experiments.run_folder import RunFolder, find_run
+from lconvnet.experiments.session import is_running
 from lconvnet.experiments.slurm_script import NOTICE, script
 from lconvnet.experiments.status import is_finished
 
@@ -87,16 +88,19 @@ def submit(
     folder.mkdir(parents=True, exist_ok=True)
     output = str(folder).replace("%", "%%") + "/%A_%a.out"
     named = [f"--job-name={folder.parent.name}", f"--output={output}"]
-    job = int(_call(["sbatch", "--parsable", *named, *options], text).partition(";")[0])
+    job = _job_id(_call(["sbatch", "--parsable", *named, *options], text))
     atomic.write_text(folder / f"{job}.sh", text)
     return Submission(job, chosen, left_out, folder)
 
 
 def why_not(run: Path, *, resume: bool, test: bool) -> str:
     """Return why a run needs no task or cannot have one; empty where it gets one."""
+    if is_running(RunFolder(run)):
+        return "another process works on it"
     try:
+        finished = is_finished(RunFolder(run), test=test)
         if resume:
-            return "finished" if is_finished(RunFolder(run), test=test) else ""
+            return "finished" if finished else ""
         if test:
             find_run(run)
         else:
@@ -134,6 +138,16 @@ def time_limit(text: str) -> float:
     first = [0] if not dash and len(parts) < 3 else []  # without days or three parts it begins with the minutes
     hours, minutes, seconds = (first + parts + [0, 0])[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _job_id(said: str) -> int:
+    """Return the number that sbatch prints, alone on a line or before the name of a cluster."""
+    found = re.search(r"^(\d+)(;|$)", said, re.MULTILINE)
+    if not found:
+        raise ValueError(
+            f"sbatch printed {said.strip()!r} and no number of a job; look with squeue whether it is queued"
+        )
+    return int(found[1])
 
 
 def _max_array_size() -> int:

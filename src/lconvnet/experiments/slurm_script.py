@@ -85,7 +85,7 @@ def script(runs: Sequence[Path], *, resume: bool, test: bool, limit: int | None,
     #SBATCH --array=0-0%2; '/runs/my run'
     """
     command = f"work {shlex.quote(sys.executable)} -m lconvnet"
-    going_on = "--resume" if resume else '"${resume[@]}"'
+    going_on = "--resume" if resume else '${resume[@]+"${resume[@]}"}'
     train = [f'{command} train "$run/cfg.yaml" {going_on}'] if resume or not test else []
     evaluate = [f'{command} evaluate "$run"'] if test else []
     array = f"0-{len(runs) - 1}" + (f"%{limit}" if limit else "")

@@ -10,12 +10,15 @@ from statistics import median
 from typing import Any, Literal, get_args
 
 from lconvnet.experiments import generation
+from lconvnet.experiments.build import settings
+from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import load_any, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import Session, is_running, sessions
 from lconvnet.training import CheckpointError, Record, is_started, load_record
+from lconvnet.training.settings import differences
 
 State = Literal["finished", "running", "trained", "interrupted", "failed", "invalid", "missing"]
 STATES: tuple[State, ...] = get_args(State)
@@ -59,9 +62,9 @@ def status(path: str | Path) -> Status:
         epochs=epochs,
         clean=results.get("accuracy", best.clean if best else None),
         certified=row.get("lb", next(iter(best.certified.values()), None) if best else None),
-        seconds=sum(float(session.facts.get("seconds", 0)) for session in past),
+        seconds=sum(_numbers(past, "seconds")),
         images_per_second=_throughput(folder),
-        peak_memory_mb=max((float(session.facts.get("peak_memory_mb", 0)) for session in past), default=None),
+        peak_memory_mb=max(_numbers(past, "peak_memory_mb"), default=None),
         device=_device(record),
         detail=detail,
     )
@@ -71,19 +74,42 @@ def is_finished(folder: RunFolder, *, test: bool = True, attacks: bool = True) -
     """Whether nothing is left to do: trained to the end and, with `test`, measured as cfg.yaml asks, `attacks`
     included.
 
-    Raises ValueError where cfg.yaml cannot be used.
+    Raises ValueError where cfg.yaml cannot be used, or states another experiment than was trained.
     """
     experiment, record = load_any(folder.config), _record(folder)
     if isinstance(experiment, WassersteinExperiment):
         return bool(_estimated(folder))
     if isinstance(experiment, GanExperiment):
         return _generated(folder) >= experiment.training.epochs
+    _require_trained_as_stated(experiment, record)
     trained = bool(record and record.finished and folder.model.exists())
     if not (trained and test):
         return trained
     results = _results(folder, record)
-    asked = experiment.evaluation.model_dump(mode="json")
-    return bool(results) and (results.get("evaluation") == asked or not attacks)
+    return bool(results) and (not attacks or _answers(results, experiment))
+
+
+def _answers(results: dict[str, Any], experiment: Experiment) -> bool:
+    return results.get("evaluation") == experiment.evaluation.model_dump(mode="json")
+
+
+def _require_trained_as_stated(experiment: Experiment, record: Record | None) -> None:
+    """Raise ValueError where a record tells of other settings; those it does not know are younger than it is."""
+    trained = record.settings.get("settings") if record else None
+    if isinstance(trained, dict):
+        stated = _shared(json.loads(json.dumps(settings(experiment))), trained)
+        if other := list(differences(trained, stated)):
+            raise ValueError(
+                f"cfg.yaml states another experiment than was trained ({'; '.join(other[:5])}); change it back, or "
+                "train in another folder"
+            )
+
+
+def _shared(values: Any, like: Any) -> Any:
+    """Return nested values without the keys that are not in `like`."""
+    if not isinstance(values, dict) or not isinstance(like, dict):
+        return values
+    return {key: _shared(value, like[key]) for key, value in values.items() if key in like}
 
 
 def count(rows: Iterable[Status]) -> dict[State, int]:
@@ -96,27 +122,43 @@ def _state(folder: RunFolder, past: list[Session], record: Record | None, result
     last = past[-1] if past else None
     if is_running(folder):
         return "running", f"{last.task} on {last.facts.get('host')}, since {last.started}" if last else ""
+    if error := _config_error(folder, record):
+        return "invalid", error
     if record and record.finished and results:
-        return "finished", ""
+        return _evaluated(folder, results)
     if estimated := _estimated(folder):
         low, high = estimated["distance_interval"]
         return "finished", f"distance at least {estimated['distance']:.4f} ({low:.4f} to {high:.4f})"
     if 0 < _generator_epochs(folder) <= _generated(folder):
         return "finished", "generator.safetensors"
-    if error := _config_error(folder):
-        return "invalid", error
     if last and last.outcome == "failed":
         return "failed", last.error
     if record and record.finished:
         return "trained", ""
     if last or is_started(folder.path):
         return "interrupted", f"{last.task} was {last.outcome}" if last else ""
-    return "missing", ""
+    said = _last_line(folder.output)
+    return ("failed", said) if said else ("missing", "")
 
 
-def _config_error(folder: RunFolder) -> str:
+def _evaluated(folder: RunFolder, results: dict[str, Any]) -> tuple[State, str]:
+    experiment = load_any(folder.config)
+    if "evaluation" in results and isinstance(experiment, Experiment) and not _answers(results, experiment):
+        return "trained", "results.yaml answers another evaluation than cfg.yaml asks for"
+    return "finished", ""
+
+
+def _last_line(path: Path) -> str:
+    """Return what a process said last that ended before its session began."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _config_error(folder: RunFolder, record: Record | None) -> str:
     try:
-        load_any(folder.config)
+        experiment = load_any(folder.config)
+        if isinstance(experiment, Experiment):
+            _require_trained_as_stated(experiment, record)
     except ValueError as error:
         return str(error)
     return ""
@@ -164,7 +206,14 @@ def _generator_epochs(folder: RunFolder) -> int:
 
 def _first(rows: Any) -> dict[str, Any]:
     """Return the row of the largest eps."""
-    return rows[max(rows)] if isinstance(rows, dict) and rows else {}
+    row = rows[max(rows)] if isinstance(rows, dict) and rows else {}
+    return row if isinstance(row, dict) else {}
+
+
+def _numbers(past: list[Session], name: str) -> list[float]:
+    """Return a fact of all sessions that have it."""
+    found = (session.facts.get(name) for session in past)
+    return [float(value) for value in found if isinstance(value, int | float)]
 
 
 def _device(record: Record | None) -> str:

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import is_running
 from lconvnet.experiments.status import is_finished
 from lconvnet.training.interruption import SIGNALS
 
-LOG = Path("logs") / "output.log"
+STOPPING = (*SIGNALS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 LONGEST_LINE = 2**20
 INTERRUPTED = 3
 
@@ -39,10 +41,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the process of a run ended: its exit code (negative: the signal that killed it), its last line."""
+    """How the process of a run ended: its exit code (negative: the signal that killed it), its last line, and whether
+    it had been asked to stop."""
 
     code: int
     last_line: str
+    asked: bool = False
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it stopped because it was asked to, before or after it could save."""
+        return self.code == INTERRUPTED or (self.asked and self.code < 0)
 
     @property
     def reason(self) -> str:
@@ -61,6 +70,10 @@ class Watcher(Protocol):
 
     def ended(self, run: Path, outcome: Outcome) -> None:
         """The process of a run has ended."""
+        ...
+
+    def stops(self) -> None:
+        """All processes have been asked to save and stop."""
         ...
 
 
@@ -83,9 +96,9 @@ def plan(runs: Sequence[Path], *, test: bool, attacks: bool) -> Plan:
 def run_all(runs: Sequence[Path], arguments: Sequence[str], watcher: Watcher, *, jobs: int) -> dict[Path, Outcome]:
     """Call `lconvnet train RUN/cfg.yaml --resume` with further `arguments` for every run, `jobs` at a time.
 
-    Each process gets its share of the processors. On SIGINT, SIGTERM or SIGUSR1 the processes are asked to save and
-    stop, no other is started, and what has ended is returned; on a second signal they are killed. Raises ValueError
-    for jobs below 1.
+    Each process gets its share of the processors, and one GPU where there are several. On SIGINT, SIGTERM, SIGUSR1 or
+    SIGHUP the processes are asked to save and stop, no other is started, and what has ended is returned; on a second
+    SIGINT they are killed. Raises ValueError for jobs below 1.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: must be at least 1")
@@ -97,34 +110,34 @@ class _Sweep:
 
     def __init__(self, arguments: Sequence[str], jobs: int, watcher: Watcher) -> None:
         self.arguments, self.jobs, self.watcher = arguments, jobs, watcher
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads_each(jobs))}
         self.processes: set[asyncio.subprocess.Process] = set()
         self.stopping = False
 
     async def run(self, runs: Sequence[Path]) -> dict[Path, Outcome]:
         waiting, outcomes = deque(runs), dict[Path, Outcome]()
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._stop)
+        loop, jobs = asyncio.get_running_loop(), min(self.jobs, len(runs))
+        for number in STOPPING:
+            loop.add_signal_handler(number, self._stop, number)
         try:
-            await asyncio.gather(*(self._work(waiting, outcomes) for _ in range(min(self.jobs, len(runs)))))
+            shares = [{**os.environ, **share(worker, jobs)} for worker in range(jobs)]
+            await asyncio.gather(*(self._work(waiting, outcomes, environment) for environment in shares))
         finally:
-            for number in SIGNALS:
+            for number in STOPPING:
                 loop.remove_signal_handler(number)
         return outcomes
 
-    async def _work(self, waiting: deque[Path], outcomes: dict[Path, Outcome]) -> None:
+    async def _work(self, waiting: deque[Path], outcomes: dict[Path, Outcome], environment: Mapping[str, str]) -> None:
         while waiting and not self.stopping:
             run = waiting.popleft()
-            outcomes[run] = await self._process(run)
+            outcomes[run] = await self._process(run, environment)
             self.watcher.ended(run, outcomes[run])
 
-    async def _process(self, run: Path) -> Outcome:
+    async def _process(self, run: Path, environment: Mapping[str, str]) -> Outcome:
         command = [sys.executable, "-m", "lconvnet", "train", str(run / "cfg.yaml"), "--resume", *self.arguments]
         self.watcher.says(run, "started")
         process = await asyncio.create_subprocess_exec(
             *command,
-            env=self.environment,
+            env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -136,7 +149,7 @@ class _Sweep:
             process.terminate()
         try:
             last = await self._listen(run, process)
-            return Outcome(await process.wait(), last)
+            return Outcome(await process.wait(), last, self.stopping)
         finally:
             self.processes.discard(process)
             if process.returncode is None:
@@ -145,7 +158,7 @@ class _Sweep:
     async def _listen(self, run: Path, process: asyncio.subprocess.Process) -> str:
         """Show and keep what a process says until it ends; its last line."""
         last = ""
-        with _log(run) as keep:
+        with _log(RunFolder(run).output) as keep:
             while process.stderr and (line := await _line(process.stderr)):
                 keep(line)
                 if text := line.decode(errors="replace").strip():
@@ -153,7 +166,11 @@ class _Sweep:
                     self.watcher.says(run, text)
         return last
 
-    def _stop(self) -> None:
+    def _stop(self, number: int) -> None:
+        if not self.stopping:
+            self.watcher.stops()
+        elif number != signal.SIGINT:
+            return  # batch systems send a notice twice, and the state is being saved
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 if self.stopping:
@@ -163,10 +180,16 @@ class _Sweep:
         self.stopping = True
 
 
-def threads_each(jobs: int) -> int:
-    """The processors that each of so many processes may use."""
+def share(worker: int, jobs: int) -> dict[str, str]:
+    """What the environment of one of so many workers says of its share: threads, and a GPU where there are several.
+
+    What the user has set for threads stays.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // jobs)
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, available // jobs))}
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = named.split(",") if named is not None else [str(i) for i in range(torch.cuda.device_count())]
+    return {**threads, **({"CUDA_VISIBLE_DEVICES": devices[worker % len(devices)]} if len(devices) > 1 < jobs else {})}
 
 
 def exit_code(outcomes: Mapping[Path, Outcome], plan: Plan, *, complete: bool) -> int:
@@ -174,7 +197,7 @@ def exit_code(outcomes: Mapping[Path, Outcome], plan: Plan, *, complete: bool) -
     codes = {outcome.code for outcome in outcomes.values()}
     if 1 in codes:
         return 1
-    if plan.invalid or any(code > 0 and code != INTERRUPTED for code in codes):
+    if plan.invalid or any(outcome.code > 0 and not outcome.interrupted for outcome in outcomes.values()):
         return 2
     return 0 if complete and codes <= {0} and not plan.running else INTERRUPTED
 
@@ -187,13 +210,13 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
 
 
 @contextlib.contextmanager
-def _log(run: Path) -> Iterator[Callable[[bytes], None]]:
-    """Yield what appends to the log of a run; where that cannot be written, nothing happens."""
+def _log(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yield what appends to a log; where that cannot be written, nothing happens."""
     with contextlib.ExitStack() as stack:
         file = None
         with contextlib.suppress(OSError):
-            (run / LOG).parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(run / LOG, "ab", buffering=0))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "ab", buffering=0))
 
         def keep(line: bytes) -> None:
             with contextlib.suppress(OSError):

@@ -23,6 +23,7 @@ from typing import Any
 
 MAXIMAL_RUNS = 100_000
 FORBIDDEN = ("", ".", "..")
+LONGEST_LABEL = 255  # bytes
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,18 @@ def _groups(mapping: Mapping[str, Any], place: str) -> dict[str, list[tuple[tupl
     groups: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
     for text, value in mapping.items():
         key, bar, label = str(text).partition("|")
-        if bar and (label in FORBIDDEN or "/" in label or "\\" in label or "\0" in label):
+        if bar and not _is_folder_name(label):
             raise ValueError(f"{_at(place, text)}: {label!r} cannot be the name of a folder; choose another label")
         group = groups.setdefault(key, [])
         if group and (not bar or not group[0][0]):
             raise ValueError(f"{_at(place, text)}: {key!r} has a fixed value beside its choices; label all of them")
         group.append(((label,) if bar else (), value))
     return groups
+
+
+def _is_folder_name(label: str) -> bool:
+    fits = label not in FORBIDDEN and label == label.strip() and len(label.encode()) <= LONGEST_LABEL
+    return fits and label.isprintable() and not {"/", "\\"} & set(label)
 
 
 def _merged(keys: list[str], items: tuple[Choice, ...], place: str) -> dict[str, Any]:

@@ -8,20 +8,14 @@ logs/timing.jsonl, logs/tensorboard/   wall times and curves, which are not
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lconvnet import atomic
+from lconvnet import atomic, locking
 from lconvnet.training.checkpoint import CheckpointError
 from lconvnet.training.record import Record
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: runs are then not protected from each other
-    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -65,34 +59,18 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Create the folders and keep other processes from training here until the block ends (or the process dies)."""
+        busy = f"directory={str(self.path)!r}: another process is training in this folder; wait, or choose another"
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.last.parent, os.O_RDONLY)
         except OSError as error:
             raise atomic.WriteError(
                 f"directory={str(self.path)!r}: cannot be used as a run folder ({error.strerror}); "
                 "choose a folder that you may write to"
             ) from error
-        try:
-            self._lock(descriptor)
+        with locking.locked(self.path / "logs" / ".lock", busy):
+            for path in (self.last, self.best, self.record, self.metrics):
+                atomic.sweep(path)
             yield
-        finally:
-            os.close(descriptor)
-
-    def _lock(self, descriptor: int) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"directory={str(self.path)!r}: another process is training in this folder; "
-                "wait for it or choose another"
-            ) from error
-        except OSError:  # a file system without locks
-            return
-        for path in (self.last, self.best, self.record, self.metrics):
-            atomic.sweep(path)
 
     def write_record(self, record: Record) -> None:
         """Write record.json and logs/metrics.csv."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["32-true", "bf16-mixed", "64-true"]
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-STARTED = "LCONVNET_PROCESSES"  # in the environment of the processes that train together
+STARTED = "LCONVNET_FIRST_PROCESS"  # in the environment of the processes that train together: which started them
 FAREWELL = timedelta(minutes=1)
 T = TypeVar("T")
 
@@ -192,13 +192,28 @@ def launched(fabric: "Fabric") -> Processes:
     if not isinstance(fabric.strategy, DDPStrategy):
         return Processes()
     if not _joined() and STARTED in os.environ and not dist.is_torchelastic_launched():
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(int(os.environ[STARTED]),), daemon=True).start()
     silent = contextlib.nullcontext() if is_first_process() else _ended_by_signals()
-    os.environ[STARTED] = "1"
-    with silent, _warnings_only("lightning_fabric"), _connected():
-        fabric.launch()
-        groups = dist.new_group(backend="gloo"), dist.new_group(backend="gloo", timeout=FAREWELL)
+    os.environ.setdefault(STARTED, str(os.getpid()))
+    with silent, _warnings_only("lightning_fabric"):
+        _launch(fabric)
+        with _connected():
+            groups = dist.new_group(backend="gloo"), dist.new_group(backend="gloo", timeout=FAREWELL)
     return Processes(fabric.global_rank, fabric.world_size, *groups)
+
+
+def _launch(fabric: "Fabric") -> None:
+    try:
+        fabric.launch()
+    except RuntimeError as error:
+        raise ValueError(
+            f"devices={fabric.world_size}: the processes could not meet ({_first_line(error)}); set MASTER_PORT to "
+            "a free port, or look why one of them did not start"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _placement(devices: int) -> tuple[int, int]:
@@ -259,8 +274,8 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise Lost(
-            "another process of this training is gone: killed, out of memory, or ended by an error that it printed; "
-            "go on from the last checkpoint with resume=True, on the command line --resume"
+            "another process of this training is gone: killed, out of memory, or ended by an error that it printed "
+            f"({_first_line(error)}); go on from the last checkpoint with resume=True, on the command line --resume"
         ) from error
 
 

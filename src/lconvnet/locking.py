@@ -1,0 +1,76 @@
+"""A lock on a file that lives as long as its process: taken by who works on a run, looked at by who wants to know.
+
+The file is opened for writing, without which file systems that are shared by several machines refuse a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lconvnet import atomic
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: processes are then not protected from each other
+    fcntl = None
+
+logger = logging.getLogger("lconvnet")
+
+ATTEMPTS = 5
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of a file, created where it is missing, until the block ends or the process dies.
+
+    Raises ValueError with the message `busy` where another process holds it, `WriteError` where it cannot be opened.
+    """
+    atomic.append_text(path, "")
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        if not _taken(descriptor, path):
+            raise ValueError(busy)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock of a file (on file systems with locks)."""
+    if fcntl is None or not path.exists():
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _taken(descriptor: int, path: Path) -> bool:
+    """Take the lock; more than one attempt, for who only looks whether it is taken holds it for a moment."""
+    if fcntl is None:
+        return True
+    for _ in range(ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            logger.warning("%s: this file system has no locks (%s); start no other process on it", path, error.strerror)
+            return True
+    return False
