@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lconvnet.importing.pickles import by_module
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.orthogonalize import orthogonalize
@@ -34,7 +35,7 @@ def load(model: nn.Module, weights: Weights) -> None:
     [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConstrainedLayer)}
-    groups = _groups(weights)
+    groups = by_module(weights)
     if len(groups) != len(layers):
         raise ValueError(
             f"weights of {len(groups)} layers ({', '.join(groups)}), but the network of the configuration has "
@@ -45,15 +46,6 @@ def load(model: nn.Module, weights: Weights) -> None:
         for key, value in _translated(place, group, layer).items():
             translated[f"{name}.{key}"] = value
     model.load_state_dict(translated)
-
-
-def _groups(weights: Weights) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each module, by the module's path, in the order of the file."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, value in weights.items():
-        place, _, leaf = name.rpartition(".")
-        groups.setdefault(place, {})[leaf] = value
-    return groups
 
 
 def _translated(place: str, group: Weights, layer: ConstrainedLayer) -> dict[str, Tensor]:
