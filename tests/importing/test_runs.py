@@ -232,7 +232,7 @@ def test_checkpoints_are_told_apart_by_the_name_of_the_network(old, tmp_path):
 
 
 def test_weights_that_were_not_yet_orthogonal_are_named(caplog):
-    """Twenty steps take a singular value of 3e-3 to 1 and leave one of 1e-5 at 0.03: only the second is worth a word."""
+    """Twenty steps take a singular value of 3e-3 to 1 and leave one of 1e-5 at 0.03; the second is named."""
     model = models.mlp(2, 2, widths=(2,), linear=layers.OrthogonalLinear)
     weights = {f"linear{i}.bias": torch.zeros(2) for i in (0, 1)}
     weights["linear0.weight"] = torch.diag(torch.tensor([1.0, 3e-3]))
