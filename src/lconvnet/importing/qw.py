@@ -52,6 +52,8 @@ def _layers(variables: Mapping[str, Tensor], path: Path) -> Iterator[tuple[Tenso
             scopes.setdefault(name.rpartition("/")[0], []).append(variables[name])
     for scope, found in scopes.items():
         bias, kernel = (min(found, key=Tensor.dim), max(found, key=Tensor.dim))
+        if kernel.ndim == 1:
+            continue
         if len(found) != 2 or bias.ndim != 1 or kernel.ndim not in (2, 4):
             shapes = ", ".join(str(tuple(value.shape)) for value in found)
             raise ValueError(f"{path}: {scope!r} holds variables of shapes {shapes}; a layer has a kernel and a bias")
