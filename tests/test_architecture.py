@@ -15,7 +15,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("ops", "atomic", "extras"),
     ("kernels",),
     ("layers",),
-    ("models",),
+    ("models", "conversion"),
     ("baking",),
     ("bounds",),
     ("certify", "attacks"),

@@ -12,6 +12,7 @@ from lconvnet import attacks, data, kernels, layers, losses, models, ops
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, LayerBound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy, certify
+from lconvnet.conversion import convert
 from lconvnet.saving import load, save
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "bake",
     "certified_accuracy",
     "certify",
+    "convert",
     "data",
     "fit",
     "kernels",

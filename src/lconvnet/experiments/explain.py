@@ -31,7 +31,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     ...     Experiment.model_validate({"model": {"architecture": "smal"}})
     ... except ValidationError as error:
     ...     explain(error, Experiment)
-    "model.architecture is 'smal'; did you mean 'small'? Allowed: mlp, small, large"
+    "model.architecture is 'smal'; did you mean 'small'? Allowed: mlp, small, large, dcgan"
     """
     problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
     problem = min(problems, key=lambda item: item["type"] != "extra_forbidden")

@@ -23,6 +23,10 @@ PICKLES_OF_A_LEGACY_FILE = 4  # magic number, protocol, system, content
 MAXIMAL_PICKLE = 16_000_000  # bytes; it holds names and shapes only
 
 
+class Unfit(Exception):  # noqa: N818 (says what the file is)
+    """What is wrong with a file, after its name."""
+
+
 class Skipped:
     """Stands where the file has an object that is not needed: it takes anything and does nothing."""
 
@@ -44,8 +48,6 @@ def read(path: Path) -> Any:
         with torch.serialization.safe_globals(_allowed(known)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except ValueError:
-        raise
     except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
         raise ValueError(f"{path} {_reason(error)}") from None
 
@@ -87,10 +89,10 @@ def _globals(path: Path) -> set[str]:
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{path} is a compressed archive; torch.save writes plain ones")
+                    raise Unfit("is a compressed archive; torch.save writes plain ones")
             (content,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
             if content.file_size > MAXIMAL_PICKLE:
-                raise ValueError(f"{path} has {content.file_size} bytes of names; it is no file of weights")
+                raise Unfit(f"has {content.file_size} bytes of names; it is no file of weights")
             with archive.open(content) as pickled:
                 return set(_names(pickled, 1))  # pyright: ignore[reportArgumentType]
 
@@ -103,6 +105,8 @@ def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, Unfit):
+        return str(error)
     refused = REFUSED.search(str(error))
     if refused:
         name = refused[1] or refused[2]

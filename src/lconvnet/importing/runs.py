@@ -18,7 +18,7 @@ from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.loading import dump, parse_any, read
+from lconvnet.experiments.loading import dump, load_any, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import original, pickles
@@ -50,7 +50,7 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
         raise ValueError(f"{new} is the folder to import from; name another one for the import")
     if _is_taken(folder) and not _is_import(folder, source.record):
         raise ValueError(f"{new} already holds a run, which is never overwritten; name another folder for the import")
-    atomic.write_text(folder.config, dump(source.experiment))
+    _keep_config(folder, source.experiment)
     return source.write(folder)
 
 
@@ -68,6 +68,15 @@ def adopt(path: Path) -> None:
         adopt_baseline(folder, values)
     elif any(_checkpoints(folder.path)) and not folder.model.exists():
         Source.read(folder.path).write(folder)
+
+
+def _keep_config(folder: RunFolder, experiment: Experiment | WassersteinExperiment) -> None:
+    if not folder.config.exists():
+        atomic.write_text(folder.config, dump(experiment))
+    elif load_any(folder.config) != experiment:
+        raise ValueError(
+            f"{folder.config} describes another experiment, which is never overwritten; name an empty folder"
+        )
 
 
 def _is_taken(folder: RunFolder) -> bool:

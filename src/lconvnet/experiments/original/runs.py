@@ -139,7 +139,8 @@ def _mnist(node: Node) -> tuple[Values, Shape]:
 def _cifar10(node: Node) -> tuple[Values, Shape]:
     if not node.flag("no_scaling", False):
         raise ValueError(f"{node.at('no_scaling')} must be true; images are in [0, 1] here, whatever the set")
-    return {"name": "cifar10", "mini_test_size": node.number("mini_test_size", 100)}, IMAGES["cifar10"]
+    images = {"name": "cifar10", "augment": "crop-flip"}  # as in runs/adv-rob-cifar10
+    return images | {"mini_test_size": node.number("mini_test_size", 100)}, IMAGES["cifar10"]
 
 
 def _repeated(node: Node) -> tuple[str, int]:

@@ -1,0 +1,263 @@
+"""A user's ordinary sequential CNN as a 1-Lipschitz one of the same layout, to be trained.
+
+Layer by layer, with c, h, w the channels and sides that arrive there:
+
+    Conv2d k, s            the constrained convolution c -> out, k rounded up to a multiple of s, sides h / s
+    Linear                 the constrained dense layer from all features that arrive
+    ReLU and its like      the activation, MaxMin
+    pooling of stride s    invertible downsampling by s, which keeps every pixel as a channel: c s^2
+    normalisation, dropout nothing
+
+So widths follow from the input shape, and nothing that could stretch a distance is left. Weights are drawn anew, for
+the free ones tell nothing about constrained ones.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lconvnet.kernels.base import require_positive
+from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin
+
+Part = Callable[..., nn.Module]
+Layers = list[nn.Module]
+
+
+class Change(NamedTuple):
+    """A layer that became something else than its constrained equal."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A 1-Lipschitz network, its layers named as those it was made from, and what is not as it was."""
+
+    model: nn.Sequential
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer of the old network, the shape that arrives at its place in the new one, and the parts to build with."""
+
+    module: Any
+    shape: tuple[int, ...]
+    conv: Part
+    linear: Part
+    activation: Part
+
+
+def convert(
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    *,
+    conv: Part = BCOPConv2d,
+    linear: Part = CholeskyLinear,
+    activation: Part = MaxMin,
+) -> Conversion:
+    """Build the 1-Lipschitz network of the same layout as a sequential one; `module` is left as it is.
+
+    Args:
+        module: an `nn.Sequential`, nested at will, of layers in `lconvnet.conversion.RULES`.
+        input_shape: (C, H, W) of the images.
+        conv, linear: constructors as in `lconvnet.models`.
+        activation: constructor of the activation, called without arguments.
+
+    Returns:
+        The network, its weights drawn from the global random state, and the changes that are more than a constraint.
+
+    Raises:
+        ValueError: names every layer that has no 1-Lipschitz equal here, with the reason.
+
+    >>> cnn = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 10))
+    >>> conversion = convert(cnn, (3, 16, 16))
+    >>> conversion.model(torch.zeros(2, 3, 16, 16)).shape
+    torch.Size([2, 10])
+    >>> [(change.name, change.after) for change in conversion.changes]
+    [('1', 'MaxMin'), ('2', 'InvertibleDownsampling')]
+    """
+    require_positive(channels=input_shape[0], height=input_shape[1], width=input_shape[2])
+    leaves = list(_leaves(module, ""))
+    obstacles = [f"{_at(name, leaf)} {reason}" for name, leaf in leaves if (reason := _obstacle(leaf))]
+    if obstacles:
+        raise ValueError(f"{len(obstacles)} of {len(leaves)} layers cannot be converted: {'; '.join(obstacles)}")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    changes: list[Change] = []
+    shape: tuple[int, ...] = tuple(input_shape)
+    for name, leaf in leaves:
+        try:
+            new, change = RULES[type(leaf)](Site(leaf, shape, conv, linear, activation))
+            shape = _output_shape(new, shape)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{_at(name, leaf)} cannot be converted at {shape}: {error}") from None
+        layers |= _named(name, new)
+        changes += [Change(name, type(leaf).__name__, change)] if change else []
+    return Conversion(nn.Sequential(layers), tuple(changes))
+
+
+def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The layers in order, those of nested sequences by their paths."""
+    if type(module) is not nn.Sequential:
+        yield name, module
+        return
+    for child_name, child in module._modules.items():  # not named_children: it drops repetitions of a module
+        if child is not None:
+            yield from _leaves(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _at(name: str, leaf: nn.Module) -> str:
+    return f"{name or 'module'!r} ({type(leaf).__name__})"
+
+
+def _named(name: str, new: Layers) -> OrderedDict[str, nn.Module]:
+    """One layer by the old path, more of them numbered; a module's own name has no dots."""
+    flat = name.replace(".", "_")
+    names = [flat] if len(new) == 1 else [f"{flat}_{i}" for i in range(len(new))]
+    return OrderedDict(zip(names, new, strict=True))
+
+
+@torch.no_grad()
+def _output_shape(layers: Layers, shape: tuple[int, ...]) -> tuple[int, ...]:
+    x = torch.zeros(1, *shape)
+    for layer in layers:
+        x = layer(x)
+    return tuple(x.shape[1:])
+
+
+def _obstacle(leaf: Any) -> str:
+    """Why a layer cannot be converted wherever it stands; "" where nothing is known against it."""
+    if type(leaf) not in RULES:
+        return "has no 1-Lipschitz equal here; take it out, or build it from layers that have one"
+    if leaf._forward_hooks or leaf._forward_pre_hooks:
+        return "has forward hooks; make what they do a module"
+    for name in SQUARE.get(type(leaf), ()):
+        sides = getattr(leaf, name)
+        if isinstance(sides, tuple) and len(set(sides)) > 1:
+            return f"has {name}={sides}; only squares are converted"
+    for name, value in ONLY.get(type(leaf), {}).items():
+        if getattr(leaf, name) not in (value, (value, value)):
+            return f"has {name}={getattr(leaf, name)}; only {value} is converted"
+    return ""
+
+
+def _side(value: int | tuple[int, int]) -> int:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _convolution(site: Site) -> tuple[Layers, str]:
+    """Every padding becomes the layer's own, so that a stride s makes h / s of h rows."""
+    old = site.module
+    k, s = _side(old.kernel_size), _side(old.stride)
+    size = -(-k // s) * s
+    channels, *sides = _image(site)
+    extension, (height, width) = _extended(sides, s)
+    options = {"bias": old.bias is not None, "input_size": (height, width)}
+    notes = [] if size == k else [f"kernel_size {size}"]
+    if _old_output(old, sides) != (height // s, width // s):
+        notes.append(f"output {height // s}x{width // s}")
+    return [*extension, site.conv(channels, old.out_channels, size, s, **options)], ", ".join(notes)
+
+
+def _old_output(conv: nn.Conv2d, sides: list[int]) -> tuple[int, ...]:
+    if conv.padding == "same":
+        return tuple(sides)
+    padding = 0 if isinstance(conv.padding, str) else conv.padding[0]
+    return tuple((side + 2 * padding - conv.kernel_size[0]) // conv.stride[0] + 1 for side in sides)
+
+
+def _extended(sides: list[int], factor: int) -> tuple[Layers, tuple[int, int]]:
+    """The layer that extends an image by zeros to multiples of a factor, where they are none; the new sides."""
+    below, right = (-side % factor for side in sides)
+    layers: Layers = [nn.ZeroPad2d((0, right, 0, below))] if below or right else []
+    return layers, (sides[0] + below, sides[1] + right)
+
+
+def _dense(site: Site) -> tuple[Layers, str]:
+    if len(site.shape) != 1:
+        raise ValueError("acts on images; put nn.Flatten() before it")
+    return [site.linear(site.shape[0], site.module.out_features, site.module.bias is not None)], ""
+
+
+def _activation(site: Site) -> tuple[Layers, str]:
+    new = site.activation()
+    return [new], type(new).__name__
+
+
+def _pooling(site: Site) -> tuple[Layers, str]:
+    return _downsampling(site, _side(site.module.stride or site.module.kernel_size))
+
+
+def _adaptive_pooling(site: Site) -> tuple[Layers, str]:
+    _, height, width = _image(site)
+    target = _side(site.module.output_size)
+    if height != width or height % target:
+        raise ValueError(f"pools {height}x{width} to {target}; both sides must be the same multiple of that")
+    return _downsampling(site, height // target)
+
+
+def _downsampling(site: Site, factor: int) -> tuple[Layers, str]:
+    _, *sides = _image(site)
+    if factor == 1:
+        return [], "nothing"
+    return [*_extended(sides, factor)[0], InvertibleDownsampling(factor)], InvertibleDownsampling.__name__
+
+
+def _flattening(site: Site) -> tuple[Layers, str]:
+    return [nn.Flatten()], ""
+
+
+def _nothing(site: Site) -> tuple[Layers, str]:
+    return [], "" if type(site.module) is nn.Identity else "nothing"
+
+
+def _shuffle(site: Site) -> tuple[Layers, str]:
+    if type(site.module) is nn.PixelUnshuffle:
+        return [InvertibleDownsampling(site.module.downscale_factor)], ""
+    return [InvertibleUpsampling(site.module.upscale_factor)], ""
+
+
+def _image(site: Site) -> tuple[int, int, int]:
+    if len(site.shape) != 3:
+        raise ValueError(f"needs an image, but {prod(site.shape)} features arrive")
+    return site.shape[0], site.shape[1], site.shape[2]
+
+
+Rule = Callable[[Site], tuple[Layers, str]]
+"""The layers that take the place of one, and what changes thereby ("" where they are its constrained equal)."""
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
+ACTIVATIONS += (nn.Softplus, nn.Tanh, nn.Hardtanh, nn.Hardswish)
+POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
+DROPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+DROPPED += (nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
+RULES: Mapping[type[nn.Module], Rule] = {
+    nn.Conv2d: _convolution,
+    nn.Linear: _dense,
+    nn.Flatten: _flattening,
+    nn.PixelShuffle: _shuffle,
+    nn.PixelUnshuffle: _shuffle,
+    nn.AdaptiveAvgPool2d: _adaptive_pooling,
+    nn.AdaptiveMaxPool2d: _adaptive_pooling,
+    **dict.fromkeys(POOLINGS, _pooling),
+    **dict.fromkeys(ACTIVATIONS, _activation),
+    **dict.fromkeys(DROPPED, _nothing),
+}
+SQUARE: Mapping[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("kernel_size", "stride"),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.AdaptiveMaxPool2d: ("output_size",),
+    **dict.fromkeys(POOLINGS, ("kernel_size", "stride")),
+}
+ONLY: Mapping[type[nn.Module], Mapping[str, Any]] = {
+    nn.Conv2d: {"groups": 1, "dilation": 1},
+    nn.Flatten: {"start_dim": 1, "end_dim": -1},
+}

@@ -1,0 +1,166 @@
+"""Files that would run something are refused by name, in both formats of torch; damaged ones by one clear line."""
+
+import os
+import pickle
+import struct
+import subprocess
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from lconvnet.cli import app, invoke
+from lconvnet.importing import import_run, pickles
+from tests.importing.originals import Original, classifier, mlp, write
+
+NET = mlp([784, 4, 10])
+
+
+class Touch:
+    """Pickled, this is a call that creates a file."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def attacks(made):
+    """Calls that would create the file `made`, through functions of several kinds."""
+    return {
+        "os.system": Touch(os.system, f"touch {made}"),
+        "subprocess.call": Touch(subprocess.call, ["touch", str(made)]),
+        "builtins.exec": Touch(exec, f"open({str(made)!r}, 'w')"),
+        "builtins.eval": Touch(eval, f"open({str(made)!r}, 'w')"),
+        "torch.save": Touch(torch.save, 1, str(made)),
+    }
+
+
+PLACES = ("the whole file", "a weight", "epoch")
+
+
+def poisoned(place, attack, weights):
+    good = {"trainer": {"net": dict(weights)}, "best_metrics": {"accuracy": 1.0}, "epoch": 1}
+    if place == "the whole file":
+        return attack
+    if place == "a weight":
+        good["trainer"]["net"]["1.linear0.weight"] = attack
+        return good
+    return good | {place: attack}
+
+
+KINDS = ("os.system", "subprocess.call", "builtins.exec", "builtins.eval", "torch.save")
+CASES = [("best_metrics", kind) for kind in KINDS] + [
+    (place, "os.system") for place in PLACES if place != "best_metrics"
+]
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+@pytest.mark.parametrize(("place", "kind"), CASES)
+def test_nothing_runs(place, kind, legacy, tmp_path, monkeypatch, capsys):
+    made = tmp_path / "made"
+    old = write(tmp_path / "old", classifier(NET), Original(NET).weights, monkeypatch)
+    path = old / "checkpoints" / "Sequential.pth"
+    torch.save(
+        poisoned(place, attacks(made)[kind], Original(NET).weights), path, _use_new_zipfile_serialization=not legacy
+    )
+    assert invoke(app, ["import", str(old), str(tmp_path / "new")]) == 2
+    message = capsys.readouterr().err
+    assert "Sequential.pth is refused: it asks to run" in message and message.count("\n") == 1
+    assert not made.exists() and not (tmp_path / "new").exists()
+
+
+def test_the_attack_is_one(tmp_path):
+    """What the tests above refuse does create a file where it is unpickled."""
+    made = tmp_path / "made"
+    pickle.loads(pickle.dumps(attacks(made)["os.system"]))
+    assert made.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_of_our_own_name_are_placeholders(legacy, tmp_path):
+    """The original's package has our name; what a file calls by it is never looked up, here or anywhere."""
+    from lconvnet import atomic
+
+    path, made = tmp_path / "a.pth", tmp_path / "made"
+    content = {"epoch": 3, "metrics": Touch(atomic.write_text, str(made), "text")}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    found = pickles.read(path)
+    assert found["epoch"] == 3 and isinstance(found["metrics"], pickles.Skipped)
+    assert not made.exists()
+
+
+def test_metrics_may_hold_numbers_of_numpy(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"accuracy": np.float64(0.5), "curve": np.zeros(3), "epoch": 2}, path)
+    assert pickles.read(path)["epoch"] == 2
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+def test_plain_pickles_are_refused(protocol, tmp_path):
+    path, made = tmp_path / "a.pth", tmp_path / "made"
+    path.write_bytes(pickle.dumps(attacks(made)["os.system"], protocol=protocol))
+    with pytest.raises(ValueError, match=r"a\.pth (is refused|is no file of weights)"):
+        pickles.read(path)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "folder", "absent"])
+def test_damaged_files_are_refused_in_one_line(damage, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"weight": torch.ones(100)}, path)
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "absent":
+        path.write_bytes(
+            {"empty": b"", "cut": data[: len(data) // 2], "noise": struct.pack("500d", *range(500))}[damage]
+        )
+    with pytest.raises(ValueError, match=r"a\.pth (does not exist|is no file of weights)"):
+        pickles.read(path)
+
+
+def test_archives_that_would_grow_are_refused(tmp_path):
+    path, bomb = tmp_path / "a.pth", tmp_path / "bomb.pth"
+    torch.save({"weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match=r"bomb\.pth is a compressed archive"):
+        pickles.read(bomb)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds no weights by name"),
+        ({}, "holds no weights by name"),
+        ({"a": 1.0}, "'a' is a float; weights are tensors"),
+        ({3: torch.ones(1)}, "3 is a Tensor; weights are tensors with names"),
+        ({"a": torch.tensor([1.0, float("nan")])}, "a holds NaN or infinite values"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a is no dense tensor"),
+    ],
+)
+def test_weights_are_finite_tensors_with_names(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pickles.state_dict(content, tmp_path / "a.pth")
+
+
+def test_a_warning_of_torch_is_not_the_users_business(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"weight": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pickles.read(path)["weight"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("place", ["cfg.yaml", "checkpoints/Sequential.pth"])
+def test_what_an_import_reads_must_be_there(place, tmp_path, monkeypatch):
+    old = write(tmp_path / "old", classifier(NET), Original(NET).weights, monkeypatch)
+    (old / place).unlink()
+    with pytest.raises(ValueError, match=r"does not exist|holds no \.pth file"):
+        import_run(old, tmp_path / "new")

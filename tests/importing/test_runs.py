@@ -1,0 +1,230 @@
+"""Runs of every architecture and method of the original, against a forward pass from the formulas.
+
+Logits: 1e-5 of the largest, for weights are rounded to float32 once; a wrong channel, side or factor changes the first
+digit.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+from torch import nn
+
+from lconvnet import Bound, bake, layers, load, models, saving
+from lconvnet.cli import app, invoke
+from lconvnet.experiments import build
+from lconvnet.experiments.loading import load as load_config
+from lconvnet.experiments.loading import read
+from lconvnet.importing import import_run, original
+from lconvnet.run import app as run
+from lconvnet.training import load_best, load_record
+from tests.importing.originals import OPTIONS, RELU, SHAPES, Original, bcop, classifier, convnet, critic, mlp, write
+
+METHODS = tuple(OPTIONS)
+
+
+def agrees(network, oracle, shape, *, images=3):
+    x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(1))
+    expected = oracle(x.double())
+    return (network(x).double() - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def check_run(config, shape, tmp_path, monkeypatch, **options):
+    oracle = Original(config["trainer"]["net"])
+    old = write(tmp_path / "old", config, oracle.weights, monkeypatch, **options)
+    found = import_run(old, tmp_path / "new")
+    assert agrees(load(found.path), oracle, shape)
+    assert saving.describe(found.path).input_shape == shape
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_small(method, tmp_path, monkeypatch):
+    config = classifier(convnet("SmallConvNet", method, SHAPES["cifar10"], 10), "cifar10")
+    check_run(config, SHAPES["cifar10"], tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("channels", "k"), [((3, 8, 5), 3), ((4, 4, 7), 1), ((6, 2, 9), 4)])
+def test_bcop_of_any_size(channels, k):
+    """Wide and tall kernels of every side, by themselves."""
+    first, second, third = channels
+    model = nn.Sequential(layers.BCOPConv2d(first, second, k), layers.BCOPConv2d(second, third, k)).double()
+    n = [max(first, second), max(second, third)]
+    weights = {}
+    for name, width, out in zip(("a.conv", "b.conv"), n, (second, third), strict=True):
+        weights[f"{name}.param_matrices"] = torch.randn(2 * k - 1, width, width, dtype=torch.float64)
+        weights[f"{name}.mask"] = (torch.arange(width) < width // 2).double().repeat(2 * (k - 1), 1, 1)
+        weights[f"{name}.bias"] = torch.zeros(out, dtype=torch.float64)
+    original.load(model, weights)
+    for layer, name in zip(model, ("a.conv", "b.conv"), strict=True):
+        expected = bcop(weights[f"{name}.param_matrices"], layer.in_channels, layer.out_channels)
+        assert torch.allclose(torch.as_tensor(layer.weight), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_large(method, tmp_path, monkeypatch):
+    config = classifier(convnet("LargeConvNet", method, SHAPES["mnist"], 10))
+    check_run(config, SHAPES["mnist"], tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_dense(legacy, tmp_path, monkeypatch):
+    config = classifier(mlp([784, 64, 32, 10]))
+    found = check_run(config, SHAPES["mnist"], tmp_path, monkeypatch, legacy=legacy)
+    assert found.epoch == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", [None, RELU], ids=["maxmin", "relu"])
+@pytest.mark.parametrize("method", ["BCOP", "RKO", "OSSN"])
+def test_critic(method, activation, tmp_path, monkeypatch):
+    """A critic takes the images that its configuration names, of 64 pixels where CIFAR-10's are upsampled."""
+    shape = (3, 64, 64)
+    net = convnet("DCGANDiscriminator", method, shape, 1, *([activation] if activation else []))
+    check_run(critic(net), shape, tmp_path, monkeypatch)
+
+
+def test_the_run_folder_is_one_of_ours(tmp_path, monkeypatch):
+    """Configuration, weights before baking and record: together they are the baked network again."""
+    config = classifier(mlp([784, 64, 10]))
+    oracle = Original(config["trainer"]["net"])
+    old = write(tmp_path / "old", config, oracle.weights, monkeypatch)
+    import_run(old, tmp_path / "new")
+    experiment, record = load_config(tmp_path / "new" / "cfg.yaml"), load_record(tmp_path / "new")
+    model = build.build_model(experiment.model, SHAPES["mnist"], 10, seed=3)
+    assert load_best(model, tmp_path / "new") == record.kept_epoch == 7
+    assert agrees(bake(model), oracle, SHAPES["mnist"])
+    assert record.finished and record.settings["imported"]["file"] == "Sequential.pth"
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    config = classifier(mlp([784, 16, 10]))
+    return write(tmp_path / "old", config, Original(config["trainer"]["net"]).weights, monkeypatch)
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_import_may_be_repeated_but_replaces_nothing(old, tmp_path):
+    import_run(old, tmp_path / "new")
+    first = files(tmp_path / "new")
+    (tmp_path / "new" / "model.safetensors").unlink()  # as if killed before the last file
+    import_run(old / "cfg.yaml", tmp_path / "new")
+    assert files(tmp_path / "new") == first
+    (tmp_path / "new" / "record.json").write_text("{}")
+    with pytest.raises(ValueError, match="already holds a run, which is never overwritten"):
+        import_run(old, tmp_path / "new")
+    with pytest.raises(ValueError, match="is the folder to import from"):
+        import_run(old, old)
+
+
+def test_another_configuration_is_not_replaced(old, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "cfg.yaml").write_text("model: {architecture: mlp}\n")
+    with pytest.raises(ValueError, match="describes another experiment, which is never overwritten"):
+        import_run(old, tmp_path / "new")
+
+
+def test_an_evaluation_in_place_keeps_every_file(old, tmp_path):
+    """The original's files stay, its results under a number; the second time nothing is imported."""
+    (old / "results.yaml").write_text("accuracy: 0.5\n")
+    before = files(old)
+    arguments = ["--cfg", str(old / "cfg.yaml"), "--resume", "--test", "--no-attacks", "--quiet"]
+    assert main_run(arguments, images=tmp_path) == 0
+    after = files(old)
+    assert after.pop(Path("results-1.yaml")) == before.pop(Path("results.yaml"))
+    assert all(after[path] == data for path, data in before.items())
+    assert main_run(arguments, images=tmp_path) == 0
+    assert read(old / "results.yaml")["epoch"] == 7
+
+
+def main_run(arguments, *, images):
+    """The original's command on twenty images instead of MNIST."""
+    table = {"image": [encoded(i) for i in range(40)], "label": [i % 10 for i in range(40)]}
+    for part in ("train", "test"):
+        path = images / "mnist" / f"{part}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        parquet.write_table(pa.table(table), path)
+        table = {name: column[:20] for name, column in table.items()}
+    return invoke(run, [*arguments, "--data-dir", str(images)])
+
+
+def encoded(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (28, 28), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
+
+
+def test_imported_weights_are_not_trained_further(old, tmp_path, capsys):
+    """Neither in place, where the original would have gone on, nor in the folder of the import."""
+    import_run(old, tmp_path / "new")
+    for folder in (old, tmp_path / "new"):
+        assert invoke(run, ["--cfg", str(folder / "cfg.yaml"), "--resume"]) == 2
+        assert "holds weights imported from Sequential.pth, which cannot be trained" in capsys.readouterr().err
+
+
+def test_an_imported_critic_is_not_estimated_with(tmp_path, monkeypatch, capsys):
+    net = convnet("DCGANDiscriminator", "NonexpansiveConv2d", (3, 32, 32), 1)
+    config = critic(net)
+    folder = write(tmp_path / "old", config, {}, monkeypatch)
+    monkeypatch.setattr("lconvnet.importing.original.load", lambda model, weights: None)
+    monkeypatch.setattr("lconvnet.importing.pickles.state_dict", lambda content, path: content)
+    monkeypatch.setattr("lconvnet.importing.runs.lipschitz_bound", lambda network, **_: Bound(1.0, None, ()))
+    assert invoke(run, ["--cfg", str(folder / "cfg.yaml"), "--resume", "--test"]) == 2
+    assert "use its model.safetensors" in capsys.readouterr().err
+
+
+def test_the_command_says_what_it_made(old, tmp_path, capsys):
+    assert invoke(app, ["import", str(old), str(tmp_path / "new"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["epoch"], shown["model"]) == (7, str(tmp_path / "new" / "model.safetensors"))
+    assert 0.999 < shown["bound"] < 1.0001
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("1.linear1.weight"), r"1\.linear1 has bias; Orthogonal keeps weight, bias"),
+        (lambda w: w.update({"1.linear0.mask": torch.ones(2)}), r"1\.linear0 has weight, bias, mask; Orthogonal keeps"),
+        (lambda w: w.update({"extra.weight": torch.ones(2, 2)}), r"weights of 3 layers .*another architecture"),
+        (lambda w: w.update({"1.linear1.weight": torch.ones(10, 15)}), r"kernel\.V has shape \(10, 15\), expected"),
+        (lambda w: w.update({"1.linear1.bias": torch.full((10,), torch.inf)}), r"holds NaN or infinite values"),
+    ],
+)
+def test_weights_of_another_network_are_refused(change, message, tmp_path, monkeypatch):
+    config = classifier(mlp([784, 16, 10]))
+    weights = Original(config["trainer"]["net"]).weights
+    change(weights)
+    folder = write(tmp_path / "old", config, weights, monkeypatch)
+    with pytest.raises(ValueError, match=rf"Sequential\.pth: .*{message}"):
+        import_run(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mask_of_another_rank_is_refused():
+    """Only projectors of half rank are ours; others would load silently as another network."""
+    net = convnet("SmallConvNet", "BCOP", SHAPES["mnist"], 10)
+    weights = Original(net).weights
+    weights["conv2.conv.mask"][0, 0, 3] = 0
+    model = models.small_convnet(1, 28, 10, linear=layers.OrthogonalLinear)
+    with pytest.raises(ValueError, match=r"mask does not keep the first 32 of 64 columns"):
+        original.load(model, weights)
+
+
+def test_checkpoints_are_told_apart_by_the_name_of_the_network(old, tmp_path):
+    path = old / "checkpoints" / "Sequential.pth"
+    path.with_name("backup.pth").write_bytes(b"")
+    import_run(old, tmp_path / "new")
+    path.rename(path.with_name("other.pth"))
+    with pytest.raises(ValueError, match=r"holds backup\.pth, other\.pth; the weights are expected in Sequential\.pth"):
+        import_run(old, tmp_path / "third")

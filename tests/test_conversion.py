@@ -1,0 +1,137 @@
+"""Ordinary CNNs become 1-Lipschitz ones: whatever the layout, the bound of the baked network says so."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lconvnet import bake, convert, layers, lipschitz_bound, save
+from lconvnet.layers import InvertibleDownsampling, MaxMin, OrthogonalLinear, RKOConv2d
+
+VGG = nn.Sequential(
+    nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+    nn.Sequential(nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.LeakyReLU(), nn.Dropout2d(0.1)),
+    nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(),
+    nn.Linear(16, 10),
+)
+
+
+def upper(model, shape):
+    network = bake(model)
+    return lipschitz_bound(network, input_shape=shape, diagnose=False).upper
+
+
+def test_a_vgg_with_its_changes():
+    conversion = convert(VGG, (3, 16, 16))
+    assert conversion.model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    assert upper(conversion.model, (3, 16, 16)) < 1 + 1e-5  # float32 weights, four layers
+    assert [tuple(change) for change in conversion.changes] == [
+        ("0.1", "BatchNorm2d", "nothing"),
+        ("0.2", "ReLU", "MaxMin"),
+        ("0.3", "MaxPool2d", "InvertibleDownsampling"),
+        ("1.0", "Conv2d", "kernel_size 4"),
+        ("1.1", "LeakyReLU", "MaxMin"),
+        ("1.2", "Dropout2d", "nothing"),
+        ("2", "AdaptiveAvgPool2d", "InvertibleDownsampling"),
+    ]
+    second = conversion.model.get_submodule("1_0")
+    assert isinstance(second, layers.LipschitzConv2d)
+    assert (second.in_channels, second.kernel_size, second.stride, second.bias) == (32, 4, 2, None)
+
+
+def test_every_parameter_learns():
+    model = convert(VGG, (3, 16, 16)).model
+    model(torch.rand(4, 3, 16, 16)).pow(2).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+def test_the_network_can_be_saved(tmp_path):
+    save(bake(convert(VGG, (3, 16, 16)).model), tmp_path / "a.safetensors", input_shape=(3, 16, 16))
+
+
+def test_parts_are_the_callers():
+    model = convert(VGG, (3, 16, 16), conv=RKOConv2d, linear=OrthogonalLinear, activation=layers.Abs).model
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert {"RKO", "Orthogonal", "Abs"} <= kinds and not {"BCOP", "MaxMin"} & kinds
+
+
+convolutions = st.builds(
+    lambda out, k, s, p: nn.Conv2d(1, 2 * out, k, s, padding=min(p, k - 1)),
+    st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(0, 3),
+)  # fmt: skip
+others = st.sampled_from([nn.ReLU(), nn.Tanh(), nn.MaxPool2d(2), nn.AvgPool2d(3, 2), nn.Dropout(), nn.Identity()])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(convolutions | others, max_size=3),
+    st.tuples(st.sampled_from([2, 4]), st.integers(8, 11), st.integers(8, 11)),
+)
+def test_whatever_the_layout_it_is_1_lipschitz(body, shape):
+    head = [nn.Flatten(), nn.Linear(1, 3)]
+    model = convert(nn.Sequential(*body, *head), shape).model
+    assert upper(model, shape) < 1 + 1e-5
+    assert model(torch.zeros(2, *shape)).shape == (2, 3)
+
+
+class Residual(nn.Module):
+    def forward(self, x):
+        return x + x
+
+
+def test_everything_that_cannot_be_converted_is_listed():
+    hooked = nn.ReLU()
+    hooked.register_forward_hook(lambda *_: None)
+    bad = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, (1, 3)),
+        nn.ReLU(),
+        Residual(),
+        nn.Sequential(nn.Softmax(1), nn.Flatten(0)),
+        hooked,
+    )
+    with pytest.raises(ValueError, match="7 of 8 layers cannot be converted") as raised:
+        convert(bad, (4, 8, 8))
+    for words in (
+        "'0' (Conv2d) has groups=2; only 1 is converted",
+        "'1' (Conv2d) has dilation=(2, 2); only 1",
+        "'2' (Conv2d) has kernel_size=(1, 3); only squares",
+        "'4' (Residual) has no 1-Lipschitz equal here",
+        "'5.0' (Softmax) has no",
+        "'5.1' (Flatten) has start_dim=0; only 1",
+        "'6' (ReLU) has forward hooks",
+    ):
+        assert words in str(raised.value), words
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Residual(), r"'module' \(Residual\) has no 1-Lipschitz equal"),
+        (nn.Sequential(nn.Linear(8, 2)), r"'0' \(Linear\) cannot be converted at \(3, 8, 8\): .*put nn\.Flatten"),
+        (nn.Sequential(nn.Flatten(), nn.Conv2d(3, 4, 3)), r"'1' \(Conv2d\) .*192 features arrive"),
+        (nn.Sequential(nn.ReLU()), r"'0' \(ReLU\) .*use an even width"),
+        (nn.Sequential(nn.Conv2d(3, 4, 9)), r"'0' \(Conv2d\) .*at least kernel_size=9"),
+        (nn.Sequential(nn.Conv2d(3, 4, 9, padding=4), nn.Linear(2, 2)), r"'0' \(Conv2d\) .*at least kernel_size=9"),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(3)), r"pools 8x8 to 3"),
+    ],
+)
+def test_what_does_not_fit_its_place_is_named(module, message):
+    with pytest.raises(ValueError, match=message):
+        convert(module, (3, 8, 8))
+
+
+def test_the_old_network_is_left_as_it_is():
+    before = {name: value.clone() for name, value in VGG.state_dict().items()}
+    convert(VGG, (3, 16, 16))
+    assert all(torch.equal(value, before[name]) for name, value in VGG.state_dict().items())
+
+
+def test_a_layer_used_twice_becomes_two():
+    relu = nn.ReLU()
+    model = convert(nn.Sequential(nn.Conv2d(2, 4, 1), relu, nn.Conv2d(4, 4, 1), relu), (2, 4, 4)).model
+    assert [type(m) for m in model].count(MaxMin) == 2
+    assert not any(isinstance(m, InvertibleDownsampling) for m in model)
