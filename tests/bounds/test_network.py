@@ -94,6 +94,18 @@ def test_a_module_used_twice_counts_twice():
         nn.Identity(),
         nn.Flatten(),
         nn.Dropout().eval(),
+        nn.Dropout2d().eval(),
+        nn.AvgPool2d(2),
+        nn.AvgPool2d((2, 4)),
+        nn.AvgPool2d(2, divisor_override=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((2, None)),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(2, 3, ceil_mode=True),
+        nn.LPPool2d(2, 2),
+        nn.LPPool2d(2, (2, 4)),
+        nn.ReflectionPad2d((1, 1, 0, 2)),
+        nn.ReplicationPad2d((2, 2, 1, 0)),
         nn.ZeroPad2d((1, 0, 2, 1)),
         nn.ZeroPad2d(-1),
         nn.PixelUnshuffle(2),
@@ -107,6 +119,9 @@ def test_a_module_used_twice_counts_twice():
         layers.NearestUpsampling(3),
         layers.Scale(0.5),
         layers.Scale(-4.0),
+        layers.Normalize((0.5,) * 4, (0.5, 0.25, 2.0, 1.0)),
+        layers.TwoSidedReLU(),
+        layers.NormPool(2),
     ],
     ids=str,
 )
@@ -121,7 +136,8 @@ def test_fixed_rules_equal_the_dense_jacobian(module):
 
 def test_every_rule_has_a_test():
     tested = test_fixed_rules_equal_the_dense_jacobian.pytestmark[0].args[1]
-    assert set(RULES) - {type(module) for module in tested} == {nn.Conv2d, nn.Linear}
+    elsewhere = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d}
+    assert set(RULES) - {type(module) for module in tested} == elsewhere
 
 
 class Doubled(nn.Linear):
@@ -134,10 +150,17 @@ class Doubled(nn.Linear):
     [
         (nn.Sigmoid(), r"'1' \(Sigmoid\) has no Lipschitz rule, and none is assumed: build .* from Abs"),
         (nn.BatchNorm2d(1), "BatchNorm2d"),
-        (nn.AvgPool2d(2), "AvgPool2d"),
+        (nn.AvgPool2d(2, ceil_mode=True), "AvgPool2d.*ceil_mode"),
+        (nn.AvgPool2d(3, padding=1, count_include_pad=False), "AvgPool2d.*count_include_pad"),
+        (nn.AdaptiveAvgPool2d(1), "AdaptiveAvgPool2d.*pass input_shape"),
         (nn.MaxPool2d(3, 1), "MaxPool2d"),
         (Doubled(4, 4), "Doubled"),
-        (nn.ConvTranspose2d(1, 1, 2), "ConvTranspose2d"),
+        (nn.MaxPool2d(2, dilation=2), "MaxPool2d.*overlap"),
+        (nn.MaxPool2d(2, return_indices=True), "MaxPool2d.*return_indices"),
+        (nn.LPPool2d(3, 2), "LPPool2d.*norm_type=3"),
+        (nn.LPPool2d(2, 2, ceil_mode=True), "LPPool2d.*ceil_mode"),
+        (nn.ReflectionPad2d(1), "ReflectionPad2d.*pass input_shape"),
+        (nn.ConvTranspose1d(1, 1, 2), "ConvTranspose1d"),
         (nn.Dropout(0.5), "training mode.*eval"),
         (nn.Flatten(0), "start_dim=0"),
         (layers.OrthogonalLinear(4, 4), r"still owns its kernel.*lconvnet.bake"),

@@ -24,7 +24,7 @@ def refused(values: dict, *overrides: str) -> str:
     [
         ({}, r"model is missing"),
         ({"model": 3}, r"model is 3; it should be a section"),
-        ({"model": {}}, r"model.architecture is missing; Allowed: mlp, small, large"),
+        ({"model": {}}, r"model.architecture is missing; Allowed: mlp, small, large, dcgan, kw-small, kw-large, kw-resnet, qw"),
         ({"model": {"architecture": "smal"}}, r"model.architecture is 'smal'; did you mean 'small'\?"),
         ({"model": S | {"conv": "bcopp"}}, r"model.conv is 'bcopp'; did you mean 'bcop'\? Allowed: bcop, bcop-fixed"),
         ({"model": S | {"widths": [3]}}, r"model.widths = \[3\] is not a known key"),
@@ -150,7 +150,11 @@ def test_every_allowed_name_has_its_callable():
     assert set(names.CONVS) == literals(config.Convnet, "conv")
     assert set(names.LINEARS) == literals(config.Network, "linear")
     assert set(names.ACTIVATIONS) == literals(config.Network, "activation")
-    assert set(names.ARCHITECTURES) == {*literals(config.Convnet, "architecture"), "mlp"}
+    assert set(names.ARCHITECTURES) == {
+        architecture
+        for section in (config.Mlp, config.Convnet, config.Kw, config.Qw)
+        for architecture in literals(section, "architecture")
+    }
     assert set(names.AUGMENTATIONS) == literals(config.Data, "augment")
     for table, key in ((names.LOSSES, "loss"), (names.OPTIMIZERS, "optimizer"), (names.SCHEDULES, "schedule")):
         assert set(table) == member_names(root[key].annotation)

@@ -1,8 +1,23 @@
 """Lipschitz bounds of baked networks: rigorous from above, a diagnosis from below."""
 
 from lconvnet.bounds.fingerprint import fingerprint
+from lconvnet.bounds.graph import Graph, Node
 from lconvnet.bounds.network import lipschitz_bound
+from lconvnet.bounds.rules import register_rule
 from lconvnet.bounds.types import CERTIFYING_LEVELS, Bound, LayerBound, Operation
-from lconvnet.bounds.walk import operations
+from lconvnet.bounds.walk import Trace, operations, trace
 
-__all__ = ["CERTIFYING_LEVELS", "Bound", "LayerBound", "Operation", "fingerprint", "lipschitz_bound", "operations"]
+__all__ = [
+    "CERTIFYING_LEVELS",
+    "Bound",
+    "Graph",
+    "LayerBound",
+    "Node",
+    "Operation",
+    "Trace",
+    "fingerprint",
+    "lipschitz_bound",
+    "operations",
+    "register_rule",
+    "trace",
+]

@@ -8,10 +8,12 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from lconvnet.bounds.attributes import plain_attributes
+
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of all that a network computes with: its modules as printed, and the name, dtype, shape and
-    bytes of each parameter and buffer.
+    """SHA-256 of all that a network computes with: its modules as printed, the class and the plain attributes of each,
+    and the name, dtype, shape and bytes of each parameter and buffer. The code of a forward pass is not part of it.
 
     The same for a copy, on any device and in any mode; another one after a change in place or of dtype.
 
@@ -20,6 +22,9 @@ def fingerprint(network: nn.Module) -> str:
     (True, False)
     """
     digest = sha256(repr(network).encode())
+    for name, module in network.named_modules(remove_duplicate=False):
+        kind = type(module)
+        digest.update(repr((name, kind.__module__, kind.__qualname__, plain_attributes(module))).encode())
     for name, tensor in chain(
         network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)
     ):

@@ -43,7 +43,7 @@ def jacobian_norm(function: Callable[[Tensor], Tensor], points: Tensor, *, itera
             norm = torch.maximum(norm, pushed.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1).clamp(min=0.5))
             (back,) = torch.autograd.grad(y, x, _normalized(pushed), retain_graph=True)
             v = _normalized(back)
-    return float(norm.max()) * ROUNDING
+    return float(norm.nan_to_num(nan=0.0).max()) * ROUNDING  # a root of zero has no slope
 
 
 def network_lower(network: nn.Module, input_shape: tuple[int, ...], *, points: int = 4) -> float:

@@ -1,20 +1,20 @@
-"""The Lipschitz bound of a sequential network: one rule an operation, the product from above, the Jacobian
-from below."""
+"""The Lipschitz bound of a network: one rule an operation, carried through its graph; the Jacobian from below."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
 from torch import nn
 
 from lconvnet.bounds.fingerprint import fingerprint
+from lconvnet.bounds.function_rules import Functions
+from lconvnet.bounds.graph import INPUT
 from lconvnet.bounds.lower import network_lower
+from lconvnet.bounds.propagation import Groups
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Bound, LayerBound, Method, Operation
-from lconvnet.bounds.walk import operations
-from lconvnet.ops.rounding import product_up
+from lconvnet.bounds.walk import Trace, trace
 
 ROUNDING = 1e-9
 """How far a lower bound may lie above the upper one before it is no longer round-off of the power iteration."""
@@ -29,15 +29,18 @@ def lipschitz_bound(
 ) -> Bound:
     """Bound the l2 Lipschitz constant of a baked network.
 
-        upper = prod_l upper_l >= L >= lower                                    (methods.md C.2)
+        upper >= L >= lower                                                     (methods.md C.2)
 
-    Upper bounds are computed in float64 on the CPU from the weights as they are stored, and rounded outward.
+    ``upper`` is the product over a chain, the sum over branches that are added, the root of the sum of squares over
+    what is concatenated, the maximum over branches that read disjoint parts (:mod:`lconvnet.bounds.propagation`).
+    It is computed in float64 on the CPU from the weights as they are stored, and rounded outward.
 
     Args:
-        network: a baked network: an ``nn.Sequential`` of operations with a rule
-            (:data:`lconvnet.bounds.rules.RULES`).
+        network: a baked network: modules with a rule (:data:`lconvnet.bounds.rules.RULES`), in an ``nn.Sequential`` or
+            called by a forward pass of your own, beside functions such as sums, concatenation and slices
+            (:data:`lconvnet.bounds.functions.HANDLERS`). For others see :func:`lconvnet.bounds.register_rule`.
         input_shape: shape of one image, ``(C, H, W)``. Gives tighter bounds for circular convolutions, and
-            lower bounds.
+            lower bounds. A network with functions needs it.
         method: "auto" takes, for each layer, the residual certificate where it is nearly orthogonal, else the
             least of the Gram bounds; "spectrum" takes the exact spectrum at the true size, for networks of
             circular convolutions.
@@ -48,7 +51,7 @@ def lipschitz_bound(
         sizes it holds at.
 
     Raises:
-        ValueError: names the module that has no rule, is unsound as configured, or has non-finite weights.
+        ValueError: names the module or function that has no rule, is unsound as configured, or has non-finite weights.
         RuntimeError: a lower bound lies above the upper one, so one of them is wrong: an incident.
 
     >>> from lconvnet import bake
@@ -64,31 +67,46 @@ def lipschitz_bound(
             "input_shape=None: method='spectrum' is exact at one image size only, pass input_shape=(C, H, W)"
         )
     shape = None if input_shape is None else tuple(input_shape)
-    steps = operations(network, shape)
-    layers = tuple(RULES[type(step.module)](step, method) for step in steps)
-    bound = Bound(
-        product_up(layer.upper for layer in layers), None, layers, input_shape=shape, fingerprint=fingerprint(network)
-    )
-    return _diagnosed(network, steps, bound) if diagnose else bound
+    traced = trace(network, shape)
+    layers = _propagated(traced, method)
+    upper = next((layer.reach for layer in reversed(layers) if layer.reach is not None), 1.0)
+    bound = Bound(upper, None, layers, input_shape=shape, fingerprint=fingerprint(network))
+    return _diagnosed(network, traced, bound) if diagnose else bound
 
 
-def _diagnosed(network: nn.Module, steps: Sequence[Operation], bound: Bound) -> Bound:
+def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
+    """The bounds of the operations, each with its reach from the input; the last one is the output's."""
+    groups = Groups(INPUT)
+    functions, layers, values = Functions(traced, groups), [], {INPUT: groups.input}
+    for node in traced.graph.nodes[1:]:
+        if node.name in traced.operations:
+            operation = traced.operations[node.name]
+            layer = RULES[type(operation.module)](operation, method)
+            values[node.name] = groups.scaled(values[node.inputs[0]], layer.upper, node.name)
+        else:
+            values[node.name], constant = functions.apply(node, values)
+            layer = LayerBound(node.name, constant, None, node.operation)
+        layers.append(replace(layer, reach=groups.norm(values[node.name])))
+    return tuple(layers)
+
+
+def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
     """Add lower bounds, of the layers and of the network. Raises RuntimeError where one lies above the upper bound."""
     lower = None if bound.input_shape is None else network_lower(network, bound.input_shape)
-    layers = tuple(
-        replace(layer, lower=_layer_lower(step, layer)) for step, layer in zip(steps, bound.layers, strict=True)
-    )
-    for step, layer in zip(steps, layers, strict=True):
-        _check_order(f"layer {layer.name!r} ({type(step.module).__name__})", layer.lower, layer.upper)
+    layers = tuple(_with_lower(traced.operations.get(layer.name), layer) for layer in bound.layers)
+    for layer in layers:
+        kind = traced.graph[layer.name].operation.rpartition(".")[2]
+        _check_order(f"layer {layer.name!r} ({kind})", layer.lower, layer.upper)
     _check_order("the network as a whole", lower, bound.upper)
     return replace(bound, lower=lower, layers=layers)
 
 
-def _layer_lower(step: Operation, layer: LayerBound) -> float | None:
-    shape = (step.module.in_features,) if isinstance(step.module, nn.Linear) else step.input_shape
-    if layer.lower is not None or shape is None:
-        return layer.lower
-    return network_lower(step.parts, shape, points=1)
+def _with_lower(operation: Operation | None, layer: LayerBound) -> LayerBound:
+    if operation is None or layer.lower is not None:
+        return layer
+    module, shape = operation.module, operation.input_shape
+    shape = (module.in_features,) if isinstance(module, nn.Linear) else shape
+    return layer if shape is None else replace(layer, lower=network_lower(operation.parts, shape, points=1))
 
 
 def _check_order(what: str, lower: float | None, upper: float) -> None:

@@ -1,8 +1,8 @@
-"""One rule for every operation whose Lipschitz constant is known. What is not in the table is refused, never
-taken as 1.
+"""One rule for every module whose Lipschitz constant is known. What is not in the table is refused, never taken as 1.
 
 A rule takes the operation and the method and returns its :class:`LayerBound`, with a lower bound only where that is
-the exact constant. Keys are exact types: a subclass may compute something else.
+the exact constant. Keys are exact types: a subclass may compute something else. A check raises where a module is
+unsound as configured.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import nn
 
-from lconvnet.bounds.convolution import NEARLY_ORTHOGONAL, convolution_upper
+from lconvnet.bounds import pooling
+from lconvnet.bounds.convolution import NEARLY_ORTHOGONAL, check_convolution, convolution_upper, transposed_upper
 from lconvnet.bounds.types import LayerBound, Method, Operation
 from lconvnet.layers import (
     Abs,
@@ -22,12 +24,17 @@ from lconvnet.layers import (
     InvertibleUpsampling,
     MaxMin,
     NearestUpsampling,
+    Normalize,
+    NormPool,
     Scale,
+    TwoSidedReLU,
 )
 from lconvnet.ops.gram import dense_bound, spectrum_bound
 from lconvnet.ops.residual import residual_bound, to_float64
+from lconvnet.ops.rounding import UNIT_ROUNDOFF, down, up
 
 Rule = Callable[[Operation, Method], LayerBound]
+Check = Callable[[Operation], None]
 
 
 def norm_one(operation: Operation, method: Method) -> LayerBound:
@@ -36,12 +43,11 @@ def norm_one(operation: Operation, method: Method) -> LayerBound:
     return LayerBound(operation.name, 1.0, 1.0, "exact")
 
 
-def flatten(operation: Operation, method: Method) -> LayerBound:
-    """1 where every example stays by itself."""
+def check_flatten(operation: Operation) -> None:
+    """Raise ``ValueError`` unless every example stays by itself."""
     start = cast(nn.Flatten, operation.module).start_dim
     if start < 1:
         raise operation.refuse(f"has start_dim={start}, which may mix the examples of a batch: use start_dim=1")
-    return norm_one(operation, method)
 
 
 def check_sorting(operation: Operation) -> None:
@@ -54,17 +60,42 @@ def check_sorting(operation: Operation) -> None:
         raise operation.refuse(f"has dim={dim}, which sorts across the examples of a batch: use dim=1")
 
 
-def dropout(operation: Operation, method: Method) -> LayerBound:
-    """The identity in eval mode; in training mode it multiplies by 1 / (1 - p)."""
+def check_dropout(operation: Operation) -> None:
+    """Raise ``ValueError`` in training mode; in eval mode it is the identity."""
     if operation.module.training:
         raise operation.refuse("is in training mode, where it multiplies by 1 / (1 - p): call network.eval() first")
-    return norm_one(operation, method)
+
+
+def check_batch_norm(operation: Operation) -> None:
+    """Raise ``ValueError`` where the statistics are those of the batch."""
+    module = cast(nn.BatchNorm2d, operation.module)
+    if module.training or module.running_mean is None:
+        raise operation.refuse(
+            "normalises by the statistics of the batch: call network.eval() first, with track_running_stats=True"
+        )
+
+
+def batch_norm(operation: Operation, method: Method) -> LayerBound:
+    """``max_c |gamma_c| / sqrt(var_c + eps)``."""
+    module = cast(nn.BatchNorm2d, operation.module)
+    name = f"network module {operation.name!r}"
+    variance = to_float64(cast(torch.Tensor, module.running_var), f"{name}: running_var") + module.eps
+    if not bool((variance > 0).all()):
+        raise operation.refuse("has a running variance whose root is not positive: no bound exists")
+    gain = torch.ones_like(variance) if module.weight is None else to_float64(module.weight, f"{name}: weight").abs()
+    return LayerBound(operation.name, float((gain / variance.sqrt()).max()) * (1 + 8 * UNIT_ROUNDOFF), None, "exact")
 
 
 def scale(operation: Operation, method: Method) -> LayerBound:
     """The absolute value of the factor."""
     factor = abs(cast(Scale, operation.module).factor)
     return LayerBound(operation.name, factor, factor, "exact")
+
+
+def normalization(operation: Operation, method: Method) -> LayerBound:
+    """1 / min std, for every channel is divided by its own."""
+    exact = 1 / min(cast(Normalize, operation.module).std)
+    return LayerBound(operation.name, up(exact), down(exact), "exact")
 
 
 def upsampling(operation: Operation, method: Method) -> LayerBound:
@@ -93,14 +124,30 @@ def convolution(operation: Operation, method: Method) -> LayerBound:
     return LayerBound(operation.name, upper, None, name)
 
 
+def transposed(operation: Operation, method: Method) -> LayerBound:
+    """The adjoint of a convolution: see :mod:`lconvnet.bounds.convolution`."""
+    upper, name = transposed_upper(operation, method)
+    return LayerBound(operation.name, upper, None, name)
+
+
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: convolution,
+    nn.ConvTranspose2d: transposed,
     nn.Linear: linear,
-    nn.Flatten: flatten,
+    nn.Flatten: norm_one,
     nn.Identity: norm_one,
     nn.ReLU: norm_one,
-    nn.Dropout: dropout,
+    nn.Dropout: norm_one,
+    nn.Dropout2d: norm_one,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
     nn.ZeroPad2d: norm_one,
+    nn.ReflectionPad2d: pooling.repeating,
+    nn.ReplicationPad2d: pooling.repeating,
+    nn.AvgPool2d: pooling.average,
+    nn.AdaptiveAvgPool2d: pooling.adaptive,
+    nn.MaxPool2d: norm_one,
+    nn.LPPool2d: pooling.power,
     nn.PixelShuffle: norm_one,
     nn.PixelUnshuffle: norm_one,
     MaxMin: norm_one,
@@ -110,5 +157,67 @@ RULES: dict[type[nn.Module], Rule] = {
     InvertibleDownsampling: norm_one,
     InvertibleUpsampling: norm_one,
     NearestUpsampling: upsampling,
+    Normalize: normalization,
+    NormPool: norm_one,
+    TwoSidedReLU: norm_one,
     Scale: scale,
 }
+
+CHECKS: dict[type[nn.Module], Check] = {
+    nn.Conv2d: check_convolution,
+    nn.Flatten: check_flatten,
+    **dict.fromkeys((nn.Dropout, nn.Dropout2d), check_dropout),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), check_batch_norm),
+    **dict.fromkeys((nn.ReflectionPad2d, nn.ReplicationPad2d), pooling.check_repeating),
+    nn.AvgPool2d: pooling.check_average,
+    nn.AdaptiveAvgPool2d: pooling.check_adaptive,
+    nn.MaxPool2d: pooling.check_maximum,
+    nn.LPPool2d: pooling.check_power,
+    **dict.fromkeys((MaxMin, GroupSort, FullSort), check_sorting),
+}
+
+ON_IMAGES = {
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.MaxPool2d,
+    nn.LPPool2d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    InvertibleDownsampling,
+    InvertibleUpsampling,
+    NearestUpsampling,
+    Normalize,
+    NormPool,
+}
+"""Modules that take an input of another rank otherwise: of rank two, the batch for the channels."""
+
+
+def register_rule(kind: type[nn.Module], rule: Rule) -> None:
+    """Give a module of your own its Lipschitz rule; it is then one operation, and its forward pass is not read.
+
+    Args:
+        kind: the class, exactly; what inherits from it needs a rule of its own.
+        rule: takes an :class:`Operation` (``module``, ``name``, ``input_shape``) and the method, and returns a
+            :class:`LayerBound` whose ``upper`` is never below the l2 constant of the module, for one example.
+
+    Raises:
+        ValueError: for what is no module class, or has a rule already.
+
+    >>> class Halve(nn.Module):
+    ...     def forward(self, x):
+    ...         return x / 2
+    >>> register_rule(Halve, lambda operation, method: LayerBound(operation.name, 0.5, 0.5, "exact"))
+    >>> from lconvnet.bounds import lipschitz_bound
+    >>> lipschitz_bound(nn.Sequential(Halve(), Halve())).upper
+    0.25
+    >>> del RULES[Halve]
+    """
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or kind is nn.Sequential:
+        raise ValueError(f"kind={kind!r} must be a class of modules with a forward pass of its own")
+    if kind in RULES:
+        raise ValueError(f"kind={kind.__name__} has a rule already: derive a class and register that")
+    RULES[kind] = rule

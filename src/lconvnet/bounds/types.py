@@ -23,16 +23,18 @@ class LayerBound:
     """Bounds on the Lipschitz constant of one operation, in l2.
 
     Attributes:
-        name: path of the module in the network, such as ``"conv1"`` or ``"block.0"``.
-        upper: never below the constant.
+        name: of the node: the path of the module in the network, such as ``"conv1"`` or ``"block.0"``.
+        upper: never below the constant; of an operation with several inputs, the constant in all of them together.
         lower: never above it, from power iteration; None where the size of the input is unknown.
         method: where ``upper`` comes from.
+        reach: upper bound on the constant from the network's input to the output of this operation.
     """
 
     name: str
     upper: float
     lower: float | None
     method: str
+    reach: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Bound:
     """Bounds on the Lipschitz constant of a network, in l2 from its input to its output.
 
     Attributes:
-        upper: product of the layers' upper bounds, rounded upward. It certifies.
+        upper: never below the constant. It certifies.
         lower: reached by the Jacobian at some input, or None. It only diagnoses.
         layers: one entry for every operation, in order.
         level: what ``upper`` accounts for; only :data:`CERTIFYING_LEVELS` certify.
@@ -63,14 +65,15 @@ class Bound:
 
     @property
     def body_upper(self) -> float:
-        """Upper bound of everything before the last layer."""
-        return product_up(layer.upper for layer in self.layers[:-1])
+        """Upper bound of what the last operation reads, where that is one tensor."""
+        before = self.layers[:-1]
+        reach = before[-1].reach if before else 1.0
+        return product_up(layer.upper for layer in before) if reach is None else reach
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One step of a sequential network: a module, with the circular padding that belongs to it, at its input
-    shape where known."""
+    """A module of the graph, with the circular padding that belongs to it, at its input shape where known."""
 
     name: str
     module: nn.Module

@@ -1,71 +1,99 @@
-"""From a (nested) ``nn.Sequential`` to the list of its operations, refusing what has no rule."""
+"""From a baked network to the graph of its operations, refusing what has no rule.
+
+``torch.fx`` records the forward pass, entering modules that have no rule of their own; :mod:`lconvnet.bounds.reading`
+turns each recorded call into nodes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
-from lconvnet.bounds.convolution import check_convolution
-from lconvnet.bounds.rules import RULES, check_sorting
+from lconvnet.bounds.reading import Reader, Trace, local
+from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
-from lconvnet.layers import (
-    ConstrainedLayer,
-    FullSort,
-    GroupSort,
-    InvertibleDownsampling,
-    InvertibleUpsampling,
-    MaxMin,
-    NearestUpsampling,
-)
+from lconvnet.layers import ConstrainedLayer
 
-ON_IMAGES = (
-    nn.Conv2d,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    InvertibleDownsampling,
-    InvertibleUpsampling,
-    NearestUpsampling,
-)
-"""Operations that take an input of another rank otherwise: of rank two, the batch for the channels."""
+
+def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Trace:
+    """Read the graph of a network.
+
+    Args:
+        network: a module with a rule, or one whose forward pass calls such modules and the functions of
+            :data:`lconvnet.bounds.functions.HANDLERS`, nested as you like.
+        input_shape: shape of one input without the batch, such as ``(C, H, W)``; a graph with function calls needs it.
+
+    Raises:
+        ValueError: names a module or call that has no rule or is unsound as configured, or a shape that does not fit.
+
+    >>> network = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+    >>> [(node.name, node.operation) for node in trace(network).graph.nodes]
+    [('input', 'input'), ('0', 'Flatten'), ('1.0', 'Linear'), ('1.1', 'ReLU')]
+    """
+    shape = None if input_shape is None else _checked_shape(input_shape)
+    for name, module in network.named_modules():
+        _refuse_altered(module, name)
+    recorder = _Recorder()
+    try:
+        recorded = recorder.trace(_Holder(network))
+    except Exception as error:  # whatever a foreign forward pass raises when its input has no values
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"network ({type(network).__name__}) cannot be traced by torch.fx: {reason}; its forward pass must not "
+            "depend on values, or give it a rule: lconvnet.bounds.register_rule"
+        ) from error
+    for name in recorder.entered:
+        _refuse_training(network.get_submodule(name), name)
+    return Reader(network, shape).read(recorded)
 
 
 def operations(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> list[Operation]:
-    """The operations of a network in order; a ``CircularPad2d`` belongs to the convolution behind it.
-
-    Args:
-        network: a module with a rule, or an ``nn.Sequential`` of such, nested as you like.
-        input_shape: shape of one input without the batch, such as ``(C, H, W)``; every operation is then
-            given its own.
-
-    Raises:
-        ValueError: names a module that has no rule or is unsound as configured, or a shape that does not fit.
+    """The modules of a network's graph in order; a ``CircularPad2d`` belongs to the convolution behind it.
 
     >>> network = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
     >>> [step.name for step in operations(network)]
     ['0', '1.0', '1.1']
     """
-    shape = None if input_shape is None else _checked_shape(input_shape)
-    like = next(network.parameters(), torch.zeros(()))
-    steps: list[Operation] = []
-    for step in _paired(_leaves(network, "")):
-        step = Operation(step.name, step.module, step.padding, shape)
-        _check(step)
-        if shape is not None:
-            shape = _output_shape(step, shape, like)
-        steps.append(step)
-    return steps
+    return list(trace(network, input_shape).operations.values())
 
 
-def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    _refuse_altered(module, name)
-    if type(module) is not nn.Sequential:
-        yield name, module
-        return
-    for child_name, child in module._modules.items():  # not named_children: it drops repetitions of a module
-        if child is not None:
-            yield from _leaves(child, f"{name}.{child_name}" if name else child_name)
+class _Holder(nn.Module):
+    """Makes the network itself a module that the recorder meets."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+class _Recorder(fx.Tracer):
+    """Enters sequences and modules of users that have no rule, and notes in which module each call happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers = [""]
+        self.entered: set[str] = set()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        foreign = not type(m).__module__.startswith("torch.nn") and not isinstance(m, ConstrainedLayer)
+        return type(m) in RULES or not (foreign or type(m) is nn.Sequential)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        path = local(self.path_of_module(m))
+        self.callers.append(path)
+        if not self.is_leaf_module(m, path):
+            self.entered.add(path)
+        result = super().call_module(m, forward, args, kwargs)
+        self.callers.pop()
+        return result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["caller"] = self.callers[-1]
+        return node
 
 
 def _refuse_altered(module: nn.Module, name: str) -> None:
@@ -76,44 +104,12 @@ def _refuse_altered(module: nn.Module, name: str) -> None:
         )
 
 
-def _paired(leaves: Iterator[tuple[str, nn.Module]]) -> Iterator[Operation]:
-    """Join each circular padding to the convolution behind it."""
-    for name, module in leaves:
-        if type(module) is not nn.CircularPad2d:
-            yield _known(Operation(name, module))
-            continue
-        name_after, after = next(leaves, (name, None))
-        if type(after) is not nn.Conv2d:
-            raise Operation(name, module).refuse(
-                "repeats pixels: it is sound only directly before an nn.Conv2d(padding=0) that covers it"
-            )
-        if min(module.padding) < 0:
-            raise Operation(name, module).refuse(
-                f"has padding={module.padding}: a negative circular padding is not bounded; crop instead"
-            )
-        yield Operation(name_after, after, module)
-
-
-def _known(operation: Operation) -> Operation:
-    if type(operation.module) in RULES:
-        return operation
-    if isinstance(operation.module, ConstrainedLayer):
-        raise operation.refuse("still owns its kernel: bound the baked network, lconvnet.bake(model)")
-    raise operation.refuse(
-        "has no Lipschitz rule, and none is assumed: build the network from "
-        + ", ".join(sorted(known.__name__ for known in RULES))
-    )
-
-
-def _check(step: Operation) -> None:
-    """Refuse a module that is unsound as configured, or at the rank of its input."""
-    shape = step.input_shape
-    if shape is not None and len(shape) != 3 and type(step.module) in ON_IMAGES:
-        raise step.refuse(f"needs images of shape (channels, height, width), but meets inputs of shape {shape}")
-    if type(step.module) is nn.Conv2d:
-        check_convolution(step)
-    if type(step.module) in (MaxMin, GroupSort, FullSort):
-        check_sorting(step)
+def _refuse_training(module: nn.Module, name: str) -> None:
+    """A forward pass that was read must be the one that is deployed."""
+    if module.training and type(module) is not nn.Sequential:
+        raise Operation(name, module).refuse(
+            "is in training mode, in which its forward pass may differ: call network.eval() first"
+        )
 
 
 def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -122,13 +118,3 @@ def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
             f"input_shape={shape!r} must hold positive integers, such as (channels, height, width), without the batch"
         )
     return tuple(shape)
-
-
-@torch.no_grad()
-def _output_shape(operation: Operation, shape: tuple[int, ...], like: torch.Tensor) -> tuple[int, ...]:
-    """Shape after the operation, found by running it on zeros."""
-    try:
-        return tuple(operation.parts(torch.zeros(1, *shape, dtype=like.dtype, device=like.device)).shape[1:])
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise operation.refuse(f"cannot take an input of shape {shape}: {reason}") from error

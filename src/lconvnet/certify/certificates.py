@@ -1,8 +1,10 @@
 """Certified radii: no l2 perturbation below it can change the answer (methods.md C.1).
 
-    r = max( m / (sqrt(2) L),   min_j m_j / (L_body |w_i - w_j|) )
+    r = max( m / (sqrt(2) L),   min_j m_j / (L_body |w_i - w_j|),   min_j m_j / (L_i + L_j) )
 
-the second where the last layer is dense with rows w. Both are valid, so the larger is.
+the second where the logits are those of a dense layer with rows w, scaled and shifted at most. Both are valid, so the
+larger is. Rows of any norm will do; norm 1 is the last-layer normalisation of Singla, Singla & Feizi.
+The third where every logit is the output of a network of its own, with the constant L_i.
 
 Level "analytic" is about the network in real arithmetic. Its logits are evaluated in float64, and the rounding
 of that forward pass is *not* subtracted from the margin. Where the margin is not far above the rounding of its
@@ -21,13 +23,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Operation, fingerprint, lipschitz_bound, operations
+from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Graph, Node, Trace, fingerprint, lipschitz_bound, trace
 from lconvnet.bounds.convolution import stride_divides
 from lconvnet.ops.images import check_images
 from lconvnet.ops.margins import global_radius, margins, pairwise_radius, row_distances
+from lconvnet.ops.rounding import product_up
 
 MARGIN_GUARD = 2.0**-30
 """Nothing is certified from a margin of at most this fraction of the largest logit: 2^23 roundings of float64."""
+
+ROUNDED_UP = 1 + 2.0**-52
+"""Covers the rounding of a sum of two constants."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +81,18 @@ def certify(network: nn.Module, images: Tensor, *, bound: Bound | None = None, b
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     _refuse_half_precision(network)
-    steps = operations(network, tuple(images.shape[1:]))
+    traced = trace(network, tuple(images.shape[1:]))
     if bound is None:
         bound = lipschitz_bound(network, input_shape=tuple(images.shape[1:]), diagnose=False)
-    _check_bound(bound, network, steps)
+    _check_bound(bound, network, traced)
     evaluated = deepcopy(network).double().eval()
     device = next((tensor.device for tensor in network.parameters()), images.device)
     with torch.no_grad():
         chunks = [evaluated(chunk.to(device, torch.float64)).cpu() for chunk in images.split(batch_size)]
-    return _certificates(torch.cat(chunks), bound, steps)
+    return _certificates(torch.cat(chunks), bound, traced)
 
 
-def _certificates(logits: Tensor, bound: Bound, steps: list[Operation]) -> Certificates:
+def _certificates(logits: Tensor, bound: Bound, traced: Trace) -> Certificates:
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"network gives an output of shape {tuple(logits.shape)}: a certificate needs (N, classes) with "
@@ -95,12 +101,59 @@ def _certificates(logits: Tensor, bound: Bound, steps: list[Operation]) -> Certi
     label = logits.argmax(dim=1)
     ahead = margins(logits, label)
     radius = global_radius(ahead, bound.upper)
-    if steps and type(steps[-1].module) is nn.Linear:
-        distances = row_distances(cast(nn.Linear, steps[-1].module).weight)
-        radius = torch.maximum(radius, pairwise_radius(ahead, label, distances, bound.body_upper))
+    head = _head(traced, bound) if math.isfinite(bound.upper) else None
+    if head is not None:
+        radius = torch.maximum(radius, pairwise_radius(ahead, label, row_distances(head.weight), head.lipschitz))
+    apart = _apart(traced, bound)
+    if apart is not None:
+        radius = torch.maximum(radius, pairwise_radius(ahead, label, apart[:, None] + apart, ROUNDED_UP))
     margin = ahead.amin(dim=1)
     clear = margin > MARGIN_GUARD * logits.abs().amax(dim=1)  # false where a logit is infinite or NaN
     return Certificates(label, margin, torch.where(clear, radius, torch.zeros_like(radius)), bound.level)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The last dense layer; ``lipschitz`` bounds all before it, times the scaling behind it."""
+
+    weight: Tensor
+    lipschitz: float
+
+
+def _head(traced: Trace, bound: Bound) -> _Head | None:
+    """The dense layer that gives the logits, with nothing behind it but what treats all of them alike."""
+    layers = {layer.name: layer for layer in bound.layers}
+    node, factors = traced.graph[traced.graph.output], []
+    while _is_uniform(node, traced.graph):
+        factors.append(layers[node.name].upper)
+        node = traced.graph[node.inputs[0]]
+    if node.operation != "Linear":
+        return None
+    before = layers.get(node.inputs[0])
+    reach = 1.0 if before is None else before.reach
+    if reach is None:
+        return None
+    return _Head(cast(nn.Linear, traced.operations[node.name].module).weight, product_up([reach, *factors]))
+
+
+def _apart(traced: Trace, bound: Bound) -> Tensor | None:
+    """The constant of each logit where every one is the output of a network of its own: a difference of two then has
+    at most their sum (Qian & Wegman 2019: 2 for two 1-Lipschitz logits, sqrt(2) times that of a joint network)."""
+    layers = {layer.name: layer for layer in bound.layers}
+    node = traced.graph[traced.graph.output]
+    logits = [traced.graph[name] for name in node.inputs] if node.operation == "concatenate" else []
+    reaches = [layers[logit.name].reach for logit in logits if logit.shape == (1,) and logit.name in layers]
+    if not reaches or len(reaches) < len(logits) or None in reaches:
+        return None
+    return torch.tensor(reaches, dtype=torch.float64)
+
+
+def _is_uniform(node: Node, graph: Graph) -> bool:
+    """Whether a node multiplies by one number or adds a constant to every logit."""
+    if node.operation in ("multiply", "divide"):
+        return "value" in node.options
+    same = node.operation == "shift" and node.shape == graph[node.inputs[0]].shape
+    return same or node.operation in ("Scale", "Identity", "Dropout", "negate")
 
 
 def _refuse_half_precision(network: nn.Module) -> None:
@@ -112,7 +165,7 @@ def _refuse_half_precision(network: nn.Module) -> None:
             )
 
 
-def _check_bound(bound: Bound, network: nn.Module, steps: list[Operation]) -> None:
+def _check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
     """Refuse a bound of another kind, of another network, or for another size of image."""
     if bound.level not in CERTIFYING_LEVELS:
         raise ValueError(
@@ -125,7 +178,7 @@ def _check_bound(bound: Bound, network: nn.Module, steps: list[Operation]) -> No
         raise ValueError(
             "bound is of other weights or another network than this one: compute it again with lipschitz_bound(network)"
         )
-    shape = steps[0].input_shape if steps else bound.input_shape
+    shape, steps = traced.graph.nodes[0].shape, traced.operations.values()
     irregular = any(type(step.module) is nn.Conv2d and not stride_divides(step) for step in steps)
     if (irregular or bound.input_shape is not None) and shape != bound.input_shape:
         raise ValueError(

@@ -21,6 +21,7 @@ from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.images import read_images
 from lconvnet.experiments.loading import load_any
 from lconvnet.experiments.run_folder import RunFolder, find_run
+from lconvnet.importing import adopt
 from lconvnet.ops.rounding import rounded_up
 from lconvnet.training.reporting import validated
 from lconvnet.wasserstein import Estimate
@@ -55,7 +56,8 @@ def evaluate_command(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure a trained run on the test images and write its results.yaml and examples.parquet; the
-    same command goes on with an interrupted one."""
+    same command goes on with an interrupted one. RUN may hold weights that others published (runs/baselines)."""
+    adopt(run)
     evaluate(find_run(run), options.overrides(changes, data_dir), attacks=not no_attacks, as_json=as_json, quiet=quiet)
 
 

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from lconvnet import data, models
 from lconvnet.experiments import names
-from lconvnet.experiments.config import Convnet, Data, Experiment, Mlp, Network, Section
+from lconvnet.experiments.config import Convnet, Data, Experiment, Kw, Mlp, Network, Qw, Section
 from lconvnet.experiments.estimation_config import Critic, RealImages
 from lconvnet.layers import NearestUpsampling
 
 
-def build_model(config: Mlp | Convnet, image_shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Sequential:
+def build_model(
+    config: Mlp | Convnet | Kw | Qw, image_shape: tuple[int, int, int], classes: int, *, seed: int
+) -> nn.Sequential:
     """Return the network for images of shape (C, H, W), its initial weights a function of `seed` alone.
 
     The global random state is left as it was. Raises ValueError where the architecture does not fit the
@@ -26,7 +28,11 @@ def build_model(config: Mlp | Convnet, image_shape: tuple[int, int, int], classe
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _mlp(config, image_shape, classes) if isinstance(config, Mlp) else _convnet(config, image_shape, classes)
+        if isinstance(config, Mlp):
+            return _mlp(config, image_shape, classes)
+        if isinstance(config, Kw | Qw):
+            return _baseline(config, image_shape, classes)
+        return _convnet(config, image_shape, classes)
 
 
 def build_critic(config: Critic, image_shape: tuple[int, int, int], *, seed: int) -> nn.Sequential:
@@ -105,6 +111,12 @@ def _convnet(config: Convnet, image_shape: tuple[int, int, int], classes: int) -
         linear=names.LINEARS[config.linear],
         activation=_activation(config),
     )
+
+
+def _baseline(config: Kw | Qw, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    channels, height, width = image_shape
+    options = config.model_dump(exclude={"architecture", "published"})
+    return names.ARCHITECTURES[config.architecture](channels, (height, width), classes, **options)
 
 
 def _activation(config: Network) -> Callable[[], nn.Module]:

@@ -82,6 +82,27 @@ class Convnet(Network):
         return self
 
 
+class Kw(Section):
+    """The networks of Wong et al. 2018, with `mean` and `std` of their input normalisation, one number a channel."""
+
+    architecture: Literal["kw-small", "kw-large", "kw-resnet"]
+    mean: Annotated[tuple[float, ...], Strict(False), Field(min_length=1)] | None = None
+    std: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] | None = None
+
+
+class Qw(Section):
+    """The network of Qian & Wegman 2019: `channels` of its convolutions, `hidden` features for every class.
+
+    `published` names the published model, 3 or 4, where the weights are its authors'; null where they are trained here.
+    """
+
+    architecture: Literal["qw"]
+    channels: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)] = (32, 64)
+    hidden: PositiveInt = 32
+    kernel_size: PositiveInt = 5
+    published: Literal[3, 4] | None = None
+
+
 class Hinge(Section):
     """Multi-class hinge loss with margin √2·eps (Li et al. 2019)."""
 
@@ -171,12 +192,17 @@ class Training(Section):
 
 class Evaluation(Section):
     """What is measured on the test images: certified accuracy at each eps (and each of an attack's), and
-    attacks."""
+    attacks.
+
+    At each eps of `linear_bounds` ReLU networks are also certified by linear bounds, for which a product of norms is
+    of little use.
+    """
 
     eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] = (1.58,)
     attacks: Annotated[tuple[AnyAttack, ...], Strict(False)] = (Pgd(name="pgd"), Fgsm(name="fgsm"))
     mini_test_size: PositiveInt = 100
     batch_size: PositiveInt = 500
+    linear_bounds: Annotated[tuple[PositiveFloat, ...], Strict(False)] = ()
 
     @model_validator(mode="after")
     def _one_result_for_each_attack_and_eps(self) -> "Evaluation":
@@ -194,7 +220,7 @@ class Experiment(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data = Data()
-    model: Annotated[Mlp | Convnet, Field(discriminator="architecture")]
+    model: Annotated[Mlp | Convnet | Kw | Qw, Field(discriminator="architecture")]
     loss: Annotated[Hinge | OffsetCrossEntropy, Field(discriminator="name")] = OffsetCrossEntropy(
         name="offset-cross-entropy", eps=1.58
     )

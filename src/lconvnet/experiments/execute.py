@@ -15,7 +15,7 @@ from torch import nn
 from lconvnet import saving
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
-from lconvnet.certify import Certificates
+from lconvnet.certify import Certificates, certified_accuracy
 from lconvnet.data import Splits
 from lconvnet.experiments import accuracies, build, names, robustness
 from lconvnet.experiments.attacks import MinimumNorm
@@ -154,12 +154,16 @@ def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, repor
         experiment.seed,
         report,
     )
-    certificates = robustness.certify_all(subject)
+    certificates = lipschitz = robustness.certify_all(subject)
+    for eps in experiment.evaluation.linear_bounds:
+        certificates = robustness.certify_linearly(subject, certificates, eps)
     outcomes = _attack(subject, certificates, experiment.evaluation) if attacks else []
     loss = robustness.mean_loss(subject, build.build_loss(experiment.loss))
     labels, pixels = splits.test.labels, splits.test.images[0].numel()
     measured = accuracies.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
     made = {"evaluation": experiment.evaluation.model_dump(mode="json")} if attacks else {}
+    for eps, row in measured["adv_robustness"].items() if experiment.evaluation.linear_bounds else ():
+        row["lb_lipschitz"] = certified_accuracy(lipschitz, labels, eps)
     results = _results(trained, splits, certificates, loss) | measured | made
     folder.write_evaluation(results, robustness.columns(certificates, labels, outcomes))
     return Evaluated(certificates, trained.bound, results, folder.results)

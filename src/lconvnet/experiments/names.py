@@ -39,6 +39,10 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Sequential]] = {
     "mlp": models.mlp,
     "small": models.small_convnet,
     "large": models.large_convnet,
+    "kw-small": models.kw_small,
+    "kw-large": models.kw_large,
+    "kw-resnet": models.kw_resnet,
+    "qw": models.qw_convnet,
     "dcgan": models.dcgan_critic,
 }
 LOSSES: Mapping[str, Callable[..., Any]] = {

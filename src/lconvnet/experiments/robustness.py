@@ -7,6 +7,7 @@ with the records of one that was not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lconvnet.attacks import AttackResult, norms
 from lconvnet.attacks.gradient import replaced
 from lconvnet.bounds import Bound, fingerprint
-from lconvnet.certify import Certificates, certify
+from lconvnet.certify import Certificates, certified_at, certify, linear_margins
 from lconvnet.data import Images, batch
 from lconvnet.experiments import names
 from lconvnet.experiments.attacks import AnyAttack, Fgsm, MinimumNorm
@@ -31,6 +32,7 @@ Report = Callable[[str, int, int], None]
 """Hears what is measured, how many images are done, and of how many."""
 
 CERTIFICATE = {"label": (int,), "prediction": (int,), "margin": (float,), "radius": (float,)}
+LINEAR = {"margin": (float, type(None))}
 OUTCOME = {"success": (bool,), "norm": (float, type(None)), "l2": (float, type(None))}
 
 
@@ -101,6 +103,28 @@ def certify_all(subject: Subject) -> Certificates:
         radius=torch.tensor(column["radius"], dtype=torch.float64),
         level=subject.bound.level,
     )
+
+
+def certify_linearly(subject: Subject, certificates: Certificates, eps: float) -> Certificates:
+    """Return the certificates with what linear bounds prove at `eps`, computed batch by batch.
+
+    A row is the smallest lower bound of the answer's margins over the ball; null where it is no number, or the answer
+    is wrong, which is not asked about as no attack is.
+    """
+    journal = subject.journal(f"linear@{eps}", {"eps": eps, "level": certificates.level}, LINEAR)
+
+    def measure(places: range) -> list[Row]:
+        images, labels = batch(subject.images, places)
+        right = certificates.label[places.start : places.stop] == labels
+        found = torch.full((len(labels),), -math.inf, dtype=torch.float64)
+        if right.any():
+            found[right] = linear_margins(subject.network, images[right], labels[right], eps)
+        finite = [margin if math.isfinite(margin) else None for margin in found.tolist()]
+        return [{"index": i, "margin": margin} for i, margin in zip(places, finite, strict=True)]
+
+    rows = _complete(subject, journal, len(subject.images), measure)
+    margins = [-math.inf if row["margin"] is None else row["margin"] for row in rows]
+    return certified_at(certificates, torch.tensor(margins, dtype=torch.float64), eps)
 
 
 def attack_all(

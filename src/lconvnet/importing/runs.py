@@ -22,6 +22,7 @@ from lconvnet.experiments.loading import dump, load_any, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import original, pickles
+from lconvnet.importing.baselines import adopt_baseline
 from lconvnet.training import CheckpointError, Record, load_record
 from lconvnet.training.checkpoint import save_best
 from lconvnet.training.settings import versions
@@ -54,13 +55,18 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
 
 
 def adopt(path: Path) -> None:
-    """Where `path` names a run of the original that holds nothing of ours yet, add what an evaluation needs.
+    """Where `path` names a run of the original or a baseline that holds nothing of ours yet, add what an evaluation
+    needs.
 
     Adds checkpoints/best.safetensors, record.json and model.safetensors beside its files, which stay as they are.
     """
     folder = RunFolder(path if path.is_dir() else path.parent)
-    new = folder.config.is_file() and not _is_taken(folder) and any(_checkpoints(folder.path))
-    if new and is_original(read(folder.config)):
+    if not folder.config.is_file() or _is_recorded(folder):
+        return
+    values = read(folder.config)
+    if not is_original(values):
+        adopt_baseline(folder, values)
+    elif any(_checkpoints(folder.path)) and not folder.model.exists():
         Source.read(folder.path).write(folder)
 
 
@@ -75,8 +81,11 @@ def _keep_config(folder: RunFolder, experiment: Experiment | WassersteinExperime
 
 def _is_taken(folder: RunFolder) -> bool:
     """Whether a run has left something; the weights alone are an import that did not come to its end."""
-    places = (folder.path / "record.json", folder.path / "checkpoints" / "last.ckpt", folder.model)
-    return any(place.exists() for place in places)
+    return _is_recorded(folder) or folder.model.exists()
+
+
+def _is_recorded(folder: RunFolder) -> bool:
+    return any((folder.path / name).exists() for name in ("record.json", "checkpoints/last.ckpt"))
 
 
 def _is_import(folder: RunFolder, record: Record) -> bool:

@@ -4,13 +4,14 @@ from lconvnet.kernels.base import DenseKernel, Kernel, Promise
 from lconvnet.kernels.bcop import BCOP, FixedBCOP
 from lconvnet.kernels.orthogonal import Orthogonal
 from lconvnet.kernels.ossn import OSSN
-from lconvnet.kernels.rkl2ne import RKL2NE
+from lconvnet.kernels.rkl2ne import L2NE, RKL2NE
 from lconvnet.kernels.rko import RKO
 from lconvnet.kernels.spectral_norm import SpectralNorm
 from lconvnet.kernels.svcm import SVCM
 
 __all__ = [
     "BCOP",
+    "L2NE",
     "OSSN",
     "RKL2NE",
     "RKO",

@@ -2,7 +2,8 @@
 
     K = W / (k f),      f = sqrt(min(|W W^T|_inf, |W^T W|_inf)) >= |W|_2,       W reshaped to co x ci k^2
 
-with ``|.|_inf`` the largest absolute row sum. Rigorous under circular and zero padding, loose, no iteration.
+with ``|.|_inf`` the largest absolute row sum. Rigorous under circular and zero padding, loose, no iteration. A dense
+weight is the case k = 1.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import Kernel, Promise, require_positive
+from lconvnet.kernels.base import DenseKernel, Kernel, Promise, require_positive
 
 
 class RKL2NE(Kernel):
@@ -46,9 +48,51 @@ class RKL2NE(Kernel):
         nn.init.orthogonal_(self.W)
 
     def forward(self) -> Tensor:
-        with torch.autocast(self.W.device.type, enabled=False):
-            W = self.W.to(torch.promote_types(self.W.dtype, torch.float32))
-            flat = W.flatten(1)
-            norms = [gram.abs().sum(1).amax() for gram in (flat @ flat.mT, flat.mT @ flat)]
-            bound = torch.minimum(*norms).clamp_min(torch.finfo(W.dtype).tiny).sqrt()
-            return W / (bound * W.shape[-1])
+        W = _accurate(self.W)
+        return W / (norm_estimate(W) * W.shape[-1])
+
+
+class L2NE(DenseKernel):
+    """1-Lipschitz dense weight ``(out_features, in_features)`` divided by the same bound on its norm.
+
+    >>> L2NE(8, 4)().shape
+    torch.Size([4, 8])
+    """
+
+    promise: ClassVar[Promise] = Promise.LIPSCHITZ
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(in_features=in_features, out_features=out_features)
+        self.W = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        nn.init.orthogonal_(self.W)
+
+    def forward(self) -> Tensor:
+        W = _accurate(self.W)
+        return W / norm_estimate(W)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self(), bias)
+
+
+def norm_estimate(W: Tensor) -> Tensor:
+    """f of the head of this file, an upper bound on the norm of W reshaped to ``(out, rest)``.
+
+    >>> round(float(norm_estimate(torch.ones(2, 3))) ** 2, 4)
+    6.0
+    """
+    with torch.autocast(W.device.type, enabled=False):
+        flat = W.flatten(1)
+        norms = [gram.abs().sum(1).amax() for gram in (flat @ flat.mT, flat.mT @ flat)]
+        return torch.minimum(*norms).clamp_min(torch.finfo(W.dtype).tiny).sqrt()
+
+
+def _accurate(W: Tensor) -> Tensor:
+    return W.to(torch.promote_types(W.dtype, torch.float32))

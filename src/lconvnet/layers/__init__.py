@@ -1,6 +1,7 @@
 """Layers with a known Lipschitz constant: each linear one owns a kernel."""
 
-from lconvnet.layers.activations import Abs, FullSort, GroupSort, MaxMin
+from lconvnet.layers.activations import Abs, FullSort, GroupSort, MaxMin, TwoSidedReLU
+from lconvnet.layers.branches import Concat, Sum
 from lconvnet.layers.constrained import ConstrainedLayer
 from lconvnet.layers.conv import (
     BCOPConv2d,
@@ -11,23 +12,28 @@ from lconvnet.layers.conv import (
     RKOConv2d,
     SVCMConv2d,
 )
-from lconvnet.layers.linear import CholeskyLinear, LipschitzLinear, OrthogonalLinear, SpectralNormLinear
-from lconvnet.layers.resampling import InvertibleDownsampling, InvertibleUpsampling, NearestUpsampling, Scale
+from lconvnet.layers.linear import CholeskyLinear, L2NELinear, LipschitzLinear, OrthogonalLinear, SpectralNormLinear
+from lconvnet.layers.normalization import Normalize
+from lconvnet.layers.resampling import InvertibleDownsampling, InvertibleUpsampling, NearestUpsampling, NormPool, Scale
 
 __all__ = [
     "Abs",
     "BCOPConv2d",
     "CholeskyLinear",
+    "Concat",
     "ConstrainedLayer",
     "FixedBCOPConv2d",
     "FullSort",
     "GroupSort",
     "InvertibleDownsampling",
     "InvertibleUpsampling",
+    "L2NELinear",
     "LipschitzConv2d",
     "LipschitzLinear",
     "MaxMin",
     "NearestUpsampling",
+    "NormPool",
+    "Normalize",
     "OSSNConv2d",
     "OrthogonalLinear",
     "RKL2NEConv2d",
@@ -35,4 +41,6 @@ __all__ = [
     "SVCMConv2d",
     "Scale",
     "SpectralNormLinear",
+    "Sum",
+    "TwoSidedReLU",
 ]

@@ -1,7 +1,8 @@
-"""Norm-preserving activations: each one's Jacobian is a permutation or a change of signs almost everywhere."""
+"""Norm-preserving activations: each one's Jacobian permutes, changes signs or adds zero channels almost everywhere."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lconvnet.ops.sorting import group_sort, max_min
@@ -83,3 +84,16 @@ class Abs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
+
+
+class TwoSidedReLU(nn.Module):
+    """``(max(x, 0), max(-x, 0))`` along the channels, twice as many (Qian & Wegman 2019; concatenated ReLU of Shang et
+    al. 2016).
+
+    >>> import torch
+    >>> TwoSidedReLU()(torch.tensor([[-1.0, 2.0]])).tolist()
+    [[0.0, 2.0, 1.0, 0.0]]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.relu(), (-x).relu()], dim=1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.kernels import DenseKernel, Orthogonal, SpectralNorm
+from lconvnet.kernels import L2NE, DenseKernel, Orthogonal, SpectralNorm
 from lconvnet.layers.constrained import ConstrainedLayer
 from lconvnet.ops.whitening import cholesky
 
@@ -66,3 +66,4 @@ class LipschitzLinear(ConstrainedLayer):
 OrthogonalLinear = partial(LipschitzLinear, kernel=Orthogonal)
 CholeskyLinear = partial(LipschitzLinear, kernel=partial(Orthogonal, engine=cholesky))
 SpectralNormLinear = partial(LipschitzLinear, kernel=SpectralNorm)
+L2NELinear = partial(LipschitzLinear, kernel=L2NE)

@@ -1,9 +1,10 @@
-"""Resampling that moves or repeats pixels, and scaling: each multiplies distances by a known constant."""
+"""Resampling that moves, repeats or pools pixels, and scaling: distances grow by at most a known constant."""
 
 from __future__ import annotations
 
 from math import isfinite
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,6 +69,29 @@ class NearestUpsampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.factor, dim=2).repeat_interleave(self.factor, dim=3)
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
+class NormPool(nn.Module):
+    """The l2 norm of each s x s window, windows side by side: ``(B, C, h, w)`` to ``(B, C, h / s, w / s)``.
+
+    1-Lipschitz, for a norm is and the windows share no pixel (norm-pooling of Qian & Wegman 2019).
+
+    >>> import torch
+    >>> NormPool(2)(torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]])).item()
+    5.0
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        require_positive(factor=factor)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = F.pixel_unshuffle(x, self.factor).unflatten(1, (x.shape[1], self.factor**2))
+        return torch.linalg.vector_norm(windows, dim=2)
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}"

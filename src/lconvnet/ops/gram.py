@@ -63,27 +63,35 @@ def circular_bound(K: Tensor, size: tuple[int, int], *, steps: int = 12) -> floa
     return up(largest + _transfer_error(kernel))
 
 
-def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 8) -> float:
+def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 10) -> float:
     """An upper bound on ``sup_w |K_hat(w)|_2``: never below the norm, for every image size, circular or zero
     padded.
 
-        |K|_sup <= M_N prod_axes (1 - (k - 1) / N)^(-1/2)        (methods.md B.2)
+        |K|_sup <= M_N prod_axes min( 1 / cos(pi t / 2),  (1 - t)^(-1/2) ),        t = (k - 1) / N
 
-    with M_N the maximum over the N x N frequency grid (Pfister & Bresler 2019).
+    with M_N the maximum over the N x N frequency grid. The first holds because Re v* K_hat u is, up to a shift, a
+    trigonometric polynomial of degree (k - 1) / 2: within delta of its maximum it is at least cos((k - 1) delta / 2)
+    times that (M. Riesz; Ehlich & Zeller 1964), and a frequency of the grid lies within pi / N. The second is
+    methods.md B.2 (Pfister & Bresler 2019), better below N = 2 (k - 1).
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
         grid: N, at least max(kh, kw); an axis with one tap needs one frequency only.
 
-    >>> 1 <= grid_bound(torch.ones(1, 1, 2, 2) / 4) < 1.02
+    >>> 1 <= grid_bound(torch.ones(1, 1, 2, 2) / 4) < 1.002
     True
     """
     taps = tuple(K.shape[-2:])
     if grid < max(taps):
         raise ValueError(f"grid={grid} is coarser than the {taps} kernel: take at least {max(taps)}")
     size = tuple(grid if k > 1 else 1 for k in taps)
-    factor = math.prod(1 / (1 - (k - 1) / n) for k, n in zip(taps, size, strict=True))
-    return circular_bound(K, (size[0], size[1]), steps=steps) * math.sqrt(factor) * (1 + 32 * UNIT_ROUNDOFF)
+    factor = math.prod(_between((k - 1) / n) for k, n in zip(taps, size, strict=True))
+    return circular_bound(K, (size[0], size[1]), steps=steps) * factor * (1 + 32 * UNIT_ROUNDOFF)
+
+
+def _between(t: float) -> float:
+    """How much larger than on the grid a polynomial may be between its points."""
+    return 1 / math.cos(math.pi * t / 2) if t <= 0.5 else 1 / math.sqrt(1 - t)
 
 
 def kernel_space_bound(K: Tensor, *, steps: int = 3) -> float:

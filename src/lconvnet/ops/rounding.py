@@ -80,3 +80,44 @@ def product_up(factors: Iterable[float]) -> float:
         exact = math.isinf(product) or Fraction(product) >= Fraction(result) * Fraction(value)
         result = product if exact else up(product)
     return result
+
+
+def sum_up(terms: Iterable[float]) -> float:
+    """An upper bound of the sum of non-negative floats: every inexact addition is rounded upward.
+
+    >>> sum_up([0.5, 0.25])
+    0.75
+    """
+    result = 0.0
+    for term in terms:
+        total = result + term
+        exact = math.isinf(total) or Fraction(total) >= Fraction(result) + Fraction(term)
+        result = total if exact else up(total)
+    return result
+
+
+def quotient_up(numerator: float, denominator: float) -> float:
+    """An upper bound of the quotient of two non-negative floats; infinite where the denominator is zero.
+
+    >>> quotient_up(1.0, 4.0), quotient_up(1.0, 3.0) * 3 >= 1
+    (0.25, True)
+    """
+    if denominator == 0 or math.isinf(numerator):
+        return math.inf
+    quotient = numerator / denominator
+    exact = math.isinf(quotient) or Fraction(quotient) * Fraction(denominator) >= Fraction(numerator)
+    return quotient if exact else up(quotient)
+
+
+def root_up(square: Fraction | int) -> float:
+    """The square root of a rational number, rounded upward: exact where it is a float.
+
+    >>> root_up(Fraction(9, 4)), Fraction(root_up(2)) ** 2 >= 2
+    (1.5, True)
+    """
+    shift = (square.numerator.bit_length() - square.denominator.bit_length()) // 2  # keeps the float near 1
+    scaled = Fraction(square) / Fraction(4) ** shift
+    root = math.sqrt(scaled)
+    while Fraction(root) ** 2 < scaled:
+        root = up(root)
+    return math.ldexp(root, shift) if shift > -1000 else up(math.ldexp(root, shift))

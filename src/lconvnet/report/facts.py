@@ -11,12 +11,12 @@ name. Folders without (the original's cfg.yaml is a program, not data, and no sp
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lconvnet.experiments import build
-from lconvnet.experiments.config import Evaluation, Experiment, Mlp
+from lconvnet.experiments.config import Evaluation, Experiment, Kw, Mlp, Qw
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.execute import trained_experiment
 from lconvnet.experiments.loading import parse_any, read
@@ -71,7 +71,7 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
         return facts_of_estimate(experiment), {}
     if experiment is not None:
         ran = experiment.evaluation if evaluation is None else Evaluation.model_validate(evaluation)
-        return facts_of_experiment(experiment), _attacks(ran)
+        return replace(facts_of_experiment(experiment), **_published(folder, experiment)), _attacks(ran)
     return facts_of_name(folder.resolve().as_posix()), {}
 
 
@@ -99,7 +99,7 @@ def facts_of_experiment(experiment: Experiment) -> Facts:
         data=_data_name(experiment),
         architecture=architecture,
         method=method,
-        activation=names.ACTIVATIONS.get(experiment.model.activation, experiment.model.activation),
+        activation=_activation(experiment),
         trial=str(experiment.seed),
         recipe=recipe_of(experiment),
         specified=True,
@@ -182,7 +182,29 @@ def _network(experiment: Experiment) -> tuple[str, str]:
         widths = "-".join(map(str, model.widths))
         architecture = "FC-3" if model.widths == names.FC3_WIDTHS else f"FC {widths}"
         return architecture, names.LINEARS.get(model.linear, model.linear.capitalize())
+    if isinstance(model, Kw):
+        return names.ARCHITECTURES[model.architecture], names.BASELINES["kw"]
+    if isinstance(model, Qw):
+        return "QW", names.CONVS["rkl2ne"]
     return names.ARCHITECTURES[model.architecture], names.CONVS.get(model.conv, model.conv.upper())
+
+
+def _activation(experiment: Experiment) -> str:
+    model = experiment.model
+    if isinstance(model, Kw | Qw):
+        return "ReLU"
+    return names.ACTIVATIONS.get(model.activation, model.activation)
+
+
+def _published(folder: Path, experiment: Experiment) -> dict[str, Any]:
+    """What differs where a baseline's weights are its authors': no seed and no recipe of ours made them."""
+    model, record = experiment.model, folder / "record.json"
+    if not isinstance(model, Kw | Qw) or not record.exists() or "imported" not in load_record(folder).settings:
+        return {}
+    published = {"recipe": (), "trial": ""}
+    if isinstance(model, Qw) and model.published:
+        published |= {"architecture": f"Model-{model.published}", "method": names.BASELINES["qian"]}
+    return published
 
 
 def _data_name(experiment: Experiment) -> str:

@@ -7,7 +7,14 @@ written 0.1411764706 in some files.
 from collections.abc import Iterable
 
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "stl10": "STL-10"}
-ARCHITECTURES = {"small": "Small", "large": "Large", "fc": "FC-3"}
+ARCHITECTURES = {
+    "small": "Small",
+    "large": "Large",
+    "fc": "FC-3",
+    "kw-small": "Small",
+    "kw-large": "Large",
+    "kw-resnet": "ResNet",
+}
 FC3_WIDTHS = (1024, 1024, 1024)
 ACTIVATIONS = {"maxmin": "MaxMin", "relu": "ReLU"}
 CONVS = {

@@ -5,8 +5,9 @@ Building from such data imports nothing by name, and every size in it is bounded
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
@@ -29,6 +30,16 @@ class Entry(BaseModel):
     def build(self) -> nn.Module:
         """Return the module, on the device of the surrounding context."""
         return self.module(**self.model_dump(exclude={"name", "op"}))
+
+
+Branches = Annotated[
+    tuple[tuple[Annotated["Operation", Field(discriminator="op")], ...], ...], Field(min_length=1, max_length=2**10)
+]
+
+
+def build(entries: Sequence[Entry]) -> nn.Sequential:
+    """Return the operations as a network."""
+    return nn.Sequential(OrderedDict((entry.name, entry.build()) for entry in entries))
 
 
 class Conv2d(Entry):
@@ -160,10 +171,61 @@ class NearestUpsampling(Entry):
     factor: Side
 
 
+class Normalize(Entry):
+    """Input normalisation, a mean and a standard deviation for each channel."""
+
+    module = layers.Normalize
+    op: Literal["normalize"] = "normalize"
+    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=1024)]
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=1024)]
+
+
+class TwoSidedReLU(Entry):
+    """Positive parts and negative parts."""
+
+    module = layers.TwoSidedReLU
+    op: Literal["two-sided-relu"] = "two-sided-relu"
+
+
+class NormPool(Entry):
+    """Norms of windows side by side."""
+
+    module = layers.NormPool
+    op: Literal["norm-pool"] = "norm-pool"
+    factor: Side
+
+
+class Sum(Entry):
+    """The sum of sequences of operations on one input."""
+
+    module = layers.Sum
+    op: Literal["sum"] = "sum"
+    branches: Branches
+
+    def build(self) -> nn.Module:
+        """Return the module with its branches."""
+        return layers.Sum(*map(build, self.branches))
+
+
+class Concat(Entry):
+    """The outputs of sequences of operations on one input, one behind the other."""
+
+    module = layers.Concat
+    op: Literal["concat"] = "concat"
+    branches: Branches
+
+    def build(self) -> nn.Module:
+        """Return the module with its branches."""
+        return layers.Concat(*map(build, self.branches))
+
+
 Operation: TypeAlias = (
     Conv2d | Linear | CircularPad | ZeroPad | Flatten | MaxMin | GroupSort | FullSort | Abs | ReLU | Identity
-    | Scale | Downsampling | Upsampling | NearestUpsampling
+    | Scale | Downsampling | Upsampling | NearestUpsampling | Normalize | TwoSidedReLU | NormPool
+    | Sum | Concat
 )  # fmt: skip
+Sum.model_rebuild()
+Concat.model_rebuild()
 OPERATIONS: Mapping[type[nn.Module], type[Entry]] = {entry.module: entry for entry in Entry.__subclasses__()}
 
 
@@ -189,6 +251,8 @@ def _entry(name: str, module: nn.Module) -> Entry:
             f"layer {name!r} is a {type(module).__name__}; save takes baked networks only, use bake(model)"
         )
     fields = {field: getattr(module, field) for field in kind.model_fields if field not in ("op", "name", "bias")}
+    if "branches" in kind.model_fields:
+        fields["branches"] = tuple(architecture(branch) for branch in cast(nn.ModuleList, module.branches))
     if "bias" in kind.model_fields:
         fields["bias"] = module.bias is not None
     try:

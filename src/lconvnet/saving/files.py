@@ -18,7 +18,6 @@ it again from the weights (`lconvnet.lipschitz_bound`), which takes milliseconds
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 
 from lconvnet import atomic
 from lconvnet.bounds import Bound, lipschitz_bound
-from lconvnet.saving.architecture import Operation, Size, architecture
+from lconvnet.saving.architecture import Operation, Size, architecture, build
 
 FORMAT = "lconvnet-network-1"
 MAXIMAL_METADATA = 1_000_000
@@ -106,7 +105,7 @@ def load(path: str | Path) -> nn.Sequential:
     """
     description, tensors = _read(Path(path))
     with torch.device("meta"):
-        network = nn.Sequential(OrderedDict((entry.name, entry.build()) for entry in description.architecture))
+        network = build(description.architecture)
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     _check_tensors(Path(path), expected, tensors)
     network.load_state_dict(tensors, strict=True, assign=True)

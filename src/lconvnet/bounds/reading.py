@@ -1,0 +1,276 @@
+"""The recorded calls of a forward pass as nodes of a graph, each checked and, where the size is known, run.
+
+A call is read as a module of :data:`lconvnet.bounds.rules.RULES` or as a function of
+:mod:`lconvnet.bounds.functions`; it runs on two images of zeros, so shapes are torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lconvnet.bounds.attributes import plain_attributes
+from lconvnet.bounds.functions import AS_MODULES, HANDLERS, NUMERIC, Call, Constant
+from lconvnet.bounds.graph import INPUT, Graph, Node
+from lconvnet.bounds.rules import CHECKS, ON_IMAGES, RULES
+from lconvnet.bounds.types import Operation
+from lconvnet.layers import ConstrainedLayer
+
+EXAMPLES = 2
+"""Images that a call runs on: more than one, so that mixing them shows."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A graph with the modules behind its nodes and the constants that its functions read, by their keys."""
+
+    graph: Graph
+    operations: Mapping[str, Operation]
+    constants: Mapping[str, Tensor]
+
+
+def local(path: str) -> str:
+    """A path inside the network, from one inside its holder."""
+    return path.removeprefix("network").removeprefix(".")
+
+
+def _join(caller: str, name: str) -> str:
+    return f"{caller}/{name}" if caller else name
+
+
+def _replaced(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+    """An argument of a recorded call with what its nodes stand for."""
+    return fx.map_arg(argument, lambda node: values[node])
+
+
+class Reader:
+    """Reads the recorded calls in order. ``values`` holds what each one stands for, ``examples`` what it returns."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...] | None) -> None:
+        self.network, self.shape = network, shape
+        self.tensors = dict(
+            chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
+        )
+        self.like = next(iter(self.tensors.values()), torch.zeros(()))
+        self.nodes: dict[str, Node] = {}
+        self.operations: dict[str, Operation] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self.examples: dict[fx.Node, Any] = {}
+
+    @torch.no_grad()
+    def read(self, recorded: fx.Graph) -> Trace:
+        for call in recorded.nodes:
+            if call.op == "placeholder":
+                self.values[call] = self.nodes[INPUT] = Node(INPUT, INPUT, shape=self.shape)
+                self.examples[call] = self._zeros(self.shape)
+            elif call.op == "output":
+                return self._trace(_replaced(call.args[0], self.values))
+            else:
+                self._read(call)
+        raise ValueError("network returns nothing")
+
+    def _read(self, call: fx.Node) -> None:
+        if call.op == "call_module":
+            self._read_module(call)
+        elif call.op == "get_attr":
+            self._read_constant(call)
+        else:
+            self._read_function(call)
+
+    def _read_module(self, call: fx.Node) -> None:
+        path = local(str(call.target))
+        module = self.network.get_submodule(path)
+        source = call.args[0] if len(call.args) == 1 and not call.kwargs else None
+        value = self.values.get(source) if isinstance(source, fx.Node) else None
+        if not isinstance(source, fx.Node) or not isinstance(value, Node | _Padded):
+            raise Operation(path, module).refuse("takes something else than one tensor: no rule is known")
+        example = self.examples[source]
+        if isinstance(value, _Padded):
+            if type(module) is not nn.Conv2d or len(source.users) != 1:
+                raise value.refuse()
+            operation, value = Operation(path, module, value.padding, value.source.shape), value.source
+        else:
+            operation = Operation(path, module, input_shape=value.shape)
+        if type(module) is nn.CircularPad2d:
+            self.values[call], self.examples[call] = _Padded(operation, value), example
+        else:
+            self._append(call, operation, value, example, _tensors(module, path))
+
+    def _append(
+        self, call: fx.Node, operation: Operation, source: Node, example: Any, tensors: Mapping[str, str]
+    ) -> None:
+        """Check a module, run it, and append its node."""
+        _check(operation)
+        result = None if example is None else _run(operation, example)
+        held = plain_attributes(operation.module)
+        if operation.padding is not None:
+            held["circular_padding"] = list(operation.padding.padding)
+        name = self._unique(operation.name)
+        shape = None if result is None else tuple(result.shape[1:])
+        kind = _kind(operation.module)
+        self.nodes[name] = Node(name, kind, (source.name,), call.meta["caller"], held, tensors, shape)
+        self.operations[name] = Operation(name, operation.module, operation.padding, operation.input_shape)
+        self.values[call], self.examples[call] = self.nodes[name], result
+
+    def _read_constant(self, call: fx.Node) -> None:
+        target = str(call.target)
+        key = local(target)
+        if key not in self.tensors or not target.startswith("network."):
+            raise ValueError(
+                f"network module {call.meta['caller']!r} computes with a tensor that is neither parameter nor buffer: "
+                "register_buffer it"
+            )
+        self.values[call], self.examples[call] = Constant(key, self.tensors[key]), self.tensors[key]
+        self.constants[key] = self.tensors[key]
+
+    def _read_function(self, call: fx.Node) -> None:
+        args, kwargs = _replaced(call.args, self.values), _replaced(call.kwargs, self.values)
+        if call.target in NUMERIC and all(isinstance(value, int | float) for value in args):
+            self.values[call] = self.examples[call] = NUMERIC[call.target](*args)
+            return
+        name, caller = str(getattr(call.target, "__name__", call.target)).strip("_"), call.meta["caller"]
+        refuse = partial(_refuse_call, name, caller, self.network.get_submodule(caller))
+        if call.target not in HANDLERS and call.target not in AS_MODULES:
+            raise refuse(
+                "has no Lipschitz rule, and none is assumed: call a module instead, and give it one by "
+                "lconvnet.bounds.register_rule"
+            )
+        if self.shape is None:
+            raise refuse("needs the size of its input: pass input_shape")
+        try:
+            if call.target in AS_MODULES:
+                operation = Operation(
+                    _join(caller, name), AS_MODULES[call.target](*args[1:], **kwargs), None, args[0].shape
+                )
+                self._append(call, operation, args[0], _replaced(call.args[0], self.examples), {})
+                return
+            result = self.examples[call] = self._result(call)
+            record = partial(self._record, caller)
+            self.values[call] = HANDLERS[call.target](Call(result, refuse, record), *args, **kwargs)
+        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+            raise refuse(f"cannot take these arguments: {str(error).splitlines()[0]}") from error
+
+    def _record(
+        self,
+        caller: str,
+        operation: str,
+        inputs: Sequence[Node],
+        options: Mapping[str, Any],
+        tensors: Mapping[str, str],
+        shape: tuple[int, ...],
+    ) -> Node:
+        name, names = self._unique(_join(caller, operation)), tuple(node.name for node in inputs)
+        self.nodes[name] = Node(name, operation, names, caller, options, tensors, shape)
+        return self.nodes[name]
+
+    def _result(self, call: fx.Node) -> Any:
+        args, kwargs = _replaced(call.args, self.examples), _replaced(call.kwargs, self.examples)
+        if isinstance(call.target, str):
+            return getattr(args[0], call.target)(*args[1:], **kwargs)
+        return call.target(*args, **kwargs)
+
+    def _zeros(self, shape: tuple[int, ...] | None) -> Tensor | None:
+        if shape is None:
+            return None
+        return torch.zeros(EXAMPLES, *shape, dtype=self.like.dtype, device=self.like.device)
+
+    def _unique(self, name: str) -> str:
+        name, count = name or "network", 1
+        while (found := name if count == 1 else f"{name}#{count}") in self.nodes:
+            count += 1
+        return found
+
+    def _trace(self, output: Any) -> Trace:
+        if isinstance(output, _Padded):
+            raise output.refuse()
+        if not isinstance(output, Node):
+            raise ValueError("network returns something else than one tensor that depends on its input: return one")
+        everything = Graph(tuple(self.nodes.values()), output.name)
+        for node in everything.nodes:
+            if node.options.get("inplace") and not everything.is_chain:
+                raise ValueError(
+                    f"network module {node.name!r} ({node.operation}) works in place where its input may be read "
+                    "again: use inplace=False"
+                )
+        needed = {output.name, INPUT}
+        for node in reversed(everything.nodes):
+            needed |= set(node.inputs) if node.name in needed else set()
+        graph = Graph(tuple(node for node in everything.nodes if node.name in needed), output.name)
+        found = {name: operation for name, operation in self.operations.items() if name in needed}
+        return Trace(graph, found, self.constants)
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """A circular padding that waits for its convolution."""
+
+    operation: Operation
+    source: Node
+
+    @property
+    def padding(self) -> nn.CircularPad2d:
+        if min(self.operation.module.padding) < 0:  # pyright: ignore[reportArgumentType]
+            raise self.operation.refuse(
+                f"has padding={self.operation.module.padding}: a negative circular padding is not bounded; crop instead"
+            )
+        return self.operation.module  # pyright: ignore[reportReturnType]
+
+    def refuse(self) -> ValueError:
+        """The error of one without."""
+        return self.operation.refuse(
+            "repeats pixels: it is sound only directly before an nn.Conv2d(padding=0) that covers it"
+        )
+
+
+def _tensors(module: nn.Module, path: str) -> dict[str, str]:
+    """The keys of a module's own parameters and buffers, by their names in it."""
+    own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    return {role: f"{path}.{role}".removeprefix(".") for role, _ in own}
+
+
+def _kind(module: nn.Module) -> str:
+    kind = type(module)
+    known = kind.__module__.startswith(("torch.nn", "lconvnet.layers"))
+    return kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _refuse_call(function: str, caller: str, module: nn.Module, problem: str) -> ValueError:
+    return ValueError(
+        f"function {function!r}, called by network module {caller!r} ({type(module).__name__}), {problem}"
+    )
+
+
+def _check(operation: Operation) -> None:
+    """Refuse a module without a rule, one that is unsound as configured, or one at a wrong rank of its input."""
+    kind, shape = type(operation.module), operation.input_shape
+    if isinstance(operation.module, ConstrainedLayer):
+        raise operation.refuse("still owns its kernel: bound the baked network, lconvnet.bake(model)")
+    if kind not in RULES:
+        raise operation.refuse(
+            "has no Lipschitz rule, and none is assumed: build the network from "
+            + ", ".join(sorted(known.__name__ for known in RULES))
+            + ", or give it a rule by lconvnet.bounds.register_rule"
+        )
+    if shape is not None and len(shape) != 3 and kind in ON_IMAGES:
+        raise operation.refuse(f"needs images of shape (channels, height, width), but meets inputs of shape {shape}")
+    if kind in CHECKS:
+        CHECKS[kind](operation)
+
+
+def _run(operation: Operation, example: Tensor) -> Tensor:
+    """What a module returns."""
+    try:
+        result = operation.parts(example)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape, reason = tuple(example.shape[1:]), str(error).splitlines()[0]
+        raise operation.refuse(f"cannot take an input of shape {shape}: {reason}") from error
+    if not isinstance(result, Tensor) or result.ndim < 1 or len(result) != len(example):
+        raise operation.refuse("returns something else than one tensor for each example: no rule is known")
+    return result

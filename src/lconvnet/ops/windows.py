@@ -1,0 +1,99 @@
+"""Linear functionals of images that each see a small window: coefficients there instead of on the whole image.
+
+A functional of a convolution's output depends on a window of its input. With P positions on a grid and n functionals at
+each, coefficients have the shape ``(B, P, n, C, h, w)``; the window of position (i, j) starts at row
+``i stride - offset``, and what lies outside the image counts as zero. One position whose window is the image is the
+dense case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where windows lie: `count` of them along height and width, every `stride` pixels, the first one `offset` before
+    the image, each of `size` pixels."""
+
+    count: Pair
+    stride: Pair
+    offset: Pair
+    size: Pair
+
+    @property
+    def positions(self) -> int:
+        """Number P of windows."""
+        return self.count[0] * self.count[1]
+
+    def before(self, kernel_size: Pair, stride: Pair, padding: Pair) -> Window:
+        """The windows of a convolution's input that its output's windows see."""
+        return Window(
+            self.count,
+            _pair(s * t for s, t in zip(self.stride, stride, strict=True)),
+            _pair(o * t + p for o, t, p in zip(self.offset, stride, padding, strict=True)),
+            _pair((n - 1) * t + k for n, t, k in zip(self.size, stride, kernel_size, strict=True)),
+        )
+
+
+def pixels(shape: Pair) -> Window:
+    """One window for each pixel of an image."""
+    return Window(shape, (1, 1), (0, 0), (1, 1))
+
+
+def whole(shape: Pair) -> Window:
+    """One window that is the image."""
+    return Window((1, 1), shape, (0, 0), shape)
+
+
+def extract(images: Tensor, window: Window) -> Tensor:
+    """The windows of ``(B, C, H, W)``, zero outside: ``(B, P, 1, C, h, w)``.
+
+    >>> import torch
+    >>> extract(torch.ones(1, 1, 2, 2), Window((1, 1), (2, 2), (1, 1), (3, 3)))[0, 0, 0, 0].tolist()
+    [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]
+    """
+    axes = zip(window.count, window.stride, window.offset, window.size, images.shape[2:], strict=True)
+    after = [(count - 1) * stride + size - offset - side for count, stride, offset, size, side in axes]
+    padded = F.pad(images, (window.offset[1], after[1], window.offset[0], after[0]))
+    cut = padded.unfold(2, window.size[0], window.stride[0]).unfold(3, window.size[1], window.stride[1])
+    return cut.flatten(2, 3).transpose(1, 2).unsqueeze(2)
+
+
+def moved(coefficients: Tensor, window: Window, target: Window) -> Tensor:
+    """The coefficients on larger windows around the same positions, or cut to smaller ones."""
+    before = [b - a for a, b in zip(window.offset, target.offset, strict=True)]
+    after = [b - a - c for a, b, c in zip(window.size, target.size, before, strict=True)]
+    return F.pad(coefficients, (before[1], after[1], before[0], after[0]))
+
+
+def gathered(coefficients: Tensor, window: Window, sides: Pair) -> Tensor:
+    """The coefficients of all positions on the whole image, ``(B, 1, P n, C, H, W)``; those outside are dropped."""
+    starts = [(i, j) for i in range(window.count[0]) for j in range(window.count[1])]
+    cut = [_placed(coefficients[:, p], window, start, sides) for p, start in enumerate(starts)]
+    return torch.cat(cut, dim=1)[:, None]
+
+
+def _placed(coefficients: Tensor, window: Window, start: Pair, sides: Pair) -> Tensor:
+    top, left = (n * s - o for n, s, o in zip(start, window.stride, window.offset, strict=True))
+    height, width = window.size
+    return F.pad(coefficients, (left, sides[1] - left - width, top, sides[0] - top - height))
+
+
+def union(first: Window, second: Window) -> Window:
+    """The smallest windows around those of both, at the same positions."""
+    offset = _pair(map(max, first.offset, second.offset))
+    ends = [max(a.size[i] - a.offset[i] for a in (first, second)) for i in range(2)]
+    return Window(first.count, first.stride, offset, _pair(o + e for o, e in zip(offset, ends, strict=True)))
+
+
+def _pair(values: Iterable[int]) -> Pair:
+    first, second = values
+    return first, second
