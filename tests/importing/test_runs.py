@@ -197,7 +197,10 @@ def test_the_command_says_what_it_made(old, tmp_path, capsys):
     [
         (lambda w: w.pop("1.linear1.weight"), r"1\.linear1 has bias; Orthogonal keeps weight, bias"),
         (lambda w: w.update({"1.linear0.mask": torch.ones(2)}), r"1\.linear0 has weight, bias, mask; Orthogonal keeps"),
-        (lambda w: w.update({"extra.weight": torch.ones(2, 2)}), r"weights of 3 layers .*another architecture"),
+        (
+            lambda w: w.update({"extra.weight": torch.ones(2, 2)}),
+            r"1 convolutions \(extra\).* another architecture",
+        ),
         (lambda w: w.update({"1.linear1.weight": torch.ones(10, 15)}), r"kernel\.V has shape \(10, 15\), expected"),
         (lambda w: w.update({"1.linear1.bias": torch.full((10,), torch.inf)}), r"holds NaN or infinite values"),
     ],
@@ -210,6 +213,17 @@ def test_weights_of_another_network_are_refused(change, message, tmp_path, monke
     with pytest.raises(ValueError, match=rf"Sequential\.pth: .*{message}"):
         import_run(folder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_dense_layers_may_come_first():
+    """Only the order within convolutions, and within dense layers, tells layers apart."""
+    net = convnet("SmallConvNet", "RKO", SHAPES["mnist"], 10)
+    oracle = Original(net)
+    weights = dict(sorted(oracle.weights.items(), key=lambda item: not item[0].startswith("linear")))
+    assert next(iter(weights)).startswith("linear1")
+    model = models.small_convnet(1, 28, 10, conv=layers.RKOConv2d, linear=layers.OrthogonalLinear)
+    original.load(model, weights)
+    assert agrees(bake(model), oracle, SHAPES["mnist"])
 
 
 def test_a_mask_of_another_rank_is_refused():

@@ -18,7 +18,7 @@ from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.loading import dump, load_any, parse_any, read
+from lconvnet.experiments.loading import dump, load_any, merge, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import original, pickles
@@ -64,9 +64,9 @@ def adopt(path: Path) -> None:
     if not folder.config.is_file() or _is_recorded(folder):
         return
     values = read(folder.config)
-    if not is_original(values):
-        adopt_baseline(folder, values)
-    elif any(_checkpoints(folder.path)) and not folder.model.exists():
+    if not is_original(values) or not _checkpoints(folder.path):
+        adopt_baseline(folder, merge(values))
+    elif not folder.model.exists():
         Source.read(folder.path).write(folder)
 
 
