@@ -16,7 +16,7 @@ from lconvnet.conversion import convert
 from lconvnet.saving import load, save
 
 if TYPE_CHECKING:
-    from lconvnet import gan, wasserstein
+    from lconvnet import gan, importing, wasserstein
     from lconvnet.training import Record, fit
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "data",
     "fit",
     "gan",
+    "importing",
     "kernels",
     "layers",
     "lipschitz_bound",
@@ -49,7 +50,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import training when it is first asked for: its launcher takes as long to import as torch itself."""
-    if name in ("gan", "wasserstein"):
+    if name in ("gan", "importing", "wasserstein"):
         return importlib.import_module(f"lconvnet.{name}")
     if name in ("Record", "fit"):
         from lconvnet import training

@@ -6,6 +6,7 @@ digit.
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,10 @@ def test_the_command_says_what_it_made(old, tmp_path, capsys):
     [
         (lambda w: w.pop("1.linear1.weight"), r"1\.linear1 has bias; Orthogonal keeps weight, bias"),
         (lambda w: w.update({"1.linear0.mask": torch.ones(2)}), r"1\.linear0 has weight, bias, mask; Orthogonal keeps"),
-        (lambda w: w.update({"extra.weight": torch.ones(2, 2)}), r"weights of 3 layers .*another architecture"),
+        (
+            lambda w: w.update({"extra.weight": torch.ones(2, 2)}),
+            r"1 convolutions \(extra\).* another architecture",
+        ),
         (lambda w: w.update({"1.linear1.weight": torch.ones(10, 15)}), r"kernel\.V has shape \(10, 15\), expected"),
         (lambda w: w.update({"1.linear1.bias": torch.full((10,), torch.inf)}), r"holds NaN or infinite values"),
     ],
@@ -209,6 +213,17 @@ def test_weights_of_another_network_are_refused(change, message, tmp_path, monke
     with pytest.raises(ValueError, match=rf"Sequential\.pth: .*{message}"):
         import_run(folder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_dense_layers_may_come_first():
+    """Only the order within convolutions, and within dense layers, tells layers apart."""
+    net = convnet("SmallConvNet", "RKO", SHAPES["mnist"], 10)
+    oracle = Original(net)
+    weights = dict(sorted(oracle.weights.items(), key=lambda item: not item[0].startswith("linear")))
+    assert next(iter(weights)).startswith("linear1")
+    model = models.small_convnet(1, 28, 10, conv=layers.RKOConv2d, linear=layers.OrthogonalLinear)
+    original.load(model, weights)
+    assert agrees(bake(model), oracle, SHAPES["mnist"])
 
 
 def test_a_mask_of_another_rank_is_refused():
@@ -228,3 +243,24 @@ def test_checkpoints_are_told_apart_by_the_name_of_the_network(old, tmp_path):
     path.rename(path.with_name("other.pth"))
     with pytest.raises(ValueError, match=r"holds backup\.pth, other\.pth; the weights are expected in Sequential\.pth"):
         import_run(old, tmp_path / "third")
+
+
+def test_weights_that_were_not_yet_orthogonal_are_named(caplog):
+    """Twenty steps take a singular value of 3e-3 to 1 and leave one of 1e-5 at 0.03; the second is named."""
+    model = models.mlp(2, 2, widths=(2,), linear=layers.OrthogonalLinear)
+    weights = {f"linear{i}.bias": torch.zeros(2) for i in (0, 1)}
+    weights["linear0.weight"] = torch.diag(torch.tensor([1.0, 3e-3]))
+    weights["linear1.weight"] = torch.diag(torch.tensor([1.0, 1e-5]))
+    original.load(model, weights)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("linear1: the original's 20 steps had not made these weights orthogonal")
+
+
+def test_an_old_family_is_generated_in_our_grammar(reference_dir, tmp_path, capsys):
+    """Its template gives the published paths, each with a configuration of ours."""
+    shutil.copyfile(reference_dir / "runs" / "wde_stl10" / "template.yaml", tmp_path / "template.yaml")
+    assert invoke(app, ["generate", str(tmp_path)]) == 0
+    found = sorted(path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("cfg.yaml"))
+    paths = (reference_dir / "run_paths.txt").read_text().split()
+    assert found == sorted(p.removeprefix("runs/wde_stl10/") for p in paths if p.startswith("runs/wde_stl10/"))
+    assert read(tmp_path / found[0] / "cfg.yaml")["task"] == "wasserstein"

@@ -15,7 +15,7 @@ from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.loading import parse
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.importing import kw
+from lconvnet.importing import kw, qw
 from lconvnet.training import Record
 from lconvnet.training.checkpoint import save_best
 from lconvnet.training.settings import versions
@@ -27,6 +27,7 @@ FORMATS: Mapping[str, tuple[str, Loader]] = {
     "kw-small": ("*.pth", kw.load),
     "kw-large": ("*.pth", kw.load),
     "kw-resnet": ("*.pth", kw.load),
+    "qw": ("*.index", qw.load),
 }
 """Architecture -> the files of its authors, and what reads them."""
 

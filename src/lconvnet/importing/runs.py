@@ -18,7 +18,7 @@ from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.loading import dump, load_any, parse_any, read
+from lconvnet.experiments.loading import dump, load_any, merge, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import original, pickles
@@ -64,9 +64,9 @@ def adopt(path: Path) -> None:
     if not folder.config.is_file() or _is_recorded(folder):
         return
     values = read(folder.config)
-    if not is_original(values):
-        adopt_baseline(folder, values)
-    elif any(_checkpoints(folder.path)) and not folder.model.exists():
+    if not is_original(values) or not _checkpoints(folder.path):
+        adopt_baseline(folder, merge(values))
+    elif not folder.model.exists():
         Source.read(folder.path).write(folder)
 
 
@@ -166,7 +166,7 @@ def _load(model: nn.Sequential, path: Path) -> int:
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if not isinstance(trainer, dict) or "net" not in trainer:
         raise ValueError(f"{path} has no weights under trainer.net; it is no checkpoint of the original LConvNet")
-    epoch = content.get("epoch")
+    epoch = content.get("epoch", 0)
     if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
         raise ValueError(f"{path} names the epoch {epoch!r}; it should be a whole number")
     try:

@@ -188,8 +188,7 @@ def _network(experiment: Experiment) -> tuple[str, str]:
     if isinstance(model, Kw):
         return names.ARCHITECTURES[model.architecture], names.BASELINES["kw"]
     if isinstance(model, Qw):
-        published = model.published is not None
-        return (f"Model-{model.published}", names.BASELINES["qian"]) if published else ("QW", names.CONVS["rkl2ne"])
+        return "QW", names.CONVS["rkl2ne"]
     return names.ARCHITECTURES[model.architecture], names.CONVS.get(model.conv, model.conv.upper())
 
 
@@ -201,10 +200,14 @@ def _activation(experiment: Experiment) -> str:
 
 
 def _published(folder: Path, experiment: Experiment) -> dict[str, Any]:
-    """What a published baseline is besides its configuration: no seed and no recipe of ours made its weights."""
-    record = folder / "record.json"
-    foreign = isinstance(experiment.model, Kw | Qw) and record.exists() and "imported" in load_record(folder).settings
-    return {"recipe": (), "trial": ""} if foreign else {}
+    """What differs where a baseline's weights are its authors': no seed and no recipe of ours made them."""
+    model, record = experiment.model, folder / "record.json"
+    if not isinstance(model, Kw | Qw) or not record.exists() or "imported" not in load_record(folder).settings:
+        return {}
+    published = {"recipe": (), "trial": ""}
+    if isinstance(model, Qw) and model.published:
+        published |= {"architecture": f"Model-{model.published}", "method": names.BASELINES["qian"]}
+    return published
 
 
 def _data_name(experiment: Experiment) -> str:

@@ -13,7 +13,10 @@ PUBLISHED_RATES = {"MaxMin": "0.0001", "ReLU": "0.001"}
 OWN_CERTIFICATE = (
     "no command: these published networks are certified by a method of their own, which results.yaml does not hold"
 )
-PUBLISHED = "no command trains these published networks; put their results.yaml into baselines/{}-{}/{}"
+PUBLISHED = (
+    "no command trains these published networks; put their weights into {0} and run lconvnet evaluate {0}, or put "
+    "their results.yaml there"
+)
 
 
 def to_train(data: str, architecture: str, method: str) -> str:
@@ -24,7 +27,7 @@ def to_train(data: str, architecture: str, method: str) -> str:
     """
     if method in names.BASELINES.values():
         short = next(key for key, value in names.BASELINES.items() if value == method)
-        return PUBLISHED.format(short, data, architecture.lower())
+        return PUBLISHED.format(f"runs/baselines/{short}-{data}/{architecture.lower()}")
     family = "fc/3-layers" if architecture == "FC-3" else f"{architecture.lower()}/{FOLDERS.get(method, method)}"
     return _run(f"runs/adv-rob-{data}/{family}/multi-trial-A/cfg.yaml")
 
@@ -40,7 +43,7 @@ def to_train_critic(data: str, method: str, activation: str) -> str:
 def to_measure(group: Group, key: str, eps: float, root: str, *, mini: bool = False) -> str:
     """Return the command that measures `key` at `eps` (l2) in a run that was evaluated without it."""
     facts = group.facts
-    if facts.method in names.BASELINES.values():
+    if facts.method in names.BASELINES.values() and not facts.specified:
         return OWN_CERTIFICATE if key == "lb" else "no command evaluates these published networks"
     if not facts.specified:
         return to_train(facts.data, facts.architecture, facts.method)

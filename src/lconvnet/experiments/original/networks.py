@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lconvnet.experiments.explain import choice
 from lconvnet.experiments.original.node import Node
+from lconvnet.models import kw
 
 Values = dict[str, Any]
 Shape = tuple[int, int, int]
 
+IMAGES: Mapping[str, Shape] = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}
 CLASSES = 10
 
 
@@ -47,14 +50,30 @@ def _group_sort(node: Node) -> Values:
 
 
 ACTIVATIONS = {"GroupSort": _group_sort, "ReLU": lambda node: {"activation": "relu"}}
-LINEARS = {"BjorckLinear": lambda node: "orthogonal"}
+
+
+def _limit(node: Node) -> None:
+    """Björck's iteration, however many steps it takes, stands for its limit, the polar factor."""
+    node.number("bjorck_iters", 20)
+
+
+def _orthogonal(node: Node) -> str:
+    _limit(node)
+    return "orthogonal"
+
+
+LINEARS = {"BjorckLinear": _orthogonal}
 
 
 def _bcop(node: Node) -> str:
-    """Björck's iteration, however many steps it takes, stands for its limit, the polar factor."""
+    _limit(node)
     node.only(ortho_mode="bjorck", mask_half=True, projection=False)
-    node.number("bjorck_iters", 20)
     return "bcop-fixed" if node.flag("frozen", False) else "bcop"
+
+
+def _rko(node: Node) -> str:
+    _limit(node)
+    return "rko"
 
 
 def _ossn(node: Node) -> str:
@@ -69,7 +88,7 @@ def _svcm(node: Node) -> str:
 
 CONVS: Mapping[str, Callable[[Node], str]] = {
     "BCOP": _bcop,
-    "RKO": lambda node: "rko",
+    "RKO": _rko,
     "OSSN": _ossn,
     "SVCM": _svcm,
     "NonexpansiveConv2d": lambda node: "rkl2ne",
@@ -92,19 +111,36 @@ def _mlp(node: Node, shape: Shape) -> Values:
     return {"architecture": "mlp", "widths": widths, **_dense(node)}
 
 
-def critic(node: Node) -> tuple[Values, int]:
-    """Return a critic and the side of the colour images that it takes."""
-    node.only(scaling=1.0)
-    channels, sides, outputs = (
-        node.number("in_channels"),
-        node.numbers("input_spatial_shape"),
-        node.number("out_channels"),
-    )
-    if (channels, outputs) != (3, 1) or len(sides) != 2 or sides[0] != sides[1]:
-        raise ValueError(
-            f"{node.place} takes {channels} channels of {sides} to {outputs}; critics take square RGB images"
-        )
-    return _parts(node), sides[0]
+def critic(node: Node) -> tuple[Values, Shape]:
+    """Return a critic and the shape of the images that it takes."""
+    node.only(scaling=1.0, out_channels=1)
+    channels, sides = node.number("in_channels"), node.numbers("input_spatial_shape")
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise ValueError(f"{node.at('input_spatial_shape')} is {sides}; critics take square images")
+    return _parts(node), (channels, sides[0], sides[1])
+
+
+def _kw(node: Node, shape: Shape) -> Values:
+    """Wong et al. 2018; on CIFAR-10 their networks normalise the images."""
+    _require_images(node, shape)
+    size, known = node.take("model_name"), ("small", "large")
+    if size not in known:
+        raise ValueError(choice(node.at("model_name"), size, known))
+    normalised = {"mean": kw.CIFAR10_MEAN, "std": kw.CIFAR10_STD} if shape == IMAGES["cifar10"] else {}
+    return {"architecture": f"kw-{size}", **normalised}
+
+
+def _qian(node: Node, shape: Shape) -> Values:
+    """Qian & Wegman 2019, by the number of their model; its widths are not in the file, but as in runs/baselines."""
+    _require_images(node, shape)
+    channels = (32, 64, 128) if shape == IMAGES["cifar10"] else (32, 64)
+    return {"architecture": "qw", "channels": channels, "published": node.number("model_index")}
+
+
+def _require_images(node: Node, shape: Shape) -> None:
+    name = node.take("dataset_name")
+    if IMAGES.get(name) != shape:
+        raise ValueError(f"{node.at('dataset_name')} is {name!r}, but the images of dataloaders are {shape}")
 
 
 NETWORKS: Mapping[str, Callable[[Node, Shape], Values]] = {
@@ -112,4 +148,6 @@ NETWORKS: Mapping[str, Callable[[Node, Shape], Values]] = {
     "SmallConvNet": _convnet,
     "LargeConvNet": _convnet,
     "DCGANDiscriminator": _convnet,
+    "kw": _kw,
+    "qian": _qian,
 }

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lconvnet.experiments.explain import choice
-from lconvnet.experiments.original.networks import NETWORKS, Shape, Values, critic
+from lconvnet.experiments.original.networks import CLASSES, IMAGES, NETWORKS, Shape, Values, critic
 from lconvnet.experiments.original.node import Node
 
-IMAGES: Mapping[str, Shape] = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}
 STEPS_PER_EPOCH = 100  # of the original's critics
 EPSILON = 1e-6  # constants such as sqrt(2) are written with twelve digits
 
@@ -32,6 +31,8 @@ def network(values: Mapping[str, Any]) -> tuple[Shape, int]:
     """Return the shape (C, H, W) of the images that the network of an old configuration takes, and its outputs."""
     translate(values)
     net = values["trainer"]["net"]
+    if "dataset_name" in net:
+        return IMAGES[net["dataset_name"]], CLASSES
     if net["<type>"] == "Sequential":
         units = net["<list>"][1]["units"]
         (shape,) = [shape for shape in IMAGES.values() if shape[0] * shape[1] * shape[2] == units[0]]
@@ -82,11 +83,11 @@ def _critic_run(root: Node, trainer: Node) -> Values:
     root.number("test_batch_size")
     trainer.number("proj_every_n_its")
     trainer.node("main_step").choose({"wasserstein_distance_estimation_step": _difference})
-    network, side = trainer.node("net").choose({"DCGANDiscriminator": critic})
+    network, shape = trainer.node("net").choose({"DCGANDiscriminator": critic})
     return {
         "task": "wasserstein",
         "seed": root.number("seed", 0),
-        **_sized(name, network, side),
+        **_sized(name, network, shape),
         "generated": f"runs/gan_{name}/wgan-gp/generator.safetensors",
         **_optimisation(trainer),
         "training": {
@@ -97,14 +98,15 @@ def _critic_run(root: Node, trainer: Node) -> Values:
     }
 
 
-def _sized(name: str, network: Values, side: int) -> Values:
+def _sized(name: str, network: Values, shape: Shape) -> Values:
     """Images of the side that the critic takes: smaller than stored, or every pixel repeated."""
-    stored = IMAGES[name][1]
-    if side < stored:
-        return {"data": {"name": name, "image_size": side}, "critic": network}
-    if side % stored:
-        raise ValueError(f"trainer.net.input_spatial_shape is {side}; {name} has {stored} pixels, take a multiple")
-    return {"data": {"name": name}, "critic": network | {"upsampling": side // stored}}
+    stored, (channels, side, _) = IMAGES[name], shape
+    data = {"name": name} | ({"channels": channels} if channels != stored[0] else {})
+    if side < stored[1]:
+        return {"data": data | {"image_size": side}, "critic": network}
+    if side % stored[1]:
+        raise ValueError(f"trainer.net.input_spatial_shape is {side}; {name} has {stored[1]} pixels, take a multiple")
+    return {"data": data, "critic": network | {"upsampling": side // stored[1]}}
 
 
 def _optimisation(trainer: Node) -> Values:

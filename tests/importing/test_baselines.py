@@ -1,0 +1,325 @@
+"""KW and QW: weights in their authors' formats, certificates, run folders; nothing in a file is ever run.
+
+No published weights of QW are at hand, so those files are made here, in TensorFlow's format.
+"""
+
+import contextlib
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lconvnet import bake, certify, lipschitz_bound
+from lconvnet.bounds.linear import margin_bounds
+from lconvnet.experiments.loading import load
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.importing import adopt, kw, qw, tensorflow
+from lconvnet.models import kw_large, kw_resnet, kw_small, qw_convnet
+from lconvnet.report.facts import facts_of
+from lconvnet.training import load_best, load_record
+from tests.importing.checkpoints import write_tensorflow
+
+RUNS = Path(__file__).resolve().parents[2] / "runs"
+
+
+class Touch:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def theirs(architecture):
+    """The networks as their authors number the layers, on 3x8x8 images; a block is (layers before, their wiring)."""
+    if architecture == "kw-small":
+        convs = [(3, 16, 4, 2), (16, 32, 4, 2)]
+        dense = [(128, 100), (100, 10)]
+    else:
+        convs = [(3, 32, 3, 1), (32, 32, 4, 2), (32, 64, 3, 1), (64, 64, 4, 2)]
+        dense = [(256, 512), (512, 512), (512, 10)]
+    layers = [part for c in convs for part in (nn.Conv2d(*c, padding=1), nn.ReLU())]
+    layers += [nn.Flatten(), *(part for d in dense for part in (nn.Linear(*d), nn.ReLU()))]
+    return nn.Sequential(*layers[:-1])
+
+
+class Dense(nn.Module):
+    """Their module of a layer that adds up what several earlier layers gave."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.Ws = nn.ModuleList(layers)
+
+
+def their_resnet():
+    layers, before = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()], 16
+    for channels, first, stride in [(16, 3, 1), (16, 3, 1), (32, 4, 2), (64, 4, 2)]:
+        layers += [Dense(nn.Conv2d(before, channels, first, stride, padding=1)), nn.ReLU()]
+        shortcut = nn.Conv2d(before, channels, stride, stride)
+        layers += [Dense(shortcut, None, nn.Conv2d(channels, channels, 3, padding=1)), nn.ReLU()]
+        before = channels
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 1000), nn.ReLU(), nn.Linear(1000, 10))
+
+
+def run_their_resnet(network, x):
+    seen = [x]
+    for layer in network:
+        if isinstance(layer, Dense):
+            inputs = seen[-len(layer.Ws) :]
+            seen.append(sum(W(z) for W, z in zip(layer.Ws, inputs, strict=True) if W is not None))
+        else:
+            seen.append(layer(seen[-1]))
+    return seen[-1]
+
+
+BUILD = {"kw-small": kw_small, "kw-large": kw_large, "kw-resnet": kw_resnet}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("architecture", BUILD)
+def test_kw_outputs_equal_the_authors_wiring(architecture, listed, tmp_path):
+    network = their_resnet() if architecture == "kw-resnet" else theirs(architecture)
+    states = [network.state_dict(), nn.Linear(2, 2).state_dict()]
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": states if listed else states[0], "epoch": 17, "err": 0.5}, path)
+    model = BUILD[architecture](3, 8, 10)
+    assert kw.load(model, architecture, path) == 17
+    x = torch.rand(4, 3, 8, 8)
+    expected = run_their_resnet(network, x) if architecture == "kw-resnet" else network(x)
+    assert torch.allclose(model(x), expected, atol=1e-6)  # float32, the order of one sum
+
+
+def test_kw_refuses_other_networks(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": [theirs("kw-small").state_dict()]}, path)
+    with pytest.raises(ValueError, match=r"another network: .* choose model.architecture"):
+        kw.load(kw_large(3, 8, 10), "kw-large", path)
+    with pytest.raises(ValueError, match=r"linear1.weight has shape \(100, 128\), kw-small needs \(100, 2048\)"):
+        kw.load(kw_small(3, 32, 10), "kw-small", path)
+    torch.save({"weights": 3}, path)
+    with pytest.raises(ValueError, match="no weights by name"):
+        kw.load(kw_small(3, 8, 10), "kw-small", path)
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.index"])
+def test_a_malicious_pickle_is_refused_and_nothing_runs(name, tmp_path):
+    trap, path = tmp_path / "trap", tmp_path / name
+    bare, saved = {"state_dict": [Touch(trap)]}, tmp_path / name
+    for write in (lambda: path.write_bytes(pickle.dumps(bare)), lambda: torch.save(bare, saved)):
+        write()
+        model = kw_small(3, 8, 10) if name.endswith("pth") else qw_convnet(1, 8, 3, (2,), 3, 3)
+        loader = kw if name.endswith("pth") else qw
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(ValueError, match=str(path)) as error:
+            loader.load(model, "kw-small", path)
+        assert "\n" not in str(error.value)
+        assert not trap.exists()
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def variables(channels=(2, 4), hidden=3, classes=11, image=(1, 8, 8), kernel=3):
+    """What a TensorFlow program with one scope a layer keeps, the optimiser's and the loss's included."""
+    generator, found = np.random.default_rng(0), {}
+
+    def layer(scope, *shape):
+        found[f"{scope}/weights"] = generator.normal(size=shape).astype(np.float32)
+        found[f"{scope}/biases"] = generator.normal(size=shape[-1:]).astype(np.float32)
+        found[f"{scope}/weights/Adam"] = np.zeros(shape, np.float32)
+
+    before, sides = image[0], image[1:]
+    for i, count in enumerate(channels, start=1):
+        layer(f"conv{i}", kernel, kernel, before, count)
+        before, sides = 2 * count, tuple(side // 2 for side in sides)
+    for c in range(classes):
+        layer(f"label{c}/fc1", sides[0] * sides[1] * before, hidden)
+        layer(f"label{c}/fc2", 2 * hidden, 1)
+    return found | {"global_step": np.array(7), "loss/u": np.array(1.5, np.float32), "loss/v": np.ones(2, np.float32)}
+
+
+def by_hand(found, x, channels=(2, 4), classes=11):
+    """The network in TensorFlow's layout, in float64: images (N, H, W, C)."""
+
+    def divided(W, k=1):
+        flat = W.reshape(-1, W.shape[-1]).T
+        grams = [np.abs(G).sum(1).max() for G in (flat @ flat.T, flat.T @ flat)]
+        return W / (np.sqrt(min(grams)) * k)
+
+    def two_sided(z):
+        return np.concatenate([np.maximum(z, 0), np.maximum(-z, 0)], axis=-1)
+
+    for i in range(1, len(channels) + 1):
+        W = divided(found[f"conv{i}/weights"].astype(np.float64), 3)
+        images = torch.from_numpy(x).permute(0, 3, 1, 2)
+        z = F.conv2d(images, torch.from_numpy(W).permute(3, 2, 0, 1), padding=1).permute(0, 2, 3, 1).numpy()
+        z = two_sided(z + found[f"conv{i}/biases"])
+        n, h, w, c = z.shape
+        x = np.sqrt((z.reshape(n, h // 2, 2, w // 2, 2, c) ** 2).sum((2, 4)))
+    flat, logits = x.reshape(len(x), -1), []
+    for c in range(classes):
+        z = two_sided(flat @ divided(found[f"label{c}/fc1/weights"].astype(np.float64)) + found[f"label{c}/fc1/biases"])
+        logits.append(z @ divided(found[f"label{c}/fc2/weights"].astype(np.float64)) + found[f"label{c}/fc2/biases"])
+    return np.concatenate(logits, axis=1)
+
+
+def test_qw_outputs_equal_the_network_in_tensorflows_layout(tmp_path):
+    found = variables()
+    model = qw_convnet(1, 8, 11, (2, 4), 3, 3)
+    assert qw.load(model, "qw", write_tensorflow(tmp_path / "model.index", found)) == 0
+    x = np.random.default_rng(1).random((5, 8, 8, 1))
+    ours = bake(model).double()(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    assert np.abs(ours - by_hand(found, x)).max() < 1e-6  # weights are rounded to float32 once
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda v: v.pop("conv2/biases"), r"'conv2' holds variables of shapes \(3, 3, 4, 4\)"),
+        (lambda v: v.update({"extra/weights": np.ones((2, 5)), "extra/biases": np.ones(5)}), r"\(5, 2\); state model"),
+        (lambda v: v.update({"conv1/weights": np.ones((3, 3, 1, 3))}), r"shape \(2, 1, 3, 3\) left for conv1"),
+        (lambda v: v["conv1/weights"].fill(np.nan), "conv1/weights holds NaN"),
+    ],
+)  # fmt: skip
+def test_qw_refuses_other_networks(change, line, tmp_path):
+    found = variables()
+    change(found)
+    with pytest.raises(ValueError, match=line):
+        qw.load(qw_convnet(1, 8, 11, (2, 4), 3, 3), "qw", write_tensorflow(tmp_path / "model.index", found))
+
+
+def test_tensorflow_variables_come_back(tmp_path):
+    written = {f"scope{i}/{'x' * (i % 5)}w": np.random.default_rng(i).normal(size=(i, 2)) for i in range(1, 40)}
+    found = tensorflow.read(write_tensorflow(tmp_path / "model.index", {**written, "step": np.array(3)}))
+    assert set(found) == set(written)
+    assert all(np.array_equal(found[name].numpy(), value) for name, value in written.items())
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    index = write_tensorflow(tmp_path / "model.index", variables())
+    data = index.read_bytes()
+    for place in range(0, len(data), 31):
+        changed = bytearray(data)
+        changed[place] ^= 0xFF
+        index.write_bytes(bytes(changed))
+        with contextlib.suppress(
+            ValueError
+        ):  # a changed name may still be a readable checkpoint; nothing else comes out
+            tensorflow.read(index)
+    for end in range(0, len(data), 97):
+        index.write_bytes(data[:end])
+        with pytest.raises(ValueError, match="damaged, or no index"):
+            tensorflow.read(index)
+    index.write_bytes(data)
+    index.with_suffix(".data-00000-of-00001").write_bytes(b"short")
+    with pytest.raises(ValueError, match="damaged"):
+        tensorflow.read(index)
+    index.with_suffix(".data-00000-of-00001").unlink()
+    with pytest.raises(ValueError, match=r"data-00000-of-00001 does not exist"):
+        tensorflow.read(index)
+
+
+def test_qw_radius_is_half_the_margin_of_one_lipschitz_logits():
+    """Each logit tight at 1: one 1x1 image a class sees its own pixel... through equal weights."""
+    model = qw_convnet(1, 8, 3, (2,), 3, 3)
+    network = bake(model)
+    x = torch.rand(4, 1, 8, 8)
+    bound = lipschitz_bound(network, input_shape=(1, 8, 8))
+    reaches = {layer.name: layer.reach for layer in bound.layers}
+    found = certify(network, x, bound=bound)
+    one = max(reaches[f"classes.branches.{c}.linear2"] for c in range(3))
+    assert all(reaches[f"classes.branches.{c}.linear2"] <= 1 + 1e-6 for c in range(3))
+    # logits of nearly equal constants: the convention of the authors, and not the root of three of a joint network
+    assert torch.allclose(found.radius, found.margin / (2 * one), rtol=1e-5)
+    assert (found.radius > found.margin / (2**0.5 * bound.upper)).all()
+
+
+def test_the_committed_runs_are_the_originals(reference_dir):
+    wanted = {f for f in (reference_dir / "run_paths.txt").read_text().split() if f.startswith("runs/baselines/")}
+    ours = {path.parent.relative_to(RUNS.parent).as_posix() for path in RUNS.glob("baselines/**/cfg.yaml")}
+    assert ours == wanted
+    for path in ours:
+        experiment = load(RUNS.parent / path / "cfg.yaml")
+        assert experiment.evaluation.eps == ((1.58,) if "mnist" in path else (0.1411764706,))
+        assert [a.name for a in experiment.evaluation.attacks] == ["pgd", "fgsm", "boundary_attack", "pointwise"]
+
+
+def run_folder(tmp_path, family, name):
+    folder = tmp_path / family / name
+    folder.mkdir(parents=True)
+    shutil.copyfile(RUNS / "baselines" / family / name / "cfg.yaml", folder / "cfg.yaml")
+    return folder
+
+
+def test_a_run_folder_with_kw_weights_becomes_a_run(tmp_path):
+    folder = run_folder(tmp_path, "kw-mnist", "small")
+    adopt(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["cfg.yaml"]  # no weights: nothing to adopt
+    network = kw_small(1, 28, 10)
+    names = {"conv1": "0", "conv2": "2", "linear1": "5", "linear2": "7"}
+    state = {f"{names[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": [state], "epoch": 3}, folder / "published.pth")
+    adopt(folder / "cfg.yaml")
+    record = load_record(folder)
+    assert record.finished and record.settings["imported"]["file"] == "published.pth"
+    model = kw_small(1, 28, 10)
+    assert load_best(model, folder) == 3
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in network.state_dict().items())
+    facts, _ = facts_of(folder)
+    assert (facts.data, facts.architecture, facts.method, facts.recipe) == ("mnist", "Small", "KW", ())
+    with pytest.raises(ValueError, match=r"imported from published.pth, which cannot be trained further"):
+        RunFolder(folder).refuse_if_imported()
+    before = (folder / "record.json").read_bytes()
+    adopt(folder)
+    assert (folder / "record.json").read_bytes() == before
+
+
+def test_a_run_folder_with_qw_weights_becomes_a_run(tmp_path):
+    folder = run_folder(tmp_path, "qian-mnist", "model-4")
+    found = variables((32, 64), 32, 10, (1, 28, 28), 5)
+    write_tensorflow(folder / "model.index", found)
+    adopt(folder)
+    facts, _ = facts_of(folder)
+    assert (facts.data, facts.architecture, facts.method) == ("mnist", "Model-4", "QW")
+    (folder / "other.index").touch()
+    (folder / "record.json").unlink()
+    with pytest.raises(ValueError, match="leave the weights to evaluate only"):
+        adopt(folder)
+
+
+@pytest.fixture(scope="module")
+def published(reference_dir):
+    model = kw_small(3, 32, 10, mean=(0.485, 0.456, 0.406), std=(0.225, 0.225, 0.225))
+    assert kw.load(model, "kw-small", reference_dir / "kw" / "cifar_small_36px.pth") == 17
+    return bake(model)
+
+
+@pytest.mark.slow
+def test_the_published_network(published, data_dir):
+    """Clean accuracy on the recompressed images is near the published 54.39 %; descent stays above the bounds."""
+    from lconvnet.data import batch, load
+
+    test = load("cifar10", directory=data_dir, validation=0).test
+    images, labels = batch(test, range(len(test)))
+    answers = torch.cat([published(chunk).argmax(1) for chunk in images.split(1000)])
+    assert abs(float((answers == labels).float().mean()) - 0.5439) < 0.01
+    first, known = images[:20], answers[:20]
+    eps = 36 / 255
+    proved = margin_bounds(published, first, known, eps).amin(1)
+    attacked = first.clone().requires_grad_()
+    for _ in range(20):
+        logits = published(attacked)
+        others = logits.scatter(1, known[:, None], -torch.inf).amax(1)
+        (slope,) = torch.autograd.grad((logits.gather(1, known[:, None])[:, 0] - others).sum(), attacked)
+        delta = attacked.detach() - eps / 5 * slope / slope.flatten(1).norm(dim=1)[:, None, None, None] - first
+        delta *= (eps / delta.flatten(1).norm(dim=1).clamp(min=eps))[:, None, None, None]
+        attacked = (first + delta * (1 - 1e-6)).requires_grad_()
+        worst = published(attacked).gather(1, known[:, None])[:, 0] - others
+        assert (worst.double() > proved - 1e-4).all()
+    assert (proved > 0).any()
