@@ -24,7 +24,7 @@ def refused(values: dict, *overrides: str) -> str:
     [
         ({}, r"model is missing"),
         ({"model": 3}, r"model is 3; it should be a section"),
-        ({"model": {}}, r"model.architecture is missing; Allowed: mlp, small, large, dcgan, kw-small, kw-large, kw-resnet, qw"),
+        ({"model": {}}, r"model.architecture is missing; Allowed: mlp, small, large, dcgan, kw-small"),
         ({"model": {"architecture": "smal"}}, r"model.architecture is 'smal'; did you mean 'small'\?"),
         ({"model": S | {"conv": "bcopp"}}, r"model.conv is 'bcopp'; did you mean 'bcop'\? Allowed: bcop, bcop-fixed"),
         ({"model": S | {"widths": [3]}}, r"model.widths = \[3\] is not a known key"),
