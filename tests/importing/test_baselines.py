@@ -354,6 +354,7 @@ def little_mnist(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_evaluate_gives_a_record_with_both_certificates_and_a_row_in_the_tables(tmp_path, little_mnist):
     folder = run_folder(tmp_path, "kw-mnist", "small")
     torch.manual_seed(1)
