@@ -16,7 +16,7 @@ from lconvnet.conversion import convert
 from lconvnet.saving import load, save
 
 if TYPE_CHECKING:
-    from lconvnet import wasserstein
+    from lconvnet import importing, wasserstein
     from lconvnet.training import Record, fit
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "convert",
     "data",
     "fit",
+    "importing",
     "kernels",
     "layers",
     "lipschitz_bound",
@@ -48,8 +49,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import training when it is first asked for: its launcher takes as long to import as torch itself."""
-    if name == "wasserstein":
-        return importlib.import_module("lconvnet.wasserstein")
+    if name in ("importing", "wasserstein"):
+        return importlib.import_module(f"lconvnet.{name}")
     if name in ("Record", "fit"):
         from lconvnet import training
 

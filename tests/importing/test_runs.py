@@ -6,6 +6,7 @@ digit.
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,24 @@ def test_checkpoints_are_told_apart_by_the_name_of_the_network(old, tmp_path):
     path.rename(path.with_name("other.pth"))
     with pytest.raises(ValueError, match=r"holds backup\.pth, other\.pth; the weights are expected in Sequential\.pth"):
         import_run(old, tmp_path / "third")
+
+
+def test_weights_that_were_not_yet_orthogonal_are_named(caplog):
+    """Twenty steps take a singular value of 3e-3 to 1 and leave one of 1e-5 at 0.03; the second is named."""
+    model = models.mlp(2, 2, widths=(2,), linear=layers.OrthogonalLinear)
+    weights = {f"linear{i}.bias": torch.zeros(2) for i in (0, 1)}
+    weights["linear0.weight"] = torch.diag(torch.tensor([1.0, 3e-3]))
+    weights["linear1.weight"] = torch.diag(torch.tensor([1.0, 1e-5]))
+    original.load(model, weights)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("linear1: the original's 20 steps had not made these weights orthogonal")
+
+
+def test_an_old_family_is_generated_in_our_grammar(reference_dir, tmp_path, capsys):
+    """Its template gives the published paths, each with a configuration of ours."""
+    shutil.copyfile(reference_dir / "runs" / "wde_stl10" / "template.yaml", tmp_path / "template.yaml")
+    assert invoke(app, ["generate", str(tmp_path)]) == 0
+    found = sorted(path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("cfg.yaml"))
+    paths = (reference_dir / "run_paths.txt").read_text().split()
+    assert found == sorted(p.removeprefix("runs/wde_stl10/") for p in paths if p.startswith("runs/wde_stl10/"))
+    assert read(tmp_path / found[0] / "cfg.yaml")["task"] == "wasserstein"

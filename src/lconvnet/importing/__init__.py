@@ -1,5 +1,8 @@
 """Weights that others trained, as networks of this package; nothing in their files is ever run."""
 
+from lconvnet.importing.frames import load_plain
+from lconvnet.importing.orthogonium import load_orthogonium
 from lconvnet.importing.runs import adopt, import_run
+from lconvnet.importing.torchlip import load_torchlip
 
-__all__ = ["adopt", "import_run"]
+__all__ = ["adopt", "import_run", "load_orthogonium", "load_plain", "load_torchlip"]

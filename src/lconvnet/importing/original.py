@@ -5,22 +5,29 @@ part that is used. With U the polar factors of BCOP's `param_matrices`,
 
     H = U_0 cut to (ci, co),        R_j = the columns of U_j that `mask` keeps,
 
-and the other methods keep their `weight`, OSSN also `u` and the divisor `factor`; SVCM's `buffer_weight` is
-a copy. Modules are matched in order, so the names that an architecture gives to its layers do not matter.
+and the other methods keep their `weight`, OSSN also `u` and the divisor `factor`; SVCM's `buffer_weight` is a copy.
+Björck's iteration stands for its limit. Modules are matched in order, so the names that an architecture gives to its
+layers do not matter.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from lconvnet.importing.pickles import by_module
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.orthogonalize import orthogonalize
 
 Weights = Mapping[str, Tensor]
+STEPS = 20  # of Björck's iteration, order 1, in the original
+TOLERANCE = 1e-5  # what float32 leaves of singular values that are 1
+
+logger = logging.getLogger("lconvnet")
 
 
 def load(model: nn.Module, weights: Weights) -> None:
@@ -34,26 +41,40 @@ def load(model: nn.Module, weights: Weights) -> None:
     [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConstrainedLayer)}
-    groups = _groups(weights)
+    groups = by_module(weights)
     if len(groups) != len(layers):
         raise ValueError(
             f"weights of {len(groups)} layers ({', '.join(groups)}), but the network of the configuration has "
             f"{len(layers)} ({', '.join(layers)}); they belong to another architecture"
         )
+    unfinished: list[str] = []
     translated: dict[str, Tensor] = {}
     for (place, group), (name, layer) in zip(groups.items(), layers.items(), strict=True):
         for key, value in _translated(place, group, layer).items():
             translated[f"{name}.{key}"] = value
+        if type(layer.kernel) in ORTHOGONALISED and not _converged(_matrices(group)):
+            unfinished.append(place)
+    if unfinished:
+        logger.warning(
+            "%s: the original's %d steps had not made these weights orthogonal; here they are, so outputs may differ",
+            ", ".join(unfinished),
+            STEPS,
+        )
     model.load_state_dict(translated)
 
 
-def _groups(weights: Weights) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each module, by the module's path, in the order of the file."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, value in weights.items():
-        place, _, leaf = name.rpartition(".")
-        groups.setdefault(place, {})[leaf] = value
-    return groups
+def _matrices(group: Weights) -> Tensor:
+    """What the original orthogonalises of a layer."""
+    return group["param_matrices"] if "param_matrices" in group else group["weight"].flatten(1)
+
+
+def _converged(matrices: Tensor) -> bool:
+    """Whether Björck's steps s -> 1.5 s - 0.5 s^3, from norm 1, had taken all singular values to 1."""
+    s = torch.linalg.svdvals(matrices.double())
+    s = s / s.amax(-1, keepdim=True)
+    for _ in range(STEPS):
+        s = 1.5 * s - 0.5 * s**3
+    return bool((s > 1 - TOLERANCE).all())
 
 
 def _translated(place: str, group: Weights, layer: ConstrainedLayer) -> dict[str, Tensor]:
@@ -112,3 +133,4 @@ METHODS: Mapping[type[Kernel], tuple[tuple[str, ...], Translate]] = {
     OSSN: (("weight", "u", "factor"), _ossn),
     Orthogonal: (("weight",), _dense),
 }
+ORTHOGONALISED = (BCOP, FixedBCOP, RKO, Orthogonal)

@@ -10,7 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,6 +68,23 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise ValueError(f"{path}: {name} holds NaN or infinite values")
     return dict(content)
+
+
+def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each module under its path, in the order of the file, its parametrizations with them.
+
+    >>> by_module({"a.bias": torch.ones(1), "a.parametrizations.weight.original": torch.ones(1)})["a"].keys()
+    dict_keys(['bias', 'parametrizations.weight.original'])
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in weights.items():
+        place, found, leaf = name.partition(".parametrizations.")
+        if found:
+            leaf = f"parametrizations.{leaf}"
+        else:
+            place, _, leaf = name.rpartition(".")
+        groups.setdefault(place, {})[leaf] = value
+    return groups
 
 
 def _allowed(skipped: dict[str, type]) -> list[Any]:

@@ -166,7 +166,7 @@ def _load(model: nn.Sequential, path: Path) -> int:
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if not isinstance(trainer, dict) or "net" not in trainer:
         raise ValueError(f"{path} has no weights under trainer.net; it is no checkpoint of the original LConvNet")
-    epoch = content.get("epoch")
+    epoch = content.get("epoch", 0)
     if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
         raise ValueError(f"{path} names the epoch {epoch!r}; it should be a whole number")
     try:

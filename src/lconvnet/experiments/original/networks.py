@@ -47,14 +47,30 @@ def _group_sort(node: Node) -> Values:
 
 
 ACTIVATIONS = {"GroupSort": _group_sort, "ReLU": lambda node: {"activation": "relu"}}
-LINEARS = {"BjorckLinear": lambda node: "orthogonal"}
+
+
+def _limit(node: Node) -> None:
+    """Björck's iteration, however many steps it takes, stands for its limit, the polar factor."""
+    node.number("bjorck_iters", 20)
+
+
+def _orthogonal(node: Node) -> str:
+    _limit(node)
+    return "orthogonal"
+
+
+LINEARS = {"BjorckLinear": _orthogonal}
 
 
 def _bcop(node: Node) -> str:
-    """Björck's iteration, however many steps it takes, stands for its limit, the polar factor."""
+    _limit(node)
     node.only(ortho_mode="bjorck", mask_half=True, projection=False)
-    node.number("bjorck_iters", 20)
     return "bcop-fixed" if node.flag("frozen", False) else "bcop"
+
+
+def _rko(node: Node) -> str:
+    _limit(node)
+    return "rko"
 
 
 def _ossn(node: Node) -> str:
@@ -69,7 +85,7 @@ def _svcm(node: Node) -> str:
 
 CONVS: Mapping[str, Callable[[Node], str]] = {
     "BCOP": _bcop,
-    "RKO": lambda node: "rko",
+    "RKO": _rko,
     "OSSN": _ossn,
     "SVCM": _svcm,
     "NonexpansiveConv2d": lambda node: "rkl2ne",
@@ -92,19 +108,13 @@ def _mlp(node: Node, shape: Shape) -> Values:
     return {"architecture": "mlp", "widths": widths, **_dense(node)}
 
 
-def critic(node: Node) -> tuple[Values, int]:
-    """Return a critic and the side of the colour images that it takes."""
-    node.only(scaling=1.0)
-    channels, sides, outputs = (
-        node.number("in_channels"),
-        node.numbers("input_spatial_shape"),
-        node.number("out_channels"),
-    )
-    if (channels, outputs) != (3, 1) or len(sides) != 2 or sides[0] != sides[1]:
-        raise ValueError(
-            f"{node.place} takes {channels} channels of {sides} to {outputs}; critics take square RGB images"
-        )
-    return _parts(node), sides[0]
+def critic(node: Node) -> tuple[Values, Shape]:
+    """Return a critic and the shape of the images that it takes."""
+    node.only(scaling=1.0, out_channels=1)
+    channels, sides = node.number("in_channels"), node.numbers("input_spatial_shape")
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise ValueError(f"{node.at('input_spatial_shape')} is {sides}; critics take square images")
+    return _parts(node), (channels, sides[0], sides[1])
 
 
 NETWORKS: Mapping[str, Callable[[Node, Shape], Values]] = {

@@ -82,11 +82,11 @@ def _critic_run(root: Node, trainer: Node) -> Values:
     root.number("test_batch_size")
     trainer.number("proj_every_n_its")
     trainer.node("main_step").choose({"wasserstein_distance_estimation_step": _difference})
-    network, side = trainer.node("net").choose({"DCGANDiscriminator": critic})
+    network, shape = trainer.node("net").choose({"DCGANDiscriminator": critic})
     return {
         "task": "wasserstein",
         "seed": root.number("seed", 0),
-        **_sized(name, network, side),
+        **_sized(name, network, shape),
         "generated": f"runs/gan_{name}/generator.safetensors",
         **_optimisation(trainer),
         "training": {
@@ -97,14 +97,15 @@ def _critic_run(root: Node, trainer: Node) -> Values:
     }
 
 
-def _sized(name: str, network: Values, side: int) -> Values:
+def _sized(name: str, network: Values, shape: Shape) -> Values:
     """Images of the side that the critic takes: smaller than stored, or every pixel repeated."""
-    stored = IMAGES[name][1]
-    if side < stored:
-        return {"data": {"name": name, "image_size": side}, "critic": network}
-    if side % stored:
-        raise ValueError(f"trainer.net.input_spatial_shape is {side}; {name} has {stored} pixels, take a multiple")
-    return {"data": {"name": name}, "critic": network | {"upsampling": side // stored}}
+    stored, (channels, side, _) = IMAGES[name], shape
+    data = {"name": name} | ({"channels": channels} if channels != stored[0] else {})
+    if side < stored[1]:
+        return {"data": data | {"image_size": side}, "critic": network}
+    if side % stored[1]:
+        raise ValueError(f"trainer.net.input_spatial_shape is {side}; {name} has {stored[1]} pixels, take a multiple")
+    return {"data": data, "critic": network | {"upsampling": side // stored[1]}}
 
 
 def _optimisation(trainer: Node) -> Values:

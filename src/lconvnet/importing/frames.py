@@ -1,0 +1,84 @@
+"""Weights of other libraries in a frame: a plain network that says what a file of weights does not.
+
+A state dict knows neither strides and paddings nor activations. The user writes them down as the plain network that is
+to come out, an `nn.Sequential` of `nn.Conv2d`, `nn.Linear` and our activations; each convolution and dense layer of it,
+in order, is given the weight that the other library would compute from its parameters. Nothing is assumed about that
+weight: `lconvnet.lipschitz_bound` of the result measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import ceil, sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.baking import bake
+from lconvnet.importing import pickles
+
+Plain = nn.Conv2d | nn.Linear
+Weight = Callable[[Mapping[str, Tensor], Plain], Tensor]
+"""The constrained weight of one layer, in float64, from the tensors that its library keeps for it."""
+
+
+def load_plain(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
+    """Return the frame with weights that are stored as they are used, such as those of an exported network.
+
+    Args:
+        path: a `.pth` file that holds a state dict; nothing in it is run.
+        frame: the plain network; it is left as it is.
+
+    Raises:
+        ValueError: for a file that is missing, damaged, or would run something, and where it does not fit the frame.
+    """
+    return fill(Path(path), frame, lambda group, layer: taken(group, "weight").double())
+
+
+def fill(path: Path, frame: nn.Sequential, weight: Weight) -> nn.Sequential:
+    """Return a baked copy of the frame, the weight of each of its layers made by `weight` from the file."""
+    network = bake(frame)
+    if not isinstance(network, nn.Sequential):
+        raise ValueError(f"frame is a {type(frame).__name__}; write the network down as an nn.Sequential")
+    layers = {name: part for name, part in network.named_modules() if isinstance(part, Plain)}
+    groups = pickles.by_module(pickles.state_dict(pickles.read(path), path))
+    if len(groups) != len(layers):
+        raise ValueError(
+            f"{path} has weights of {len(groups)} layers ({', '.join(groups)}), the frame has {len(layers)} "
+            f"({', '.join(layers)}); write one layer for each"
+        )
+    for (place, group), (name, layer) in zip(groups.items(), layers.items(), strict=True):
+        try:
+            _fill(layer, weight(group, layer), group)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(f"{path}: {place} does not fit layer {name} of the frame: {error}") from None
+    return network
+
+
+def taken(group: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a tensor of a layer; ValueError names those it has where that one is missing."""
+    if name not in group:
+        raise ValueError(f"it keeps {', '.join(group)}, where {name} was expected")
+    return group[name]
+
+
+def patches(layer: Plain) -> float:
+    r"""Return $\sqrt{\lceil k/s\rceil^2}$, the norm of cutting an image into patches; 1 for dense layers."""
+    if isinstance(layer, nn.Linear):
+        return 1.0
+    return sqrt(ceil(layer.kernel_size[0] / layer.stride[0]) * ceil(layer.kernel_size[1] / layer.stride[1]))
+
+
+def _fill(layer: Plain, weight: Tensor, group: Mapping[str, Tensor]) -> None:
+    if isinstance(layer, nn.Conv2d) and (layer.groups, layer.dilation) != (1, (1, 1)):
+        raise ValueError(f"{layer} has groups or dilation, which are not read")
+    bias = group.get("bias")
+    for name, found, expected in (("weight", weight, layer.weight), ("bias", bias, layer.bias)):
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{name} has shape {shapes[0]}, the frame {shapes[1]}")
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if layer.bias is not None and bias is not None:
+            layer.bias.copy_(bias)

@@ -1,0 +1,219 @@
+"""Weights of other libraries: against their formulas, and against the libraries themselves where they are installed.
+
+1e-12 for kernels in float64; 2e-6 for outputs of order 1 in float32, where the libraries iterate in float32.
+"""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lconvnet import lipschitz_bound, save
+from lconvnet.importing import load_orthogonium, load_plain, load_torchlip
+from lconvnet.importing.orthogonium import bcop_kernel, compose, orthonormal
+from lconvnet.layers import Abs, FullSort, GroupSort, MaxMin
+
+
+class Touch:
+    """Pickled, this is a call that creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def saved(weights, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    return path
+
+
+def test_plain_weights_fill_the_frame(tmp_path):
+    theirs = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    frame = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    network = load_plain(saved(theirs.state_dict(), tmp_path), frame)
+    x = torch.rand(2, 2, 8, 8)
+    assert torch.equal(network(x), theirs(x)) and not torch.equal(frame(x), theirs(x))
+    save(network, tmp_path / "a.safetensors", input_shape=(2, 8, 8))
+
+
+@pytest.mark.parametrize("read", [load_plain, load_orthogonium, load_torchlip])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nothing_runs(read, legacy, tmp_path):
+    path, made = tmp_path / "a.pth", tmp_path / "made"
+    torch.save({"0.weight": Touch(made), "0.bias": torch.ones(2)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"a\.pth is refused: it asks to run posix\.system"):
+        read(path, nn.Sequential(nn.Linear(2, 2)))
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2)), r"weights of 1 layers \(0\), the frame has 2 \(0, 1\)"),
+        (
+            nn.Sequential(nn.Linear(4, 3)),
+            r"does not fit layer 0 of the frame: weight has shape \(2, 4\), the frame \(3",
+        ),
+        (nn.Sequential(nn.Linear(4, 2, bias=False)), r"bias has shape \(2,\), the frame None"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), r"has groups or dilation"),
+        (nn.Linear(4, 2), r"frame is a Linear; write the network down as an nn\.Sequential"),
+    ],
+)
+def test_a_frame_that_does_not_fit_is_refused(frame, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_plain(saved(nn.Sequential(nn.Linear(4, 2)).state_dict(), tmp_path), frame)
+
+
+def test_missing_parameters_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"it keeps bias, gain, where weight was expected"):
+        load_plain(saved({"0.bias": torch.ones(2), "0.gain": torch.ones(2)}, tmp_path), nn.Sequential(nn.Linear(4, 2)))
+
+
+# orthogonium
+
+
+@pytest.mark.parametrize(("ci", "co"), [(4, 4), (3, 5), (6, 2)])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7])
+def test_the_bcop_kernel_is_its_factors_one_after_another(ci, co, k):
+    """The composed kernel against convolutions with 2×2 blocks, run one by one on an image without padding."""
+    c = max(ci, co)
+    matrices = torch.randn(1, 2 * k, c, c // 2, dtype=torch.float64)
+    P = [Y @ Y.T for Y in torch.linalg.qr(matrices[0]).Q]
+    matrices = torch.linalg.qr(matrices).Q
+    eye = torch.eye(c, dtype=torch.float64)
+    first = ((eye - 2 * P[0]) @ (eye - 2 * P[1]))[:, : min(ci, co), None, None]
+    order = {1: [], 2: [0], 3: [0, 1], 4: [0, 1, 2], 5: [0, 2, 1, 3], 7: [0, 3, 1, 4, 2, 5]}[k]
+    x = torch.rand(1, min(ci, co), 10, 10, dtype=torch.float64)
+    y = F.conv2d(x, first)
+    for i in order:
+        p, q = P[2 + i], P[1 + k + i]
+        rows = [[p @ q, p @ (eye - q)], [(eye - p) @ q, (eye - p) @ (eye - q)]]
+        y = F.conv2d(y, torch.stack([torch.stack(row, -1) for row in rows], -2))
+    K = bcop_kernel(matrices, ci, co)
+    assert torch.allclose(F.conv2d(x, K if ci <= co else K.transpose(0, 1)), y, rtol=0, atol=1e-12)
+    assert K.shape == (co, ci, k, k)
+
+
+def test_a_composed_kernel_is_one_convolution_after_another():
+    before, after = torch.randn(5, 2, 3, 3), torch.randn(4, 5, 2, 2)
+    x = torch.rand(2, 2, 9, 9)
+    expected = F.conv2d(F.conv2d(x, before), after, stride=2)
+    assert torch.allclose(F.conv2d(x, compose(after, before), stride=2), expected, rtol=0, atol=1e-4)
+
+
+def test_what_bjorck_leaves_is_left():
+    """Twelve steps of 1.5 s - 0.5 s^3 on the singular values, whether that is enough or not."""
+    W = torch.diag(torch.tensor([3.0, 3e-4], dtype=torch.float64))
+    s = 1e-4
+    for _ in range(12):
+        s = 1.5 * s - 0.5 * s**3
+    assert torch.allclose(orthonormal(W), torch.diag(torch.tensor([1.0, s], dtype=torch.float64)), rtol=1e-12)
+    assert s < 0.02
+
+
+# deel-torchlip
+
+
+def test_groups_side_by_side_become_groups_apart(tmp_path):
+    """A convolution and dense layers around GroupSort(2), GroupSort(4) and a flattening, against sorting neighbours."""
+    shapes = {"0": (8, 3, 3, 3), "3": (8, 8 * 36), "5": (4, 8)}
+    weights = {f"{i}.parametrizations.weight.1._w_bjorck": torch.randn(shape) for i, shape in shapes.items()}
+    weights |= {f"{i}.bias": torch.randn(shape[0]) for i, shape in shapes.items()}
+    frame = nn.Sequential(
+        nn.Conv2d(3, 8, 3), GroupSort(2), nn.Flatten(), nn.Linear(288, 8), GroupSort(4), nn.Linear(8, 4)
+    )
+    network = load_torchlip(saved(weights, tmp_path), frame)
+    x = torch.rand(2, 3, 8, 8)
+    W = {i: weights[f"{i}.parametrizations.weight.1._w_bjorck"] for i in shapes}
+    y = F.conv2d(x, W["0"] / 3, weights["0.bias"])
+    y = y.unflatten(1, (4, 2)).sort(2).values.flatten(1)
+    y = F.linear(y, W["3"], weights["3.bias"]).unflatten(1, (2, 4)).sort(2).values.flatten(1)
+    y = F.linear(y, W["5"], weights["5.bias"])
+    assert torch.allclose(network(x), y, rtol=1e-5)
+
+
+def test_without_bjorck_the_weight_is_divided_by_its_estimate(tmp_path):
+    W, u, v = torch.randn(4, 6), torch.randn(4), torch.randn(6)
+    key = "0.parametrizations.weight"
+    weights = {"0.bias": torch.zeros(4), f"{key}.original": W, f"{key}.0._u": u, f"{key}.0._v": v}
+    network = load_torchlip(saved(weights, tmp_path), nn.Sequential(nn.Linear(6, 4)))
+    assert torch.allclose(network.get_parameter("0.weight"), W / (u @ W @ v), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((nn.Flatten(), GroupSort(2), nn.Linear(4, 4)), r"without a layer of weights right before it"),
+        ((nn.Linear(4, 4), GroupSort(2)), r"frame ends with a GroupSort"),
+        ((nn.Linear(4, 4), GroupSort(2), MaxMin(), nn.Linear(4, 4)), r"MaxMin.* between a GroupSort and the weights"),
+        ((nn.Linear(4, 4), GroupSort(3), nn.Linear(4, 4)), r"GroupSort\(3\) does not divide the 4 channels"),
+    ],
+)
+def test_groups_that_cannot_be_renumbered_are_refused(layers, message, tmp_path):
+    count = sum(isinstance(layer, nn.Linear) for layer in layers)
+    weights = {}
+    for i in range(count):
+        weights |= {f"{i}.bias": torch.zeros(4), f"{i}.parametrizations.weight.original": torch.eye(4)}
+    with pytest.raises(ValueError, match=message):
+        load_torchlip(saved(weights, tmp_path), nn.Sequential(*layers))
+
+
+# the libraries themselves
+
+
+def trained(model, x):
+    """A model after a few steps, in eval mode."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(10):
+        optimizer.zero_grad()
+        model(x).pow(2).mean().backward()
+        optimizer.step()
+    model(x)
+    return model.eval()
+
+
+def check(model, frame, read, tmp_path):
+    x = torch.rand(4, 3, 16, 16)
+    trained(model, x)
+    network = read(saved(model.state_dict(), tmp_path), frame)
+    assert (network(x) - model(x)).abs().max() < 2e-6
+    return lipschitz_bound(network, input_shape=(3, 16, 16)).upper
+
+
+def conv(ci, co, k, stride=1, padding=0):
+    return nn.Conv2d(ci, co, k, stride, padding, padding_mode="circular" if padding else "zeros")
+
+
+def test_a_network_of_orthogonium(tmp_path):
+    theirs = pytest.importorskip("orthogonium.layers", reason="orthogonium is not installed")
+    Conv = theirs.AdaptiveOrthoConv2d
+    model = nn.Sequential(
+        Conv(3, 8, 3, padding=1), theirs.MaxMin(), Conv(8, 4, 5, padding=2), theirs.MaxMin(),
+        Conv(4, 12, 4, stride=2, padding=1), theirs.MaxMin(), Conv(12, 6, 2, stride=2, padding=0), theirs.Abs(),
+        nn.Flatten(), theirs.OrthoLinear(96, 16), theirs.MaxMin(), theirs.UnitNormLinear(16, 4),
+    )  # fmt: skip
+    frame = nn.Sequential(
+        conv(3, 8, 3, padding=1), MaxMin(), conv(8, 4, 5, padding=2), MaxMin(), conv(4, 12, 4, 2, 1), MaxMin(),
+        conv(12, 6, 2, 2), Abs(), nn.Flatten(), nn.Linear(96, 16), MaxMin(), nn.Linear(16, 4),
+    )  # fmt: skip
+    assert check(model, frame, load_orthogonium, tmp_path) < 2  # unit rows: at most the root of 4
+
+
+@pytest.mark.parametrize("options", [{}, {"eps_bjorck": None}], ids=["bjorck", "spectral"])
+def test_a_network_of_torchlip(options, tmp_path):
+    theirs = pytest.importorskip("deel.torchlip", reason="deel-torchlip is not installed")
+    model = theirs.Sequential(
+        theirs.SpectralConv2d(3, 8, 3, padding=1, padding_mode="circular", **options), theirs.GroupSort2(),
+        theirs.SpectralConv2d(8, 8, 4, stride=2, **options), theirs.GroupSort(4), nn.Flatten(),
+        theirs.SpectralLinear(392, 16, **options), theirs.FullSort(), theirs.FrobeniusLinear(16, 4),
+    )  # fmt: skip
+    frame = nn.Sequential(
+        conv(3, 8, 3, padding=1), GroupSort(2), conv(8, 8, 4, 2), GroupSort(4), nn.Flatten(), nn.Linear(392, 16),
+        FullSort(), nn.Linear(16, 4),
+    )  # fmt: skip
+    assert check(model, frame, load_torchlip, tmp_path) < 2.1
