@@ -127,12 +127,8 @@ def transposed_upper(operation: Operation, method: Method) -> tuple[float, str]:
     if method == "spectrum":
         raise operation.refuse("has no exact spectrum: a transposed convolution pads with zeros; use method='auto'")
     weight = to_float64(conv.weight, f"network module {operation.name!r}: weight")
-    stride = conv.stride[0] if conv.stride[0] == conv.stride[1] else 1
-    kernels = [
-        to_unshuffled(_dilate(group, cast(tuple[int, int], conv.dilation)), stride)
-        for group in weight.chunk(conv.groups)
-    ]
-    return max(_smallest_bound(_Block(kernel, kernel, None)) for kernel in kernels)
+    blocks = [_block(group, conv, _regular_stride(conv)) for group in weight.chunk(conv.groups)]
+    return max(_smallest_bound(block) for block in blocks)
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,15 @@ class _Block:
 
 def _equivalent(K: Tensor, operation: Operation, size: tuple[int, ...] | None) -> _Block:
     conv = cast(nn.Conv2d, operation.module)
-    stride = conv.stride[0] if conv.stride[0] == conv.stride[1] and stride_divides(operation) else 1
+    return _block(K, conv, _regular_stride(conv) if stride_divides(operation) else 1, size)
+
+
+def _regular_stride(conv: nn.Conv2d | nn.ConvTranspose2d) -> int:
+    """The stride that the polyphase form takes account of; a stride of 1 bounds every other."""
+    return conv.stride[0] if conv.stride[0] == conv.stride[1] else 1
+
+
+def _block(K: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d, stride: int, size: tuple[int, ...] | None = None) -> _Block:
     dilated = _dilate(K, cast(tuple[int, int], conv.dilation))
     if stride > 1:
         K = dilated = to_unshuffled(dilated, stride)
