@@ -152,18 +152,23 @@ def _regular_stride(conv: nn.Conv2d | nn.ConvTranspose2d) -> int:
 
 
 def _block(K: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d, stride: int, size: tuple[int, ...] | None = None) -> _Block:
-    dilated = _dilate(K, cast(tuple[int, int], conv.dilation))
+    dilated = dilate(K, cast(tuple[int, int], conv.dilation))
     if stride > 1:
         K = dilated = to_unshuffled(dilated, stride)
     return _Block(K, dilated, None if size is None else (size[0] // stride, size[1] // stride))
 
 
-def _dilate(K: Tensor, dilation: tuple[int, int]) -> Tensor:
+def dilate(K: Tensor, dilation: tuple[int, int]) -> Tensor:
     """Put dilation - 1 zeros between the taps."""
     height, width = ((k - 1) * d + 1 for k, d in zip(K.shape[-2:], dilation, strict=True))
     dilated = K.new_zeros(*K.shape[:2], height, width)
     dilated[:, :, :: dilation[0], :: dilation[1]] = K
     return dilated
+
+
+def kernel_bound(K: Tensor, torus: tuple[int, int] | None) -> float:
+    """An upper bound on the norm of a stride-1 convolution: on the torus of a size, or for every size and border."""
+    return _smallest_bound(_Block(K, K, torus))[0]
 
 
 def _smallest_bound(block: _Block) -> tuple[float, str]:

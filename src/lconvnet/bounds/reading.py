@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lconvnet.bounds.attributes import plain_attributes
+from lconvnet.bounds.attributes import plain_attributes, version
 from lconvnet.bounds.functions import AS_MODULES, HANDLERS, NUMERIC, Call, Constant
 from lconvnet.bounds.graph import INPUT, Graph, Node
 from lconvnet.bounds.rules import CHECKS, ON_IMAGES, RULES
@@ -68,6 +68,7 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.examples: dict[fx.Node, Any] = {}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def read(self, recorded: fx.Graph) -> Trace:
         for call in recorded.nodes:
@@ -286,7 +287,7 @@ def _check(operation: Operation) -> None:
 
 def _run(operation: Operation, example: Tensor) -> Tensor:
     """What a module returns."""
-    version = example._version
+    before = version(example)
     try:
         result = operation.parts(example)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -294,6 +295,6 @@ def _run(operation: Operation, example: Tensor) -> Tensor:
         raise operation.refuse(f"cannot take an input of shape {shape}: {reason}") from error
     if not isinstance(result, Tensor) or result.ndim < 1 or len(result) != len(example):
         raise operation.refuse("returns something else than one tensor for each example: no rule is known")
-    if example._version != version and not getattr(operation.module, "inplace", False):
+    if version(example) != before and not getattr(operation.module, "inplace", False):
         raise operation.refuse("changes its input in place, which others may read: let it return a new tensor")
     return result

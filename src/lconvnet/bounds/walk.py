@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from lconvnet.bounds.attributes import plain_attributes
+from lconvnet.bounds.attributes import plain_attributes, version
 from lconvnet.bounds.reading import Reader, Trace, local
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
@@ -79,8 +79,8 @@ class _Holder(nn.Module):
 
 def _state(network: nn.Module) -> list[Any]:
     """What a forward pass must leave as it is."""
-    tensors = [(name, id(tensor), tensor._version) for name, tensor in network.named_buffers()]
-    tensors += [(name, id(tensor), tensor._version) for name, tensor in network.named_parameters()]
+    tensors = [(name, id(tensor), version(tensor)) for name, tensor in network.named_buffers()]
+    tensors += [(name, id(tensor), version(tensor)) for name, tensor in network.named_parameters()]
     return [*tensors, *((name, plain_attributes(module)) for name, module in network.named_modules())]
 
 
