@@ -139,6 +139,14 @@ def test_layers_without_an_activation_between_are_one():
         assert separate > 1.05 * bound
 
 
+def test_a_joint_map_out_of_range_leaves_the_terms():
+    """1e200 twice is no float; the product of the bounds is infinite as well, but no error."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).double().requires_grad_(False)
+    for layer in net:
+        layer.weight.fill_(1e200)
+    assert upper(net, (2,)) == math.inf
+
+
 def test_what_does_not_fold_is_bounded_term_by_term():
     """Zero beside circular padding, another size, an activation between: sums and products, and sound."""
     zeros, torus = (nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode) for mode in ("zeros", "circular"))

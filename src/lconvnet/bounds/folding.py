@@ -12,6 +12,7 @@ entry, it is off by at most g(c) M, which is added to its bound.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -29,9 +30,12 @@ from lconvnet.layers import Scale
 from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma, up
 
-
 WIDEST = 1024
 """Channels up to which a sum with the image itself is folded: an identity of that size is a kernel, too."""
+
+
+UNDERFLOW = 2.0**-1000
+"""More than all products that fall below the range of floats can add up to."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,11 @@ class Affine:
 
     def upper(self, size: tuple[int, ...]) -> float:
         """An upper bound on the norm at images of this size."""
+        if not bool(torch.isfinite(self.magnitude).all()):
+            return math.inf
         torus = (size[0], size[1]) if self.border == "circular" else None
         total = float(torch.linalg.vector_norm(self.magnitude, dim=(0, 1)).sum())
-        error = gamma(self.roundings) * total * (1 + gamma(self.magnitude.numel() + 8))
+        error = gamma(2 * self.roundings) * total * (1 + gamma(self.magnitude.numel() + 8)) + UNDERFLOW
         return up(kernel_bound(self.kernel, torus) + error)
 
     def compressed(self, outer: Affine) -> Affine | None:
@@ -122,15 +128,19 @@ class Folding:
     def __init__(self, traced: Trace) -> None:
         self.traced = traced
         self.found: dict[str, Affine] = {}
+        nodes = traced.graph.nodes
+        self.continued = {name for node in nodes if node.operation in FOLDING | NEUTRAL for name in node.inputs}
 
     def visit(self, node: Node) -> tuple[str, float] | None:
         """The node that this one is an affine map of, and a bound on the norm of that map; None where nothing folds."""
-        affine = None if node.shape is None else self._read(node)
+        before = max((self.found[name].parts for name in node.inputs if name in self.found), default=0)
+        if node.shape is None or not (before or node.name in self.continued or node.operation in FOLDING - OWN):
+            return None
+        affine = self._read(node)
         if affine is None:
             return None
         self.found[node.name] = affine
-        folds = affine.parts > 1 and node.operation in FOLDING
-        return (affine.source, affine.upper(_size(node))) if folds else None
+        return (affine.source, affine.upper(_size(node))) if affine.parts > max(before, 1) else None
 
     def _read(self, node: Node) -> Affine | None:
         operation = self.traced.operations.get(node.name)
@@ -159,8 +169,8 @@ class Folding:
 
     def _affine(self, name: str) -> Affine | None:
         """What was found of a node, else the node as a map of itself."""
-        shape = self.traced.graph[name].shape or ()
-        if name in self.found or len(shape) not in (1, 3) or shape[0] > WIDEST:
+        shape = self.traced.graph[name].shape
+        if name in self.found or shape is None or len(shape) not in (1, 3) or shape[0] > WIDEST:
             return self.found.get(name)
         K = torch.eye(shape[0], dtype=torch.float64)[:, :, None, None]
         return Affine(name, K, K)
@@ -231,5 +241,11 @@ def _channels(constant: Tensor, node: Node) -> Tensor | None:
     return constant.flatten() if tuple(constant.shape) in (wanted, (1, *wanted)) else None
 
 
-FOLDING = {"add", "subtract", "multiply", "divide", "BatchNorm1d", "BatchNorm2d", "Linear", "Conv2d"}
-"""Operations whose joint map with what is before them is worth a bound of its own."""
+OWN = {"Linear", "Conv2d"}
+"""Operations with a kernel."""
+
+FOLDING = OWN | {"add", "subtract", "multiply", "divide", "BatchNorm1d", "BatchNorm2d"}
+"""Operations whose joint map with what is before them may be worth a bound of its own."""
+
+NEUTRAL = {"negate", "shift", "Scale", "Identity", "Dropout", "Dropout2d"}
+"""Operations that pass an affine map on."""
