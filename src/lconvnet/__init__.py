@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lconvnet import attacks, data, kernels, layers, losses, models, ops
 from lconvnet.baking import bake
-from lconvnet.bounds import Bound, LayerBound, lipschitz_bound
+from lconvnet.bounds import Bound, LayerBound, lipschitz_bound, rescale
 from lconvnet.certify import Certificates, certified_accuracy, certify
 from lconvnet.conversion import convert
 from lconvnet.saving import load, save
@@ -43,6 +43,7 @@ __all__ = [
     "losses",
     "models",
     "ops",
+    "rescale",
     "save",
     "wasserstein",
 ]

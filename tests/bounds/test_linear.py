@@ -72,7 +72,7 @@ def program(network, centre, eps, *, around, sides=720):
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_to_linear_programs(seed):
     network = dense_network(2, 7, 5, 3, seed=seed)
-    centre, eps = torch.tensor([[0.3, 0.6]], dtype=torch.float64), 0.5
+    centre, eps = torch.tensor([[0.3, 0.6]], dtype=torch.float64), 1.0
     ours = margin_bounds(network, centre, torch.tensor([0]), eps)[0, 1:].numpy()
     inside = program(network, centre[0].numpy(), eps, around=False)
     outside = program(network, centre[0].numpy(), eps, around=True)

@@ -4,24 +4,33 @@ No published weights of QW are at hand, so those files are made here, in TensorF
 """
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from PIL import Image
+from pyarrow import parquet
 from torch import nn
 
 from lconvnet import bake, certify, lipschitz_bound
+from lconvnet import load as saved
 from lconvnet.bounds.linear import margin_bounds
+from lconvnet.cli import app, invoke
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import adopt, kw, qw, tensorflow
 from lconvnet.models import kw_large, kw_resnet, kw_small, qw_convnet
+from lconvnet.report import find_runs
 from lconvnet.report.facts import facts_of
+from lconvnet.report.tables import tables
 from lconvnet.training import load_best, load_record
 from tests.importing.checkpoints import write_tensorflow
 
@@ -323,3 +332,119 @@ def test_the_published_network(published, data_dir):
         worst = published(attacked).gather(1, known[:, None])[:, 0] - others
         assert (worst.double() > proved - 1e-4).all()
     assert (proved > 0).any()
+
+
+@pytest.fixture
+def little_mnist(tmp_path):
+    """A folder with a data set of that name, thirty grey images that a linear rule labels."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("test", 10)):
+        rows = []
+        for i in range(count):
+            pixels = rng.integers(0, 100, (28, 28)).astype(np.uint8)
+            pixels[:, 2 * (i % 10) : 2 * (i % 10) + 6] += 120
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            rows.append({"bytes": buffer.getvalue(), "path": None})
+        path = tmp_path / "data" / "mnist" / f"{part}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        labels = [i % 10 for i in range(count)]
+        parquet.write_table(pa.table({"image": pa.array(rows, kind), "label": labels}), path)
+    return tmp_path / "data"
+
+
+@pytest.mark.slow
+def test_evaluate_gives_a_record_with_both_certificates_and_a_row_in_the_tables(tmp_path, little_mnist):
+    folder = run_folder(tmp_path, "kw-mnist", "small")
+    torch.manual_seed(1)
+    model = theirs_for_mnist()
+    torch.save({"state_dict": [model.state_dict()], "epoch": 1}, folder / "published.pth")
+    asked = "evaluation.attacks=[{name: pgd, steps: 5, step_size: 0.03, eps: [0.1]}, {name: fgsm, eps: [0.1]}]"
+    sets = ["--set", asked, "--set", "evaluation.eps=[0.1, 5.0]", "--set", "evaluation.linear_bounds=[0.1]"]
+    done = invoke(app, ["evaluate", str(folder), "--data-dir", str(little_mnist), *sets, "--json"])
+    assert done == 0
+    results = yaml.safe_load((folder / "results.yaml").read_text())
+    row, far = (results["adv_robustness"][eps] for eps in (0.1, 5.0))
+    images, labels = stored(little_mnist / "mnist" / "test-00000-of-00001.parquet")
+    network = bake(model).requires_grad_(False)
+    answers = network(images).argmax(1)
+    proved = (margin_bounds(network, images, answers, 0.1).amin(1) > 0) & (answers == labels)
+    assert row["natural"] == float((answers == labels).double().mean()) > 0.2
+    assert row["lb"] == float(proved.double().mean()) > 0.1
+    assert row["lb_lipschitz"] <= row["lb"] <= min(row["pgd-ub"], row["fgsm-ub"]) <= row["natural"]
+    assert far["lb"] == 0
+    attacked = next(table for table in tables(find_runs(folder.parent).runs) if table.number == "3")
+    clean = next(line for line in attacked.rows if line.block.startswith("MNIST") and line.label == "Clean")
+    assert clean.cells[attacked.columns.index("KW Small")].text == f"{100 * row['natural']:.2f}"
+
+
+def theirs_for_mnist():
+    """Small, fitted a little to the rule of `little_mnist`, so that there is something to certify."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 16, 4, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    x = torch.rand(40, 1, 28, 28) * 0.4
+    y = torch.arange(40) % 10
+    for i in range(40):
+        x[i, 0, :, 2 * (i % 10) : 2 * (i % 10) + 6] += 0.47
+    for _ in range(12):
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    return network
+
+
+def stored(path):
+    table = parquet.read_table(path).to_pylist()
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in table])
+    return torch.from_numpy(pixels)[:, None].float() / 255, torch.tensor([row["label"] for row in table])
+
+
+def test_the_rkl2ne_variant_of_qw_learns_and_stays_one_lipschitz():
+    model = qw_convnet(1, 8, 3, (4, 8), 8, 3)
+    x, y = torch.rand(60, 1, 8, 8) * 0.3, torch.arange(60) % 3
+    for i in range(60):
+        x[i, 0, :, 2 * (i % 3) : 2 * (i % 3) + 3] += 0.6
+    optimizer, seen = torch.optim.Adam(model.parameters(), lr=0.02), []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x) / 0.1, y)
+        loss.backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+        optimizer.step()
+        seen.append(loss.item())
+    assert seen[-1] < 0.3 * seen[0]
+    network = bake(model)
+    bound = lipschitz_bound(network, input_shape=(1, 8, 8))
+    logits = [layer for layer in bound.layers if layer.name.endswith("linear2")]
+    assert len(logits) == 3 and all(layer.reach <= 1 + 1e-5 for layer in logits)  # weights are float32
+    found = certify(network, x, bound=bound)
+    right = found.label == y
+    assert right.float().mean() > 0.9
+    moved = x + sphere_like(x) * (found.radius * (1 - 1e-6)).float()[:, None, None, None]
+    assert (network.double()(moved.double()).argmax(1) == found.label).all()
+
+
+def sphere_like(x):
+    direction = torch.randn_like(x)
+    return direction / direction.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+@pytest.mark.slow
+def test_the_rkl2ne_variant_of_qw_is_trained_by_the_command(tmp_path):
+    (tmp_path / "cfg.yaml").write_text(
+        "data: {name: digits, limit: 1000}\n"
+        "model: {architecture: qw, channels: [8, 16], hidden: 8}\n"
+        "optimizer: {name: adam, lr: 0.01}\n"
+        "training: {epochs: 3, batch_size: 50}\n"
+        "evaluation: {eps: [0.3], attacks: [{name: fgsm}]}\n"
+    )
+    assert invoke(app, ["train", str(tmp_path / "cfg.yaml"), "--quiet"]) == 0
+    record = load_record(tmp_path)
+    assert record.epochs[-1].loss < record.epochs[0].loss
+    assert saved(tmp_path / "model.safetensors")(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    facts, _ = facts_of(tmp_path)
+    assert (facts.method, facts.architecture) == ("RK-L2NE", "QW")

@@ -3,6 +3,7 @@
 from lconvnet.bounds.fingerprint import fingerprint
 from lconvnet.bounds.graph import Graph, Node
 from lconvnet.bounds.network import lipschitz_bound
+from lconvnet.bounds.rescaling import rescale
 from lconvnet.bounds.rules import register_rule
 from lconvnet.bounds.types import CERTIFYING_LEVELS, Bound, LayerBound, Operation
 from lconvnet.bounds.walk import Trace, operations, trace
@@ -19,5 +20,6 @@ __all__ = [
     "lipschitz_bound",
     "operations",
     "register_rule",
+    "rescale",
     "trace",
 ]

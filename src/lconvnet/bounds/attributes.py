@@ -1,10 +1,10 @@
-"""What a module computes with besides its tensors."""
+"""What a module computes with besides its tensors, and whether those have changed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 UNREADABLE = object()
 
@@ -27,3 +27,8 @@ def _plain(value: Any) -> Any:
         entries = [_plain(entry) for entry in value]
         return UNREADABLE if any(entry is UNREADABLE for entry in entries) else entries
     return UNREADABLE
+
+
+def version(tensor: Tensor) -> int | None:
+    """Counts the changes of a tensor in place; None where torch does not (inference mode)."""
+    return None if tensor.is_inference() else tensor._version

@@ -127,12 +127,8 @@ def transposed_upper(operation: Operation, method: Method) -> tuple[float, str]:
     if method == "spectrum":
         raise operation.refuse("has no exact spectrum: a transposed convolution pads with zeros; use method='auto'")
     weight = to_float64(conv.weight, f"network module {operation.name!r}: weight")
-    stride = conv.stride[0] if conv.stride[0] == conv.stride[1] else 1
-    kernels = [
-        to_unshuffled(_dilate(group, cast(tuple[int, int], conv.dilation)), stride)
-        for group in weight.chunk(conv.groups)
-    ]
-    return max(_smallest_bound(_Block(kernel, kernel, None)) for kernel in kernels)
+    blocks = [_block(group, conv, _regular_stride(conv)) for group in weight.chunk(conv.groups)]
+    return max(_smallest_bound(block) for block in blocks)
 
 
 @dataclass(frozen=True)
@@ -147,19 +143,32 @@ class _Block:
 
 def _equivalent(K: Tensor, operation: Operation, size: tuple[int, ...] | None) -> _Block:
     conv = cast(nn.Conv2d, operation.module)
-    stride = conv.stride[0] if conv.stride[0] == conv.stride[1] and stride_divides(operation) else 1
-    dilated = _dilate(K, cast(tuple[int, int], conv.dilation))
+    return _block(K, conv, _regular_stride(conv) if stride_divides(operation) else 1, size)
+
+
+def _regular_stride(conv: nn.Conv2d | nn.ConvTranspose2d) -> int:
+    """The stride that the polyphase form takes account of; a stride of 1 bounds every other."""
+    return conv.stride[0] if conv.stride[0] == conv.stride[1] else 1
+
+
+def _block(K: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d, stride: int, size: tuple[int, ...] | None = None) -> _Block:
+    dilated = dilate(K, cast(tuple[int, int], conv.dilation))
     if stride > 1:
         K = dilated = to_unshuffled(dilated, stride)
     return _Block(K, dilated, None if size is None else (size[0] // stride, size[1] // stride))
 
 
-def _dilate(K: Tensor, dilation: tuple[int, int]) -> Tensor:
+def dilate(K: Tensor, dilation: tuple[int, int]) -> Tensor:
     """Put dilation - 1 zeros between the taps."""
     height, width = ((k - 1) * d + 1 for k, d in zip(K.shape[-2:], dilation, strict=True))
     dilated = K.new_zeros(*K.shape[:2], height, width)
     dilated[:, :, :: dilation[0], :: dilation[1]] = K
     return dilated
+
+
+def kernel_bound(K: Tensor, torus: tuple[int, int] | None) -> float:
+    """An upper bound on the norm of a stride-1 convolution: on the torus of a size, or for every size and border."""
+    return _smallest_bound(_Block(K, K, torus))[0]
 
 
 def _smallest_bound(block: _Block) -> tuple[float, str]:

@@ -22,6 +22,14 @@ Parts = Mapping[str, Value]
 """Values of the nodes before."""
 
 
+def constant_of(node: Node, constants: Mapping[str, Tensor]) -> Tensor:
+    """The constant that a node adds or multiplies by, in float64."""
+    if "value" in node.options:
+        return torch.tensor(node.options["value"], dtype=torch.float64)
+    key = node.tensors["constant"]
+    return to_float64(constants[key], f"network constant {key!r}")
+
+
 class Functions:
     """The rules over one graph; the ``groups`` of atoms grow as its nodes are visited."""
 
@@ -44,18 +52,12 @@ class Functions:
         """The Lipschitz constant of a function of one tensor."""
         growth = self._growth(node, node.inputs[0])
         if node.operation == "multiply":
-            return product_up((growth, float(self._constant(node).abs().max())))
+            return product_up((growth, float(constant_of(node, self.constants).abs().max())))
         if node.operation == "divide":
-            return quotient_up(growth, float(self._constant(node).abs().min()))
+            return quotient_up(growth, float(constant_of(node, self.constants).abs().min()))
         if node.operation == "mean":
             return root_up(Fraction(math.prod(node.shape or ()), math.prod(self._shape(node.inputs[0]))))
         return growth
-
-    def _constant(self, node: Node) -> Tensor:
-        if "value" in node.options:
-            return torch.tensor(node.options["value"], dtype=torch.float64)
-        key = node.tensors["constant"]
-        return to_float64(self.constants[key], f"network constant {key!r}")
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.nodes[name].shape or ()

@@ -8,6 +8,7 @@ from typing import get_args
 from torch import nn
 
 from lconvnet.bounds.fingerprint import fingerprint
+from lconvnet.bounds.folding import Folding
 from lconvnet.bounds.function_rules import Functions
 from lconvnet.bounds.graph import INPUT
 from lconvnet.bounds.lower import network_lower
@@ -32,8 +33,9 @@ def lipschitz_bound(
         upper >= L >= lower                                                     (methods.md C.2)
 
     ``upper`` is the product over a chain, the sum over branches that are added, the root of the sum of squares over
-    what is concatenated, the maximum over branches that read disjoint parts (:mod:`lconvnet.bounds.propagation`).
-    It is computed in float64 on the CPU from the weights as they are stored, and rounded outward.
+    what is concatenated, the maximum over branches that read disjoint parts (:mod:`lconvnet.bounds.propagation`), and
+    the norm of the joint map where no activation lies between (:mod:`lconvnet.bounds.folding`). It is computed in
+    float64 on the CPU from the weights as they are stored, and rounded outward.
 
     Args:
         network: a baked network: modules with a rule (:data:`lconvnet.bounds.rules.RULES`), in an ``nn.Sequential`` or
@@ -77,7 +79,7 @@ def lipschitz_bound(
 def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
     """The bounds of the operations, each with its reach from the input; the last one is the output's."""
     groups = Groups(INPUT)
-    functions, layers, values = Functions(traced, groups), [], {INPUT: groups.input}
+    functions, folding, layers, values = Functions(traced, groups), Folding(traced), [], {INPUT: groups.input}
     for node in traced.graph.nodes[1:]:
         if node.name in traced.operations:
             operation = traced.operations[node.name]
@@ -86,6 +88,11 @@ def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
         else:
             values[node.name], constant = functions.apply(node, values)
             layer = LayerBound(node.name, constant, None, node.operation)
+        folded = folding.visit(node) if method == "auto" else None
+        if folded is not None:
+            source, upper = folded
+            joint = groups.scaled(values[source], upper, f"{node.name}/folded")
+            values[node.name] = min(joint, values[node.name], key=groups.norm)
         layers.append(replace(layer, reach=groups.norm(values[node.name])))
     return tuple(layers)
 

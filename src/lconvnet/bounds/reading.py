@@ -1,7 +1,8 @@
 """The recorded calls of a forward pass as nodes of a graph, each checked and, where the size is known, run.
 
 A call is read as a module of :data:`lconvnet.bounds.rules.RULES` or as a function of
-:mod:`lconvnet.bounds.functions`; it runs on two images of zeros, so shapes are torch's own.
+:mod:`lconvnet.bounds.functions`; it runs on two random images, so shapes are torch's own, and the last result must be
+what the network itself makes of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lconvnet.bounds.attributes import plain_attributes
+from lconvnet.bounds.attributes import plain_attributes, version
 from lconvnet.bounds.functions import AS_MODULES, HANDLERS, NUMERIC, Call, Constant
 from lconvnet.bounds.graph import INPUT, Graph, Node
 from lconvnet.bounds.rules import CHECKS, ON_IMAGES, RULES
@@ -24,6 +25,9 @@ from lconvnet.layers import ConstrainedLayer
 
 EXAMPLES = 2
 """Images that a call runs on: more than one, so that mixing them shows."""
+
+SAME = 2.0**-7
+"""How far, of the largest entry, the same calls may lie apart: bfloat16 in another order."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,17 @@ class Reader:
         self.values: dict[fx.Node, Any] = {}
         self.examples: dict[fx.Node, Any] = {}
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def read(self, recorded: fx.Graph) -> Trace:
         for call in recorded.nodes:
             if call.op == "placeholder":
                 self.values[call] = self.nodes[INPUT] = Node(INPUT, INPUT, shape=self.shape)
-                self.examples[call] = self._zeros(self.shape)
+                self.examples[call] = self._images()
             elif call.op == "output":
-                return self._trace(_replaced(call.args[0], self.values))
+                traced = self._trace(_replaced(call.args[0], self.values))
+                self._compare(_replaced(call.args[0], self.examples))
+                return traced
             else:
                 self._read(call)
         raise ValueError("network returns nothing")
@@ -135,7 +142,7 @@ class Reader:
         if call.target in NUMERIC and all(isinstance(value, int | float) for value in args):
             self.values[call] = self.examples[call] = NUMERIC[call.target](*args)
             return
-        name, caller = str(getattr(call.target, "__name__", call.target)).strip("_"), call.meta["caller"]
+        name, caller = str(getattr(call.target, "__name__", call.target)), call.meta["caller"]
         refuse = partial(_refuse_call, name, caller, self.network.get_submodule(caller))
         if call.target not in HANDLERS and call.target not in AS_MODULES:
             raise refuse(
@@ -176,10 +183,24 @@ class Reader:
             return getattr(args[0], call.target)(*args[1:], **kwargs)
         return call.target(*args, **kwargs)
 
-    def _zeros(self, shape: tuple[int, ...] | None) -> Tensor | None:
-        if shape is None:
+    def _images(self) -> Tensor | None:
+        if self.shape is None:
             return None
-        return torch.zeros(EXAMPLES, *shape, dtype=self.like.dtype, device=self.like.device)
+        images = torch.rand(EXAMPLES, *self.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return images.to(self.like.device, self.like.dtype)
+
+    def _compare(self, result: Tensor | None) -> None:
+        """Raise where the network does something that was not recorded."""
+        images = self._images()
+        if result is None or images is None:
+            return
+        own = self.network(images)
+        close = SAME * float(own.abs().nan_to_num(0.0).max())
+        if not torch.allclose(own, result, rtol=0.0, atol=close, equal_nan=True):
+            raise ValueError(
+                f"network ({type(self.network).__name__}) computes something else than the calls that torch.fx "
+                "records, as by a change in place or a state: make it one function"
+            )
 
     def _unique(self, name: str) -> str:
         name, count = name or "network", 1
@@ -266,6 +287,7 @@ def _check(operation: Operation) -> None:
 
 def _run(operation: Operation, example: Tensor) -> Tensor:
     """What a module returns."""
+    before = version(example)
     try:
         result = operation.parts(example)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -273,4 +295,6 @@ def _run(operation: Operation, example: Tensor) -> Tensor:
         raise operation.refuse(f"cannot take an input of shape {shape}: {reason}") from error
     if not isinstance(result, Tensor) or result.ndim < 1 or len(result) != len(example):
         raise operation.refuse("returns something else than one tensor for each example: no rule is known")
+    if version(example) != before and not getattr(operation.module, "inplace", False):
+        raise operation.refuse("changes its input in place, which others may read: let it return a new tensor")
     return result

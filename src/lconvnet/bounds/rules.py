@@ -75,15 +75,21 @@ def check_batch_norm(operation: Operation) -> None:
         )
 
 
-def batch_norm(operation: Operation, method: Method) -> LayerBound:
-    """``max_c |gamma_c| / sqrt(var_c + eps)``."""
+def gains(operation: Operation) -> torch.Tensor:
+    """``gamma / sqrt(var + eps)`` of each channel in float64, to within four roundings."""
     module = cast(nn.BatchNorm2d, operation.module)
     name = f"network module {operation.name!r}"
     variance = to_float64(cast(torch.Tensor, module.running_var), f"{name}: running_var") + module.eps
     if not bool((variance > 0).all()):
         raise operation.refuse("has a running variance whose root is not positive: no bound exists")
-    gain = torch.ones_like(variance) if module.weight is None else to_float64(module.weight, f"{name}: weight").abs()
-    return LayerBound(operation.name, float((gain / variance.sqrt()).max()) * (1 + 8 * UNIT_ROUNDOFF), None, "exact")
+    gamma = torch.ones_like(variance) if module.weight is None else to_float64(module.weight, f"{name}: weight")
+    return gamma / variance.sqrt()
+
+
+def batch_norm(operation: Operation, method: Method) -> LayerBound:
+    """``max_c |gamma_c| / sqrt(var_c + eps)``."""
+    largest = float(gains(operation).abs().max())
+    return LayerBound(operation.name, largest * (1 + 8 * UNIT_ROUNDOFF), None, "exact")
 
 
 def scale(operation: Operation, method: Method) -> LayerBound:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from lconvnet.bounds.attributes import plain_attributes, version
 from lconvnet.bounds.reading import Reader, Trace, local
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
@@ -34,6 +35,7 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
     shape = None if input_shape is None else _checked_shape(input_shape)
     for name, module in network.named_modules():
         _refuse_altered(module, name)
+    before = _state(network)
     recorder = _Recorder()
     try:
         recorded = recorder.trace(_Holder(network))
@@ -45,7 +47,13 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
         ) from error
     for name in recorder.entered:
         _refuse_training(network.get_submodule(name), name)
-    return Reader(network, shape).read(recorded)
+    traced = Reader(network, shape).read(recorded)
+    if _state(network) != before:
+        raise ValueError(
+            f"network ({type(network).__name__}) changes its own tensors or attributes when it is called, so two calls "
+            "need not be the same function: make it one"
+        )
+    return traced
 
 
 def operations(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> list[Operation]:
@@ -69,6 +77,23 @@ class _Holder(nn.Module):
         return self.network(x)
 
 
+def _state(network: nn.Module) -> list[Any]:
+    """What a forward pass must leave as it is."""
+    tensors = [(name, id(tensor), version(tensor)) for name, tensor in network.named_buffers()]
+    tensors += [(name, id(tensor), version(tensor)) for name, tensor in network.named_parameters()]
+    return [*tensors, *((name, plain_attributes(module)) for name, module in network.named_modules())]
+
+
+class _Value(fx.Proxy):
+    """A tensor that is being recorded; ``x += y`` would be recorded as ``x = x + y``, which other names do not see."""
+
+    def _refuse(self, other: Any) -> Any:
+        raise TypeError("a tensor is changed in place, as by x += y: write x = x + y")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = __imod__ = __ipow__ = __imatmul__ = _refuse
+    __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _refuse
+
+
 class _Recorder(fx.Tracer):
     """Enters sequences and modules of users that have no rule, and notes in which module each call happens."""
 
@@ -76,6 +101,9 @@ class _Recorder(fx.Tracer):
         super().__init__()
         self.callers = [""]
         self.entered: set[str] = set()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         foreign = not type(m).__module__.startswith("torch.nn") and not isinstance(m, ConstrainedLayer)
