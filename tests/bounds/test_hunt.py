@@ -38,8 +38,8 @@ def steepest_quotient(network, shape, *, starts=4, steps=15):
 
 
 def hunt(seed):
-    """Upper bound, the largest of what the oracles reach, and their rounding: that of the largest tensor on the way, since
-    f(x) + f(-x) may be all that is left of large ones."""
+    """Upper bound, the largest of what the oracles reach, and their rounding: that of the largest tensor on the way,
+    since f(x) + f(-x) may be all that is left of large ones."""
     network, shape = random_network(seed)
     bound = lipschitz_bound(network, input_shape=shape, diagnose=False)
     rounding = ROUNDING * max((layer.reach for layer in bound.layers), default=1.0)
