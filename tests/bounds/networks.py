@@ -51,6 +51,16 @@ class Branches(nn.Module):
         half = x.shape[1] // 2
         return torch.cat([f(x[:, half:]), x[:, :half]], 1)
 
+    def beside(self, x, f):
+        """A tensor and its own pieces."""
+        first, second = x.chunk(2, dim=1)
+        return torch.cat([x, second, f(x), first], 1)
+
+    def woven(self, x, f):
+        """Pieces of what pieces were joined to, and the whole."""
+        y = torch.cat([f(x), x[:, 1:], x[:, :1]], 1)
+        return torch.cat([y[:, ::2], y[:, 1::2] - y[:, ::2], x], 1)
+
     def overlapping(self, x):
         return torch.cat([x[:, :-1], x[:, 1:]], 1)
 
@@ -182,7 +192,7 @@ def _same(rng, channels):
 
 
 def residual(rng, channels, size):
-    halves = ["split", "sliced", "halves_added"] if channels % 2 == 0 else []
+    halves = ["split", "sliced", "halves_added", "beside", "woven"] if channels % 2 == 0 else []
     crops = ["cropped"] if size[0] > 1 else []
     more = ["overlapping"] if channels > 1 else []
     one = ["additive", "halved", "convex", "l2", "twice", "reused"]
@@ -192,7 +202,7 @@ def residual(rng, channels, size):
         return Branches(form, _same(rng, channels // 2 if form == "split" else channels - channels // 2))
     if form in ("halves_added", *none):
         return Branches(form)
-    return Branches(form, *[_same(rng, channels) for _ in range(1 if form in one else 2)])
+    return Branches(form, *[_same(rng, channels) for _ in range(1 if form in (*one, "beside", "woven") else 2)])
 
 
 PARTS = (

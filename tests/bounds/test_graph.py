@@ -148,8 +148,10 @@ def test_a_joint_map_out_of_range_leaves_the_terms():
 
 
 def test_what_does_not_fold_is_bounded_term_by_term():
-    """Zero beside circular padding, another size, an activation between: sums and products, and sound."""
+    """Zero beside circular padding, another size, an activation between: sums and products, and sound. The first two
+    kernels are the same, so all that their difference sees is the border."""
     zeros, torus = (nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode) for mode in ("zeros", "circular"))
+    torus.weight.data = zeros.weight.data
     for net in (
         Branches("difference", zeros, torus),
         Branches("difference", nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)),
@@ -171,6 +173,22 @@ def test_nested_blocks_multiply():
     inner = Branches("split", turn(2)).eval()
     net = nn.Sequential(Branches("sliced", turn(2)), layers.MaxMin(), Branches("twice", inner), turn()).eval()
     check(net, 1.0, 1e-9)
+
+
+def test_a_tensor_beside_its_own_pieces():
+    """Pieces share no atom with what they are cut from, nor with what that was made of."""
+
+    def beside(self, x):
+        _, second = x.chunk(2, dim=1)
+        return torch.cat([x, second], dim=1)
+
+    def behind(self, x):
+        y = self.f(torch.cat([2 * x, 3 * x], dim=1).relu()[:, :4])  # several rows, then one
+        first, second = y.chunk(2, dim=1)
+        return torch.cat([y, first, second], dim=1)
+
+    check(network(beside), math.sqrt(2), 1e-9)
+    check(network(behind, f=turn(4, 0.1)), 0.1 * math.sqrt(13) * math.sqrt(2))
 
 
 def test_three_pieces_of_two_branches():
@@ -567,9 +585,8 @@ def test_the_formula_is_never_below_the_worst_atoms():
     """|sum_g C_g a_g| for random atoms of the permitted lengths; equality for one group, and for rows that differ."""
     generator = np.random.default_rng(0)
     for trial in range(200):
-        groups = Groups("input")
-        groups.lengths |= {"a": 2.0, "b": 0.5}
-        count = {"input": 1, "a": 2, "b": 3}
+        groups, count = Groups(), {0: 1, 1: 2, 2: 3}
+        groups.lengths |= {1: 2.0, 2: 0.5}
         value = tuple(
             {
                 (g, i): float(generator.integers(0, 4))
@@ -587,12 +604,12 @@ def test_the_formula_is_never_below_the_worst_atoms():
                 atoms |= {(g, i): groups.lengths[g] * x / np.linalg.norm(a) for i, x in enumerate(a)}
             length = math.sqrt(sum(sum(c * atoms[atom] for atom, c in row.items()) ** 2 for row in value))
             assert length <= bound * (1 + 1e-12)
-    assert Groups("input").norm(({("input", 0): 3.0}, {("input", 0): 4.0})) == 5
-    two = Groups("input")
-    two.lengths["a"] = 2.0
-    assert two.norm(({("input", 0): 3.0}, {("a", 0): 2.0})) == 5
-    assert two.norm(({("input", 0): 3.0, ("a", 0): 2.0},)) == 7
-    assert two.norm(({("input", 0): math.inf}, {("a", 0): 2.0})) == math.inf
+    assert Groups().norm(({(0, 0): 3.0}, {(0, 0): 4.0})) == 5
+    two = Groups()
+    two.lengths[1] = 2.0
+    assert two.norm(({(0, 0): 3.0}, {(1, 0): 2.0})) == 5
+    assert two.norm(({(0, 0): 3.0, (1, 0): 2.0},)) == 7
+    assert two.norm(({(0, 0): math.inf}, {(1, 0): 2.0})) == math.inf
 
 
 def test_nodes_are_frozen():
