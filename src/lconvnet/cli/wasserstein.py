@@ -40,8 +40,8 @@ def wasserstein_command(
         raise ValueError(f"--lr {rate}: must be positive")
     optimizer = partial(RMSprop, lr=rate)
     found = wasserstein.estimate(
-        distribution(real), distribution(fake), steps=steps, batch_size=batch_size, optimizer=optimizer, seed=seed, confidence=confidence,
-        directory=out, resume=resume, progress=not quiet,
+        distribution(real), distribution(fake), steps=steps, batch_size=batch_size, optimizer=optimizer, seed=seed,
+        confidence=confidence, directory=out, resume=resume, progress=not quiet,
     )  # fmt: skip
     files = [] if out is None else write(found, out)
     show(found, files, Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False))
