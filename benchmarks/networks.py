@@ -45,17 +45,18 @@ class Architecture:
     build: Callable[..., nn.Sequential]
     channels: int
     size: int
+    outputs: int = CLASSES
 
     def network(self, method: Method) -> nn.Sequential:
         """The network with the linear maps of a method, in training mode."""
         parts = {"conv": method.conv} | ({} if method.linear is None else {"linear": method.linear})
-        return self.build(self.channels, self.size, CLASSES, **parts).train()
+        return self.build(self.channels, self.size, self.outputs, **parts).train()
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
         """Random images and labels, always the same."""
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(count, self.channels, self.size, self.size, generator=generator)
-        return images, torch.randint(CLASSES, (count,), generator=generator)
+        return images, torch.randint(self.outputs, (count,), generator=generator)
 
 
 def circular_conv(
@@ -96,6 +97,7 @@ def torchlip() -> Method:
 SMALL = Architecture(models.small_convnet, 1, 28)
 LARGE = Architecture(models.large_convnet, 3, 32)
 SMALL_ON_CIFAR = Architecture(models.small_convnet, 3, 32)
+CRITIC = Architecture(models.dcgan_critic, 3, 32, outputs=1)
 
 OURS = Method("lconvnet BCOP", BCOPConv2d)
 UNCONSTRAINED = Method("unconstrained", baselines.unconstrained_conv, baselines.unconstrained_linear)

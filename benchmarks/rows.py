@@ -25,6 +25,7 @@ ROWS = {
     "orthogonium_over_ours": Row(training.orthogonium_over_ours, Target(low=5)),
     "torchlip_over_ours": Row(training.torchlip_over_ours, Target(low=2.3)),
     "bjorck20_over_ours": Row(training.bjorck20_over_ours, Target(low=10)),
+    "critic_step": Row(training.critic_step, Target(high=2.5)),
     "baked_inference": Row(inference.baked_inference, Target(low=0.95, high=1.05)),
     "cached_eval": Row(inference.cached_eval, Target(high=1.05)),
     "peak_memory": Row(memory.peak_memory, Target(high=1.3)),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.losses import OffsetCrossEntropy
+from lconvnet.wasserstein.objective import critic_values, difference
 
 LOSS = OffsetCrossEntropy(eps=1.58)
 
@@ -25,6 +26,17 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor], lr: float = 1e
 def classification_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """The same on one batch that stays."""
     return training_step(network, lambda: LOSS(network(images), labels))
+
+
+def critic_step_of(network: nn.Module, images: Tensor) -> Callable[[], None]:
+    """A critic's step: the first half of the images is real, the second generated."""
+    half = len(images) // 2
+
+    def loss() -> Tensor:
+        values = critic_values(network, images)
+        return -difference(values[:half], values[half:])
+
+    return training_step(network, loss)
 
 
 def is_finite(network: nn.Module) -> bool:

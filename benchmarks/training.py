@@ -1,19 +1,44 @@
 """Rows about one training step: ours beside the unconstrained network and beside the peers."""
 
-from benchmarks.networks import BJORCK20, LARGE, OURS, SMALL, UNCONSTRAINED, Architecture, Method, orthogonium, torchlip
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from benchmarks.networks import (
+    BJORCK20,
+    CRITIC,
+    LARGE,
+    OURS,
+    SMALL,
+    UNCONSTRAINED,
+    Architecture,
+    Method,
+    orthogonium,
+    torchlip,
+)
 from benchmarks.report import Measured
-from benchmarks.steps import classification_step, is_finite
-from benchmarks.timing import Effort, compare
+from benchmarks.steps import classification_step, critic_step_of, is_finite
+from benchmarks.timing import Call, Effort, compare
+
+
+def seconds_of_steps(
+    architecture: Architecture, methods: Sequence[Method], step: Callable[[nn.Module], Call], effort: Effort
+) -> list[float]:
+    """Seconds per step of the same network built by each method."""
+    networks = [architecture.network(method) for method in methods]
+    seconds = compare([step(network) for network in networks], effort)
+    for method, network in zip(methods, networks, strict=True):
+        if not is_finite(network):
+            raise RuntimeError(f"{method.name} diverged: the time of steps on NaN says nothing")
+    return seconds
 
 
 def steps_of(architecture: Architecture, batch_size: int, other: Method, effort: Effort) -> Measured:
-    """Seconds per step of our network and of the same one built by another method."""
+    """Our network beside the same one built by another method."""
     batch = architecture.batch(batch_size)
-    networks = {method.name: architecture.network(method) for method in (OURS, other)}
-    ours, others = compare([classification_step(network, *batch) for network in networks.values()], effort)
-    for name, network in networks.items():
-        if not is_finite(network):
-            raise RuntimeError(f"{name} diverged: the time of steps on NaN says nothing")
+    ours, others = seconds_of_steps(
+        architecture, (OURS, other), lambda network: classification_step(network, *batch), effort
+    )
     return Measured(ours, others, "s per step", f"batch {batch_size}, beside {other.name}")
 
 
@@ -48,3 +73,14 @@ def bjorck20_over_ours(effort: Effort) -> Measured:
     The engine makes the mixing matrix of every kernel and every dense weight; projectors keep our factorisation.
     """
     return steps_of(LARGE, 128, BJORCK20, effort)
+
+
+def critic_step(effort: Effort) -> Measured:
+    """The paper's critic, 64 real and 64 generated images, against the unconstrained one and the original's engine."""
+    images, _ = CRITIC.batch(128)
+    methods = (OURS, UNCONSTRAINED, BJORCK20)
+    ours, unconstrained, original = seconds_of_steps(
+        CRITIC, methods, lambda network: critic_step_of(network, images), effort
+    )
+    beside = f"{BJORCK20.name}: {original:.4g}, {original / ours:.2f} times ours"
+    return Measured(ours, unconstrained, "s per step", f"64 + 64 images, beside {UNCONSTRAINED.name}; {beside}")

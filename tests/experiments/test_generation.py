@@ -10,7 +10,7 @@ import torch
 import lconvnet
 from lconvnet import cli, gan
 from lconvnet import run as original
-from lconvnet.experiments import build, generation
+from lconvnet.experiments import build, estimation, generation
 from lconvnet.experiments.loading import load_any, parse_any
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.status import is_finished, status
@@ -118,6 +118,17 @@ def test_a_finished_run_is_told_again_and_never_overwritten(tmp_path, capsys):
     assert cli.invoke(original.app, ["--cfg", str(folder.config)]) == 2
     assert "never overwritten" in capsys.readouterr().err
     assert results(folder) == before
+
+
+def test_its_generator_is_a_distribution(tmp_path):
+    folder = write(tmp_path / "run")
+    generation.run(load_any(folder.config), folder, progress=False)
+    sampler = estimation.distribution(str(folder.path / "generator.safetensors"))
+    draws = [sampler.sample(3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    latents = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    expected = gan.load_generator(folder.path / "generator.safetensors")(latents)
+    assert torch.equal(draws[0], expected) and torch.equal(draws[1], expected) and not torch.equal(draws[2], expected)
+    assert estimation.distribution("images") == "images"
 
 
 def test_more_epochs_go_on_and_other_settings_need_another_folder(tmp_path, capsys):

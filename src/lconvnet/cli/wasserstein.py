@@ -12,11 +12,12 @@ from torch.optim import RMSprop
 
 from lconvnet import saving, wasserstein
 from lconvnet.cli import options, output
+from lconvnet.experiments.estimation import distribution
 from lconvnet.ops.rounding import rounded_up
 from lconvnet.wasserstein.estimate import RATE
 from lconvnet.wasserstein.pictures import draw
 
-SIDE = "A folder of images, a .parquet or .npy file, or the name of a data set."
+SIDE = "A folder of images, a .parquet or .npy file, a generator's .safetensors, or the name of a data set."
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for checkpoint, record.json, critic and pictures.")]
 
 
@@ -39,8 +40,8 @@ def wasserstein_command(
         raise ValueError(f"--lr {rate}: must be positive")
     optimizer = partial(RMSprop, lr=rate)
     found = wasserstein.estimate(
-        real, fake, steps=steps, batch_size=batch_size, optimizer=optimizer, seed=seed, confidence=confidence,
-        directory=out, resume=resume, progress=not quiet,
+        distribution(real), distribution(fake), steps=steps, batch_size=batch_size, optimizer=optimizer, seed=seed,
+        confidence=confidence, directory=out, resume=resume, progress=not quiet,
     )  # fmt: skip
     files = [] if out is None else write(found, out)
     show(found, files, Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False))

@@ -79,7 +79,7 @@ def _estimate(
     training, evaluation = experiment.training, experiment.evaluation
     return wasserstein.estimate(
         real,
-        _generated(experiment.generated),
+        distribution(experiment.generated),
         critic=critic,
         steps=training.steps,
         batch_size=training.batch_size,
@@ -95,7 +95,8 @@ def _estimate(
     )
 
 
-def _generated(path: str) -> Generated | str:
+def distribution(path: str) -> Generated | str:
+    """Return what `wasserstein.estimate` takes for a path: the sampler of a generator's .safetensors, else the path."""
     return Generated(gan.load_generator(path)) if path.endswith(".safetensors") else path
 
 

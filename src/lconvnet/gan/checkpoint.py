@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lconvnet import atomic
 from lconvnet.gan.record import Record
 from lconvnet.training import CheckpointError
+from lconvnet.training.checkpoint import read_state, write_state
 
 FORMAT = "lconvnet-gan-checkpoint-1"
 STATES = ("generator", "critic", "generator_optimizer", "critic_optimizer")
@@ -43,25 +40,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically. Raises `atomic.WriteError`; the previous one then still stands."""
     record = json.dumps(checkpoint.record.to_dict(), allow_nan=False)
     states = {name: dict(state) for name, state in checkpoint.states.items()}
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "progress": asdict(checkpoint.progress), "record": record, **states}, buffer)
-    atomic.write_bytes(path, buffer.getvalue())
+    write_state(path, {"format": FORMAT, "progress": asdict(checkpoint.progress), "record": record, **states})
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU with torch's weights-only reader, which refuses pickled code.
-
-    Raises `CheckpointError` for everything that `save` did not write whole.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
-        raise CheckpointError(
-            f"{path}: not a checkpoint of a generator, or damaged, or holding pickled code, which is never run "
-            f"({str(error).strip().partition(chr(10))[0]}); restore the file or start in another folder"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a torch file, but no checkpoint of a generator; start in another folder")
+    """Read a checkpoint onto the CPU. Raises `CheckpointError` for everything that `save` did not write whole."""
+    content = read_state(path, FORMAT, "a generator")
     try:
         return _parse(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -17,7 +17,7 @@ from lconvnet.gan.record import Epoch
 from lconvnet.gan.reporting import Display
 from lconvnet.gan.state import Run, diverged, save
 from lconvnet.gan.streams import RealSamples, latents
-from lconvnet.training import Interrupted
+from lconvnet.training.folder import interrupted
 from lconvnet.training.interruption import Interruption
 from lconvnet.training.randomness import derive_seed, generator, seed_global
 
@@ -119,5 +119,4 @@ def _stop_if(interruption: Interruption, run: Run) -> None:
     if not interruption.requested:
         return
     done = f"{run.progress.epoch} epochs and {run.progress.step} steps"
-    way_out = f"continue {run.folder.path} with resume=True" if run.folder else "nothing is kept, directory was None"
-    raise Interrupted(f"stopped by {interruption.requested} after {done}; {way_out}")
+    raise interrupted(interruption.requested, done, run.folder)

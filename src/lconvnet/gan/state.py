@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -28,9 +27,10 @@ from lconvnet.gan.record import Epoch, Record
 from lconvnet.gan.streams import generated, latents
 from lconvnet.models import DCGANGenerator
 from lconvnet.training import CheckpointError, Diverged
-from lconvnet.training.checkpoint import load_weights
+from lconvnet.training.checkpoint import load_weights, require_same_settings
 from lconvnet.training.folder import RunFolder
 from lconvnet.training.settings import differences
+from lconvnet.training.state import first_not_finite
 
 logger = logging.getLogger("lconvnet")
 SHOWN = 64  # images on a grid
@@ -91,9 +91,8 @@ def diverged(run: Run, what: str) -> Diverged:
 def require_finite(run: Run) -> None:
     """Raise `Diverged` if a stored value of generator or critic is NaN or infinite."""
     for owner, module in (("generator", run.generator), ("critic", run.critic)):
-        for name, value in module.state_dict().items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise diverged(run, f"{name} of the {owner} is not finite")
+        if name := first_not_finite(module):
+            raise diverged(run, f"{name} of the {owner} is not finite")
 
 
 def save(run: Run) -> None:
@@ -122,7 +121,7 @@ def restore(run: Run) -> None:
     if run.folder is None:
         return
     saved = checkpoints.load(run.folder.last)
-    _require_same_settings(saved.record, run, run.folder.last)
+    _require_this_run(saved.record, run, run.folder.last)
     load_weights(run.generator, saved.states["generator"], run.folder.last)
     load_weights(run.critic, saved.states["critic"], run.folder.last)
     try:
@@ -135,13 +134,8 @@ def restore(run: Run) -> None:
     write_results(run)
 
 
-def _require_same_settings(saved: Record, run: Run, path: Path) -> None:
-    changed = list(differences(saved.settings, run.record.settings))
-    if changed:
-        raise CheckpointError(
-            f"{path}: was written with other settings ({'; '.join(changed[:5])}); "
-            "resume with those, or train in another folder"
-        )
+def _require_this_run(saved: Record, run: Run, path: Path) -> None:
+    require_same_settings(path, saved.settings, run.record.settings)
     for line in differences(saved.versions, run.record.versions):
         logger.warning("resuming with another version, the last digits may differ: %s", line)
     if len(saved.epochs) > run.plan.epochs:

@@ -5,7 +5,7 @@ axis is ``P + (I - P) z`` with a symmetric projector P onto a column span; a 2 x
 four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). With R = Y L^T, Y^T Y = I and P = Y Y^T, which is of twice the
 size of Y and never formed, a loss changes through Z = X P = (X Y) Y^T by
 
-    dl/dY = X^T (D Y) + D^T (X Y),    D = dl/dZ,        dl/dR = (I - P) dl/dY L^{-1}.
+    dl/dR = (I - P) dl/dY L^{-1} = ((X - Z)^T (D Y) + (D - D P)^T (X Y)) L^{-1},        D = dl/dZ.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from torch.autograd.function import once_differentiable
 from lconvnet.ops.whitening import whiten
 
 
-def append_factor(X: Tensor, kept: Tensor, dim: int) -> Tensor:
+def append_factor(kept: Tensor, moved: Tensor, dim: int) -> Tensor:
     """The kernel ``X [] (P + (I - P) z)`` along one spatial axis, where it grows by one.
 
     Args:
-        X: kernel ``(a, b, m, n)`` of m x n matrices.
-        kept: X P, of the same shape.
+        kept: X P, a kernel ``(a, b, m, n)`` of m x n matrices.
+        moved: X - X P, of the same shape.
         dim: spatial axis, 0 or 1.
     """
-    moved = X - kept
-    if X.shape[dim] == 1:
+    size = kept.shape[dim]
+    if size == 1:
         return torch.cat([kept, moved], dim)
-    size = X.shape[dim]
     first, last = kept.narrow(dim, 0, 1), moved.narrow(dim, size - 1, 1)
     return torch.cat([first, kept.narrow(dim, 1, size - 1) + moved.narrow(dim, 0, size - 1), last], dim)
 
@@ -42,8 +41,10 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
         X, saved = H[None, None], []
         for index, basis in enumerate(Y):
             C = X @ basis
-            saved += [X, C]
-            X = append_factor(X, C @ basis.mT, index % 2)
+            kept = C @ basis.mT
+            moved = X - kept
+            saved += [moved, C]
+            X = append_factor(kept, moved, index % 2)
         ctx.save_for_backward(Y, L, *saved)
         return X
 
@@ -51,17 +52,19 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         Y, L, *saved = ctx.saved_tensors
-        dY = torch.empty_like(Y)
+        dR = torch.empty_like(Y)
         for index in reversed(range(len(Y))):
-            X, C, dim = saved[2 * index], saved[2 * index + 1], index % 2
-            moved = grad.narrow(dim, 1, X.shape[dim])
-            D = grad.narrow(dim, 0, X.shape[dim]) - moved
+            moved, C, dim = saved[2 * index], saved[2 * index + 1], index % 2
+            size = moved.shape[dim]
+            last = grad.narrow(dim, 1, size)
+            D = grad.narrow(dim, 0, size) - last
             DY = D @ Y[index]
-            rows = [M.flatten(0, -2) for M in (X, C, D, DY)]
-            torch.mm(rows[0].mT, rows[3], out=dY[index]).addmm_(rows[2].mT, rows[1])
-            grad = moved + DY @ Y[index].mT
-        dR = torch.linalg.solve_triangular(L, torch.baddbmm(dY, Y, Y.mT @ dY, alpha=-1), upper=False, left=False)
-        return grad[0, 0], dR
+            DP = DY @ Y[index].mT
+            grad = last + DP
+            D -= DP
+            rows = [M.flatten(0, -2) for M in (moved, DY, D, C)]
+            torch.mm(rows[0].mT, rows[1], out=dR[index]).addmm_(rows[2].mT, rows[3])
+        return grad[0, 0], torch.linalg.solve_triangular(L, dR, upper=False, left=False)
 
 
 def block_orthogonal_kernel(H: Tensor, R: Tensor) -> Tensor:

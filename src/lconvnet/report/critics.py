@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from lconvnet.report import names
 from lconvnet.report.cells import Cell, Row, Table, summarize
 from lconvnet.report.fills import to_train_critic
-from lconvnet.report.groups import Group
+from lconvnet.report.groups import Group, recipe_note
 from lconvnet.report.results import Results
 
 METHODS = ("OSSN", "RKO", "BCOP")
@@ -21,7 +21,7 @@ def table(number: str, data: str, groups: Sequence[Group]) -> Table:
     critics = [g for g in groups if g.facts.task == "wasserstein" and g.facts.data == data]
     columns = [(method, text) for method in METHODS for text in _variants(method, critics)]
     labels = tuple(f"{method} ({text})" if text else method for method, text in columns)
-    rows, notes = [], []
+    rows, notes, recipes = [], [], dict[str, None]()
     for activation in names.ACTIVATIONS.values():
         sweeps = [_sweep(critics, *column, activation) for column in columns]
         chosen = [max(sweep, key=_mean_certified, default=None) for sweep in sweeps]
@@ -29,10 +29,12 @@ def table(number: str, data: str, groups: Sequence[Group]) -> Table:
         for label, measure in (("W1", distance), ("W1/L", certified_distance)):
             cells = tuple(_cell(g, measure, fill) for g, fill in zip(chosen, fills, strict=True))
             rows.append(Row(f"{names.data_label(data)}, {activation}", label, cells))
-        notes += [_rate(activation, label, g) for label, g in zip(labels, chosen, strict=True) if g is not None]
+        found = [(label, g) for label, g in zip(labels, chosen, strict=True) if g is not None]
+        notes += [_rate(activation, label, g) for label, g in found]
+        recipes.update(dict.fromkeys(text for label, g in found if (text := recipe_note(label, g))))
     title = f"Lower bound on the Wasserstein distance, {names.data_label(data)}"
     note = f"at the learning rate with the largest mean of W1/L: {', '.join(notes)}"
-    return Table(number, title, labels, tuple(rows), notes=(note,))
+    return Table(number, title, labels, tuple(rows), notes=(note, *recipes))
 
 
 def distance(results: Results) -> float:

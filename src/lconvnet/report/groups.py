@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.loading import parse
-from lconvnet.report.facts import Facts, Recipe, recipe_of
+from lconvnet.report.facts import Facts, Recipe, facts_of_estimate, recipe_of
 from lconvnet.report.runs import Run
 
-ALWAYS = ("loss.name", "training.epochs", "finished")
+ALWAYS = ("loss.name", "training.epochs", "training.steps", "finished")
 UNSPECIFIED = ("specification", "none")
 PAPER_RECIPES = {
     "mnist": {"data": {"name": "mnist"}, "loss": {"name": "hinge", "eps": 1.5}},
@@ -26,6 +27,14 @@ PAPER_TRAINING = {
     "schedule": {"name": "exponential", "gamma": 0.96235062639},
     "training": {"epochs": 200, "batch_size": 128, "project_every": 100},
 }
+PAPER_CRITIC = {
+    "task": "wasserstein",
+    "optimizer": {"name": "rmsprop"},
+    "schedule": {"name": "exponential", "gamma": 0.96235062639},
+    "training": {"steps": 25600, "batch_size": 64},
+    "critic": {"linear": "orthogonal"},
+}
+PAPER_IMAGES = {"stl10": {"name": "stl10", "image_size": 64}}
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ def describe(key: str, value: Any) -> str:
     >>> describe("training.epochs", 1), describe("optimizer.lr", 0.03)
     ('1 epoch', 'optimizer.lr=0.03')
     """
-    if key == "training.epochs":
-        return f"{value} epoch{'' if value == 1 else 's'}"
+    if key in ("training.epochs", "training.steps"):
+        return f"{value} {key.removeprefix('training.').removesuffix('s')}{'' if value == 1 else 's'}"
     if (key, value) == UNSPECIFIED:
         return "no specification"
     if key == "finished":
@@ -92,8 +101,7 @@ def recipe_note(label: str, found: Group) -> str:
 
 def differences(facts: Facts) -> Recipe:
     """Return the settings of a run that are not the paper's, the loss and the epochs first."""
-    architecture = {"Small": "small", "Large": "large"}.get(facts.architecture, "mlp")
-    paper = dict(_paper_recipe(facts.data, architecture)) if facts.specified else {}
+    paper = dict(_paper(facts)) if facts.specified else {}
     # None is the default of a key that only this member of a union has.
     found = {key: value for key, value in facts.recipe if paper.get(key) != value}
     return tuple((key, found[key]) for key in (*ALWAYS, *(k for k in found if k not in ALWAYS)) if key in found)
@@ -126,6 +134,21 @@ def _telling(differing: Sequence[Recipe]) -> set[str]:
 
 def _labels(differing: Sequence[Recipe], chosen: set[str]) -> int:
     return len({tuple(pair for pair in pairs if pair[0] in chosen) for pairs in differing})
+
+
+def _paper(facts: Facts) -> Recipe:
+    if facts.task == "wasserstein":
+        return _paper_critic(facts.data)
+    return _paper_recipe(facts.data, {"Small": "small", "Large": "large"}.get(facts.architecture, "mlp"))
+
+
+@cache
+def _paper_critic(data: str) -> Recipe:
+    """The recipe of runs/wde_*, whose generator is that of runs/gan_*."""
+    images = PAPER_IMAGES.get(data, {"name": data})
+    generated = f"runs/gan_{data}/wgan-gp/generator.safetensors"
+    spec = {**PAPER_CRITIC, "data": images, "generated": generated}
+    return facts_of_estimate(WassersteinExperiment.model_validate(spec)).recipe
 
 
 @cache

@@ -13,6 +13,7 @@ from torch import nn
 
 from lconvnet import atomic
 from lconvnet.training.record import Record
+from lconvnet.training.settings import differences
 
 FORMAT = "lconvnet-checkpoint"
 VERSION = 1
@@ -46,7 +47,6 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically. Raises `atomic.WriteError`; the previous one then still stands."""
-    buffer = io.BytesIO()
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -56,24 +56,45 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "optimizer": checkpoint.optimizer,
         "scheduler": checkpoint.scheduler,
     }
+    write_state(path, content)
+
+
+def write_state(path: Path, content: dict[str, Any]) -> None:
+    """Write what `read_state` reads, atomically. Raises `atomic.WriteError`; the previous file then still stands."""
+    buffer = io.BytesIO()
     torch.save(content, buffer)
     atomic.write_bytes(path, buffer.getvalue())
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU with torch's weights-only reader, which refuses pickled code.
+def read_state(path: Path, form: str, what: str = "this package") -> dict[str, Any]:
+    """Read the dictionary with this "format" onto the CPU by torch's weights-only reader, which refuses pickled code.
 
-    Raises `CheckpointError` for everything that `save` did not write whole.
+    Raises `CheckpointError` for any other file, as no checkpoint of `what`.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
         raise CheckpointError(
-            f"{path}: not a checkpoint of this package, or damaged, or holding pickled code, which is never run "
+            f"{path}: not a checkpoint of {what}, or damaged, or holding pickled code, which is never run "
             f"({str(error).strip().partition(chr(10))[0]}); restore the file or start in another folder"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a torch file, but no checkpoint of this package; start in another folder")
+    if not isinstance(content, dict) or content.get("format") != form:
+        raise CheckpointError(f"{path}: a torch file, but no checkpoint of {what}; start in another folder")
+    return content
+
+
+def require_same_settings(path: Path, saved: Any, asked: Any) -> None:
+    """Raise `CheckpointError` where the checkpoint at `path` was written with other settings than are asked for."""
+    if changed := list(differences(saved, asked)):
+        raise CheckpointError(
+            f"{path}: was written with other settings ({'; '.join(changed[:5])}); "
+            "resume with those, or train in another folder"
+        )
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU. Raises `CheckpointError` for everything that `save` did not write whole."""
+    content = read_state(path, FORMAT)
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"{path}: checkpoint version {content.get('version')!r}, this package reads {VERSION}; "

@@ -15,6 +15,7 @@ from typing import Any
 
 from lconvnet import atomic, locking
 from lconvnet.training.checkpoint import CheckpointError
+from lconvnet.training.interruption import Interrupted
 from lconvnet.training.record import Record
 
 
@@ -80,6 +81,13 @@ class RunFolder:
     def log_timing(self, values: dict[str, Any]) -> None:
         """Append one line to logs/timing.jsonl."""
         atomic.append_text(self.timing, json.dumps(values) + "\n")
+
+
+def interrupted(by: str, done: str, folder: RunFolder | None) -> Interrupted:
+    """The error for a training that was asked to stop, with the way to go on."""
+    resumable = "resume=True, on the command line --resume"
+    way_out = f"continue {folder.path} with {resumable}" if folder else "nothing is kept, directory was None"
+    return Interrupted(f"stopped by {by} after {done}; {way_out}")
 
 
 def is_started(directory: str | Path) -> bool:

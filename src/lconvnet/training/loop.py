@@ -17,7 +17,8 @@ from torch import Tensor
 from lconvnet.data import batch
 from lconvnet.training.checkpoint import Progress
 from lconvnet.training.evaluation import validate
-from lconvnet.training.interruption import Interrupted, Interruption
+from lconvnet.training.folder import interrupted
+from lconvnet.training.interruption import Interruption
 from lconvnet.training.processes import Processes
 from lconvnet.training.projection import is_due, project_
 from lconvnet.training.randomness import derive_seed, epoch_order, generator, seed_global
@@ -132,9 +133,7 @@ def _stop_if(number: int, run: Run) -> None:
     if not number:
         return
     done = f"{run.progress.epoch} epochs and {run.progress.step} steps"
-    resumable = "resume=True, on the command line --resume"
-    way_out = f"continue {run.folder.path} with {resumable}" if run.folder else "nothing is kept, directory was None"
-    raise Interrupted(f"stopped by {signal.Signals(number).name} after {done}; {way_out}")
+    raise interrupted(signal.Signals(number).name, done, run.folder)
 
 
 def _timing(run: Run, epoch: Epoch, first: int, started: float, trained: float) -> dict[str, Any]:

@@ -90,11 +90,20 @@ def diverged(run: Run, what: str, rate: float) -> Diverged:
     )
 
 
+def first_not_finite(module: nn.Module) -> str:
+    """The name of a stored value that is NaN or infinite; empty where none is.
+
+    >>> first_not_finite(nn.Linear(1, 1))
+    ''
+    """
+    values = module.state_dict().items()
+    return next((name for name, value in values if value.is_floating_point() and not value.isfinite().all()), "")
+
+
 def require_finite(run: Run, rate: float) -> None:
     """Raise `Diverged` if a stored value of the model is NaN or infinite."""
-    for name, value in run.model.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise diverged(run, f"{name} is not finite", rate)
+    if name := first_not_finite(run.model):
+        raise diverged(run, f"{name} is not finite", rate)
 
 
 def save(run: Run) -> None:
@@ -153,11 +162,7 @@ def _checked(run: Run) -> Checkpoint:
     if run.folder is None:
         return replace(_state(run), model={name: value.cpu() for name, value in run.model.state_dict().items()})
     saved = checkpoints.load(run.folder.last)
-    if changed := list(differences(saved.record.settings, run.record.settings)):
-        raise CheckpointError(
-            f"{run.folder.last}: was written with other settings ({'; '.join(changed[:5])}); "
-            "resume with those, or train in another folder"
-        )
+    checkpoints.require_same_settings(run.folder.last, saved.record.settings, run.record.settings)
     for line in differences(saved.record.versions, run.record.versions):
         logger.warning("resuming with another version, the last digits may differ: %s", line)
     return saved

@@ -17,12 +17,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lconvnet.training import CheckpointError, Diverged, Interrupted
+from lconvnet.training import CheckpointError, Diverged
 from lconvnet.training.checkpoint import load_weights
-from lconvnet.training.folder import RunFolder
+from lconvnet.training.folder import RunFolder, interrupted
 from lconvnet.training.interruption import Interruption
 from lconvnet.training.projection import is_due, project_
 from lconvnet.training.randomness import derive_seed, seed_global
+from lconvnet.training.state import first_not_finite
 from lconvnet.wasserstein import checkpoint
 from lconvnet.wasserstein.objective import critic_values, difference
 from lconvnet.wasserstein.progress import OnStep
@@ -65,9 +66,7 @@ def train(run: Run, interruption: Interruption, on_step: OnStep) -> None:
         if interruption.requested or done % run.checkpoint_every == 0 or done == run.steps:
             save(run)
         if interruption.requested and done < run.steps:
-            place = f"continue {run.folder.path} with resume=True, on the command line --resume" if run.folder else ""
-            kept = place or "nothing is kept, directory was None"
-            raise Interrupted(f"stopped by {interruption.requested} after {done} of {run.steps} steps; {kept}")
+            raise interrupted(interruption.requested, f"{done} of {run.steps} steps", run.folder)
     run.critic.eval()
 
 
@@ -112,9 +111,8 @@ def diverged(run: Run, what: str) -> Diverged:
 
 def save(run: Run) -> None:
     """Write the checkpoint. Raises `Diverged` rather than write NaN."""
-    for name, value in run.critic.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise diverged(run, f"{name} is not finite")
+    if name := first_not_finite(run.critic):
+        raise diverged(run, f"{name} is not finite")
     if run.folder is not None:
         states = {name: getattr(run, name).state_dict() for name in ("critic", "optimizer", "scheduler")}
         values = torch.tensor(run.values, dtype=torch.float64)
