@@ -4,9 +4,9 @@ With i the label, m_j = f_i - f_j at the image in real arithmetic (exact), t the
 
     m_j > r Lambda_ij + E_ij        for every j != i,
 
-where Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l != head} U_l) bounds how fast f_i - f_j falls (the head is
-a dense layer with rows w, with nothing behind it but multiplication by a constant), and E_ij what rounding can change
-in it at any image of norm t + r; at level "analytic" that is zero. A sum of n products and a bias, rounded in any
+where Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l != head} U_l, L_i + L_j) bounds how fast f_i - f_j falls
+(the head is a dense layer with rows w, with nothing behind it but multiplication by a constant; L_i is the constant of a
+logit, where each is computed apart), and E_ij what rounding can change in it at any image of norm t + r; at level "analytic" that is zero. A sum of n products and a bias, rounded in any
 order, is off by at most g (sum |w| |x| + |b|) + underflow, with g = (n + 1) u / (1 - (n + 1) u). So layer by layer, R
 the norm of what is stored and D its distance from real arithmetic,
 
@@ -86,8 +86,8 @@ class Prover:
         for j in range(len(logits.integers)):
             if j != label:
                 margin = ball(logits.integers[label] - logits.integers[j], logits.exponent)
-                slope, error = self._slope(certificate, reaches, j), self._error(certificate, stored, j)
-                needed = arb(certificate.radius) * slope + error
+                slope = self._slope(certificate, values, reaches, j)
+                needed = arb(certificate.radius) * slope + self._error(certificate, stored, j)
                 prove(margin > needed, f"the margin to class {j} is {margin.str(5)}, and {needed.str(5)} is needed")
 
     def _require_norms(self, certificate: Certificate, values: dict[str, Exact]) -> None:
@@ -155,9 +155,12 @@ class Prover:
             return arb(0)
         return norm(values) * arb(size // values.integers.size).sqrt()
 
-    def _slope(self, certificate: Certificate, reaches: dict[str, arb], j: int) -> arb:
+    def _slope(self, certificate: Certificate, values: dict[str, Exact], reaches: dict[str, arb], j: int) -> arb:
         """How fast the margin to class j can fall."""
         slope, i = arb(2).sqrt() * reaches[self.model.output], certificate.label
+        end = self.model.nodes[-1]
+        if end.operation == "concatenate" and all(values[name].integers.size == 1 for name in end.inputs):
+            slope = slope.min(reaches[end.inputs[i]] + reaches[end.inputs[j]])
         head, factor = self._head(certificate)
         if head is None:
             return slope

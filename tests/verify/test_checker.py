@@ -449,6 +449,28 @@ def test_networks_with_branches(tmp_path, level, dtype):
             assert code(tmp_path, document) == UNPROVED
 
 
+class Apart(nn.Module):
+    """Every logit has a dense layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(16, 1) for _ in range(3))
+
+    def forward(self, x):
+        return torch.cat([self.first(x), self.second(x), self.third(x)], dim=1)
+
+
+def test_logits_that_are_computed_apart_move_by_the_sum_of_their_constants(tmp_path):
+    network, images = Apart().eval().requires_grad_(False), torch.rand(4, 16)
+    (tmp_path / "model.safetensors").write_bytes(encoded_model(network, (16,)))
+    bound = lipschitz_bound(network, input_shape=(16,))
+    found, certificates = documents(network, images, bound=bound, level="analytic", sources=[{}] * 4)
+    assert bool((found.radius > found.margin / (2**0.5 * bound.upper)).any())  # more than the joint constant gives
+    for radius, document in zip(found.radius, certificates, strict=True):
+        assert code(tmp_path, document) == PROVED
+        assert code(tmp_path, document | {"radius": (float(radius) * 1.01).hex()}) == UNPROVED
+
+
 class Broadcasting(nn.Module):
     """A mean that is added to every entry: a sum that moves further than its terms together."""
 
