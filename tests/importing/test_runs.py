@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 from torch import nn
 
-from lconvnet import Bound, bake, layers, load, models, saving
+from lconvnet import Bound, atomic, bake, layers, load, models, saving
 from lconvnet.cli import app, invoke
 from lconvnet.experiments import build
 from lconvnet.experiments.loading import load as load_config
@@ -146,6 +146,16 @@ def test_an_evaluation_in_place_keeps_every_file(old, tmp_path):
     assert all(after[path] == data for path, data in before.items())
     assert main_run(arguments, images=tmp_path) == 0
     assert read(old / "results.yaml")["epoch"] == 7
+
+
+def test_a_folder_that_cannot_be_written_is_imported_elsewhere(old, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lconvnet.importing.runs.save_best", refusing)
+    assert main_run(["--cfg", str(old / "cfg.yaml"), "--test", "--no-attacks"], images=tmp_path) == 2
+    assert f"read-only; or evaluate a copy: lconvnet import {old} NEW" in capsys.readouterr().err
+
+
+def refusing(*_):
+    raise atomic.WriteError("read-only")
 
 
 def main_run(arguments, *, images):

@@ -67,7 +67,15 @@ def adopt(path: Path) -> None:
     if not is_original(values) or not _checkpoints(folder.path):
         adopt_baseline(folder, merge(values))
     elif not folder.model.exists():
-        Source.read(folder.path).write(folder)
+        _adopt(folder)
+
+
+def _adopt(folder: RunFolder) -> None:
+    source = Source.read(folder.path)
+    try:
+        source.write(folder)
+    except atomic.WriteError as error:
+        raise atomic.WriteError(f"{error}; or evaluate a copy: lconvnet import {folder.path} NEW") from error
 
 
 def _keep_config(folder: RunFolder, experiment: Experiment | WassersteinExperiment) -> None:
