@@ -20,11 +20,13 @@ from torch import nn
 from lconvnet import Bound, atomic, bake, layers, load, models, saving
 from lconvnet.cli import app, invoke
 from lconvnet.experiments import build
+from lconvnet.experiments.execute import evaluate
 from lconvnet.experiments.loading import load as load_config
 from lconvnet.experiments.loading import read
-from lconvnet.importing import import_run, original
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.importing import adopt, import_run, original
 from lconvnet.run import app as run
-from lconvnet.training import load_best, load_record
+from lconvnet.training import CheckpointError, load_best, load_record
 from tests.importing.originals import OPTIONS, RELU, SHAPES, Original, bcop, classifier, convnet, critic, mlp, write
 
 METHODS = tuple(OPTIONS)
@@ -154,6 +156,22 @@ def test_an_evaluation_in_place_keeps_every_file(old, tmp_path):
     assert all(after[path] == data for path, data in before.items())
     assert main_run(arguments, images=tmp_path) == 0
     assert read(old / "results.yaml")["epoch"] == 7
+
+
+def test_an_interrupted_import_in_place_goes_on(old):
+    adopt(old)
+    first = files(old)
+    (old / "model.safetensors").unlink()
+    adopt(old / "cfg.yaml")
+    assert files(old) == first
+
+
+def test_the_network_of_an_import_must_be_there(old, tmp_path):
+    import_run(old, tmp_path / "new")
+    (tmp_path / "new" / "model.safetensors").unlink()
+    assert main_run(["--cfg", str(old / "cfg.yaml"), "--test", "--no-attacks"], images=tmp_path) == 0
+    with pytest.raises(CheckpointError, match="the imported network, is missing; import it again"):
+        evaluate(RunFolder(tmp_path / "new"), [f"data.directory={tmp_path}"], attacks=False)
 
 
 def test_a_folder_that_cannot_be_written_is_imported_elsewhere(old, tmp_path, monkeypatch, capsys):
