@@ -14,9 +14,11 @@ from lconvnet.experiments.loading import load_any, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.template import expand
 from lconvnet.layers import NearestUpsampling
-from tests.importing.originals import OPTIONS, RELU, SHAPES, classifier, convnet, critic, mlp
+from tests.importing.originals import OPTIONS, RELU, SHAPES, classifier, convnet, critic, mlp, typed
 
-FAMILIES = ("adv-rob-mnist", "adv-rob-cifar10", "wde_cifar10", "wde_stl10")
+OURS = ("adv-rob-mnist", "adv-rob-cifar10", "wde_cifar10", "wde_stl10")
+BASELINES = tuple(f"baselines/{name}-{data}" for name in ("kw", "qian") for data in ("mnist", "cifar10"))
+FAMILIES = OURS + BASELINES
 SMALL = classifier(convnet("SmallConvNet", "BCOP", SHAPES["mnist"], 10))
 
 
@@ -40,7 +42,8 @@ def changed(config, place, value):
 def test_published_families_are_ours(family, reference_dir, pytestconfig):
     """Two sources that were written apart: the published template, translated, and the one in this repository.
 
-    Ours attacks less (no mini evaluation), and its critics see the images of CIFAR-10 as they are stored.
+    Ours attacks less (no mini evaluation), or bounds more; its critics see the images of CIFAR-10 as they are stored,
+    and its baselines, which are evaluated only, do not augment them.
     """
     ours, theirs = published(pytestconfig.rootpath, family), published(reference_dir, family)
     assert ours.keys() == theirs.keys()
@@ -48,7 +51,10 @@ def test_published_families_are_ours(family, reference_dir, pytestconfig):
         old, new = (parse_any(found).model_dump() for found in (values, ours[path]))
         for found in (old, new):
             found.get("critic", {}).pop("upsampling", None)
-            found["evaluation"].pop("attacks", None)
+            if family in BASELINES:
+                del found["data"]["augment"]
+            for measured in ("attacks", "linear_bounds"):
+                found["evaluation"].pop(measured, None)
         assert old == new, path
 
 
@@ -102,6 +108,12 @@ def test_a_training_step_of_the_dense_network():
     assert all(step(config, *network(config)))
 
 
+@pytest.mark.parametrize("family", [name for name in BASELINES if "kw" in name])
+def test_a_training_step_of_the_baselines(family, reference_dir):
+    config = next(iter(published(reference_dir, family).values()))
+    assert any(step(config, *network(config)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_training_step_of_every_published_network(family, reference_dir):
@@ -113,7 +125,7 @@ def test_a_training_step_of_every_published_network(family, reference_dir):
             done.add(net)
             shape, outputs = network(config)
             assert any(step(config, (3, 32, 32) if family == "wde_cifar10" else shape, outputs))
-    assert len(done) in (13, 6)
+    assert len(done) == (2 if family in BASELINES else 6 if family.startswith("wde") else 13)
 
 
 def test_a_frozen_kernel_and_other_activations():
@@ -167,6 +179,13 @@ def test_an_upsampling_critic_repeats_pixels():
         ("dataloaders/dataset/<type>", "imagenet", r"dataloaders\.dataset\.<type> is 'imagenet'"),
         ("post_steps/0/eps_range", 1.58, r"post_steps\[0\]\.eps_range is 1\.58; it should be a list of numbers"),
         ("post_steps", [], r"post_steps names no eps_range"),
+        (
+            "trainer/net",
+            typed("kw", True, dataset_name="cifar10", model_name="small"),
+            r"dataset_name is 'cifar10', but",
+        ),
+        ("trainer/net", typed("kw", True, dataset_name="mnist", model_name="tiny"), r"model_name is 'tiny'; .*large"),
+        ("trainer/net", typed("qian", True, dataset_name="mnist", model_index=1), r"model\.published is 1"),
         ("seed", "zero", r"seed is 'zero'; it should be a number"),
         ("<type>", "Experiments", r"<type> is 'Experiments'; did you mean 'Experiment'\?"),
     ],

@@ -17,14 +17,16 @@ from PIL import Image
 from pyarrow import parquet
 from torch import nn
 
-from lconvnet import Bound, bake, layers, load, models, saving
+from lconvnet import Bound, atomic, bake, layers, load, models, saving
 from lconvnet.cli import app, invoke
 from lconvnet.experiments import build
+from lconvnet.experiments.execute import evaluate
 from lconvnet.experiments.loading import load as load_config
 from lconvnet.experiments.loading import read
-from lconvnet.importing import import_run, original
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.importing import adopt, import_run, original
 from lconvnet.run import app as run
-from lconvnet.training import load_best, load_record
+from lconvnet.training import CheckpointError, load_best, load_record
 from tests.importing.originals import OPTIONS, RELU, SHAPES, Original, bcop, classifier, convnet, critic, mlp, write
 
 METHODS = tuple(OPTIONS)
@@ -51,6 +53,12 @@ def test_small(method, tmp_path, monkeypatch):
     check_run(config, SHAPES["cifar10"], tmp_path, monkeypatch)
 
 
+def nearly_orthogonal(count, side):
+    """Matrices that twenty steps make orthogonal, so that the limit and the iteration agree."""
+    matrices = torch.randn(count, side, side, dtype=torch.float64)
+    return torch.linalg.qr(matrices).Q + 0.05 * matrices
+
+
 @pytest.mark.parametrize(("channels", "k"), [((3, 8, 5), 3), ((4, 4, 7), 1), ((6, 2, 9), 4)])
 def test_bcop_of_any_size(channels, k):
     """Wide and tall kernels of every side, by themselves."""
@@ -59,13 +67,15 @@ def test_bcop_of_any_size(channels, k):
     n = [max(first, second), max(second, third)]
     weights = {}
     for name, width, out in zip(("a.conv", "b.conv"), n, (second, third), strict=True):
-        weights[f"{name}.param_matrices"] = torch.randn(2 * k - 1, width, width, dtype=torch.float64)
+        weights[f"{name}.param_matrices"] = nearly_orthogonal(2 * k - 1, width)
         weights[f"{name}.mask"] = (torch.arange(width) < width // 2).double().repeat(2 * (k - 1), 1, 1)
         weights[f"{name}.bias"] = torch.zeros(out, dtype=torch.float64)
     original.load(model, weights)
-    for layer, name in zip(model, ("a.conv", "b.conv"), strict=True):
-        expected = bcop(weights[f"{name}.param_matrices"], layer.in_channels, layer.out_channels)
-        assert torch.allclose(torch.as_tensor(layer.weight), expected, rtol=0, atol=1e-12)
+    network = original.baked(model, weights)
+    for index, name in enumerate(("a.conv", "b.conv")):
+        expected = bcop(weights[f"{name}.param_matrices"], channels[index], channels[index + 1])
+        assert torch.allclose(network.get_parameter(f"{index}.weight"), expected, rtol=0, atol=1e-10)
+        assert torch.allclose(torch.as_tensor(model[index].weight), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -148,6 +158,32 @@ def test_an_evaluation_in_place_keeps_every_file(old, tmp_path):
     assert read(old / "results.yaml")["epoch"] == 7
 
 
+def test_an_interrupted_import_in_place_goes_on(old):
+    adopt(old)
+    first = files(old)
+    (old / "model.safetensors").unlink()
+    adopt(old / "cfg.yaml")
+    assert files(old) == first
+
+
+def test_the_network_of_an_import_must_be_there(old, tmp_path):
+    import_run(old, tmp_path / "new")
+    (tmp_path / "new" / "model.safetensors").unlink()
+    assert main_run(["--cfg", str(old / "cfg.yaml"), "--test", "--no-attacks"], images=tmp_path) == 0
+    with pytest.raises(CheckpointError, match="the imported network, is missing; import it again"):
+        evaluate(RunFolder(tmp_path / "new"), [f"data.directory={tmp_path}"], attacks=False)
+
+
+def test_a_folder_that_cannot_be_written_is_imported_elsewhere(old, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lconvnet.importing.runs.save_best", refusing)
+    assert main_run(["--cfg", str(old / "cfg.yaml"), "--test", "--no-attacks"], images=tmp_path) == 2
+    assert f"read-only; or evaluate a copy: lconvnet import {old} NEW" in capsys.readouterr().err
+
+
+def refusing(*_):
+    raise atomic.WriteError("read-only")
+
+
 def main_run(arguments, *, images):
     """The original's command on twenty images instead of MNIST."""
     table = {"image": [encoded(i) for i in range(40)], "label": [i % 10 for i in range(40)]}
@@ -179,6 +215,7 @@ def test_an_imported_critic_is_not_estimated_with(tmp_path, monkeypatch, capsys)
     config = critic(net)
     folder = write(tmp_path / "old", config, {}, monkeypatch)
     monkeypatch.setattr("lconvnet.importing.original.load", lambda model, weights: None)
+    monkeypatch.setattr("lconvnet.importing.original.baked", lambda model, weights: bake(model))
     monkeypatch.setattr("lconvnet.importing.pickles.state_dict", lambda content, path: content)
     monkeypatch.setattr("lconvnet.importing.runs.lipschitz_bound", lambda network, **_: Bound(1.0, None, ()))
     assert invoke(run, ["--cfg", str(folder / "cfg.yaml"), "--resume", "--test"]) == 2
@@ -197,7 +234,10 @@ def test_the_command_says_what_it_made(old, tmp_path, capsys):
     [
         (lambda w: w.pop("1.linear1.weight"), r"1\.linear1 has bias; Orthogonal keeps weight, bias"),
         (lambda w: w.update({"1.linear0.mask": torch.ones(2)}), r"1\.linear0 has weight, bias, mask; Orthogonal keeps"),
-        (lambda w: w.update({"extra.weight": torch.ones(2, 2)}), r"weights of 3 layers .*another architecture"),
+        (
+            lambda w: w.update({"extra.weight": torch.ones(2, 2)}),
+            r"1 convolutions \(extra\).* another architecture",
+        ),
         (lambda w: w.update({"1.linear1.weight": torch.ones(10, 15)}), r"kernel\.V has shape \(10, 15\), expected"),
         (lambda w: w.update({"1.linear1.bias": torch.full((10,), torch.inf)}), r"holds NaN or infinite values"),
     ],
@@ -210,6 +250,17 @@ def test_weights_of_another_network_are_refused(change, message, tmp_path, monke
     with pytest.raises(ValueError, match=rf"Sequential\.pth: .*{message}"):
         import_run(folder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_dense_layers_may_come_first():
+    """Only the order within convolutions, and within dense layers, tells layers apart."""
+    net = convnet("SmallConvNet", "RKO", SHAPES["mnist"], 10)
+    oracle = Original(net)
+    weights = dict(sorted(oracle.weights.items(), key=lambda item: not item[0].startswith("linear")))
+    assert next(iter(weights)).startswith("linear1")
+    model = models.small_convnet(1, 28, 10, conv=layers.RKOConv2d, linear=layers.OrthogonalLinear)
+    original.load(model, weights)
+    assert agrees(original.baked(model, weights), oracle, SHAPES["mnist"])
 
 
 def test_a_mask_of_another_rank_is_refused():
@@ -231,15 +282,20 @@ def test_checkpoints_are_told_apart_by_the_name_of_the_network(old, tmp_path):
         import_run(old, tmp_path / "third")
 
 
-def test_weights_that_were_not_yet_orthogonal_are_named(caplog):
-    """Twenty steps take a singular value of 3e-3 to 1 and leave one of 1e-5 at 0.03; the second is named."""
-    model = models.mlp(2, 2, widths=(2,), linear=layers.OrthogonalLinear)
-    weights = {f"linear{i}.bias": torch.zeros(2) for i in (0, 1)}
-    weights["linear0.weight"] = torch.diag(torch.tensor([1.0, 3e-3]))
-    weights["linear1.weight"] = torch.diag(torch.tensor([1.0, 1e-5]))
-    original.load(model, weights)
-    (record,) = caplog.records
-    assert record.getMessage().startswith("linear1: the original's 20 steps had not made these weights orthogonal")
+def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch):
+    """Singular values far below the largest one, which twenty steps do not take to 1: the network is as it was, and
+    certified as it is, while our own kernels, baked, are orthogonal."""
+    config = classifier(mlp([784, 16, 10]))
+    oracle = Original(config["trainer"]["net"])
+    weight = oracle.weights["1.linear0.weight"]
+    weight[3] *= 1e-5
+    found = import_run(write(tmp_path / "old", config, oracle.weights, monkeypatch), tmp_path / "new")
+    values = torch.linalg.svdvals(found.network.get_parameter("linear1.weight").double())
+    assert values[0] < 1 + 1e-6 and values[-1] < 0.1
+    assert agrees(load(found.path), oracle, SHAPES["mnist"])
+    model = build.build_model(load_config(tmp_path / "new" / "cfg.yaml").model, SHAPES["mnist"], 10, seed=0)
+    load_best(model, tmp_path / "new")
+    assert torch.linalg.svdvals(bake(model).get_parameter("linear1.weight"))[-1] > 1 - 1e-4
 
 
 def test_an_old_family_is_generated_in_our_grammar(reference_dir, tmp_path, capsys):

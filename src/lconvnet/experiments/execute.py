@@ -140,11 +140,9 @@ def evaluate(
 
 def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, report: robustness.Report) -> Evaluated:
     splits = build.load_images(experiment.data, seed=experiment.seed)
-    model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
     record = load_record(folder.path)
     _require_same_images(record, splits, folder)
-    _load_recorded_best(model, record, folder)
-    trained = _save_best(model, record, splits, folder)
+    trained = _imported(record, splits, folder) if record.is_baked else _baked(experiment, record, splits, folder)
     subject = robustness.Subject(
         trained.network,
         trained.bound,
@@ -167,6 +165,21 @@ def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, repor
     results = _results(trained, splits, certificates, loss) | measured | made
     folder.write_evaluation(results, robustness.columns(certificates, labels, outcomes))
     return Evaluated(certificates, trained.bound, results, folder.results)
+
+
+def _baked(experiment: Experiment, record: Record, splits: Splits, folder: RunFolder) -> Trained:
+    model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
+    _load_recorded_best(model, record, folder)
+    return _save_best(model, record, splits, folder)
+
+
+def _imported(record: Record, splits: Splits, folder: RunFolder) -> Trained:
+    """The network that an import wrote, whose weights need not be those of our kernels to the last digit."""
+    if not folder.model.exists():
+        raise CheckpointError(f"{folder.model}, the imported network, is missing; import it again")
+    network = saving.load(folder.model)
+    bound = lipschitz_bound(network, input_shape=splits.image_shape, diagnose=False)
+    return Trained(record, network, bound, folder.model)
 
 
 def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Experiment:

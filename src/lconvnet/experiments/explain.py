@@ -28,10 +28,10 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
     >>> from lconvnet.experiments.config import Experiment
     >>> try:
-    ...     Experiment.model_validate({"model": {"architecture": "smal"}})
+    ...     Experiment.model_validate({"model": {"architecture": "small", "linear": "choleski"}})
     ... except ValidationError as error:
     ...     explain(error, Experiment)
-    "model.architecture is 'smal'; did you mean 'small'? Allowed: mlp, small, large, dcgan"
+    "model.linear is 'choleski'; did you mean 'cholesky'? Allowed: orthogonal, cholesky, spectral-norm, unconstrained"
     """
     problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
     problem = min(problems, key=lambda item: item["type"] != "extra_forbidden")

@@ -6,28 +6,28 @@ part that is used. With U the polar factors of BCOP's `param_matrices`,
     H = U_0 cut to (ci, co),        R_j = the columns of U_j that `mask` keeps,
 
 and the other methods keep their `weight`, OSSN also `u` and the divisor `factor`; SVCM's `buffer_weight` is a copy.
-Björck's iteration stands for its limit. Modules are matched in order, so the names that an architecture gives to its
-layers do not matter.
+In our kernels the polar factor, its limit, stands for Björck's iteration; the baked network has what the original's
+steps left. Convolutions are matched in order, and dense layers, whose names say `linear`.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from lconvnet.baking import bake
+from lconvnet.importing.bjorck import cut_off
 from lconvnet.importing.pickles import by_module
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
-from lconvnet.layers import ConstrainedLayer
+from lconvnet.layers import ConstrainedLayer, LipschitzConv2d, LipschitzLinear
+from lconvnet.ops.block_conv import append_factor
 from lconvnet.ops.orthogonalize import orthogonalize
+from lconvnet.ops.polyphase import to_strided
 
 Weights = Mapping[str, Tensor]
 STEPS = 20  # of Björck's iteration, order 1, in the original
-TOLERANCE = 1e-5  # what float32 leaves of singular values that are 1
-
-logger = logging.getLogger("lconvnet")
 
 
 def load(model: nn.Module, weights: Weights) -> None:
@@ -40,41 +40,41 @@ def load(model: nn.Module, weights: Weights) -> None:
     >>> model.linear2.weight.tolist()
     [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConstrainedLayer)}
-    groups = by_module(weights)
-    if len(groups) != len(layers):
-        raise ValueError(
-            f"weights of {len(groups)} layers ({', '.join(groups)}), but the network of the configuration has "
-            f"{len(layers)} ({', '.join(layers)}); they belong to another architecture"
-        )
-    unfinished: list[str] = []
     translated: dict[str, Tensor] = {}
-    for (place, group), (name, layer) in zip(groups.items(), layers.items(), strict=True):
-        for key, value in _translated(place, group, layer).items():
-            translated[f"{name}.{key}"] = value
-        if type(layer.kernel) in ORTHOGONALISED and not _converged(_matrices(group)):
-            unfinished.append(place)
-    if unfinished:
-        logger.warning(
-            "%s: the original's %d steps had not made these weights orthogonal; here they are, so outputs may differ",
-            ", ".join(unfinished),
-            STEPS,
-        )
+    for (place, group), (name, layer) in _matched(by_module(weights), model):
+        translated |= {f"{name}.{key}": value for key, value in _translated(place, group, layer).items()}
     model.load_state_dict(translated)
 
 
-def _matrices(group: Weights) -> Tensor:
-    """What the original orthogonalises of a layer."""
-    return group["param_matrices"] if "param_matrices" in group else group["weight"].flatten(1)
+def baked(model: nn.Module, weights: Weights) -> nn.Module:
+    """The baked network of a model that `load` has filled, its iterated weights as the original left them."""
+    network = bake(model)
+    for (_, group), (name, layer) in _matched(by_module(weights), model):
+        published = PUBLISHED.get(type(layer.kernel))
+        if published:
+            W = published(group, layer.kernel)
+            if isinstance(layer, LipschitzConv2d):
+                W = to_strided(W, layer.stride)
+            with torch.no_grad():
+                network.get_parameter(f"{name}.weight").copy_(W)
+    return network
 
 
-def _converged(matrices: Tensor) -> bool:
-    """Whether Björck's steps s -> 1.5 s - 0.5 s^3, from norm 1, had taken all singular values to 1."""
-    s = torch.linalg.svdvals(matrices.double())
-    s = s / s.amax(-1, keepdim=True)
-    for _ in range(STEPS):
-        s = 1.5 * s - 0.5 * s**3
-    return bool((s > 1 - TOLERANCE).all())
+def _matched(
+    groups: Mapping[str, Weights], model: nn.Module
+) -> Iterator[tuple[tuple[str, Weights], tuple[str, ConstrainedLayer]]]:
+    """Pair modules with layers in order, dense ones and convolutions apart."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConstrainedLayer)}
+    for dense in (False, True):
+        theirs = {place: group for place, group in groups.items() if ("linear" in place) == dense}
+        ours = {name: layer for name, layer in layers.items() if isinstance(layer, LipschitzLinear) == dense}
+        if len(theirs) != len(ours):
+            kind = "dense layers" if dense else "convolutions"
+            raise ValueError(
+                f"weights of {len(theirs)} {kind} ({', '.join(theirs)}), but the network of the configuration has "
+                f"{len(ours)} ({', '.join(ours)}); they belong to another architecture"
+            )
+        yield from zip(theirs.items(), ours.items(), strict=True)
 
 
 def _translated(place: str, group: Weights, layer: ConstrainedLayer) -> dict[str, Tensor]:
@@ -133,4 +133,33 @@ METHODS: Mapping[type[Kernel], tuple[tuple[str, ...], Translate]] = {
     OSSN: (("weight", "u", "factor"), _ossn),
     Orthogonal: (("weight",), _dense),
 }
-ORTHOGONALISED = (BCOP, FixedBCOP, RKO, Orthogonal)
+
+
+def _published_bcop(group: Weights, kernel: Kernel) -> Tensor:
+    U = cut_off(group["param_matrices"].double(), STEPS)
+    rank = kernel.get_parameter("R").shape[-1]
+    in_channels, out_channels = vars(kernel)["in_channels"], vars(kernel)["out_channels"]
+    H = U[0, :in_channels, :out_channels]
+    K = (H if in_channels <= out_channels else H.mT)[None, None]
+    for index, R in enumerate(U[1:, :, :rank]):
+        K = append_factor(K, R @ R.mT, index % 2)
+    return K.permute(3, 2, 1, 0) if in_channels <= out_channels else K.permute(2, 3, 1, 0)
+
+
+def _published_rko(group: Weights, kernel: Kernel) -> Tensor:
+    k = vars(kernel)["kernel_size"]
+    U = cut_off(group["weight"].flatten(1).double(), STEPS)
+    return U.unflatten(1, (vars(kernel)["in_channels"], k, k)) / k
+
+
+def _published_dense(group: Weights, kernel: Kernel) -> Tensor:
+    return cut_off(group["weight"].double(), STEPS)
+
+
+PUBLISHED: Mapping[type[Kernel], Callable[[Weights, Kernel], Tensor]] = {
+    BCOP: _published_bcop,
+    FixedBCOP: _published_bcop,
+    RKO: _published_rko,
+    Orthogonal: _published_dense,
+}
+"""The weights that come out of Björck's iteration, after the original's number of steps."""

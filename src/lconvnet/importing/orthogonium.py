@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lconvnet.importing.bjorck import cut_off
 from lconvnet.importing.frames import Plain, fill, patches, taken
-from lconvnet.ops.bjorck import bjorck_step
 
-ITERATIONS = 12  # of Björck's method, order 1, after division by the norm
+STEPS = 12  # of Björck's iteration
 
 
 def load_orthogonium(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
@@ -45,7 +45,7 @@ def _weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:
     if isinstance(layer, nn.Linear):
         W = taken(group, "parametrizations.weight.original").double()
         spectral = any(".0.parametrizations.u" in name for name in group)
-        return orthonormal(W) if spectral else W / W.norm(dim=1, keepdim=True)
+        return cut_off(W, STEPS) if spectral else W / W.norm(dim=1, keepdim=True)
     if first is not None:
         second = taken(group, "parametrizations.weight_2.original")
         inner = bcop_kernel(first, layer.in_channels, second.shape[1])
@@ -64,7 +64,7 @@ def bcop_kernel(matrices: Tensor, in_channels: int, out_channels: int) -> Tensor
     """
     if matrices.ndim != 4 or matrices.shape[0] != 1:
         raise ValueError(f"matrices of shape {tuple(matrices.shape)}; groups cannot be read")
-    Y = orthonormal(matrices[0].double())
+    Y = cut_off(matrices[0].double(), STEPS)
     P = Y @ Y.mT
     identity = torch.eye(P.shape[-1], dtype=P.dtype)
     thin, size = min(in_channels, out_channels), len(P) // 2
@@ -91,22 +91,8 @@ def compose(after: Tensor, before: Tensor) -> Tensor:
     return K
 
 
-def orthonormal(W: Tensor) -> Tensor:
-    """Björck's iteration as often as the library takes it, so that what it leaves is left here too.
-
-    >>> orthonormal(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64))).diagonal().tolist()
-    [1.0, 1.0]
-    """
-    if W.shape[-2] > W.shape[-1]:
-        return orthonormal(W.mT).mT
-    W = W / torch.linalg.matrix_norm(W, 2)[..., None, None]
-    for _ in range(ITERATIONS):
-        W = bjorck_step(W, 1)
-    return W
-
-
 def _reshaped(W: Tensor) -> Tensor:
-    return orthonormal(W.double().flatten(1)).reshape(W.shape)
+    return cut_off(W.double().flatten(1), STEPS).reshape(W.shape)
 
 
 def _block(P: Tensor, Q: Tensor) -> Tensor:

@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 from lconvnet import atomic, saving
-from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.loading import dump, load_any, parse_any, read
+from lconvnet.experiments.loading import dump, load_any, merge, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import original, pickles
@@ -61,13 +60,21 @@ def adopt(path: Path) -> None:
     Adds checkpoints/best.safetensors, record.json and model.safetensors beside its files, which stay as they are.
     """
     folder = RunFolder(path if path.is_dir() else path.parent)
-    if not folder.config.is_file() or _is_recorded(folder):
+    if not folder.config.is_file() or (_is_recorded(folder) and not _is_half_done(folder)):
         return
     values = read(folder.config)
-    if not is_original(values):
-        adopt_baseline(folder, values)
-    elif any(_checkpoints(folder.path)) and not folder.model.exists():
-        Source.read(folder.path).write(folder)
+    if not is_original(values) or not _checkpoints(folder.path):
+        adopt_baseline(folder, merge(values))
+    elif not folder.model.exists():
+        _adopt(folder)
+
+
+def _adopt(folder: RunFolder) -> None:
+    source = Source.read(folder.path)
+    try:
+        source.write(folder)
+    except atomic.WriteError as error:
+        raise atomic.WriteError(f"{error}; or evaluate a copy: lconvnet import {folder.path} NEW") from error
 
 
 def _keep_config(folder: RunFolder, experiment: Experiment | WassersteinExperiment) -> None:
@@ -88,6 +95,13 @@ def _is_recorded(folder: RunFolder) -> bool:
     return any((folder.path / name).exists() for name in ("record.json", "checkpoints/last.ckpt"))
 
 
+def _is_half_done(folder: RunFolder) -> bool:
+    """Whether an import was stopped between its record and its network."""
+    with contextlib.suppress(CheckpointError):
+        return load_record(folder.path).is_baked and not folder.model.exists()
+    return False
+
+
 def _is_import(folder: RunFolder, record: Record) -> bool:
     with contextlib.suppress(CheckpointError):
         return load_record(folder.path).settings == record.settings
@@ -101,6 +115,7 @@ class Source:
     folder: Path
     experiment: Experiment | WassersteinExperiment
     model: nn.Sequential
+    network: nn.Module
     shape: tuple[int, int, int]
     origin: dict[str, Any]
 
@@ -115,10 +130,10 @@ class Source:
         shape, outputs = network(values)
         model = _build(experiment, shape, outputs)
         checkpoint = _checkpoint(folder, values["trainer"]["net"]["<type>"])
-        epoch = _load(model, checkpoint)
+        epoch, baked = _load(model, checkpoint)
         digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        origin = {"file": checkpoint.name, "sha256": digest, "epoch": epoch}
-        return cls(folder, experiment, model, shape, origin)
+        origin = {"file": checkpoint.name, "sha256": digest, "epoch": epoch, "baked": True}
+        return cls(folder, experiment, model, baked, shape, origin)
 
     @property
     def record(self) -> Record:
@@ -130,13 +145,12 @@ class Source:
 
     def write(self, folder: RunFolder) -> Imported:
         """Write weights, record and baked network, in an order in which an interrupted import can be told."""
-        baked = bake(self.model)
-        bound = lipschitz_bound(baked, input_shape=self.shape, diagnose=False)
+        bound = lipschitz_bound(self.network, input_shape=self.shape, diagnose=False)
         notes = {"imported": self.origin["file"], "epoch": self.origin["epoch"]}
         save_best(folder.path / "checkpoints" / "best.safetensors", self.model, self.origin["epoch"])
         atomic.write_json(folder.path / "record.json", self.record.to_dict())
-        folder.write_model(saving.encode(baked, bound=bound, input_shape=self.shape, notes=notes))
-        return Imported(baked, bound, folder.model, self.origin["epoch"])
+        folder.write_model(saving.encode(self.network, bound=bound, input_shape=self.shape, notes=notes))
+        return Imported(self.network, bound, folder.model, self.origin["epoch"])
 
 
 def _build(experiment: Experiment | WassersteinExperiment, shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
@@ -160,8 +174,8 @@ def _checkpoint(folder: Path, network: str) -> Path:
     return named[0]
 
 
-def _load(model: nn.Sequential, path: Path) -> int:
-    """Put the weights of a checkpoint into the network; return the epoch they are of."""
+def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module]:
+    """Put the weights of a checkpoint into the model; return the epoch they are of, and the baked network."""
     content = pickles.read(path)
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if not isinstance(trainer, dict) or "net" not in trainer:
@@ -170,7 +184,8 @@ def _load(model: nn.Sequential, path: Path) -> int:
     if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
         raise ValueError(f"{path} names the epoch {epoch!r}; it should be a whole number")
     try:
-        original.load(model, pickles.state_dict(trainer["net"], path))
+        weights = pickles.state_dict(trainer["net"], path)
+        original.load(model, weights)
+        return epoch, original.baked(model, weights)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    return epoch

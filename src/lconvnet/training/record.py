@@ -63,6 +63,11 @@ class Record:
         return int(self.settings.get("imported", {}).get("epoch", self.best_epoch))
 
     @property
+    def is_baked(self) -> bool:
+        """Whether the network is an imported one in its baked form, from which nothing is baked anew."""
+        return bool(self.settings.get("imported", {}).get("baked", False))
+
+    @property
     def best(self) -> Epoch:
         """The epoch whose weights are kept; raises `ValueError` before the first epoch ends."""
         if not self.best_epoch:

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lconvnet.experiments.explain import choice
 from lconvnet.experiments.original.node import Node
+from lconvnet.models import kw
 
 Values = dict[str, Any]
 Shape = tuple[int, int, int]
 
+IMAGES: Mapping[str, Shape] = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}
 CLASSES = 10
 
 
@@ -117,9 +120,34 @@ def critic(node: Node) -> tuple[Values, Shape]:
     return _parts(node), (channels, sides[0], sides[1])
 
 
+def _kw(node: Node, shape: Shape) -> Values:
+    """Wong et al. 2018; on CIFAR-10 their networks normalise the images."""
+    _require_images(node, shape)
+    size, known = node.take("model_name"), ("small", "large")
+    if size not in known:
+        raise ValueError(choice(node.at("model_name"), size, known))
+    normalised = {"mean": kw.CIFAR10_MEAN, "std": kw.CIFAR10_STD} if shape == IMAGES["cifar10"] else {}
+    return {"architecture": f"kw-{size}", **normalised}
+
+
+def _qian(node: Node, shape: Shape) -> Values:
+    """Qian & Wegman 2019, by the number of their model; its widths are not in the file, but as in runs/baselines."""
+    _require_images(node, shape)
+    channels = (32, 64, 128) if shape == IMAGES["cifar10"] else (32, 64)
+    return {"architecture": "qw", "channels": channels, "published": node.number("model_index")}
+
+
+def _require_images(node: Node, shape: Shape) -> None:
+    name = node.take("dataset_name")
+    if IMAGES.get(name) != shape:
+        raise ValueError(f"{node.at('dataset_name')} is {name!r}, but the images of dataloaders are {shape}")
+
+
 NETWORKS: Mapping[str, Callable[[Node, Shape], Values]] = {
     "Sequential": _sequential,
     "SmallConvNet": _convnet,
     "LargeConvNet": _convnet,
     "DCGANDiscriminator": _convnet,
+    "kw": _kw,
+    "qian": _qian,
 }

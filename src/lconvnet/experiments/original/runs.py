@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lconvnet.experiments.explain import choice
-from lconvnet.experiments.original.networks import NETWORKS, Shape, Values, critic
+from lconvnet.experiments.original.networks import CLASSES, IMAGES, NETWORKS, Shape, Values, critic
 from lconvnet.experiments.original.node import Node
 
-IMAGES: Mapping[str, Shape] = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}
 STEPS_PER_EPOCH = 100  # of the original's critics
 EPSILON = 1e-6  # constants such as sqrt(2) are written with twelve digits
 
@@ -32,6 +31,8 @@ def network(values: Mapping[str, Any]) -> tuple[Shape, int]:
     """Return the shape (C, H, W) of the images that the network of an old configuration takes, and its outputs."""
     translate(values)
     net = values["trainer"]["net"]
+    if "dataset_name" in net:
+        return IMAGES[net["dataset_name"]], CLASSES
     if net["<type>"] == "Sequential":
         units = net["<list>"][1]["units"]
         (shape,) = [shape for shape in IMAGES.values() if shape[0] * shape[1] * shape[2] == units[0]]
