@@ -179,8 +179,8 @@ def test_a_tensor_beside_its_own_pieces():
     """Pieces share no atom with what they are cut from, nor with what that was made of."""
 
     def beside(self, x):
-        _, second = x.chunk(2, dim=1)
-        return torch.cat([x, second], dim=1)
+        first, second = x.chunk(2, dim=1)
+        return torch.cat([x, second, first / 100], dim=1)
 
     def behind(self, x):
         y = self.f(torch.cat([2 * x, 3 * x], dim=1).relu()[:, :4])  # several rows, then one
