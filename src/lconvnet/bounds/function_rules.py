@@ -46,7 +46,7 @@ class Functions:
         if node.operation == "slice":
             return self._slice(node, values), 1.0
         factor = self.factor(node)
-        return self.groups.scaled(values[node.inputs[0]], factor, node.name), factor
+        return self.groups.scaled(values[node.inputs[0]], factor), factor
 
     def factor(self, node: Node) -> float:
         """The Lipschitz constant of a function of one tensor."""
@@ -71,14 +71,14 @@ class Functions:
 
     def _sum(self, node: Node, values: Parts) -> tuple[Value, float]:
         if self._centers(node):
-            return self.groups.scaled(values[node.inputs[0]], 1.0, node.name), 1.0
+            return self.groups.scaled(values[node.inputs[0]], 1.0), 1.0
         first, second = (self._grown(node, name, values) for name in node.inputs)
         constant = root_up(sum(self._copies(node, name) for name in node.inputs))
-        return self.groups.total(first, second, node.name), constant
+        return self.groups.total(first, second), constant
 
     def _grown(self, node: Node, name: str, values: Parts) -> Value:
         growth = self._growth(node, name)
-        return values[name] if growth == 1 else self.groups.scaled(values[name], growth, f"{node.name}/{name}")
+        return values[name] if growth == 1 else self.groups.scaled(values[name], growth)
 
     def _centers(self, node: Node) -> bool:
         """Whether the node is ``x - mean(x)``, an orthogonal projection."""
@@ -100,8 +100,8 @@ class Functions:
         if node.name not in self.pieces:
             parts = [other for other in self.nodes.values() if other.operation == "slice" and other.inputs == (source,)]
             if len(parts) == 1 or not self._disjoint(source, parts):
-                return self.groups.scaled(values[source], 1.0, node.name)
-            pieces = self.groups.pieces(values[source], len(parts), source)
+                return self.groups.scaled(values[source], 1.0)
+            pieces = self.groups.pieces(values[source], len(parts))
             self.pieces |= {part.name: piece for part, piece in zip(parts, pieces, strict=True)}
         return self.pieces[node.name]
 

@@ -78,20 +78,20 @@ def lipschitz_bound(
 
 def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
     """The bounds of the operations, each with its reach from the input; the last one is the output's."""
-    groups = Groups(INPUT)
+    groups = Groups()
     functions, folding, layers, values = Functions(traced, groups), Folding(traced), [], {INPUT: groups.input}
     for node in traced.graph.nodes[1:]:
         if node.name in traced.operations:
             operation = traced.operations[node.name]
             layer = RULES[type(operation.module)](operation, method)
-            values[node.name] = groups.scaled(values[node.inputs[0]], layer.upper, node.name)
+            values[node.name] = groups.scaled(values[node.inputs[0]], layer.upper)
         else:
             values[node.name], constant = functions.apply(node, values)
             layer = LayerBound(node.name, constant, None, node.operation)
         folded = folding.visit(node) if method == "auto" else None
         if folded is not None:
             source, upper = folded
-            joint = groups.scaled(values[source], upper, f"{node.name}/folded")
+            joint = groups.scaled(values[source], upper)
             values[node.name] = min(joint, values[node.name], key=groups.norm)
         layers.append(replace(layer, reach=groups.norm(values[node.name])))
     return tuple(layers)

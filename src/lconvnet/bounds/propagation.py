@@ -21,8 +21,8 @@ import torch
 from lconvnet.ops.gram import dense_bound
 from lconvnet.ops.rounding import product_up, root_up, sum_up
 
-Atom = tuple[str, int]
-"""The name of its group and its place there."""
+Atom = tuple[int, int]
+"""The number of its group and its place there."""
 
 Row = Mapping[Atom, float]
 """Coefficients C_ia of one i."""
@@ -38,45 +38,43 @@ TINY = 2.0**-400
 
 
 class Groups:
-    """The groups of atoms and their L_g."""
+    """The groups of atoms and their L_g. Each is new: a name never stands for two things."""
 
-    def __init__(self, input_name: str) -> None:
-        self.lengths = {input_name: 1.0}
-        self.input: Value = ({(input_name, 0): 1.0},)
+    def __init__(self) -> None:
+        self.lengths = {0: 1.0}
+        self.input: Value = ({(0, 0): 1.0},)
 
     def norm(self, value: Value) -> float:
         """``sqrt( sum_{g, h} |C_g^T C_h|_2 L_g L_h )``, rounded upward."""
-        names = sorted({name for row in value for name, _ in row})
-        parts = {name: _matrix(value, name) for name in names}
-        reached = {name: product_up((_matrix_norm(C), self.lengths[name])) for name, C in parts.items()}
-        if len(names) == 1 or not all(math.isfinite(length) for length in reached.values()):
+        parts = {group: _matrix(value, group) for group in sorted({group for row in value for group, _ in row})}
+        reached = {group: product_up((_matrix_norm(C), self.lengths[group])) for group, C in parts.items()}
+        if len(parts) == 1 or not all(math.isfinite(length) for length in reached.values()):
             return sum_up(reached.values())
         square = sum((Fraction(length) ** 2 for length in reached.values()), Fraction())
-        for g, h in combinations(names, 2):
+        for g, h in combinations(parts, 2):
             cross = _matrix_norm(_product(parts[g], parts[h]))
             square += 2 * Fraction(product_up((cross, self.lengths[g], self.lengths[h])))
         return min(root_up(square), sum_up(reached.values()))
 
-    def scaled(self, value: Value, factor: float, name: str) -> Value:
-        """An operation with a Lipschitz constant; several rows become a group of one."""
-        if len(value) == 1:
-            return ({atom: product_up((c, factor)) for atom, c in value[0].items()},)
-        self.lengths[name] = self.norm(value)
-        return ({(name, 0): factor},)
+    def scaled(self, value: Value, factor: float) -> Value:
+        """An operation with a Lipschitz constant; several rows become one atom."""
+        (row,) = value if len(value) == 1 else self.pieces(value, 1)[0]
+        return ({atom: product_up((c, factor)) for atom, c in row.items()},)
 
-    def pieces(self, value: Value, count: int, name: str) -> list[Value]:
-        """Disjoint parts of one tensor."""
-        self.lengths[name] = self.norm(value)
-        return [({(name, i): 1.0},) for i in range(count)]
+    def pieces(self, value: Value, count: int) -> list[Value]:
+        """Disjoint parts of one tensor: the atoms of a new group."""
+        group = len(self.lengths)
+        self.lengths[group] = self.norm(value)
+        return [({(group, i): 1.0},) for i in range(count)]
 
-    def total(self, first: Value, second: Value, name: str) -> Value:
+    def total(self, first: Value, second: Value) -> Value:
         """A sum or a difference."""
-        a, b = (self.scaled(v, 1.0, f"{name}/{i}")[0] for i, v in enumerate((first, second)))
+        a, b = self.scaled(first, 1.0)[0], self.scaled(second, 1.0)[0]
         return ({atom: sum_up((a.get(atom, 0.0), b.get(atom, 0.0))) for atom in {**a, **b}},)
 
 
-def _matrix(value: Value, name: str) -> list[list[float]]:
-    atoms = sorted({atom for row in value for atom in row if atom[0] == name})
+def _matrix(value: Value, group: int) -> list[list[float]]:
+    atoms = sorted({atom for row in value for atom in row if atom[0] == group})
     return [[row.get(atom, 0.0) for atom in atoms] for row in value]
 
 
