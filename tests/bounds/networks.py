@@ -4,7 +4,6 @@ import math
 import random
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from lconvnet import layers
@@ -241,6 +240,81 @@ def random_network(seed):
     return network.to(rng.choice((torch.float32, torch.float64))), shape
 
 
-def pooled_by_functions(x):
-    """The functional forms of pooling and activation."""
-    return F.relu(F.avg_pool2d(F.max_pool2d(x, 2), 2)).abs().flatten(1)
+class Program(nn.Module):
+    """A random acyclic graph over vectors: any earlier tensor may be read again, whole or in pieces."""
+
+    def __init__(self, rng, width, steps):
+        super().__init__()
+        self.layers, self.steps, sizes = nn.ModuleList(), [], [width]
+        for _ in range(steps):
+            self._extend(rng, sizes)
+        last = rng.sample(range(len(sizes)), min(3, len(sizes)))
+        self.steps.append(("cat", last, None))
+
+    def _extend(self, rng, sizes):
+        kind = rng.choice(("linear", "linear", "relu", "pair", "pair", "cat", "cut", "cut", "scale", "centre"))
+        a, b = rng.randrange(len(sizes)), rng.randrange(len(sizes))
+        if kind == "linear":
+            layer = nn.Linear(sizes[a], rng.randint(1, 5))
+            layer.weight.data *= rng.choice((0.3, 1.0, 3.0))
+            self.layers.append(layer)
+            self._step(sizes, kind, [a], len(self.layers) - 1, layer.out_features)
+        elif kind == "pair":
+            size = min(sizes[a], sizes[b])
+            self._step(sizes, rng.choice(("add", "subtract", "hypot")), [a, b], size, size)
+        elif kind == "cat":
+            self._step(sizes, kind, [a, b], None, sizes[a] + sizes[b])
+        elif kind == "cut" and sizes[a] > 1:
+            cut = rng.randint(1, sizes[a] - 1)
+            self._step(sizes, kind, [a], (0, cut), cut)
+            self._step(sizes, kind, [a], (cut, sizes[a]), sizes[a] - cut)
+        elif kind == "scale":
+            self._step(sizes, kind, [a], rng.choice((-2.0, 0.25)), sizes[a])
+        elif kind in ("relu", "centre"):
+            self._step(sizes, kind, [a], None, sizes[a])
+
+    def _step(self, sizes, kind, reads, option, size):
+        if size <= 12:
+            self.steps.append((kind, reads, option))
+            sizes.append(size)
+
+    def forward(self, x):
+        tensors = [x]
+        for kind, reads, option in self.steps:
+            tensors.append(getattr(self, f"_{kind}")(option, *(tensors[i] for i in reads)))
+        return tensors[-1]
+
+    def _linear(self, which, x):
+        return self.layers[which](x)
+
+    def _relu(self, _, x):
+        return torch.relu(x)
+
+    def _add(self, size, x, y):
+        return x[:, :size] + y[:, :size]
+
+    def _subtract(self, size, x, y):
+        return x[:, :size] - y[:, :size]
+
+    def _hypot(self, size, x, y):
+        return torch.hypot(x[:, :size], y[:, :size])
+
+    def _cat(self, _, *tensors):
+        return torch.cat(tensors, 1)
+
+    def _cut(self, ends, x):
+        return x[:, ends[0] : ends[1]]
+
+    def _scale(self, factor, x):
+        return factor * x
+
+    def _centre(self, _, x):
+        return x - x.mean(1, keepdim=True)
+
+
+def random_program(seed):
+    """A network over vectors, and their shape."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    width = rng.randint(2, 5)
+    return Program(rng, width, rng.randint(3, 10)).eval().requires_grad_(False), (width,)

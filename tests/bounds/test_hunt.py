@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lconvnet.bounds import Graph, lipschitz_bound, trace
-from tests.bounds.networks import random_network
+from tests.bounds.networks import random_network, random_program
 
 ROUNDING = 1e-11  # of the oracles: float64 on a few hundred entries, differences of length 0.1
 
@@ -37,10 +37,9 @@ def steepest_quotient(network, shape, *, starts=4, steps=15):
     return best
 
 
-def hunt(seed):
+def hunt(network, shape):
     """Upper bound, the largest of what the oracles reach, and their rounding: that of the largest tensor on the way,
     since f(x) + f(-x) may be all that is left of large ones."""
-    network, shape = random_network(seed)
     bound = lipschitz_bound(network, input_shape=shape, diagnose=False)
     rounding = ROUNDING * max((layer.reach for layer in bound.layers), default=1.0)
     graph = trace(network, shape).graph
@@ -48,14 +47,32 @@ def hunt(seed):
     double = network.double()
     points = torch.rand(2, 1, *shape, dtype=torch.float64)
     reached = max(jacobian_norm(double, point) for point in (*points, 3 * points[0] - 1))
-    return bound.upper, max(reached, steepest_quotient(double, shape)), rounding, network
+    return bound.upper, max(reached, steepest_quotient(double, shape)), rounding
 
 
 @pytest.mark.parametrize("block", range(8))
 def test_no_random_network_moves_further_than_its_bound(block):
     for seed in range(5 * block, 5 * block + 5):
-        upper, reached, rounding, network = hunt(seed)
+        network, shape = random_network(seed)
+        upper, reached, rounding = hunt(network, shape)
         assert reached <= upper + rounding, (seed, network)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_no_random_program_moves_further_than_its_bound(block):
+    for seed in range(15 * block, 15 * block + 15):
+        program, shape = random_program(seed)
+        upper, reached, rounding = hunt(program, shape)
+        assert reached <= upper + rounding, (seed, program.steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(20))
+def test_two_thousand_random_programs(block):
+    for seed in range(1000 + 100 * block, 1000 + 100 * block + 100):
+        program, shape = random_program(seed)
+        upper, reached, rounding = hunt(program, shape)
+        assert reached <= upper + rounding, (seed, program.steps)
 
 
 @pytest.mark.slow
@@ -63,7 +80,8 @@ def test_no_random_network_moves_further_than_its_bound(block):
 def test_two_thousand_random_networks(block):
     ratios = []
     for seed in range(1000 + 100 * block, 1000 + 100 * block + 100):
-        upper, reached, rounding, network = hunt(seed)
+        network, shape = random_network(seed)
+        upper, reached, rounding = hunt(network, shape)
         assert reached <= upper + rounding, (seed, network)
         ratios.append(upper / reached if reached else np.inf)
     assert np.median(ratios) < 10  # a chain of products over few pixels; not that the bound is huge

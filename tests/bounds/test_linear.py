@@ -95,6 +95,15 @@ def residual_network():
     ).double()  # fmt: skip
 
 
+def shallow_residual_network():
+    """Windows that stay smaller than the image, of different sizes in the two branches."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, (3, 2), padding=(1, 0)))
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.ReLU(), Sum(nn.Conv2d(2, 2, (1, 2)), body), nn.ReLU(), nn.Flatten(), nn.Linear(126, 3),
+    ).double()  # fmt: skip
+
+
 def strange_network():
     """Strides that leave pixels out, dilation, groups, rectangles, two convolutions in a row, no bias."""
     torch.manual_seed(0)
@@ -106,6 +115,7 @@ def strange_network():
 
 NETWORKS = {
     "residual": (residual_network, (2, 8, 8)),
+    "shallow-residual": (shallow_residual_network, (1, 10, 9)),
     "strange": (strange_network, (2, 8, 9)),
     "kw-small": (lambda: seeded(kw_small), (1, 8, 8)),
     "kw-large": (lambda: seeded(kw_large), (1, 8, 8)),

@@ -60,6 +60,7 @@ GENERAL = [
     ("circular 3 x 3", lambda: circular(3), (4, 8, 8)),
     ("circular 5 x 5", lambda: circular(5), (4, 8, 8)),
     ("circular, stride 2", lambda: circular(3, 2), (4, 8, 8)),
+    ("circular, stride (1, 2)", lambda: circular(3, (1, 2)), (4, 8, 8)),
     ("circular, groups", lambda: circular(3, groups=2), (4, 8, 8)),
     ("depthwise", lambda: circular(3, groups=4), (4, 8, 8)),
     ("circular, dilation 2", lambda: nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="circular"), (4, 8, 8)),

@@ -127,7 +127,7 @@ def transposed_upper(operation: Operation, method: Method) -> tuple[float, str]:
     if method == "spectrum":
         raise operation.refuse("has no exact spectrum: a transposed convolution pads with zeros; use method='auto'")
     weight = to_float64(conv.weight, f"network module {operation.name!r}: weight")
-    blocks = [_block(group, conv, _regular_stride(conv)) for group in weight.chunk(conv.groups)]
+    blocks = [_block(group, conv, conv.stride) for group in weight.chunk(conv.groups)]
     return max(_smallest_bound(block) for block in blocks)
 
 
@@ -143,19 +143,16 @@ class _Block:
 
 def _equivalent(K: Tensor, operation: Operation, size: tuple[int, ...] | None) -> _Block:
     conv = cast(nn.Conv2d, operation.module)
-    return _block(K, conv, _regular_stride(conv) if stride_divides(operation) else 1, size)
+    return _block(K, conv, conv.stride if stride_divides(operation) else (1, 1), size)
 
 
-def _regular_stride(conv: nn.Conv2d | nn.ConvTranspose2d) -> int:
-    """The stride that the polyphase form takes account of; a stride of 1 bounds every other."""
-    return conv.stride[0] if conv.stride[0] == conv.stride[1] else 1
-
-
-def _block(K: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d, stride: int, size: tuple[int, ...] | None = None) -> _Block:
+def _block(
+    K: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d, stride: tuple[int, ...], size: tuple[int, ...] | None = None
+) -> _Block:
     dilated = dilate(K, cast(tuple[int, int], conv.dilation))
-    if stride > 1:
-        K = dilated = to_unshuffled(dilated, stride)
-    return _Block(K, dilated, None if size is None else (size[0] // stride, size[1] // stride))
+    if max(stride) > 1:
+        K = dilated = to_unshuffled(dilated, (stride[0], stride[1]))
+    return _Block(K, dilated, None if size is None else (size[0] // stride[0], size[1] // stride[1]))
 
 
 def dilate(K: Tensor, dilation: tuple[int, int]) -> Tensor:

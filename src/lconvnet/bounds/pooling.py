@@ -43,7 +43,7 @@ def average(operation: Operation, method: Method) -> LayerBound:
     pool = cast(nn.AvgPool2d, operation.module)
     sides, strides = _pair(pool.kernel_size), _pair(pool.stride)
     squares = math.prod(sum(len(range(r, k, s)) ** 2 for r in range(s)) for k, s in zip(sides, strides, strict=True))
-    return _root(operation, squares, pool.divisor_override or math.prod(sides))
+    return _root(operation, squares, abs(pool.divisor_override or math.prod(sides)))
 
 
 def check_adaptive(operation: Operation) -> None:

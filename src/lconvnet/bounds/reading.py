@@ -214,8 +214,9 @@ class Reader:
         if not isinstance(output, Node):
             raise ValueError("network returns something else than one tensor that depends on its input: return one")
         everything = Graph(tuple(self.nodes.values()), output.name)
+        chain = everything.is_chain and everything.nodes[-1].name == output.name
         for node in everything.nodes:
-            if node.options.get("inplace") and not everything.is_chain:
+            if node.options.get("inplace") and not chain:
                 raise ValueError(
                     f"network module {node.name!r} ({node.operation}) works in place where its input may be read "
                     "again: use inplace=False"

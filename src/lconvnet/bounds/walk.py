@@ -125,10 +125,14 @@ class _Recorder(fx.Tracer):
 
 
 def _refuse_altered(module: nn.Module, name: str) -> None:
-    """A hook or a replaced ``forward`` makes a module compute something that its type does not tell."""
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+    """A hook or a replaced method makes a module compute something that its type does not tell."""
+    replaced = [
+        key for key, value in vars(module).items() if callable(value) and callable(getattr(type(module), key, 0))
+    ]
+    if module._forward_hooks or module._forward_pre_hooks or replaced:
         raise Operation(name, module).refuse(
-            "has a forward hook or a replaced forward, so its type says nothing: remove it, or bake the model"
+            f"has a forward hook or a replaced {replaced[0] if replaced else 'forward'}, so its type says nothing: "
+            "remove it, or bake the model"
         )
 
 

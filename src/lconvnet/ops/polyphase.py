@@ -34,17 +34,19 @@ def to_strided(K: Tensor, stride: int) -> Tensor:
     return last.permute(0, 3, 1, 2)
 
 
-def to_unshuffled(K: Tensor, stride: int) -> Tensor:
-    """Inverse of :func:`to_strided`; a side that is no multiple of the stride is filled up with zeros.
+def to_unshuffled(K: Tensor, stride: int | tuple[int, int]) -> Tensor:
+    """Inverse of :func:`to_strided`; a side that is no multiple of the stride is filled up with zeros. Strides along
+    height and width may differ.
 
     >>> import torch
-    >>> to_unshuffled(torch.zeros(6, 3, 3, 3), 2).shape
-    torch.Size([6, 12, 2, 2])
+    >>> to_unshuffled(torch.zeros(6, 3, 3, 3), 2).shape, to_unshuffled(torch.zeros(6, 3, 3, 3), (1, 2)).shape
+    (torch.Size([6, 12, 2, 2]), torch.Size([6, 6, 3, 2]))
     """
-    if stride == 1:
+    down, across = stride if isinstance(stride, tuple) else (stride, stride)
+    if max(down, across) == 1:
         return K
-    K = F.pad(K, (0, -K.shape[-1] % stride, 0, -K.shape[-2] % stride))
+    K = F.pad(K, (0, -K.shape[-1] % across, 0, -K.shape[-2] % down))
     out_channels, in_channels, height, width = K.shape
-    blocks = K.reshape(out_channels, in_channels, height // stride, stride, width // stride, stride)
+    blocks = K.reshape(out_channels, in_channels, height // down, down, width // across, across)
     unshuffled = blocks.permute(0, 1, 3, 5, 2, 4)
-    return unshuffled.reshape(out_channels, in_channels * stride**2, height // stride, width // stride)
+    return unshuffled.reshape(out_channels, in_channels * down * across, height // down, width // across)
