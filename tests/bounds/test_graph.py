@@ -504,6 +504,13 @@ def test_in_place_modules_are_for_chains():
             upper(network(forward, f=rectify))
 
 
+def test_modules_that_reach_into_the_batch_are_refused():
+    """Zero padding of vectors, by two axes, adds examples."""
+    assert nn.ZeroPad2d(1)(torch.zeros(2, 4)).shape == (4, 6)
+    with pytest.raises(ValueError, match=r"'0' \(ZeroPad2d\) returns something else than one tensor for each example"):
+        upper(nn.Sequential(nn.ZeroPad2d(1)), (4,))
+
+
 def test_names_say_where():
     block = Branches("additive", nn.Conv2d(4, 4, 1)).eval()
     found = trace(nn.Sequential(block, block), SHAPE).graph
