@@ -11,7 +11,7 @@ from lconvnet import locking
 
 
 def test_one_holds_and_others_are_told(tmp_path):
-    path = tmp_path / "logs" / "lock"
+    path = tmp_path / "lock"
     assert not locking.is_locked(path)
     with locking.locked(path, "busy"):
         assert locking.is_locked(path)

@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lconvnet import atomic
-
 try:
     import fcntl
 except ImportError:  # not a POSIX system: processes are then not protected from each other
@@ -30,10 +28,9 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 def locked(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock of a file, created where it is missing, until the block ends or the process dies.
 
-    Raises ValueError with the message `busy` where another process holds it, `WriteError` where it cannot be opened.
+    Raises ValueError with the message `busy` where another process holds it.
     """
-    atomic.append_text(path, "")
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not _taken(descriptor, path):
             raise ValueError(busy)

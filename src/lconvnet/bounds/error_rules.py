@@ -67,6 +67,14 @@ def normalized(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored
     return _rounded(node, x, x.norm * setting.uppers[node.name] + Line(0.0, bias), 10, setting, bias)
 
 
+def standardized(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
+    """``(x - mean) / std`` with constants that are rounded to the network's dtype themselves."""
+    (x,) = inputs
+    moved = torch.tensor(node.options["mean"], dtype=torch.float64).abs() / torch.tensor(node.options["std"]).double()
+    bias = _norm(moved, setting.size(node.name) // moved.numel())
+    return _rounded(node, x, x.norm * setting.uppers[node.name] + Line(0.0, bias), 10, setting, bias)
+
+
 def shifted(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     """A sum with a constant, which itself is rounded."""
     (x,) = inputs
@@ -118,7 +126,7 @@ ERROR_RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("Abs", "Dropout", "Dropout2d", "Flatten", "FullSort", "GroupSort", "Identity", "InvertibleDownsampling",
          "InvertibleUpsampling", "MaxMin", "MaxPool2d", "NearestUpsampling", "PixelShuffle", "PixelUnshuffle", "ReLU",
-         "ReflectionPad2d", "ReplicationPad2d", "ZeroPad2d", "negate", "permute", "reshape", "slice"),
+         "ReflectionPad2d", "ReplicationPad2d", "TwoSidedReLU", "ZeroPad2d", "negate", "permute", "reshape", "slice"),
         exact,
     ),
     **dict.fromkeys(("AvgPool2d", "AdaptiveAvgPool2d", "mean"), average),
@@ -126,7 +134,8 @@ ERROR_RULES: dict[str, Rule] = {
     **dict.fromkeys(("Conv2d", "ConvTranspose2d", "Linear"), linear),
     **dict.fromkeys(("Scale", "divide", "multiply"), scaled),
     **dict.fromkeys(("add", "subtract"), added),
-    "LPPool2d": power,
+    **dict.fromkeys(("LPPool2d", "NormPool"), power),
+    "Normalize": standardized,
     "concatenate": concatenated,
     "hypot": hypot,
     "shift": shifted,

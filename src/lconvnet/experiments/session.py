@@ -49,6 +49,7 @@ def session(folder: RunFolder, task: str) -> Iterator[None]:
 
     Raises ValueError where another process works on the same run.
     """
+    atomic.append_text(folder.sessions, "")
     with _exclusively(folder):
         started = time.perf_counter()
         _append(folder, {"event": "start", "task": task, "time": _now(), **_circumstances()})
