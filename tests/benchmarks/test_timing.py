@@ -125,6 +125,7 @@ def test_the_rows():
         "orthogonium_over_ours",
         "torchlip_over_ours",
         "bjorck20_over_ours",
+        "critic_step",
         "baked_inference",
         "cached_eval",
         "peak_memory",

@@ -52,7 +52,7 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         Y, L, *saved = ctx.saved_tensors
-        dR = Y.new_empty(Y.shape)
+        dR = Y.new_empty(Y.shape)  # contiguous, which Y need not be
         for index in reversed(range(len(Y))):
             moved, C, dim = saved[2 * index], saved[2 * index + 1], index % 2
             size = moved.shape[dim]
