@@ -171,11 +171,10 @@ def test_a_margin_lost_in_the_rounding_of_its_logits_certifies_nothing():
     assert found.radius.item() == 0
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_guard_is_a_fraction_of_the_largest_logit(sign):
-    """Logits 1, 1 - m, -1 or m, 0, -1: the margin m is certified above 2^-30 only."""
-    for margin, certified in ((2.0**-30, False), (2.0**-29, True)):
-        first = 1.0 if sign > 0 else margin
+@pytest.mark.parametrize(("first", "unit"), [(1.0, 2.0**-53), (2.0**-20, 2.0**-53)])
+def test_a_margin_is_certified_above_the_rounding_of_its_logits_only(first, unit):
+    """Logits b, b - m, -1 of a float64 sum of two products and a bias: nothing below g(3) (2 b - m), all above."""
+    for margin, certified in ((5 * unit * first, False), (7 * unit * first, True)):
         network = nn.Sequential(nn.Linear(2, 3, dtype=torch.float64)).requires_grad_(False)
         network[0].weight.copy_(torch.eye(3, 2))
         network[0].bias.copy_(torch.tensor([first, first - margin, -1.0], dtype=torch.float64))

@@ -27,5 +27,7 @@ def certified_accuracy(certificates: Certificates, labels: Tensor, eps: float) -
     eps = check_eps(eps)
     if len(certificates) == 0:
         raise ValueError("certificates is empty: an accuracy needs at least one image")
+    if certificates.level == "estimate":
+        raise ValueError("certificates are of level 'estimate', which certifies nothing: use 'analytic' or 'sound'")
     right = certificates.label == check_labels(labels, len(certificates)).to(certificates.label.device)
     return float((right & (certificates.radius > eps)).double().mean())

@@ -18,18 +18,19 @@ UNIT_ROUNDOFF = 2.0**-53
 """Half the distance from 1 to the next float64."""
 
 
-def gamma(operations: float) -> float:
-    """Relative error that ``operations`` roundings in float64 can add up to: ``n u / (1 - n u)``.
+def gamma(operations: float, unit: float = UNIT_ROUNDOFF) -> float:
+    """Relative error that ``operations`` roundings can add up to: ``n u / (1 - n u)``, by default in float64.
 
     Raises ``ValueError`` where the estimate no longer holds (``n u >= 1/2``).
 
     >>> gamma(1000) < 1.2e-13
     True
     """
-    product = operations * UNIT_ROUNDOFF
+    product = operations * unit
     if not 0 <= product < 0.5:
         raise ValueError(
-            f"operations={operations!r}: the rounding analysis holds for 0 <= operations < 2**52; split the matrix"
+            f"operations={operations!r}: the rounding analysis holds for 0 <= operations < {0.5 / unit:.0f}; split the "
+            "matrix"
         )
     return product / (1 - product) * (1 + 4 * UNIT_ROUNDOFF)
 

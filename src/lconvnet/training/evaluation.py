@@ -43,7 +43,7 @@ def validate(model: nn.Module, images: Images, eps: Sequence[float], processes: 
     own = processes.share(torch.arange(len(images)))
     for indices in own.split(CHUNK) if len(own) else ():
         inputs, labels = batch(images, indices)
-        certificates = certify(network, inputs.to(device, _dtype(network)), bound=bound)
+        certificates = certify(network, inputs.to(device, _dtype(network)), bound=bound, eps=eps)
         labels = labels.to(certificates.label.device)
         correct += int((certificates.label == labels).sum())
         for radius in eps:

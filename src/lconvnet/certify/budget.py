@@ -1,0 +1,80 @@
+"""How far rounding can move the difference of two logits, for every pair of classes (methods.md C.4, S2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lconvnet.bounds import Bound
+from lconvnet.bounds.forward_error import INFLATION, Arithmetic, Line, forward_error
+from lconvnet.bounds.graph import Graph
+from lconvnet.ops.margins import row_distances
+from lconvnet.ops.residual import to_float64
+from lconvnet.ops.rounding import gamma
+
+
+@dataclass(frozen=True)
+class Budget:
+    """For an image of norm t <= reach, ``f_i - f_j`` of a float network and of the one in real arithmetic are at most
+    ``slope[i, j] t + offset[i, j]`` apart, float64 ``(classes, classes)``; beyond, numbers may overflow."""
+
+    slope: Tensor
+    offset: Tensor
+    reach: float
+
+    def at(self, norms: Tensor, labels: Tensor) -> Tensor:
+        """The error at images of these norms, answered by these labels: ``(N, classes)``."""
+        return (self.slope[labels] * norms[:, None] + self.offset[labels]) * INFLATION
+
+
+def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Budget:
+    """The budget of a network with this ``state_dict`` that runs in this dtype.
+
+        error_ij = |w_i - w_j| D + g (||w_i| + |w_j|| R + |b_i| + |b_j|) + underflow
+
+    where the network ends in a dense layer with rows w, else sqrt(2) D.
+    """
+    arithmetic = Arithmetic.of(dtype)
+    stored = forward_error(graph, {layer.name: layer.upper for layer in bound.layers}, tensors, arithmetic)
+    end = graph[graph.output]
+    whole, classes = stored[end.name], classes_of(graph)
+    reach = _reach(whole.peak, arithmetic)
+    if end.operation != "Linear":
+        root = math.sqrt(2) * INFLATION
+        everywhere = torch.ones(classes, classes, dtype=torch.float64)
+        slope, offset = everywhere * whole.error.slope * root, everywhere * whole.error.offset * root
+        return Budget(slope, offset, reach)
+    body = stored[end.inputs[0]]
+    W, bias = to_float64(tensors[end.tensors["weight"]]), end.tensors.get("bias")
+    b = W.new_zeros(len(W)) if bias is None else tensors[bias].detach().cpu().double().abs()
+    rounding, rows = arithmetic.gamma(W.shape[1]), absolute_sums(W)
+    apart, underflow = row_distances(W), 2 * arithmetic.underflow(W.shape[1])
+    slope = apart * body.error.slope + rounding * rows * body.norm.slope
+    offset = apart * body.error.offset + rounding * (rows * body.norm.offset + b[:, None] + b) + underflow
+    return Budget(slope * INFLATION, offset * INFLATION, reach)
+
+
+def classes_of(graph: Graph) -> int:
+    """The number of logits; raises ``ValueError`` where the output is no row of two or more."""
+    shape = graph[graph.output].shape
+    if shape is None or len(shape) != 1 or shape[0] < 2:
+        raise ValueError(
+            f"network gives an output of shape (N, *{shape}): a certificate needs (N, classes) with two classes or more"
+        )
+    return shape[0]
+
+
+def absolute_sums(W: Tensor) -> Tensor:
+    """Upper bounds on ``||w_i| + |w_j||`` for all pairs of rows of ``(classes, n)``."""
+    A = W.abs()
+    return torch.stack([torch.linalg.vector_norm(A + row, dim=1) for row in A]) * (1 + gamma(W.shape[1] + 8))
+
+
+def _reach(peak: Line, arithmetic: Arithmetic) -> float:
+    """Up to which norm of the image nothing exceeds half of the largest number."""
+    room = (arithmetic.largest / 2 - peak.offset) * (1 - 2.0**-40)
+    return room / peak.slope if peak.slope > 0 else math.inf

@@ -1,0 +1,131 @@
+"""From logits to radii (methods.md C.1 and C.4).
+
+With i the answer, m_j = f_i - f_j as evaluated, t at least the norm of the image, and
+
+    Lambda_ij = min(sqrt(2) L, L_body |w_i - w_j|)        (the second where the last layer is dense with rows w),
+
+the margin of the network in real arithmetic is at least m_j - e_ij t - e0_ij at the image, falls by at most Lambda_ij r
+within the radius r, and the deployed network deviates by at most E_ij (t + r) + E0_ij there (none of it at level
+"analytic"). So the answer stays the same up to
+
+    r = min_j (m_j - (e_ij + E_ij) t - e0_ij - E0_ij) / (Lambda_ij + E_ij).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.bounds import Bound
+from lconvnet.bounds.graph import Graph
+from lconvnet.certify.budget import Budget, budget, classes_of
+from lconvnet.certify.chain import trace
+from lconvnet.certify.evaluation import image_norms, logits_of
+from lconvnet.ops.margins import margins, row_distances
+from lconvnet.ops.rounding import UNIT_ROUNDOFF
+
+Level = Literal["estimate", "analytic", "sound"]
+"""What a radius accounts for; see :mod:`lconvnet.certify.certificates`."""
+
+ROUNDINGS = 16 * UNIT_ROUNDOFF
+"""More than the float64 operations on one margin, error or radius can change, relatively."""
+
+
+@dataclass(frozen=True)
+class Radii:
+    """Answers of N images with what an evaluation proves about them.
+
+    Attributes:
+        label, margin, radius: as in :class:`lconvnet.certify.Certificates`.
+        ceiling: no evaluation, however exact, gives a larger radius.
+        clear: whether no evaluation gives another label.
+    """
+
+    label: Tensor
+    margin: Tensor
+    radius: Tensor
+    ceiling: Tensor
+    clear: Tensor
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Label, margin and radius."""
+        return self.label, self.margin, self.radius
+
+    def open(self, eps: Sequence[float]) -> Tensor:
+        """Images for which a better evaluation may decide ``radius > eps`` or the label otherwise: ``(N,)``."""
+        undecided = [(self.radius <= value) & ~(self.ceiling <= value) for value in eps]
+        return torch.stack([~self.clear, *undecided]).any(dim=0)
+
+
+@dataclass(eq=False)
+class Claim:
+    """What is certified: a network at one size of image, in the dtype that it is deployed in."""
+
+    network: nn.Module
+    graph: Graph
+    bound: Bound
+    level: Level
+    dtype: torch.dtype
+    _budgets: dict[torch.dtype, Budget] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, network: nn.Module, bound: Bound, images: Tensor, level: Level) -> Claim:
+        """The claim about a network on images of this shape."""
+        graph = trace(network, tuple(images.shape[1:]))
+        classes_of(graph)
+        return cls(network, graph, bound, level, _dtype(network, images, level))
+
+    def radii(self, images: Tensor, dtype: torch.dtype) -> Radii:
+        """Evaluate in float32, as the network is, or in float64."""
+        network = self._double if dtype == torch.float64 else self.network
+        logits = logits_of(network, images.to(dtype))
+        label, norms = logits.argmax(dim=1), image_norms(images)
+        ahead, evaluation = margins(logits, label), self._budget(dtype)
+        error, slope = evaluation.at(norms, label), self._lipschitz[label]
+        deployed, reach = torch.zeros_like(error), torch.full_like(norms, math.inf)
+        if self.level == "sound":
+            rounding = self._budget(self.dtype)
+            deployed, reach = rounding.at(norms, label), rounding.reach - norms
+            slope = (slope + rounding.slope[label]) * (1 + ROUNDINGS)
+        proven = ((ahead * (1 - ROUNDINGS) - (error + deployed) * (1 + ROUNDINGS)) / slope).amin(dim=1)
+        ceiling = ((ahead + 2 * error - deployed) / slope).amin(dim=1) * (1 + 2.0**-20)
+        radius = torch.minimum(proven * (1 - ROUNDINGS), reach)
+        safe = (radius > 0) & (norms < evaluation.reach)
+        clear = (ahead > 2 * error).all(dim=1)
+        return Radii(label, ahead.amin(dim=1), torch.where(safe, radius, 0.0), ceiling, clear)
+
+    @cached_property
+    def _double(self) -> nn.Module:
+        return deepcopy(self.network).double().eval()
+
+    @cached_property
+    def _lipschitz(self) -> Tensor:
+        """Lambda of every pair of classes, ``(classes, classes)``."""
+        end, tensors = self.graph[self.graph.output], self.network.state_dict()
+        classes = classes_of(self.graph)
+        whole = torch.full((classes, classes), math.sqrt(2) * self.bound.upper, dtype=torch.float64)
+        if end.operation == "Linear":
+            whole = torch.minimum(whole, row_distances(tensors[end.tensors["weight"]]) * self.bound.body_upper)
+        return whole * (1 + ROUNDINGS)
+
+    def _budget(self, dtype: torch.dtype) -> Budget:
+        if dtype not in self._budgets:
+            self._budgets[dtype] = budget(self.graph, self.bound, self.network.state_dict(), dtype)
+        return self._budgets[dtype]
+
+
+def _dtype(network: nn.Module, images: Tensor, level: Level) -> torch.dtype:
+    """That of the network's weights; of the images where it has none."""
+    dtypes = {tensor.dtype for tensor in chain(network.parameters(), network.buffers()) if tensor.is_floating_point()}
+    if len(dtypes) > 1 and level == "sound":
+        raise ValueError(f"network has weights of {len(dtypes)} dtypes, so its arithmetic is not known: use one dtype")
+    return dtypes.pop() if len(dtypes) == 1 else images.dtype

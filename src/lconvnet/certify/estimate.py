@@ -1,0 +1,23 @@
+"""Radii of level "estimate": what libraries that take power iteration for a bound would claim. They certify nothing."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from lconvnet.bounds import Bound
+from lconvnet.ops.margins import margins
+
+
+def estimated(logits: Tensor, bound: Bound) -> tuple[Tensor, Tensor, Tensor]:
+    """Label, margin and ``margin / (sqrt(2) prod_l lower_l)``: norms from power iteration, rounding ignored.
+
+    Raises ``ValueError`` where the bound has no lower bounds of its layers.
+    """
+    lowers = [layer.lower for layer in bound.layers if layer.lower is not None]
+    if len(lowers) < len(bound.layers):
+        raise ValueError("bound has no lower bounds, which level='estimate' is made of: use diagnose=True")
+    label = logits.argmax(dim=1)
+    margin = margins(logits, label).amin(dim=1)
+    return label, margin, margin / (math.sqrt(2) * math.prod(lowers))
