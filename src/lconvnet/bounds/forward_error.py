@@ -163,10 +163,10 @@ def exact(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
 def linear(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     """``W x + b``, dense or as a convolution."""
     (x,) = inputs
-    matrices, terms = absolute_matrices(node, setting)
-    absolute = max(nonnegative_bound(matrix) for matrix in matrices)
-    sums = x.norm * absolute + Line(0.0, _bias_norm(node, setting))
-    return _rounded(node, x, sums, terms, setting, bias=_bias_norm(node, setting))
+    terms = setting.tensors[node.tensors["weight"]][0].numel()
+    bias = _bias_norm(node, setting)
+    sums = x.norm * absolute_bound(node, setting.graph, setting.tensors) + Line(0.0, bias)
+    return _rounded(node, x, sums, terms, setting, bias)
 
 
 def average(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
@@ -216,24 +216,22 @@ ERROR_RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 
-def absolute_matrices(node: Node, setting: Setting) -> tuple[list[Tensor], int]:
-    """Matrices, the largest of whose norms is at least |abs(W)|_2, and the number of products in one sum.
+def absolute_bound(node: Node, graph: Graph, tensors: Mapping[str, Tensor]) -> float:
+    """An upper bound on |abs(W)|_2 of a dense layer or a convolution.
 
     The kernel of a convolution is summed over its taps, for |K_hat(w)| is largest at w = 0 where no entry is negative
     (methods.md B.8); a stride that divides the image is unshuffled first, groups are one matrix each.
     """
     key = node.tensors["weight"]
-    weight = to_float64(setting.tensors[key], key)
-    terms = weight[0].numel()
+    weight = to_float64(tensors[key], key).abs()
     if weight.ndim == 2:
-        return [weight.abs()], terms
-    kernel = to_unshuffled(weight.abs(), _unshuffling(node, setting))
-    taps = kernel.shape[2] * kernel.shape[3]
-    matrix = kernel.sum(dim=(2, 3)) * (1 + gamma(taps))
-    return list(matrix.chunk(node.options["groups"])), terms
+        return nonnegative_bound(weight)
+    kernel = to_unshuffled(weight, _unshuffling(node, graph))
+    matrix = kernel.sum(dim=(2, 3)) * (1 + gamma(kernel.shape[2] * kernel.shape[3]))
+    return max(nonnegative_bound(group) for group in matrix.chunk(node.options["groups"]))
 
 
-def _unshuffling(node: Node, setting: Setting) -> int:
+def _unshuffling(node: Node, graph: Graph) -> int:
     """The stride, where it can be taken apart: equal along both axes, undilated, and a divisor of the image."""
     stride, dilation = tuple(node.options["stride"]), tuple(node.options["dilation"])
     if node.options["padding_mode"] not in ("zeros", "circular"):
@@ -241,7 +239,7 @@ def _unshuffling(node: Node, setting: Setting) -> int:
             f"network node {node.name!r} (Conv2d) has padding_mode={node.options['padding_mode']!r}, whose "
             "rounding has no rule: use 'zeros' or 'circular', or level='analytic'"
         )
-    shape = setting.graph[node.inputs[0]].shape
+    shape = graph[node.inputs[0]].shape
     divides = shape is not None and all(n % s == 0 for n, s in zip(shape[-2:], stride, strict=True))
     return stride[0] if len(set(stride)) == 1 and dilation == (1, 1) and divides else 1
 

@@ -1,0 +1,189 @@
+"""The network in real arithmetic at one image, without rounding: every number is an integer times a power of two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flint import fmpz_mat
+
+from lconvnet_verify.reading import Node, NotProved, prove
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The numbers ``integers * 2^exponent``; integers of any size, of dtype object."""
+
+    integers: np.ndarray
+    exponent: int
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Exact:
+        """The same numbers as finite floats."""
+        mantissas, exponents = np.frexp(values.astype(np.float64))
+        integers, exponents = (mantissas * 2.0**53).astype(np.int64), exponents.astype(np.int64) - 53
+        least = int(exponents[integers != 0].min(initial=0))
+        shifts = np.where(integers != 0, exponents - least, 0)
+        return cls(integers.astype(object) << shifts.astype(object), least)
+
+    def at(self, exponent: int) -> np.ndarray:
+        """The integers for another, not larger exponent."""
+        return self.integers << (self.exponent - exponent)
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Exact:
+        """Apply a function that moves, chooses or negates entries."""
+        return Exact(function(self.integers), self.exponent)
+
+    def __add__(self, other: Exact) -> Exact:
+        exponent = min(self.exponent, other.exponent)
+        return Exact(self.at(exponent) + other.at(exponent), exponent)
+
+
+def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Matrix product of integers."""
+    a, b = fmpz_mat(*left.shape, left.ravel().tolist()), fmpz_mat(*right.shape, right.ravel().tolist())
+    integers = np.array([int(value) for value in (a * b).entries()], dtype=object)
+    return integers.reshape(left.shape[0], right.shape[1])
+
+
+def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.ndarray) -> dict[str, Exact]:
+    """What every node gives for an image ``(C, H, W)``, without a batch."""
+    values = {nodes[0].name: Exact.of(image)}
+    for node in nodes[1:]:
+        inputs = [values[name] for name in node.inputs]
+        try:
+            values[node.name] = OPERATIONS[node.operation](node, tensors, *inputs)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise NotProved(f"node {node.name!r} ({node.operation}) cannot be evaluated ({error})") from None
+    return values
+
+
+def dense(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """``W x + b`` along the last axis, which is the only one."""
+    W = tensors[node.tensors["weight"]]
+    prove(x.integers.ndim == 1, "has an input of more than one axis")
+    y = product(W.integers, x.integers[:, None])[:, 0]
+    return _biased(node, tensors, Exact(y, W.exponent + x.exponent), ())
+
+
+def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """Cross-correlation of the padded image with the kernel, group by group."""
+    K, groups = tensors[node.tensors["weight"]], node.options["groups"]
+    windows = _windows(padded(node, x.integers), K.integers.shape[2:], node.options["stride"], node.options["dilation"])
+    channels, height, width = windows.shape[:3]
+    prove(channels == K.integers.shape[1] * groups, "has another number of channels than its weight")
+    parts = [
+        product(kernel.reshape(len(kernel), -1), window.transpose(0, 3, 4, 1, 2).reshape(-1, height * width))
+        for kernel, window in zip(np.split(K.integers, groups), np.split(windows, groups), strict=True)
+    ]
+    y = np.concatenate(parts).reshape(-1, height, width)
+    return _biased(node, tensors, Exact(y, K.exponent + x.exponent), (1, 1))
+
+
+def padded(node: Node, image: np.ndarray) -> np.ndarray:
+    """The image with the padding of a convolution, its own or a circular one before it."""
+    (above, below), (left, right), mode = padding(node)
+    return np.pad(image, ((0, 0), (above, below), (left, right)), **mode)
+
+
+def padding(node: Node) -> tuple[tuple[int, int], tuple[int, int], dict[str, Any]]:
+    """Pixels above and below, left and right, and numpy's name of the kind."""
+    height, width = node.options["padding"]
+    kind = {"zeros": {"mode": "constant", "constant_values": 0}, "circular": {"mode": "wrap"}}
+    before = node.options.get("circular_padding")
+    if before is None:
+        return (height, height), (width, width), kind[node.options["padding_mode"]]
+    prove(height == width == 0 and len(before) == 4 and min(before) >= 0, "pads twice")
+    left, right, above, below = before
+    return (above, below), (left, right), kind["circular"]
+
+
+def _windows(image: np.ndarray, size: tuple[int, ...], stride: list[int], dilation: list[int]) -> np.ndarray:
+    """``(C, h, w, kh, kw)``: what each output pixel sees."""
+    spans = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
+    windows = np.lib.stride_tricks.sliding_window_view(image, spans, axis=(1, 2))
+    return windows[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+
+def _biased(node: Node, tensors: Mapping[str, Exact], y: Exact, tail: tuple[int, ...]) -> Exact:
+    if "bias" not in node.tensors:
+        return y
+    return y + tensors[node.tensors["bias"]].map(lambda bias: bias.reshape(-1, *tail))
+
+
+def max_min(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """The larger ones of channel c and c + C/2, then the smaller ones."""
+    prove(node.options["dim"] == 1 and len(x.integers) % 2 == 0, "does not pair channels")
+    a, b = np.split(x.integers, 2)
+    return Exact(np.concatenate([np.maximum(a, b), np.minimum(a, b)]), x.exponent)
+
+
+def group_sort(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """Ascending in groups whose members lie C / g channels apart; in one group where none is named."""
+    size = node.options.get("group_size", len(x.integers))
+    prove(node.options["dim"] == 1 and len(x.integers) % size == 0, "does not sort channels")
+    return x.map(lambda v: np.sort(v.reshape(size, -1, *v.shape[1:]), axis=0).reshape(v.shape))
+
+
+def flatten(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """Images to vectors."""
+    prove((node.options["start_dim"], node.options["end_dim"]) == (1, -1), "does not flatten whole images")
+    return x.map(np.ravel)
+
+
+def zero_pad(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """Zeros left, right, above and below."""
+    left, right, above, below = node.options["padding"]
+    return x.map(lambda v: np.pad(v, ((0, 0), (above, below), (left, right)), constant_values=0))
+
+
+def downsampling(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """``(C, h, w)`` to ``(C s^2, h / s, w / s)``."""
+    s, (channels, height, width) = node.options["factor"], x.integers.shape
+    blocks = x.integers.reshape(channels, height // s, s, width // s, s).transpose(0, 2, 4, 1, 3)
+    return Exact(blocks.reshape(channels * s * s, height // s, width // s), x.exponent)
+
+
+def upsampling(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """``(C s^2, h, w)`` to ``(C, h s, w s)``, the inverse of :func:`downsampling`."""
+    s, (channels, height, width) = node.options["factor"], x.integers.shape
+    blocks = x.integers.reshape(channels // (s * s), s, s, height, width).transpose(0, 3, 1, 4, 2)
+    return Exact(blocks.reshape(channels // (s * s), height * s, width * s), x.exponent)
+
+
+def nearest(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """Every pixel s times along both axes."""
+    s = node.options["factor"]
+    return x.map(lambda v: v.repeat(s, axis=1).repeat(s, axis=2))
+
+
+def scale(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """Multiplication by a constant."""
+    prove(math.isfinite(node.options["factor"]), "has a factor that is not finite")
+    factor = Exact.of(np.array([node.options["factor"]]))
+    return Exact(x.integers * factor.integers[0], x.exponent + factor.exponent)
+
+
+def _moved(function: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Exact]:
+    return lambda node, tensors, x: x.map(function)
+
+
+OPERATIONS: dict[str, Callable[..., Exact]] = {
+    "Abs": _moved(np.abs),
+    "Conv2d": convolution,
+    "Flatten": flatten,
+    "FullSort": group_sort,
+    "GroupSort": group_sort,
+    "Identity": _moved(lambda v: v),
+    "InvertibleDownsampling": downsampling,
+    "InvertibleUpsampling": upsampling,
+    "Linear": dense,
+    "MaxMin": max_min,
+    "NearestUpsampling": nearest,
+    "ReLU": _moved(lambda v: np.maximum(v, 0)),
+    "Scale": scale,
+    "ZeroPad2d": zero_pad,
+}

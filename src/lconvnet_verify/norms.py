@@ -1,0 +1,127 @@
+"""Whether the norm of a layer is at most U: it is, if U^2 I - W W^* is positive definite, which Cholesky decides.
+
+If the Cholesky factorisation of a Hermitian matrix A - c I of order n runs to its end in floating point, then A is
+positive definite, given that c is at least g(4 n + 8) tr(A) and what rounding changed in A itself (Rump, BIT 46, 2006).
+
+A convolution is taken on a torus: on that of its image where it wraps around, else on one that holds the image with its
+zeros. There it is block diagonal, with the blocks K^(w) = sum_a K_a exp(i <w, a>) at the frequencies of the torus; a
+stride s that divides the torus becomes s^2 times as many channels first. The layer's own outputs are some of those there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from flint import arb, fmpq
+
+from lconvnet_verify.exact import padding
+from lconvnet_verify.reading import Layer, Node, prove
+
+UNIT = 2.0**-53
+CHUNK = 2**20
+"""Complex numbers of blocks that are held at once."""
+
+
+def require_norm(node: Node, claim: Layer, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
+    """Raise NotProved unless the claimed bounds hold for the node at an input of this shape."""
+    what = f"layer {node.name!r}"
+    prove(("weight" in node.tensors) == (claim.absolute is not None), f"{what} has no bound on its absolute weights")
+    if "weight" not in node.tensors:
+        prove(claim.upper >= known_norm(node), f"{what} has a larger norm than {claim.upper!r}")
+        return
+    W = tensors[node.tensors["weight"]].astype(np.float64)
+    absolute = claim.absolute or 0.0
+    if node.operation == "Linear":
+        prove(norm_is_at_most(W[None], claim.upper), f"the norm of {what} is not shown to be at most {claim.upper!r}")
+        prove(norm_is_at_most(np.abs(W)[None], absolute), f"|abs(W)| of {what} is not shown to be at most {absolute!r}")
+        return
+    for kernel in np.split(W, node.options["groups"]):
+        K, torus = on_torus(node, kernel, shape)
+        error = (32 + 4 * K.shape[2] * K.shape[3]) * UNIT * float(np.sqrt((K**2).sum(axis=(0, 1))).sum())
+        for blocks in transfer(K, torus):
+            shown = norm_is_at_most(blocks, claim.upper - 2 * error)
+            prove(shown, f"the norm of {what} is not shown to be at most {claim.upper!r}")
+        total = np.abs(K).sum(axis=(2, 3))[None]  # a kernel without negative entries is largest at frequency zero
+        shown = norm_is_at_most(total, absolute * (1 - 2.0**-40))
+        prove(shown, f"|abs(W)| of {what} is not shown to be at most {absolute!r}")
+
+
+def known_norm(node: Node) -> float:
+    """The norm of what has no weights: 1 for what moves, chooses or negates entries."""
+    if node.operation == "Scale":
+        return abs(node.options["factor"])
+    return float(node.options["factor"]) if node.operation == "NearestUpsampling" else 1.0
+
+
+def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
+    """Whether all matrices ``(F, m, n)``, real or complex, are shown to have at most this norm."""
+    if not 0 < bound < 1e150:
+        return bound >= 0 and not W.any()
+    W = W if W.shape[1] <= W.shape[2] else W.conj().transpose(0, 2, 1)
+    W, bound = _rescaled(W, bound)
+    order, terms = W.shape[1:]
+    squares = float((np.abs(W) ** 2).sum(axis=(1, 2)).max()) * (1 + 1e-6)
+    A = bound**2 * np.eye(order) - W @ W.conj().transpose(0, 2, 1)
+    trace = float(np.abs(np.trace(A, axis1=1, axis2=2)).max()) + 8 * order * UNIT * (bound**2 + squares)
+    changed = 4 * (terms + 4) * UNIT * squares + 8 * UNIT * (bound**2 + squares) + 1e-300
+    shift = (changed + 4 * (4 * order + 8) * UNIT * trace) * (1 + 1e-6)
+    try:
+        np.linalg.cholesky(A - shift * np.eye(order))
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def on_torus(node: Node, K: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, int]]:
+    """A stride-1 kernel and a torus on which it has at least the norm of one group of the convolution."""
+    stride, dilation = node.options["stride"], node.options["dilation"]
+    above_below, left_right, mode = padding(node)
+    totals = (sum(above_below), sum(left_right))
+    spread = tuple(d * (k - 1) for d, k in zip(dilation, K.shape[2:], strict=True))
+    wide = np.zeros((*K.shape[:2], spread[0] + 1, spread[1] + 1))
+    wide[:, :, :: dilation[0], :: dilation[1]] = K
+    s = stride[0]
+    if mode["mode"] == "wrap" and any(totals):
+        prove(all(t <= r for t, r in zip(totals, spread, strict=True)), f"node {node.name!r} repeats outputs")
+        sides = shape[1:]
+        s = s if stride[0] == stride[1] and all(n % s == 0 for n in sides) else 1
+    else:
+        s = s if stride[0] == stride[1] else 1
+        sides = tuple(-(-(n + t) // s) * s for n, t in zip(shape[1:], totals, strict=True))
+    return unshuffled(wide, s), (sides[0] // s, sides[1] // s)
+
+
+def unshuffled(K: np.ndarray, s: int) -> np.ndarray:
+    """The kernel that gives the same with stride 1 on an image whose s x s blocks have become channels."""
+    K = np.pad(K, ((0, 0), (0, 0), (0, -K.shape[2] % s), (0, -K.shape[3] % s)))
+    out, channels, height, width = K.shape
+    blocks = K.reshape(out, channels, height // s, s, width // s, s).transpose(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(out, channels * s * s, height // s, width // s)
+
+
+def transfer(K: np.ndarray, torus: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The blocks ``(F, co, ci)`` at all frequencies of the torus but conjugate ones."""
+    rows, columns = roots(torus[0]), roots(torus[1])
+    taps = K.reshape(*K.shape[:2], -1).transpose(2, 0, 1)
+    step = max(1, CHUNK // (K[:, :, 0, 0].size))
+    places = [(u, v) for u in range(torus[0]) for v in range(torus[1] // 2 + 1)]
+    for start in range(0, len(places), step):
+        phases = np.array([
+            np.outer(rows[u * np.arange(K.shape[2]) % torus[0]], columns[v * np.arange(K.shape[3]) % torus[1]]).ravel()
+            for u, v in places[start : start + step]
+        ])  # fmt: skip
+        yield np.tensordot(phases, taps, axes=1)
+
+
+def roots(period: int) -> np.ndarray:
+    """exp(2 pi i u / period) for u < period, each correctly rounded but for the last bit."""
+    pairs = (arb.sin_cos_pi_fmpq(fmpq(2 * u, period)) for u in range(period))
+    return np.array([complex(float(cosine.mid()), float(sine.mid())) for sine, cosine in pairs])
+
+
+def _rescaled(W: np.ndarray, bound: float) -> tuple[np.ndarray, float]:
+    """Divide by a power of two, so that the bound is near 1 and squares keep their digits."""
+    exponent = math.frexp(bound)[1]
+    return W * 2.0**-exponent, bound * 2.0**-exponent
