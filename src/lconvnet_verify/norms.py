@@ -5,7 +5,7 @@ positive definite, given that c is at least g(4 n + 8) tr(A) and what rounding c
 
 A convolution is taken on a torus: on that of its image where it wraps around, else on one that holds the image with its
 zeros. There it is block diagonal, with the blocks K^(w) = sum_a K_a exp(i <w, a>) at the frequencies of the torus; a
-stride s that divides the torus becomes s^2 times as many channels first. The layer's own outputs are some of those there.
+stride s that divides the torus becomes s^2 times as many channels first. The layer's outputs are some of those there.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ With i the label, m_j = f_i - f_j at the image in real arithmetic (exact), t the
 
 where Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l < last} U_l) bounds how fast f_i - f_j falls, and E_ij
 what rounding can change in it at any image of norm t + r (zero at level "analytic"). A sum of n products and a bias,
-rounded in any order, is off by at most g (sum |w| |x| + |b|) + underflow, where g = (n + 1) u / (1 - (n + 1) u); so layer
-by layer, R the norm of what is stored and D its distance from real arithmetic,
+rounded in any order, is off by at most g (sum |w| |x| + |b|) + underflow, where g = (n + 1) u / (1 - (n + 1) u). So
+layer by layer, R the norm of what is stored and D its distance from real arithmetic,
 
     D <- U D + g (P R + |b|) + sqrt(outputs) underflow,        R <- U R + |b| + the same rounding,
 

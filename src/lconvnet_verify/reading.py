@@ -85,9 +85,7 @@ def read_certificate(path: Path) -> Certificate:
     try:
         require(set(data) == KEYS and data["format"] == FORMAT, f"is no certificate of format {FORMAT}")
         nodes = tuple(_node(**entry) for entry in data["graph"]["nodes"])
-        layers = {
-            entry["name"]: Layer(number(entry["upper"]), _optional(entry["absolute"])) for entry in data["layers"]
-        }
+        layers = {entry["name"]: _layer(**entry) for entry in data["layers"]}
         require(len(layers) == len(data["layers"]), "has two layers of one name")
         require(type(data["label"]) is int, "has a label that is no integer")
         image, radius = array(**data["input"]), number(data["radius"])
@@ -123,21 +121,29 @@ def read_model(path: Path) -> Model:
 def require_same(certificate: Certificate, model: Model) -> None:
     """Raise NotProved unless the certificate's graph, a chain, is the model's architecture with the same weights."""
     prove(certificate.network == model.sha256, "it is about other weights than those of the model")
-    nodes = iter(certificate.nodes)
-    before, padding = next(nodes, None), None
-    prove(before is not None and before.operation == "input", "its graph does not begin with the input")
-    for entry in model.architecture:
-        if entry["op"] == "circular-pad":
-            prove(padding is None, "the model pads twice")
-            padding = entry["padding"]
-            continue
-        node = next(nodes, None)
-        prove(node is not None and before is not None, f"its graph ends before layer {entry['name']!r} of the model")
+    first, *nodes = certificate.nodes
+    prove(first.operation == "input" and not first.inputs, "its graph does not begin with the input")
+    entries, paddings = _fused(model.architecture)
+    prove(len(nodes) == len(entries), f"its graph has {len(nodes)} layers, the model {len(entries)}")
+    for before, node, entry, padding in zip(certificate.nodes, nodes, entries, paddings, strict=False):
         prove(_agree(node, before, entry, padding), f"node {node.name!r} is not layer {entry['name']!r} of the model")
-        before, padding = node, None
-    prove(padding is None and next(nodes, None) is None, "its graph has more layers than the model")
-    prove(certificate.output == before.name, "its graph returns another node than the last")
+    prove(certificate.output == certificate.nodes[-1].name, "its graph returns another node than the last")
     prove(set(certificate.layers) == {node.name for node in certificate.nodes[1:]}, "its layers are not its nodes")
+
+
+def _fused(architecture: tuple[dict[str, Any], ...]) -> tuple[list[dict[str, Any]], list[list[int] | None]]:
+    """The layers without circular paddings, and the padding before each of them."""
+    entries: list[dict[str, Any]] = []
+    paddings: list[list[int] | None] = [None]
+    for entry in architecture:
+        if entry["op"] == "circular-pad":
+            prove(paddings[-1] is None, "the model pads twice")
+            paddings[-1] = entry["padding"]
+        else:
+            entries.append(entry)
+            paddings.append(None)
+    prove(paddings.pop() is None, "the model ends with a padding")
+    return entries, paddings
 
 
 def _agree(node: Node, before: Node, entry: dict[str, Any], padding: list[int] | None) -> bool:
