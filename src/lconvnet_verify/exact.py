@@ -44,9 +44,9 @@ class Exact:
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Matrix product of integers."""
-    a, b = fmpz_mat(*left.shape, left.ravel().tolist()), fmpz_mat(*right.shape, right.ravel().tolist())
+    a, b = (fmpz_mat(len(m), m.shape[1], m.ravel().tolist()) for m in (left, right))
     integers = np.array([int(value) for value in (a * b).entries()], dtype=object)
-    return integers.reshape(left.shape[0], right.shape[1])
+    return integers.reshape(len(left), right.shape[1])
 
 
 def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.ndarray) -> dict[str, Exact]:

@@ -2,5 +2,6 @@
 
 from lconvnet.certify.accuracy import certified_accuracy
 from lconvnet.certify.certificates import Certificates, certify
+from lconvnet.certify.claim import Level
 
-__all__ = ["Certificates", "certified_accuracy", "certify"]
+__all__ = ["Certificates", "Level", "certified_accuracy", "certify"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lconvnet.bounds import Bound
+from lconvnet.bounds.error_rules import ERROR_RULES
 from lconvnet.bounds.forward_error import INFLATION, Arithmetic, Line, forward_error
 from lconvnet.bounds.graph import Graph
 from lconvnet.ops.margins import row_distances
@@ -38,8 +39,8 @@ def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: tor
 
     where the network ends in a dense layer with rows w, else sqrt(2) D.
     """
-    arithmetic = Arithmetic.of(dtype)
-    stored = forward_error(graph, {layer.name: layer.upper for layer in bound.layers}, tensors, arithmetic)
+    arithmetic, uppers = Arithmetic.of(dtype), {layer.name: layer.upper for layer in bound.layers}
+    stored = forward_error(graph, uppers, tensors, arithmetic, ERROR_RULES)
     end = graph[graph.output]
     whole, classes = stored[end.name], classes_of(graph)
     reach = _reach(whole.peak, arithmetic)

@@ -14,7 +14,7 @@ within the radius r, and the deployed network deviates by at most E_ij (t + r) +
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,10 +24,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import Bound
+from lconvnet.bounds import Bound, trace
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.budget import Budget, budget, classes_of
-from lconvnet.certify.chain import trace
 from lconvnet.certify.evaluation import image_norms, logits_of
 from lconvnet.ops.margins import margins, row_distances
 from lconvnet.ops.rounding import UNIT_ROUNDOFF
@@ -72,6 +71,7 @@ class Claim:
 
     network: nn.Module
     graph: Graph
+    tensors: Mapping[str, Tensor]
     bound: Bound
     level: Level
     dtype: torch.dtype
@@ -80,9 +80,10 @@ class Claim:
     @classmethod
     def of(cls, network: nn.Module, bound: Bound, images: Tensor, level: Level) -> Claim:
         """The claim about a network on images of this shape."""
-        graph = trace(network, tuple(images.shape[1:]))
-        classes_of(graph)
-        return cls(network, graph, bound, level, _dtype(network, images, level))
+        traced = trace(network, tuple(images.shape[1:]))
+        classes_of(traced.graph)
+        tensors = {**network.state_dict(), **traced.constants}
+        return cls(network, traced.graph, tensors, bound, level, _dtype(network, images, level))
 
     def radii(self, images: Tensor, dtype: torch.dtype) -> Radii:
         """Evaluate in float32, as the network is, or in float64."""
@@ -110,16 +111,15 @@ class Claim:
     @cached_property
     def _lipschitz(self) -> Tensor:
         """Lambda of every pair of classes, ``(classes, classes)``."""
-        end, tensors = self.graph[self.graph.output], self.network.state_dict()
-        classes = classes_of(self.graph)
+        end, classes = self.graph[self.graph.output], classes_of(self.graph)
         whole = torch.full((classes, classes), math.sqrt(2) * self.bound.upper, dtype=torch.float64)
         if end.operation == "Linear":
-            whole = torch.minimum(whole, row_distances(tensors[end.tensors["weight"]]) * self.bound.body_upper)
+            whole = torch.minimum(whole, row_distances(self.tensors[end.tensors["weight"]]) * self.bound.body_upper)
         return whole * (1 + ROUNDINGS)
 
     def _budget(self, dtype: torch.dtype) -> Budget:
         if dtype not in self._budgets:
-            self._budgets[dtype] = budget(self.graph, self.bound, self.network.state_dict(), dtype)
+            self._budgets[dtype] = budget(self.graph, self.bound, self.tensors, dtype)
         return self._budgets[dtype]
 
 

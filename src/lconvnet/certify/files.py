@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import Bound, LayerBound
-from lconvnet.bounds.forward_error import absolute_bound
+from lconvnet.bounds import Bound, LayerBound, trace
+from lconvnet.bounds.error_rules import absolute_bound
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.certificates import Certificates, certify
-from lconvnet.certify.chain import trace
 from lconvnet.certify.claim import Level
-from lconvnet.ops.rounding import product_up, up
+from lconvnet.ops.rounding import up
 
 FORMAT = "lconvnet-certificate-1"
 SLACK = 2.0**-30
@@ -36,14 +35,15 @@ DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 def loosened(bound: Bound) -> Bound:
-    """The bound with every computed layer larger by :data:`SLACK`.
+    """The bound with every computed layer larger by :data:`SLACK`, and the whole by as much for every layer.
 
     >>> layers = LayerBound("a", 1.0, 1.0, "exact"), LayerBound("b", 1.0, None, "gram")
     >>> [layer.upper > 1 for layer in loosened(Bound(1.0, None, layers)).layers]
     [False, True]
     """
     layers = tuple(layer if layer.method == "exact" else _looser(layer) for layer in bound.layers)
-    return replace(bound, upper=product_up(layer.upper for layer in layers), layers=layers)
+    factor = (1 + 2 * SLACK) ** len(layers)  # a bound grows at most by the product over a path
+    return replace(bound, upper=bound.upper * factor, body=bound.body_upper * factor, layers=layers)
 
 
 def _looser(layer: LayerBound) -> LayerBound:
@@ -67,7 +67,7 @@ def documents(
         raise ValueError("level='estimate' certifies nothing, so there is no certificate to write: use 'sound'")
     wide = loosened(bound)
     found = certify(network, images, level=level, bound=wide)
-    graph, tensors = trace(network, tuple(images.shape[1:])), network.state_dict()
+    graph, tensors = trace(network, tuple(images.shape[1:])).graph, network.state_dict()
     common = {
         "format": FORMAT,
         "level": level,
@@ -90,17 +90,13 @@ def documents(
 
 def layer_claims(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """For every operation its bound, the method, and the norm of its absolute weights where it has weights."""
-    return [
-        {
-            "name": layer.name,
-            "upper": layer.upper.hex(),
-            "absolute": absolute_bound(graph[layer.name], graph, tensors).hex()
-            if "weight" in graph[layer.name].tensors
-            else None,
-            "method": layer.method,
-        }
-        for layer in bound.layers
-    ]
+    shapes = {node.name: node.shape or () for node in graph.nodes}
+    claims = []
+    for layer in bound.layers:
+        node = graph[layer.name]
+        absolute = absolute_bound(node, shapes, tensors).hex() if "weight" in node.tensors else None
+        claims.append({"name": node.name, "upper": layer.upper.hex(), "absolute": absolute, "method": layer.method})
+    return claims
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from lconvnet.cli import families, reports, runs, submission, wasserstein
+from lconvnet.cli import certificates, families, reports, runs, submission, wasserstein
 from lconvnet.cli.process import invoke, start
 
 __all__ = ["app", "invoke", "main", "start"]
@@ -19,7 +19,8 @@ def commands() -> None:
 
 app.command("train")(runs.train_command)
 app.command("evaluate")(runs.evaluate_command)
-app.command("certify")(runs.certify_command)
+app.command("certify")(certificates.certify_command)
+app.command("verify")(certificates.verify_command)
 app.command("generate")(families.generate_command)
 app.command("sweep")(families.sweep_command)
 app.command("submit")(submission.submit_command)

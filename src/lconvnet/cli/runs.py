@@ -1,4 +1,4 @@
-"""The commands `lconvnet train | evaluate | certify`: arguments in, functions called, results shown.
+"""The commands `lconvnet train | evaluate`: arguments in, functions called, results shown.
 
 Standard output carries results only, and with --json exactly one line.
 """
@@ -12,13 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lconvnet import saving
-from lconvnet.bounds import lipschitz_bound
-from lconvnet.certify import certify as certify_images
 from lconvnet.cli import options, output
 from lconvnet.experiments import estimation, execute
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.images import read_images
 from lconvnet.experiments.loading import load_any
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.ops.rounding import rounded_up
@@ -57,35 +53,6 @@ def evaluate_command(
     """Measure a trained run on the test images and write its results.yaml and examples.parquet; the
     same command goes on with an interrupted one."""
     evaluate(find_run(run), options.overrides(changes, data_dir), attacks=not no_attacks, as_json=as_json, quiet=quiet)
-
-
-def certify_command(
-    model: Path,
-    images: list[Path],
-    eps: Annotated[list[float] | None, typer.Option("--eps", help="Say whether each radius exceeds EPS.")] = None,
-    as_json: options.Json = False,
-) -> None:
-    """Certify image files (png, jpg, npy): MODEL is a run folder or a model.safetensors."""
-    path = find_run(model).model if model.is_dir() else model
-    description, network = saving.describe(path), saving.load(path)
-    if description.input_shape is None:
-        raise ValueError(f"{path} does not say the shape of its images; save it with input_shape=(C, H, W)")
-    bound = lipschitz_bound(network, input_shape=description.input_shape)
-    found = certify_images(network, read_images(images, description.input_shape), bound=bound)
-    rows = [
-        {
-            "image": str(image),
-            "label": int(found.label[i]),
-            "class": description.class_names[int(found.label[i])] if description.class_names else None,
-            "margin": float(found.margin[i]),
-            "radius": float(found.radius[i]),
-            "certified": {str(e): bool(found.radius[i] > e) for e in eps or ()},
-        }
-        for i, image in enumerate(images)
-    ]
-    output.show_certificates(rows, found.level, bound.upper, Console(stderr=as_json))
-    if as_json:
-        output.show_json({"level": found.level, "bound": bound.upper, "certificates": rows})
 
 
 def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, as_json: bool, quiet: bool) -> None:

@@ -1,0 +1,133 @@
+"""The commands `lconvnet certify | verify`: radii of single images, as files that somebody else can check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from lconvnet import atomic, data, extras, saving
+from lconvnet.bounds import Bound, lipschitz_bound
+from lconvnet.certify import Certificates, Level, certify
+from lconvnet.certify.files import documents
+from lconvnet.cli import options, output
+from lconvnet.experiments.images import read_images
+from lconvnet.experiments.run_folder import find_run
+
+Eps = Annotated[list[float] | None, typer.Option("--eps", help="Say whether each radius exceeds EPS.")]
+Data = Annotated[str | None, typer.Option("--data", help="Certify images of a data set, by name or path.")]
+Split = Annotated[str, typer.Option("--split", help="Of the data set: train, validation or test.")]
+First = Annotated[int | None, typer.Option("--first", min=1, help="Only so many images of the split.")]
+Chosen = Annotated[Level, typer.Option("--level", help="What radii account for.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for one certificate (JSON) an image.")]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Images with what they are called."""
+
+    images: Tensor
+    sources: list[dict[str, Any]]
+
+
+def certify_command(
+    model: Path,
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files: png, jpg, npy.")] = None,
+    name: Data = None,
+    split: Split = "test",
+    first: First = None,
+    level: Chosen = "analytic",
+    out: Out = None,
+    eps: Eps = None,
+    data_dir: options.DataDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """Certify image files or images of a data set: MODEL is a run folder or a model.safetensors."""
+    path = find_run(model).model if model.is_dir() else model
+    description, network = saving.describe(path), saving.load(path)
+    if description.input_shape is None:
+        raise ValueError(f"{path} does not say the shape of its images; save it with input_shape=(C, H, W)")
+    subjects = _subjects(images or [], name, split, first, data_dir, description.input_shape)
+    bound = lipschitz_bound(network, input_shape=description.input_shape, diagnose=level == "estimate")
+    found, written = _certified(network, subjects, bound, level, out)
+    rows = _rows(found, subjects, description.class_names, eps or ())
+    console = Console(stderr=as_json)
+    output.show_certificates(rows, found.level, bound.upper, console)
+    files = {} if out is None else {"certificates_written": written, "out": str(out)}
+    if out is not None:
+        console.print(f"{written} of {len(found)} images certified: {out}", soft_wrap=True, highlight=False)
+    if as_json:
+        output.show_json({"level": found.level, "bound": bound.upper, "certificates": rows, **files})
+
+
+def verify_command(
+    certificate: Annotated[Path, typer.Argument(help="A certificate, or a folder of them.")],
+    model: Annotated[Path, typer.Argument(help="The model.safetensors that they are about, or its run folder.")],
+) -> None:
+    """Prove certificates again by other means: exit code 0 only where all are proved, 4 where one is not."""
+    extras.require("flint", "verify")
+    from lconvnet_verify.__main__ import main
+
+    raise typer.Exit(main([str(certificate), str(find_run(model).model if model.is_dir() else model)]))
+
+
+def _subjects(
+    paths: Sequence[Path],
+    name: str | None,
+    split: str,
+    first: int | None,
+    data_dir: str | None,
+    shape: tuple[int, int, int],
+) -> Subjects:
+    """Image files, or the first images of a split."""
+    if bool(paths) == (name is not None):
+        raise ValueError("name image files, or a data set with --data, and not both")
+    if name is None:
+        return Subjects(read_images(paths, shape), [{"image": str(path)} for path in paths])
+    splits = data.load(name, directory=data_dir)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    if split not in parts:
+        raise ValueError(f"--split={split} is none of {', '.join(parts)}")
+    part = parts[split]
+    if splits.image_shape != shape:
+        raise ValueError(f"data {name!r} has images of shape {splits.image_shape}, the network takes {shape}")
+    count = min(first or len(part), len(part))
+    inputs, labels = data.batch(part, range(count))
+    sources = [{"image": f"{name}/{split}/{i}", "true_label": true} for i, true in enumerate(labels.tolist())]
+    return Subjects(inputs, sources)
+
+
+def _certified(
+    network: nn.Module, subjects: Subjects, bound: Bound, level: Level, out: Path | None
+) -> tuple[Certificates, int]:
+    """Certify, and write what is certified; a certificate that exists is written anew."""
+    if out is None:
+        return certify(network, subjects.images, level=level, bound=bound), 0
+    found, certificates = documents(network, subjects.images, bound=bound, level=level, sources=subjects.sources)
+    out.mkdir(parents=True, exist_ok=True)
+    for i, certificate in enumerate(certificates):
+        if found.radius[i] > 0:
+            atomic.write_json(out / f"{i:05}.json", certificate, indent=None)
+    return found, int((found.radius > 0).sum())
+
+
+def _rows(
+    found: Certificates, subjects: Subjects, names: Sequence[str] | None, eps: Sequence[float]
+) -> list[Mapping[str, Any]]:
+    """What is shown of each image."""
+    return [
+        {
+            **source,
+            "label": int(found.label[i]),
+            "class": names[int(found.label[i])] if names else None,
+            "margin": float(found.margin[i]),
+            "radius": float(found.radius[i]),
+            "certified": {str(e): found.level != "estimate" and bool(found.radius[i] > e) for e in eps},
+        }
+        for i, source in enumerate(subjects.sources)
+    ]
