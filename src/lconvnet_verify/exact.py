@@ -56,7 +56,7 @@ def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.nda
         inputs = [values[name] for name in node.inputs]
         try:
             values[node.name] = OPERATIONS[node.operation](node, tensors, *inputs)
-        except (KeyError, ValueError, TypeError, IndexError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
             raise NotProved(f"node {node.name!r} ({node.operation}) cannot be evaluated ({error})") from None
     return values
 

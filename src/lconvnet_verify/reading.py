@@ -29,11 +29,11 @@ OPERATIONS = {
 """Operations as the architecture of a model calls them, and as a graph does."""
 
 
-class InvalidFile(ValueError):  # noqa: N818 (what is wrong is the file)
+class InvalidFile(Exception):  # noqa: N818 (what is wrong is the file)
     """A file that cannot be read as what it should be."""
 
 
-class NotProved(ValueError):  # noqa: N818 (the outcome of a check, not a failure of the checker)
+class NotProved(Exception):  # noqa: N818 (the outcome of a check, not a failure of the checker)
     """A certificate that says something the checker cannot prove."""
 
 
@@ -86,6 +86,7 @@ def read_certificate(path: Path) -> Certificate:
         require(set(data) == KEYS and data["format"] == FORMAT, f"is no certificate of format {FORMAT}")
         nodes = tuple(_node(**entry) for entry in data["graph"]["nodes"])
         layers = {entry["name"]: _layer(**entry) for entry in data["layers"]}
+        require(nodes, "has a graph without nodes")
         require(len(layers) == len(data["layers"]), "has two layers of one name")
         require(type(data["label"]) is int, "has a label that is no integer")
         image, radius = array(**data["input"]), number(data["radius"])
@@ -99,7 +100,7 @@ def read_certificate(path: Path) -> Certificate:
             data["label"],
             radius,
         )
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise InvalidFile(f"is no certificate of format {FORMAT} ({error})") from None
 
 
@@ -113,8 +114,12 @@ def read_model(path: Path) -> Model:
     try:
         about = parse(header.pop("__metadata__")["lconvnet"])
         tensors = {name: _tensor(body, **entry) for name, entry in header.items()}
-        return Model(tensors, _hash(header, body), tuple(dict(entry) for entry in about["architecture"]))
-    except (TypeError, KeyError, AttributeError) as error:
+        architecture = tuple(dict(entry) for entry in about["architecture"])
+        require(
+            all(isinstance(entry[key], str) for entry in architecture for key in ("op", "name")), "has nameless layers"
+        )
+        return Model(tensors, _hash(header, body), architecture)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise InvalidFile(f"{path} is no model with an architecture ({error})") from None
 
 
@@ -122,6 +127,7 @@ def require_same(certificate: Certificate, model: Model) -> None:
     """Raise NotProved unless the certificate's graph, a chain, is the model's architecture with the same weights."""
     prove(certificate.network == model.sha256, "it is about other weights than those of the model")
     first, *nodes = certificate.nodes
+    prove(len({node.name for node in certificate.nodes}) == len(certificate.nodes), "its nodes share a name")
     prove(first.operation == "input" and not first.inputs, "its graph does not begin with the input")
     entries, paddings = _fused(model.architecture)
     prove(len(nodes) == len(entries), f"its graph has {len(nodes)} layers, the model {len(entries)}")

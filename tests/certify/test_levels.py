@@ -1,0 +1,233 @@
+"""What each level accounts for: in exact rationals, under attacks on the rounding, and at the speed of float32."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from lconvnet import bake, models
+from lconvnet.bounds import lipschitz_bound
+from lconvnet.certify import Certificates, certified_accuracy, certify
+from lconvnet.layers import MaxMin
+
+
+def rational(tensor):
+    """A tensor as nested lists of fractions."""
+    return [rational(row) for row in tensor] if tensor.ndim else Fraction(float(tensor))
+
+
+def affine(W, b, x):
+    return [sum((w * v for w, v in zip(row, x, strict=True)), c) for row, c in zip(W, b, strict=True)]
+
+
+def exact_logits(network, image):
+    """Logits of a network of dense layers and MaxMin in rationals."""
+    x = rational(image)
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            x = affine(rational(layer.weight), rational(layer.bias), x)
+        else:
+            half = len(x) // 2
+            pairs = list(zip(x[:half], x[half:], strict=True))
+            x = [max(p) for p in pairs] + [min(p) for p in pairs]
+    return x
+
+
+def dense(*sizes, dtype=torch.float32):
+    layers = [nn.Linear(a, b, dtype=dtype) for a, b in itertools.pairwise(sizes)]
+    return nn.Sequential(*[part for layer in layers for part in (layer, MaxMin())][:-1]).requires_grad_(False)
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_radius_is_below_the_exact_one(level, dtype):
+    """Linear networks, whose exact radius is rational up to a root: r^2 |w_i - w_j|^2 <= m^2 and close."""
+    for _ in range(20):
+        network, images = dense(6, 4, dtype=dtype), torch.rand(4, 6)
+        found = certify(network, images, level=level)
+        W = rational(network[0].weight)
+        for n, image in enumerate(images):
+            logits, label = exact_logits(network, image), int(found.label[n])
+            assert logits[label] == max(logits)
+            squares = [
+                (logits[label] - logits[j]) ** 2 / sum((a - b) ** 2 for a, b in zip(W[label], W[j], strict=True))
+                for j in range(4)
+                if j != label
+            ]
+            assert Fraction(float(found.radius[n])) ** 2 <= min(squares)
+            lost = math.sqrt(min(squares)) - float(found.radius[n])
+            assert lost < (1e-5 if dtype == torch.float32 and level == "sound" else 1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_margins_of_deep_networks_carry_the_radius(dtype):
+    """m_exact - r Lambda >= what float networks may be off by, with Lambda from singular values: in fractions."""
+    for _ in range(5):
+        network, images = dense(6, 8, 8, 3, dtype=dtype), torch.rand(5, 6)
+        for level in ("analytic", "sound"):
+            found = certify(network, images, level=level)
+            norms = [float(torch.linalg.matrix_norm(layer.weight.double(), 2)) for layer in network[::2]]
+            for n, image in enumerate(images):
+                logits, label = exact_logits(network, image), int(found.label[n])
+                if not found.radius[n]:
+                    continue
+                margins = [logits[label] - logits[j] for j in range(3) if j != label]
+                W = network[-1].weight.double()
+                apart = [float((W[label] - W[j]).norm()) for j in range(3) if j != label]
+                slopes = [min(math.sqrt(2) * math.prod(norms), a * math.prod(norms[:-1])) for a in apart]
+                # norms from LAPACK are off by 1e-15 relatively; the bound's own slack (Gram iteration) is below 1e-3
+                most = min(float(m) / s for m, s in zip(margins, slopes, strict=True))
+                assert 0.999 * most - 1e-4 < found.radius[n] < most * (1 + 1e-14)
+
+
+def test_levels_are_ordered_and_named():
+    network, images = bake(models.small_convnet(1, 8, 3)), torch.rand(20, 1, 8, 8)
+    found = {level: certify(network, images, level=level) for level in ("estimate", "analytic", "sound")}
+    assert [one.level for one in found.values()] == ["estimate", "analytic", "sound"]
+    assert bool((found["sound"].radius < found["analytic"].radius).all())
+    # nearly orthogonal layers, whose norms both find; float32 costs about 128 * 2^-24 of |abs(W)| = 8 times the image
+    torch.testing.assert_close(found["estimate"].radius, found["analytic"].radius, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found["sound"].radius, found["analytic"].radius, rtol=0, atol=5e-3)
+    assert bool((found["analytic"].label == found["sound"].label).all())
+    with pytest.raises(ValueError, match="'estimate', which certifies nothing"):
+        certified_accuracy(found["estimate"], found["estimate"].label, 0.1)
+
+
+class Promoting(nn.Module):
+    """Half float32, half float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.register_buffer("gain", torch.ones(2, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.first(x) * self.gain
+
+
+def test_unknown_levels_and_mixed_dtypes():
+    network = dense(4, 2, 2)
+    with pytest.raises(ValueError, match="level='certain' is unknown"):
+        certify(network, torch.rand(1, 4), level="certain")
+    with pytest.raises(ValueError, match="2 dtypes"):
+        certify(Promoting(), torch.rand(1, 2), level="sound")
+    assert certify(Promoting(), torch.rand(1, 2)).level == "analytic"
+    network = bake(models.small_convnet(1, 8, 3))
+    bound = lipschitz_bound(network, input_shape=(1, 8, 8), diagnose=False)
+    with pytest.raises(ValueError, match="no lower bounds"):
+        certify(network, torch.rand(1, 1, 8, 8), level="estimate", bound=bound)
+
+
+def test_float64_networks_lose_next_to_nothing():
+    network, images = bake(models.small_convnet(1, 8, 3)).double(), torch.rand(20, 1, 8, 8)
+    analytic, sound = (certify(network, images, level=level) for level in ("analytic", "sound"))
+    torch.testing.assert_close(sound.radius, analytic.radius, rtol=0, atol=1e-11)
+    assert bool((sound.radius < analytic.radius).all())
+
+
+def test_images_that_overflow_are_not_certified():
+    """Hidden values up to half of the largest float32: beyond, float32 may overflow, real numbers never do."""
+    network = nn.Sequential(*dense(2, 2, 2)).requires_grad_(False)
+    for factor, largest in ((1e30, math.inf), (1.5e38, 2.0**127 / 1.5e38), (3e38, 0.0)):
+        network[0].weight.copy_(torch.eye(2) * factor)
+        network[2].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]) / 1e30)
+        for layer in (network[0], network[2]):
+            layer.bias.zero_()
+        image = torch.tensor([[1.0, 0.125]])
+        found = certify(network, image, level="sound").radius.item()
+        assert (found > 0) is (largest > 0)
+        assert found + float(image.norm()) < largest or not found
+        assert certify(network, image, level="analytic").radius.item() > 0.4
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+def test_decisions_at_eps_are_those_of_float64(level):
+    """Float32 decides most images, float64 the rest; radii stay below those of float64."""
+    network, images = bake(models.small_convnet(1, 8, 10)), torch.rand(300, 1, 8, 8)
+    whole = certify(network, images, level=level)
+    ordered = whole.radius.sort().values
+    for place in (30, 150, 270):  # between two radii: a batch of others changes the last digits of float64
+        value = float(ordered[place : place + 2].mean())
+        quick = certify(network, images, level=level, eps=(value,))
+        assert bool(((quick.radius > value) == (whole.radius > value)).all())
+        assert bool((quick.radius <= whole.radius * (1 + 1e-9)).all())
+        assert bool((quick.label == whole.label).all())
+        assert float((quick.radius < whole.radius * (1 - 1e-9)).double().mean()) > 0.5, "float32 had no part in it"
+    torch.testing.assert_close(quick.radius, whole.radius, rtol=0, atol=1e-2)
+
+
+def test_float32_decides_nothing_where_its_sums_are_not_known(monkeypatch):
+    """With reduced precision switched on, or images that float32 cannot hold, float64 evaluates everything."""
+    network, images = bake(models.small_convnet(1, 8, 3)), torch.rand(20, 1, 8, 8)
+    whole = certify(network, images)
+    quick = certify(network, images, eps=(0.1,))
+    assert bool((quick.radius != whole.radius).any())
+    doubles = torch.rand(20, 1, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(
+        certify(network, doubles, eps=(0.1,)).radius, certify(network, doubles).radius, rtol=0, atol=0
+    )
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    torch.testing.assert_close(certify(network, images, eps=(0.1,)).radius, whole.radius, rtol=0, atol=0)
+
+
+def cancelling(offset: float) -> nn.Sequential:
+    """``(y, x)``; in float32 both are rounded to multiples of the spacing at ``offset`` on the way."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).requires_grad_(False)
+    network[0].weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    network[0].bias.fill_(offset)
+    network[1].weight.copy_(torch.eye(2))
+    network[1].bias.fill_(-offset)
+    return network
+
+
+def attacked(network, images, found, generator) -> torch.Tensor:
+    """Whether a perturbation of norm below the radius, measured in float64, makes float32 answer otherwise: towards the
+    boundary, as far as the radius goes, in as many random roundings."""
+    toward = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)[found.label] / math.sqrt(2)
+    toward = -toward.flip(1)  # label 0 is y: lower y, raise x
+    length = found.radius[:, None] * (1 - torch.rand(len(images), 1, generator=generator, dtype=torch.float64) ** 8)
+    other = (images.double() + length * toward + 1e-9 * torch.randn(images.shape, generator=generator)).float()
+    inside = (other.double() - images.double()).norm(dim=1) < found.radius
+    return inside & (network(other).argmax(dim=1) != found.label)
+
+
+def tries(offset, level, count, generator):
+    """Attack random images near the boundary; returns successes and attacks."""
+    network = cancelling(offset)
+    first = torch.rand(count, 1, generator=generator)
+    gap = (torch.rand(count, 1, generator=generator) - 0.5) * 64 * offset * 2.0**-23
+    images = torch.cat([first, (first + gap).clamp(0, 1)], dim=1)
+    found = certify(network, images, level=level)
+    found = Certificates(network(images).argmax(dim=1), found.margin, found.radius, level)
+    return attacked(network, images, found, generator), found.radius > 0
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_rounding_attacks_break_estimates_and_nothing_sound(count):
+    generator = torch.Generator().manual_seed(0)
+    for offset in (16.0, 1024.0, 65536.0):
+        broken, _ = tries(offset, "estimate", count, generator)
+        assert int(broken.sum()) > count / 100
+        broken, positive = tries(offset, "sound", count, generator)
+        assert int(broken.sum()) == 0
+        assert int(positive.sum()) > count / 4  # there was something to attack
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_attacks_just_below_the_sound_radius_of_a_network_never_succeed(count):
+    """Along the gradient of the closest pair, by 1 - 2^-20 of the radius: the float32 answer stays."""
+    torch.manual_seed(0)
+    network, images = bake(models.small_convnet(1, 8, 3)), torch.rand(count, 1, 8, 8)
+    found = certify(network, images, level="sound")
+    x = images.clone().requires_grad_()
+    top = network(x).topk(2).values
+    (gradient,) = torch.autograd.grad((top[:, 1] - top[:, 0]).sum(), x)
+    direction = gradient.double().flatten(1)
+    step = found.radius[:, None] * (1 - 2.0**-20) * direction / direction.norm(dim=1, keepdim=True)
+    other = (images.double() + step.reshape(images.shape)).float()
+    inside = (other.double() - images.double()).flatten(1).norm(dim=1) < found.radius
+    assert int(inside.sum()) > count / 2
+    assert bool((network(other).argmax(dim=1) == found.label)[inside].all())
