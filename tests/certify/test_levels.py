@@ -113,8 +113,8 @@ def test_unknown_levels_and_mixed_dtypes():
     with pytest.raises(ValueError, match="level='certain' is unknown"):
         certify(network, torch.rand(1, 4), level="certain")
     with pytest.raises(ValueError, match="2 dtypes"):
-        certify(Promoting(), torch.rand(1, 2), level="sound")
-    assert certify(Promoting(), torch.rand(1, 2)).level == "analytic"
+        certify(Promoting().eval(), torch.rand(1, 2), level="sound")
+    assert certify(Promoting().eval(), torch.rand(1, 2)).level == "analytic"
     network = bake(models.small_convnet(1, 8, 3))
     bound = lipschitz_bound(network, input_shape=(1, 8, 8), diagnose=False)
     with pytest.raises(ValueError, match="no lower bounds"):

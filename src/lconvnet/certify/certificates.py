@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import CERTIFYING_LEVELS, Bound, fingerprint, lipschitz_bound, operations
+from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, fingerprint, lipschitz_bound, trace
 from lconvnet.bounds.convolution import stride_divides
 from lconvnet.certify.claim import Claim, Level
 from lconvnet.certify.estimate import estimated
@@ -90,13 +90,14 @@ def certify(
         raise ValueError(f"level={level!r} is unknown: use one of {get_args(Level)}")
     _refuse_half_precision(network)
     shape = tuple(images.shape[1:])
+    traced = trace(network, shape)
     if bound is None:
         bound = lipschitz_bound(network, input_shape=shape, diagnose=level == "estimate")
-    _check_bound(bound, network, shape)
+    _check_bound(bound, network, traced)
     if level == "estimate":
         chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
     else:
-        claim, wanted = Claim.of(network, bound, images, level), tuple(map(check_eps, eps))
+        claim, wanted = Claim.of(network, traced, bound, images, level), tuple(map(check_eps, eps))
         chunks = [_certified(claim, chunk, wanted) for chunk in images.split(batch_size)]
     label, margin, radius = (torch.cat(column) for column in zip(*chunks, strict=True))
     return Certificates(label, margin, radius, level)
@@ -126,7 +127,7 @@ def _refuse_half_precision(network: nn.Module) -> None:
             )
 
 
-def _check_bound(bound: Bound, network: nn.Module, shape: tuple[int, ...]) -> None:
+def _check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
     """Refuse a bound of another kind, of another network, or for another size of image."""
     if bound.level not in CERTIFYING_LEVELS:
         raise ValueError(
@@ -139,7 +140,7 @@ def _check_bound(bound: Bound, network: nn.Module, shape: tuple[int, ...]) -> No
         raise ValueError(
             "bound is of other weights or another network than this one: compute it again with lipschitz_bound(network)"
         )
-    steps = operations(network, shape)
+    shape, steps = traced.graph.nodes[0].shape, traced.operations.values()
     irregular = any(type(step.module) is nn.Conv2d and not stride_divides(step) for step in steps)
     if (irregular or bound.input_shape is not None) and shape != bound.input_shape:
         raise ValueError(

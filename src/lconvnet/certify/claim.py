@@ -2,8 +2,9 @@
 
 With i the answer, m_j = f_i - f_j as evaluated, t at least the norm of the image, and
 
-    Lambda_ij = min(sqrt(2) L, L_body |w_i - w_j|)        (the second where the last layer is dense with rows w),
+    Lambda_ij = min(sqrt(2) L, L_body |w_i - w_j|)
 
+(the second where the logits are those of a dense layer with rows w, scaled and shifted at most),
 the margin of the network in real arithmetic is at least m_j - e_ij t - e0_ij at the image, falls by at most Lambda_ij r
 within the radius r, and the deployed network deviates by at most E_ij (t + r) + E0_ij there (none of it at level
 "analytic"). So the answer stays the same up to
@@ -24,10 +25,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import Bound, trace
+from lconvnet.bounds import Bound, Trace
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.budget import Budget, budget, classes_of
 from lconvnet.certify.evaluation import image_norms, logits_of
+from lconvnet.certify.head import find_head
 from lconvnet.ops.margins import margins, row_distances
 from lconvnet.ops.rounding import UNIT_ROUNDOFF
 
@@ -78,9 +80,8 @@ class Claim:
     _budgets: dict[torch.dtype, Budget] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, network: nn.Module, bound: Bound, images: Tensor, level: Level) -> Claim:
-        """The claim about a network on images of this shape."""
-        traced = trace(network, tuple(images.shape[1:]))
+    def of(cls, network: nn.Module, traced: Trace, bound: Bound, images: Tensor, level: Level) -> Claim:
+        """The claim about a network that was traced on images of this shape."""
         classes_of(traced.graph)
         tensors = {**network.state_dict(), **traced.constants}
         return cls(network, traced.graph, tensors, bound, level, _dtype(network, images, level))
@@ -111,10 +112,10 @@ class Claim:
     @cached_property
     def _lipschitz(self) -> Tensor:
         """Lambda of every pair of classes, ``(classes, classes)``."""
-        end, classes = self.graph[self.graph.output], classes_of(self.graph)
+        classes, head = classes_of(self.graph), find_head(self.graph, self.bound)
         whole = torch.full((classes, classes), math.sqrt(2) * self.bound.upper, dtype=torch.float64)
-        if end.operation == "Linear":
-            whole = torch.minimum(whole, row_distances(self.tensors[end.tensors["weight"]]) * self.bound.body_upper)
+        if head is not None:
+            whole = torch.minimum(whole, row_distances(self.tensors[head.node.tensors["weight"]]) * head.lipschitz)
         return whole * (1 + ROUNDINGS)
 
     def _budget(self, dtype: torch.dtype) -> Budget:

@@ -41,13 +41,14 @@ def loosened(bound: Bound) -> Bound:
     >>> [layer.upper > 1 for layer in loosened(Bound(1.0, None, layers)).layers]
     [False, True]
     """
-    layers = tuple(layer if layer.method == "exact" else _looser(layer) for layer in bound.layers)
-    factor = (1 + 2 * SLACK) ** len(layers)  # a bound grows at most by the product over a path
-    return replace(bound, upper=bound.upper * factor, body=bound.body_upper * factor, layers=layers)
+    layers = tuple(_looser(layer, i + 1) for i, layer in enumerate(bound.layers))
+    return replace(bound, upper=bound.upper * (1 + 2 * SLACK) ** len(layers), layers=layers)
 
 
-def _looser(layer: LayerBound) -> LayerBound:
-    return replace(layer, upper=up(layer.upper * (1 + SLACK)))
+def _looser(layer: LayerBound, depth: int) -> LayerBound:
+    """A reach grows at most by the product over a path to it."""
+    reach = None if layer.reach is None else layer.reach * (1 + 2 * SLACK) ** depth
+    return replace(layer, upper=layer.upper if layer.method == "exact" else up(layer.upper * (1 + SLACK)), reach=reach)
 
 
 def documents(
