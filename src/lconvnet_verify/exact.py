@@ -44,7 +44,7 @@ class Exact:
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Matrix product of integers."""
-    a, b = (fmpz_mat(len(m), m.shape[1], m.ravel().tolist()) for m in (left, right))
+    a, b = (fmpz_mat(len(m), m.shape[1], list(map(int, m.ravel()))) for m in (left, right))
     integers = np.array([int(value) for value in (a * b).entries()], dtype=object)
     return integers.reshape(len(left), right.shape[1])
 

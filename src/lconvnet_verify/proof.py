@@ -4,10 +4,11 @@ With i the label, m_j = f_i - f_j at the image in real arithmetic (exact), t the
 
     m_j > r Lambda_ij + E_ij        for every j != i,
 
-where Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l < last} U_l) bounds how fast f_i - f_j falls, and E_ij
-what rounding can change in it at any image of norm t + r (zero at level "analytic"). A sum of n products and a bias,
-rounded in any order, is off by at most g (sum |w| |x| + |b|) + underflow, where g = (n + 1) u / (1 - (n + 1) u). So
-layer by layer, R the norm of what is stored and D its distance from real arithmetic,
+where Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l != head} U_l) bounds how fast f_i - f_j falls (the head is
+a dense layer with rows w, with nothing behind it but multiplication by a constant), and E_ij what rounding can change in
+it at any image of norm t + r; at level "analytic" that is zero. A sum of n products and a bias, rounded in any order, is
+off by at most g (sum |w| |x| + |b|) + underflow, with g = (n + 1) u / (1 - (n + 1) u). So layer by layer, R the norm of
+what is stored and D its distance from real arithmetic,
 
     D <- U D + g (P R + |b|) + sqrt(outputs) underflow,        R <- U R + |b| + the same rounding,
 
@@ -116,16 +117,17 @@ class Prover:
 
     def _pair(self, certificate: Certificate, stored: dict[str, Stored], j: int) -> tuple[arb, arb]:
         """How fast the margin to class j can fall, and what rounding can change in it."""
-        uppers = [arb(certificate.layers[node.name].upper) for node in certificate.nodes[1:]]
+        uppers = {node.name: arb(certificate.layers[node.name].upper) for node in certificate.nodes[1:]}
         end, i, root = certificate.nodes[-1], certificate.label, arb(2).sqrt()
-        slope, error = root * product(uppers), root * stored[end.name].error
-        if end.operation != "Linear":
+        slope, error = root * product(list(uppers.values())), root * stored[end.name].error
+        head = next((node for node in reversed(certificate.nodes) if node.operation not in ("Identity", "Scale")), end)
+        if head.operation != "Linear":
             return slope, error
-        W, body = self.tensors[end.tensors["weight"]], stored[end.inputs[0]]
+        W, body = self.tensors[head.tensors["weight"]], stored[head.inputs[0]]
         apart = norm(W.map(lambda rows: rows[i] - rows[j]))
-        slope = slope.min(product(uppers[:-1]) * apart)
-        if certificate.level == "analytic":
-            return slope, arb(0)
+        slope = slope.min(product([upper for name, upper in uppers.items() if name != head.name]) * apart)
+        if certificate.level == "analytic" or head is not end:
+            return slope, error
         arithmetic, products = self._arithmetic(), self._products(end)
         sums = norm(W.map(lambda rows: abs(rows[i]) + abs(rows[j]))) * body.norm + self._two_biases(end, i, j)
         rounding = arithmetic.relative(products + 1) * sums + 2 * arithmetic.underflow(products)

@@ -6,7 +6,6 @@ import base64
 import binascii
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,9 +176,10 @@ def parse(text: str) -> Any:
 def number(text: Any) -> float:
     """A float at least 0 from its hexadecimal form, which is exact."""
     require(isinstance(text, str) and HEXADECIMAL.fullmatch(text), f"has {text!r}, which is no hexadecimal float")
-    value = float.fromhex(text)
-    require(math.isfinite(value), f"has {text!r}, which is not finite")
-    return value
+    try:
+        return float.fromhex(text)
+    except OverflowError:
+        raise InvalidFile(f"has {text!r}, which no float holds") from None
 
 
 def array(dtype: str, shape: list[int], data: str) -> np.ndarray:
