@@ -57,7 +57,7 @@ def known_norm(node: Node) -> float:
 
 def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
     """Whether all matrices ``(F, m, n)``, real or complex, are shown to have at most this norm."""
-    if not 0 < bound < 1e150:
+    if not 1e-150 < bound < 1e150:
         return bound >= 0 and not W.any()
     W = W if W.shape[1] <= W.shape[2] else W.conj().transpose(0, 2, 1)
     W, bound = _rescaled(W, bound)
@@ -67,6 +67,8 @@ def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
     trace = float(np.abs(np.trace(A, axis1=1, axis2=2)).max()) + 8 * order * UNIT * (bound**2 + squares)
     changed = 4 * (terms + 4) * UNIT * squares + 8 * UNIT * (bound**2 + squares) + 1e-300
     shift = (changed + 4 * (4 * order + 8) * UNIT * trace) * (1 + 1e-6)
+    if not np.isfinite(A).all():
+        return False
     try:
         np.linalg.cholesky(A - shift * np.eye(order))
     except np.linalg.LinAlgError:

@@ -5,10 +5,10 @@ With i the label, m_j = f_i - f_j at the image in real arithmetic (exact), t the
     m_j > r Lambda_ij + E_ij        for every j != i,
 
 where Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l != head} U_l) bounds how fast f_i - f_j falls (the head is
-a dense layer with rows w, with nothing behind it but multiplication by a constant), and E_ij what rounding can change in
-it at any image of norm t + r; at level "analytic" that is zero. A sum of n products and a bias, rounded in any order, is
-off by at most g (sum |w| |x| + |b|) + underflow, with g = (n + 1) u / (1 - (n + 1) u). So layer by layer, R the norm of
-what is stored and D its distance from real arithmetic,
+a dense layer with rows w, with nothing behind it but multiplication by a constant), and E_ij what rounding can change
+in it at any image of norm t + r; at level "analytic" that is zero. A sum of n products and a bias, rounded in any
+order, is off by at most g (sum |w| |x| + |b|) + underflow, with g = (n + 1) u / (1 - (n + 1) u). So layer by layer, R
+the norm of what is stored and D its distance from real arithmetic,
 
     D <- U D + g (P R + |b|) + sqrt(outputs) underflow,        R <- U R + |b| + the same rounding,
 
@@ -104,6 +104,11 @@ class Prover:
         for node in nodes:
             x, layer = stored[node.inputs[0]], certificate.layers[node.name]
             sums, rounding, bias = arb(0), arb(0), arb(0)
+            if node.operation == "Scale":
+                factor = arb(abs(node.options["factor"]))
+                prove(
+                    factor.is_zero() or arithmetic.tiny <= factor <= arithmetic.limit, f"{node.name!r} loses its factor"
+                )
             if node.operation in ROUNDED:
                 products = self._products(node)
                 bias = self._bias(node, values[node.name])

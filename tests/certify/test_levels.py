@@ -11,7 +11,7 @@ from torch import nn
 from lconvnet import bake, models
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy, certify
-from lconvnet.layers import MaxMin
+from lconvnet.layers import MaxMin, Scale
 
 
 def rational(tensor):
@@ -128,6 +128,15 @@ def test_float64_networks_lose_next_to_nothing():
     assert bool((sound.radius < analytic.radius).all())
 
 
+def test_a_constant_beyond_the_range_of_float32_is_refused():
+    """1e-44 keeps three bits in float32, and 1e39 is infinite there: both are exact enough in float64."""
+    for factor in (1e-44, 1e39):
+        network = nn.Sequential(nn.Linear(2, 2), Scale(factor)).requires_grad_(False)
+        assert certify(network, torch.rand(1, 2)).radius.item() > 0
+        with pytest.raises(ValueError, match="beyond the range"):
+            certify(network, torch.rand(1, 2), level="sound")
+
+
 def test_images_that_overflow_are_not_certified():
     """Hidden values up to half of the largest float32: beyond, float32 may overflow, real numbers never do."""
     network = nn.Sequential(*dense(2, 2, 2)).requires_grad_(False)
@@ -159,7 +168,7 @@ def test_decisions_at_eps_are_those_of_float64(level):
     torch.testing.assert_close(quick.radius, whole.radius, rtol=0, atol=1e-2)
 
 
-def test_float32_decides_nothing_where_its_sums_are_not_known(monkeypatch):
+def test_float32_decides_nothing_where_its_sums_are_not_known():
     """With reduced precision switched on, or images that float32 cannot hold, float64 evaluates everything."""
     network, images = bake(models.small_convnet(1, 8, 3)), torch.rand(20, 1, 8, 8)
     whole = certify(network, images)
@@ -169,8 +178,11 @@ def test_float32_decides_nothing_where_its_sums_are_not_known(monkeypatch):
     torch.testing.assert_close(
         certify(network, doubles, eps=(0.1,)).radius, certify(network, doubles).radius, rtol=0, atol=0
     )
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    torch.testing.assert_close(certify(network, images, eps=(0.1,)).radius, whole.radius, rtol=0, atol=0)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        torch.testing.assert_close(certify(network, images, eps=(0.1,)).radius, whole.radius, rtol=0, atol=0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def cancelling(offset: float) -> nn.Sequential:

@@ -50,6 +50,9 @@ def average(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
 def scaled(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     """A product with or a quotient by a constant, which itself is rounded to the network's dtype."""
     (x,) = inputs
+    value = abs(node.options.get("factor", node.options.get("value", 1.0)))
+    if value and not setting.arithmetic.tiny <= value <= setting.arithmetic.largest / 2:
+        raise ValueError(f"network node {node.name!r} has the constant {value!r}, beyond the range of its dtype")
     return _rounded(node, x, x.norm * setting.uppers[node.name], 2, setting)
 
 

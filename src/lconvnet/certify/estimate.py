@@ -13,10 +13,13 @@ from lconvnet.ops.margins import margins
 def estimated(logits: Tensor, bound: Bound) -> tuple[Tensor, Tensor, Tensor]:
     """Label, margin and ``margin / (sqrt(2) prod_l lower_l)``: norms from power iteration, rounding ignored.
 
-    Raises ``ValueError`` where the bound has no lower bounds of its layers.
+    Where the graph is no product of layers the network's own lower bound takes its place. Raises ``ValueError`` where
+    the bound has none.
     """
     lowers = [layer.lower for layer in bound.layers if layer.lower is not None]
     if len(lowers) < len(bound.layers):
+        lowers = [] if bound.lower is None else [bound.lower]
+    if bound.layers and not lowers:
         raise ValueError("bound has no lower bounds, which level='estimate' is made of: use diagnose=True")
     label = logits.argmax(dim=1)
     margin = margins(logits, label).amin(dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,17 +11,25 @@ from lconvnet.ops.rounding import gamma
 
 
 def runs_as_sums(network: nn.Module) -> bool:
-    """Whether the network's float32 products are ordinary sums: on a CPU with torch's default precision.
+    """Whether the network's float32 products are ordinary sums of float32: on a CPU whose precision nobody lowered.
 
-    Accelerators may take TensorFloat-32 or Winograd kernels.
+    There oneDNN convolves directly (``alg:convolution_direct`` in its own log). Accelerators may take TensorFloat-32 or
+    Winograd kernels.
 
     >>> runs_as_sums(nn.Linear(2, 2))
     True
     """
-    return (
-        all(tensor.device.type == "cpu" for tensor in network.parameters())
-        and torch.get_float32_matmul_precision() == "highest"
-    )
+    on_cpu = all(tensor.device.type == "cpu" for tensor in network.parameters())
+    return on_cpu and all(precision in ("none", "ieee", "highest") for precision in _precisions())
+
+
+def _precisions() -> list[str]:
+    """What torch is told about float32 on a CPU; one setting before torch 2.9, one for each kind of operation since."""
+    backends: Any = torch.backends  # torch declares half of these
+    if not hasattr(backends, "fp32_precision"):
+        return [torch.get_float32_matmul_precision()]
+    places = (backends, backends.mkldnn, backends.mkldnn.conv, backends.mkldnn.matmul)
+    return [place.fp32_precision for place in places]
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
