@@ -68,7 +68,7 @@ def certify(
         images: ``(N, C, H, W)`` (or whatever the network takes), floats in [0, 1].
         level: "analytic", "sound" or "estimate"; see :mod:`lconvnet.certify.certificates`.
         eps: radii at which a decision is wanted: ``radius > eps`` is what it would be without them, but radii may be
-            smaller.
+            smaller, and labels may be those of float32.
         bound: from :func:`lconvnet.lipschitz_bound` of this network; None computes it at the size of the
             images.
         batch_size: images evaluated at once.
@@ -96,26 +96,24 @@ def certify(
     _check_bound(bound, network, traced)
     if level == "estimate":
         chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
-    else:
-        claim, wanted = Claim.of(network, traced, bound, images, level), tuple(map(check_eps, eps))
-        chunks = [_certified(claim, chunk, wanted) for chunk in images.split(batch_size)]
-    label, margin, radius = (torch.cat(column) for column in zip(*chunks, strict=True))
-    return Certificates(label, margin, radius, level)
+        label, margin, radius = (torch.cat(column) for column in zip(*chunks, strict=True))
+        return Certificates(label, margin, radius, level)
+    claim, wanted = Claim.of(network, traced, bound, images, level), [check_eps(value) for value in eps]
+    if wanted and claim.dtype == images.dtype == torch.float32 and runs_as_sums(network):
+        return _decided(claim, images, wanted, batch_size)
+    found = claim.radii(images, torch.float64, batch_size)
+    return Certificates(found.label, found.margin, found.radius, level)
 
 
-def _certified(claim: Claim, images: Tensor, eps: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Label, margin and radius, in float64 unless the network's own float32 decides every eps."""
-    single = claim.dtype == images.dtype == torch.float32 and runs_as_sums(claim.network)
-    if not (eps and single):
-        return claim.radii(images, torch.float64).columns
-    found = claim.radii(images, torch.float32)
+def _decided(claim: Claim, images: Tensor, eps: Sequence[float], batch_size: int) -> Certificates:
+    """The network evaluated as it is, and in float64 where that leaves an eps open."""
+    found = claim.radii(images, torch.float32, batch_size)
     undecided = found.open(eps)
-    if not bool(undecided.any()):
-        return found.columns
-    again = claim.radii(images[undecided], torch.float64)
-    for column, value in zip(found.columns, again.columns, strict=True):
-        column[undecided] = value
-    return found.columns
+    if bool(undecided.any()):
+        better = claim.radii(images[undecided.to(images.device)], torch.float64, batch_size)
+        found.margin[undecided], found.radius[undecided] = better.margin, better.radius
+        found.label[undecided] = better.label
+    return Certificates(found.label, found.margin, found.radius, claim.level)
 
 
 def _refuse_half_precision(network: nn.Module) -> None:

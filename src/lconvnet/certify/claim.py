@@ -47,24 +47,16 @@ class Radii:
     Attributes:
         label, margin, radius: as in :class:`lconvnet.certify.Certificates`.
         ceiling: no evaluation, however exact, gives a larger radius.
-        clear: whether no evaluation gives another label.
     """
 
     label: Tensor
     margin: Tensor
     radius: Tensor
     ceiling: Tensor
-    clear: Tensor
-
-    @property
-    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Label, margin and radius."""
-        return self.label, self.margin, self.radius
 
     def open(self, eps: Sequence[float]) -> Tensor:
-        """Images for which a better evaluation may decide ``radius > eps`` or the label otherwise: ``(N,)``."""
-        undecided = [(self.radius <= value) & ~(self.ceiling <= value) for value in eps]
-        return torch.stack([~self.clear, *undecided]).any(dim=0)
+        """Images for which a better evaluation may decide ``radius > eps`` otherwise: ``(N,)``."""
+        return torch.stack([(self.radius <= value) & ~(self.ceiling <= value) for value in eps]).any(dim=0)
 
 
 @dataclass(eq=False)
@@ -86,10 +78,10 @@ class Claim:
         tensors = {**network.state_dict(), **traced.constants}
         return cls(network, traced.graph, tensors, bound, level, _dtype(network, images, level))
 
-    def radii(self, images: Tensor, dtype: torch.dtype) -> Radii:
+    def radii(self, images: Tensor, dtype: torch.dtype, batch_size: int) -> Radii:
         """Evaluate in float32, as the network is, or in float64."""
         network = self._double if dtype == torch.float64 else self.network
-        logits = logits_of(network, images.to(dtype))
+        logits = torch.cat([logits_of(network, chunk.to(dtype)) for chunk in images.split(batch_size)])
         label, norms = logits.argmax(dim=1), image_norms(images)
         ahead, evaluation = margins(logits, label), self._budget(dtype)
         error, slope = evaluation.at(norms, label), self._lipschitz[label]
@@ -102,8 +94,7 @@ class Claim:
         ceiling = ((ahead + 2 * error - deployed) / slope).amin(dim=1) * (1 + 2.0**-20)
         radius = torch.minimum(proven * (1 - ROUNDINGS), reach)
         safe = (radius > 0) & (norms < evaluation.reach)
-        clear = (ahead > 2 * error).all(dim=1)
-        return Radii(label, ahead.amin(dim=1), torch.where(safe, radius, 0.0), ceiling, clear)
+        return Radii(label, ahead.amin(dim=1), torch.where(safe, radius, 0.0), ceiling)
 
     @cached_property
     def _double(self) -> nn.Module:
