@@ -24,6 +24,7 @@ from lconvnet.layers import (
     Scale,
 )
 from lconvnet.ops.nonnegative import nonnegative_bound
+from tests.bounds.networks import random_network
 
 
 def stored(network, shape, dtype=torch.float32):
@@ -124,6 +125,23 @@ def test_float_networks_stay_within_the_bound(name):
     finer = stored(network, shape, torch.float64)[0][graph.output]
     if name not in ("l2", "moved"):  # roots of what underflows have no such ratio
         assert at(finer.error, typical) == pytest.approx(2.0**-29 * at(end.error, typical), rel=1e-3)
+
+
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(1000, 3000), marks=pytest.mark.slow)])
+def test_no_random_network_is_rounded_further_than_its_bound(seeds):
+    """Every layer, padding, residual form and pooling in float32 against float64; and the bound is not absurd."""
+    used = []
+    for seed in seeds:
+        network, shape = random_network(seed)
+        network = network.float()
+        images = torch.rand(8, *shape)
+        found, graph = stored(network, shape)
+        end = found[graph.output]
+        errors = (network(images).double() - network.double()(images.double())).flatten(1).norm(dim=1)
+        bounds = torch.tensor([at(end.error, float(x.double().norm())) for x in images])
+        assert bool((errors <= bounds).all()), (seed, network)
+        used.append(float((errors / bounds).max()))
+    assert np.median(used) > 1e-5
 
 
 def test_every_operation_that_has_a_bound_has_a_rounding():
