@@ -65,8 +65,7 @@ def dense(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """``W x + b`` along the last axis, which is the only one."""
     W = tensors[node.tensors["weight"]]
     prove(x.integers.ndim == 1, "has an input of more than one axis")
-    y = product(W.integers, x.integers[:, None])[:, 0]
-    return _biased(node, tensors, Exact(y, W.exponent + x.exponent), ())
+    return _biased(node, tensors, Exact(W.integers @ x.integers, W.exponent + x.exponent), ())
 
 
 def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
