@@ -142,7 +142,7 @@ def test_no_random_network_is_rounded_further_than_its_bound(seeds):
         bounds = torch.tensor([at(end.error, float(x.double().norm())) for x in images])
         assert bool((errors <= bounds).all()), (seed, network)
         used.append(float((errors / bounds).max()))
-    assert np.median(used) > 1e-5
+    assert np.nanmedian(used) > 1e-5  # 0 of 0 where nothing is rounded
 
 
 def test_every_operation_that_has_a_bound_has_a_rounding():
