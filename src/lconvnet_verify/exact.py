@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ class Exact:
     @classmethod
     def of(cls, values: np.ndarray) -> Exact:
         """The same numbers as finite floats."""
+        prove(bool(np.isfinite(values).all()), "a constant is not finite")
         mantissas, exponents = np.frexp(values.astype(np.float64))
         integers, exponents = (mantissas * 2.0**53).astype(np.int64), exponents.astype(np.int64) - 53
         least = int(exponents[integers != 0].min(initial=0))
@@ -160,10 +160,56 @@ def nearest(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 
 
 def scale(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """Multiplication by a constant."""
-    prove(math.isfinite(node.options["factor"]), "has a factor that is not finite")
+    """Multiplication by a number."""
     factor = Exact.of(np.array([node.options["factor"]]))
     return Exact(x.integers * factor.integers[0], x.exponent + factor.exponent)
+
+
+def added(node: Node, tensors: Mapping[str, Exact], a: Exact, b: Exact) -> Exact:
+    """A sum, or a difference, of tensors of one shape."""
+    prove(a.integers.shape == b.integers.shape, f"node {node.name!r} repeats one of its inputs")
+    return a + (b if node.operation == "add" else b.map(np.negative))
+
+
+def concatenated(node: Node, tensors: Mapping[str, Exact], *parts: Exact) -> Exact:
+    """Side by side along a dimension that counts the batch as 0."""
+    exponent = min(part.exponent for part in parts)
+    return Exact(np.concatenate([part.at(exponent) for part in parts], axis=node.options["dim"] - 1), exponent)
+
+
+def sliced(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """A part along some dimensions, which count the batch as 0."""
+    index = [slice(None)] * x.integers.ndim
+    for dim, start, stop, step in node.options["slices"]:
+        prove(dim >= 1 and 0 <= start < stop and step >= 1, f"node {node.name!r} takes no part")
+        index[dim - 1] = slice(start, stop, step)
+    return x.map(lambda v: v[tuple(index)].reshape(node.shape))
+
+
+def permuted(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """Dimensions in another order; they count the batch, which stays first, as 0."""
+    prove(node.options["dims"][0] == 0, f"node {node.name!r} moves the batch")
+    return x.map(lambda v: v.transpose([dim - 1 for dim in node.options["dims"][1:]]))
+
+
+def constant(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """The number or tensor that a node adds or multiplies with, in the shape of its input."""
+    key = node.tensors.get("constant")
+    c = Exact.of(np.array([node.options["value"]])) if key is None else tensors[key]
+    shape = x.integers.shape
+    return c.map(lambda v: np.broadcast_to(v.reshape(v.shape[1:]) if v.ndim > len(shape) > 0 else v, shape))
+
+
+def shifted(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """A sum with a constant."""
+    prove(node.options["sign"] in (1, -1), f"node {node.name!r} has another sign than 1 and -1")
+    return x + constant(node, tensors, x).map(lambda v: node.options["sign"] * v)
+
+
+def multiplied(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
+    """A product with a constant."""
+    c = constant(node, tensors, x)
+    return Exact(x.integers * c.integers, x.exponent + c.exponent)
 
 
 def _moved(function: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Exact]:
@@ -185,4 +231,13 @@ OPERATIONS: dict[str, Callable[..., Exact]] = {
     "ReLU": _moved(lambda v: np.maximum(v, 0)),
     "Scale": scale,
     "ZeroPad2d": zero_pad,
+    "add": added,
+    "concatenate": concatenated,
+    "multiply": multiplied,
+    "negate": _moved(np.negative),
+    "permute": permuted,
+    "reshape": lambda node, tensors, x: x.map(lambda v: v.reshape(node.shape)),
+    "shift": shifted,
+    "slice": sliced,
+    "subtract": added,
 }

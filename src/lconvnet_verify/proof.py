@@ -18,20 +18,24 @@ with U and P the claimed bounds on W and on its absolute values. Nothing may com
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property
 
+import numpy as np
 from flint import arb, ctx, fmpz
 
 from lconvnet_verify.exact import Exact, forward
-from lconvnet_verify.norms import require_norm
+from lconvnet_verify.norms import JOINS, require_norm
 from lconvnet_verify.reading import Certificate, Model, Node, prove, require_same
 
 PRECISION = 256
 ARITHMETIC = {"<f4": (-24, -126, 127), "<f8": (-53, -1022, 1023)}
 """Exponents of the round-off, of the least normal number, and of half of what no number reaches."""
 
-ROUNDED = ("Conv2d", "Linear", "Scale")
+ROUNDED = ("Conv2d", "Linear", "Scale", "add", "multiply", "shift", "subtract")
 """Operations that round; all others move, choose, repeat or negate entries."""
+
+UNIFORM = ("Identity", "Scale", "multiply", "negate")
+"""Operations that treat all logits alike, unless they have a tensor to do it with."""
 
 
 @dataclass(frozen=True)
@@ -74,92 +78,129 @@ class Prover:
         require_same(certificate, self.model)
         image = certificate.image
         prove(bool(((image >= 0) & (image <= 1)).all()), "its input is outside [0, 1]")
-        values = forward(certificate.nodes, self.tensors, image)
+        values = forward(self.model.nodes, self.tensors, image)
         self._require_norms(certificate, values)
-        logits, label = values[certificate.output], certificate.label
+        logits, label = values[self.model.output], certificate.label
         prove(logits.integers.ndim == 1 and 0 <= label < len(logits.integers) > 1, f"label {label} is no logit")
-        stored = self._stored(certificate, values)
+        reaches, stored = self._reaches(certificate), self._stored(certificate, values)
         for j in range(len(logits.integers)):
             if j != label:
                 margin = ball(logits.integers[label] - logits.integers[j], logits.exponent)
-                slope, error = self._pair(certificate, stored, j)
+                slope, error = self._slope(certificate, reaches, j), self._error(certificate, stored, j)
                 needed = arb(certificate.radius) * slope + error
                 prove(margin > needed, f"the margin to class {j} is {margin.str(5)}, and {needed.str(5)} is needed")
 
     def _require_norms(self, certificate: Certificate, values: dict[str, Exact]) -> None:
-        for node in certificate.nodes[1:]:
+        for node in self.model.nodes[1:]:
             shape, claim = values[node.inputs[0]].integers.shape, certificate.layers[node.name]
-            known = (node.name, shape, claim)  # the node itself is the model's
+            known = (node.name, shape, claim)
             if known not in self.confirmed:
                 require_norm(node, claim, self.model.tensors, shape)
                 self.confirmed.add(known)
 
+    def _reaches(self, certificate: Certificate) -> dict[str, arb]:
+        """How far each node moves at most when the image moves by 1."""
+        first, *nodes = self.model.nodes
+        reaches = {first.name: arb(1)}
+        for node in nodes:
+            parts = [reaches[name] for name in node.inputs]
+            upper = arb(certificate.layers[node.name].upper)
+            reaches[node.name] = joined(node, parts) if node.operation in JOINS else upper * parts[0]
+        return reaches
+
     def _stored(self, certificate: Certificate, values: dict[str, Exact]) -> dict[str, Stored]:
         """What the float network stores at any image within the radius; no error at level "analytic"."""
-        first, *nodes = certificate.nodes
-        stored = {first.name: Stored(norm(values[first.name]) + arb(certificate.radius), arb(0))}
+        first, *nodes = self.model.nodes
         if certificate.level == "analytic":
-            return {node.name: Stored(arb(0), arb(0)) for node in certificate.nodes}
-        arithmetic = self._arithmetic()
+            return {node.name: Stored(arb(0), arb(0)) for node in self.model.nodes}
+        stored = {first.name: Stored(norm(values[first.name]) + arb(certificate.radius), arb(0))}
         for node in nodes:
-            x, layer = stored[node.inputs[0]], certificate.layers[node.name]
-            sums, rounding, bias = arb(0), arb(0), arb(0)
-            if node.operation == "Scale":
-                factor = arb(abs(node.options["factor"]))
-                prove(
-                    factor.is_zero() or arithmetic.tiny <= factor <= arithmetic.limit, f"{node.name!r} loses its factor"
-                )
+            inputs, entries = [stored[name] for name in node.inputs], values[node.name].integers.size
+            if node.operation in JOINS:
+                size, error, sums, products = self._joined(node, inputs)
+            else:
+                size, error, sums, products = self._one(node, inputs[0], certificate, entries)
+            rounding = arb(0)
             if node.operation in ROUNDED:
-                products = self._products(node)
-                bias = self._bias(node, values[node.name])
-                sums = x.norm * arb(layer.upper if layer.absolute is None else layer.absolute) + bias
-                outputs = arb(values[node.name].integers.size).sqrt()
-                rounding = arithmetic.relative(products + 1) * sums + outputs * arithmetic.underflow(products)
-            size = x.norm * arb(layer.upper) + bias + rounding
-            prove(size.max(sums + rounding) < arithmetic.limit, f"node {node.name!r} may overflow")
-            stored[node.name] = Stored(size, x.error * arb(layer.upper) + rounding)
+                relative, underflow = self.arithmetic.relative(products + 1), self.arithmetic.underflow(products)
+                rounding = relative * sums + arb(entries).sqrt() * underflow
+            prove(size.max(sums) + rounding < self.arithmetic.limit, f"node {node.name!r} may overflow")
+            stored[node.name] = Stored(size + rounding, error + rounding)
         return stored
 
-    def _pair(self, certificate: Certificate, stored: dict[str, Stored], j: int) -> tuple[arb, arb]:
-        """How fast the margin to class j can fall, and what rounding can change in it."""
-        uppers = {node.name: arb(certificate.layers[node.name].upper) for node in certificate.nodes[1:]}
-        end, i, root = certificate.nodes[-1], certificate.label, arb(2).sqrt()
-        slope, error = root * product(list(uppers.values())), root * stored[end.name].error
-        head = next((node for node in reversed(certificate.nodes) if node.operation not in ("Identity", "Scale")), end)
-        if head.operation != "Linear":
-            return slope, error
-        W, body = self.tensors[head.tensors["weight"]], stored[head.inputs[0]]
-        apart = norm(W.map(lambda rows: rows[i] - rows[j]))
-        slope = slope.min(product([upper for name, upper in uppers.items() if name != head.name]) * apart)
-        if certificate.level == "analytic" or head is not end:
-            return slope, error
-        arithmetic, products = self._arithmetic(), self._products(end)
-        sums = norm(W.map(lambda rows: abs(rows[i]) + abs(rows[j]))) * body.norm + self._two_biases(end, i, j)
-        rounding = arithmetic.relative(products + 1) * sums + 2 * arithmetic.underflow(products)
-        return slope, apart * body.error + rounding
+    def _joined(self, node: Node, inputs: list[Stored]) -> tuple[arb, arb, arb, int]:
+        """Norm, error, norm of the sums of absolute values, and products in a sum, without the rounding of the node."""
+        size = joined(node, [x.norm for x in inputs])
+        return size, joined(node, [x.error for x in inputs]), size, 0
 
-    def _arithmetic(self) -> Arithmetic:
+    def _one(self, node: Node, x: Stored, certificate: Certificate, size: int) -> tuple[arb, arb, arb, int]:
+        """The same for a node that reads one other."""
+        layer = certificate.layers[node.name]
+        upper, absolute = arb(layer.upper), arb(layer.upper if layer.absolute is None else layer.absolute)
+        value = node.options.get("factor", node.options.get("value", 0.0))
+        in_range = value == 0 or self.arithmetic.tiny <= arb(abs(value)) <= self.arithmetic.limit
+        prove(in_range or node.operation == "shift", f"node {node.name!r} loses its constant")
+        moved = self._moved(node, size)
+        products = 1 if "weight" not in node.tensors else self.model.tensors[node.tensors["weight"]][0].size
+        return x.norm * upper + moved, x.error * upper, x.norm * absolute + moved, products
+
+    def _moved(self, node: Node, size: int) -> arb:
+        """Norm of what a node adds to so many entries: a bias to every pixel, or a constant."""
+        role = "constant" if node.operation == "shift" else "bias"
+        if role in node.tensors:
+            values = self.tensors[node.tensors[role]]
+        elif node.operation == "shift":
+            values = Exact.of(np.array([node.options["value"]]))
+        else:
+            return arb(0)
+        return norm(values) * arb(size // values.integers.size).sqrt()
+
+    def _slope(self, certificate: Certificate, reaches: dict[str, arb], j: int) -> arb:
+        """How fast the margin to class j can fall."""
+        slope, i = arb(2).sqrt() * reaches[self.model.output], certificate.label
+        head, factor = self._head(certificate)
+        if head is None:
+            return slope
+        W = self.tensors[head.tensors["weight"]]
+        return slope.min(reaches[head.inputs[0]] * factor * norm(W.map(lambda rows: rows[i] - rows[j])))
+
+    def _head(self, certificate: Certificate) -> tuple[Node | None, arb]:
+        """The dense layer of the logits, and by what its output is multiplied afterwards."""
+        nodes, factor = {node.name: node for node in self.model.nodes}, arb(1)
+        node = nodes[self.model.output]
+        while node.operation in UNIFORM and "constant" not in node.tensors:
+            factor *= arb(certificate.layers[node.name].upper)
+            node = nodes[node.inputs[0]]
+        return (node if node.operation == "Linear" else None), factor
+
+    def _error(self, certificate: Certificate, stored: dict[str, Stored], j: int) -> arb:
+        """What rounding can change in the margin to class j."""
+        end, i = self.model.nodes[-1], certificate.label
+        if end.operation != "Linear" or certificate.level == "analytic":
+            return arb(2).sqrt() * stored[end.name].error
+        W, body = self.tensors[end.tensors["weight"]], stored[end.inputs[0]]
+        products = self.model.tensors[end.tensors["weight"]][0].size
+        sums = norm(W.map(lambda rows: abs(rows[i]) + abs(rows[j]))) * body.norm
+        if "bias" in end.tensors:
+            bias = self.tensors[end.tensors["bias"]]
+            sums += ball(abs(bias.integers[i]) + abs(bias.integers[j]), bias.exponent)
+        rounding = self.arithmetic.relative(products + 1) * sums + 2 * self.arithmetic.underflow(products)
+        return norm(W.map(lambda rows: rows[i] - rows[j])) * body.error + rounding
+
+    @cached_property
+    def arithmetic(self) -> Arithmetic:
+        """That of the dtype of the weights."""
         dtypes = {values.dtype.str for values in self.model.tensors.values() if values.dtype.kind == "f"}
         prove(len(dtypes) == 1, "the model has weights of several dtypes")
         unit, tiny, limit = (arb(2) ** exponent for exponent in ARITHMETIC[dtypes.pop()])
         return Arithmetic(unit, tiny, limit)
 
-    def _products(self, node: Node) -> int:
-        """In one sum; a factor is a product that is itself rounded, as a bias would be."""
-        return 1 if "weight" not in node.tensors else self.model.tensors[node.tensors["weight"]][0].size
 
-    def _bias(self, node: Node, output: Exact) -> arb:
-        """Norm of the bias as it is added to every pixel."""
-        if "bias" not in node.tensors:
-            return arb(0)
-        bias = self.tensors[node.tensors["bias"]]
-        return norm(bias) * arb(output.integers.size // bias.integers.size).sqrt()
-
-    def _two_biases(self, node: Node, i: int, j: int) -> arb:
-        if "bias" not in node.tensors:
-            return arb(0)
-        bias = self.tensors[node.tensors["bias"]]
-        return ball(abs(bias.integers[i]) + abs(bias.integers[j]), bias.exponent)
+def joined(node: Node, parts: list[arb]) -> arb:
+    """The norm of several tensors in one: they add up in a sum, and in squares side by side."""
+    if node.operation != "concatenate":
+        return sum(parts, arb(0))
+    return sum((part**2 for part in parts), arb(0)).sqrt()
 
 
 def ball(integer: int, exponent: int) -> arb:
@@ -170,8 +211,3 @@ def ball(integer: int, exponent: int) -> arb:
 def norm(values: Exact) -> arb:
     """The l2 norm."""
     return ball(sum(int(value) ** 2 for value in values.integers.ravel()), 2 * values.exponent).sqrt()
-
-
-def product(factors: list[arb]) -> arb:
-    """The product of balls."""
-    return reduce(lambda a, b: a * b, factors, arb(1))

@@ -45,6 +45,7 @@ class Node:
     inputs: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Model:
-    """Tensors of a model by name, their hash, and its architecture."""
+    """Tensors of a model by name, their hash, and the graph that computes with them."""
 
     tensors: dict[str, np.ndarray]
     sha256: str
-    architecture: tuple[dict[str, Any], ...]
+    nodes: tuple[Node, ...]
+    output: str
 
 
 def read_certificate(path: Path) -> Certificate:
@@ -113,56 +115,65 @@ def read_model(path: Path) -> Model:
     try:
         about = parse(header.pop("__metadata__")["lconvnet"])
         tensors = {name: _tensor(body, **entry) for name, entry in header.items()}
-        architecture = tuple(dict(entry) for entry in about["architecture"])
-        require(
-            all(isinstance(entry[key], str) for entry in architecture for key in ("op", "name")), "has nameless layers"
-        )
-        return Model(tensors, _hash(header, body), architecture)
+        return Model(tensors, _hash(header, body), *_graph(about))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise InvalidFile(f"{path} is no model with an architecture ({error})") from None
 
 
 def require_same(certificate: Certificate, model: Model) -> None:
-    """Raise NotProved unless the certificate's graph, a chain, is the model's architecture with the same weights."""
+    """Raise NotProved unless the certificate is about the model: the same weights, the same graph."""
     prove(certificate.network == model.sha256, "it is about other weights than those of the model")
-    first, *nodes = certificate.nodes
-    prove(len({node.name for node in certificate.nodes}) == len(certificate.nodes), "its nodes share a name")
-    prove(first.operation == "input" and not first.inputs, "its graph does not begin with the input")
-    entries, paddings = _fused(model.architecture)
-    prove(len(nodes) == len(entries), f"its graph has {len(nodes)} layers, the model {len(entries)}")
-    for before, node, entry, padding in zip(certificate.nodes, nodes, entries, paddings, strict=False):
-        prove(_agree(node, before, entry, padding), f"node {node.name!r} is not layer {entry['name']!r} of the model")
-    prove(certificate.output == certificate.nodes[-1].name, "its graph returns another node than the last")
-    prove(set(certificate.layers) == {node.name for node in certificate.nodes[1:]}, "its layers are not its nodes")
+    found, nodes = len(certificate.nodes), model.nodes
+    prove(found == len(nodes), f"its graph has {found} nodes, the model {len(nodes)}")
+    for claimed, node in zip(certificate.nodes, nodes, strict=True):
+        prove(_agree(claimed, node), f"node {claimed.name!r} is not {node.name!r} of the model")
+    prove(certificate.output == model.output, "its graph returns another node than the model")
+    prove(set(certificate.layers) == {node.name for node in nodes[1:]}, "its layers are not its nodes")
 
 
-def _fused(architecture: tuple[dict[str, Any], ...]) -> tuple[list[dict[str, Any]], list[list[int] | None]]:
-    """The layers without circular paddings, and the padding before each of them."""
-    entries: list[dict[str, Any]] = []
-    paddings: list[list[int] | None] = [None]
+def _agree(claimed: Node, node: Node) -> bool:
+    """Whether a node is this one of the model. What the model does not know is not compared, and never used."""
+    options = {"circular_padding": None, **node.options}
+    return (claimed.name, claimed.operation, claimed.inputs, claimed.tensors) == (
+        node.name, node.operation, node.inputs, node.tensors,
+    ) and all(claimed.options.get(key) == value for key, value in options.items())  # fmt: skip
+
+
+def _graph(about: dict[str, Any]) -> tuple[tuple[Node, ...], str]:
+    """Nodes and output of a model: as they stand, or from the layers of a chain."""
+    if "graph" not in about:
+        return _chain(about["architecture"])
+    nodes = tuple(_node(**entry) for entry in about["graph"]["nodes"])
+    seen: set[str] = set()
+    for node in nodes:
+        first = not seen
+        require(node.name not in seen and seen.issuperset(node.inputs), f"node {node.name!r} is out of order")
+        require(
+            bool(node.inputs) != first and (node.operation == "input") == first, f"node {node.name!r} reads nothing"
+        )
+        seen.add(node.name)
+    require(nodes and nodes[-1].name == about["graph"]["output"], "the last node is not the output")
+    return nodes, nodes[-1].name
+
+
+def _chain(architecture: list[dict[str, Any]]) -> tuple[tuple[Node, ...], str]:
+    """The layers in order; a circular padding belongs to the convolution behind it."""
+    nodes, before = [Node("input", "input", ())], {}
     for entry in architecture:
+        options = {key: value for key, value in entry.items() if key not in ("name", "op", "bias")}
         if entry["op"] == "circular-pad":
-            prove(paddings[-1] is None, "the model pads twice")
-            paddings[-1] = entry["padding"]
-        else:
-            entries.append(entry)
-            paddings.append(None)
-    prove(paddings.pop() is None, "the model ends with a padding")
-    return entries, paddings
-
-
-def _agree(node: Node, before: Node, entry: dict[str, Any], padding: list[int] | None) -> bool:
-    """Whether a node is this layer of the architecture, with this circular padding before it."""
-    tensors = {} if "bias" not in entry else {"weight": f"{node.name}.weight"}
-    if entry.get("bias"):
-        tensors["bias"] = f"{node.name}.bias"
-    return (
-        (node.name, node.operation) == (entry["name"], OPERATIONS.get(entry["op"]))
-        and node.inputs == (before.name,)
-        and node.tensors == tensors
-        and node.options.get("circular_padding") == padding
-        and all(node.options.get(key) == entry[key] for key in entry if key not in ("name", "op", "bias"))
-    )
+            require(not before, "the model pads twice")
+            before = {"circular_padding": options["padding"]}
+            continue
+        name, operation = entry["name"], OPERATIONS[entry["op"]]
+        require(not before or operation == "Conv2d", "the model pads before something else than a convolution")
+        roles = () if "bias" not in entry else ("weight", "bias") if entry["bias"] else ("weight",)
+        tensors = {role: f"{name}.{role}" for role in roles}
+        nodes.append(Node(name, operation, (nodes[-1].name,), {**options, **before}, tensors))
+        before = {}
+    require(not before, "the model ends with a padding")
+    require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
+    return tuple(nodes), nodes[-1].name
 
 
 def parse(text: str) -> Any:
@@ -225,7 +236,7 @@ def _hash(header: dict[str, Any], body: memoryview) -> str:
 
 
 def _node(name: str, operation: str, inputs: list[str], options: Any, tensors: Any, module: str, shape: Any) -> Node:
-    return Node(name, operation, tuple(inputs), dict(options), dict(tensors))
+    return Node(name, operation, tuple(inputs), dict(options), dict(tensors), tuple(shape))
 
 
 def _layer(name: str, upper: str, absolute: str | None, method: str) -> Layer:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from lconvnet import bake, layers, models, save
+from lconvnet import bake, certify, layers, models, save
 from lconvnet.bounds import lipschitz_bound
-from lconvnet.certify.files import documents
+from lconvnet.certify.files import documents, encoded_model
 
 pytest.importorskip("flint", reason="needs python-flint: pip install 'lconvnet[verify]'")
 from lconvnet_verify.__main__ import main
@@ -405,3 +405,97 @@ def test_the_command_runs_alone(place, true):
     (place / "empty").mkdir()
     assert main([str(place / "empty"), str(place / "model.safetensors")]) == INVALID
     assert main(["one argument"]) == INVALID
+
+
+class Residual(nn.Module):
+    """Branches that are added, subtracted, concatenated, split, shifted and scaled."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.third = nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular")
+        self.dense, self.activation = nn.Linear(32, 3), layers.MaxMin()
+        self.register_buffer("gain", torch.rand(2, 1, 1))
+
+    def forward(self, x):
+        y = x + 0.5 * self.activation(self.first(x))
+        a, b = y.chunk(2, dim=1)
+        y = torch.cat([b, -a], dim=1) - self.second(y) * self.gain
+        y = self.third(torch.cat([y, x - 0.25], dim=1)) + self.gain
+        y = torch.relu(y.transpose(2, 3)).reshape(x.shape[0], 32)
+        return -2.0 * self.dense(y)
+
+
+def branched(seed, dtype):
+    torch.manual_seed(seed)
+    network = Residual().to(dtype).eval().requires_grad_(False)
+    return network, torch.rand(4, 2, 4, 4)
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_networks_with_branches(tmp_path, level, dtype):
+    network, images = branched(0, dtype)
+    (tmp_path / "model.safetensors").write_bytes(encoded_model(network, (2, 4, 4)))
+    bound = lipschitz_bound(network, input_shape=(2, 4, 4))
+    found, certificates = documents(network, images, bound=bound, level=level, sources=[{}] * 4)
+    assert bool((found.radius > 0).any())
+    for radius, document in zip(found.radius, certificates, strict=True):
+        if radius > 0:
+            document = json.loads(json.dumps(document))
+            assert code(tmp_path, document) == PROVED
+            assert code(tmp_path, document | {"radius": (float(radius) * 1.05).hex()}) == UNPROVED
+            next(n for n in document["graph"]["nodes"] if n["operation"] == "subtract")["operation"] = "add"
+            assert code(tmp_path, document) == UNPROVED
+
+
+class Broadcasting(nn.Module):
+    """A mean that is added to every entry: a sum that moves further than its terms together."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.dense(x + 4 * x.mean(dim=1, keepdim=True))
+
+
+def test_what_is_repeated_in_a_sum_is_neither_underestimated_nor_proved(tmp_path):
+    network, images = Broadcasting().eval().requires_grad_(False), torch.rand(4, 16)
+    (tmp_path / "model.safetensors").write_bytes(encoded_model(network, (16,)))
+    bound = lipschitz_bound(network, input_shape=(16,))
+    found, certificates = documents(network, images, bound=bound, level="analytic", sources=[{}] * 4)
+    assert bool((found.radius <= certify(network, images, bound=bound).radius).all())
+    assert {code(tmp_path, document) for document in certificates} == {UNPROVED}
+
+
+def test_the_model_says_what_is_computed(tmp_path):
+    """An option that the layer does not have changes nothing: FullSort sorts all, whatever a certificate adds."""
+    network, images = bake(models.mlp(16, 3, widths=(4,), activation=layers.FullSort)), torch.rand(6, 1, 4, 4)
+    for document in write(tmp_path, network, images):
+        node(document, "linear1_activation")["options"]["group_size"] = 2
+        assert code(tmp_path, document) == PROVED  # about the network of the model, as before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda graph: graph["nodes"].reverse(), "out of order"),
+        (lambda graph: graph["nodes"].append(graph["nodes"][-1]), "out of order"),
+        (lambda graph: graph.update(output="input"), "last node is not the output"),
+        (lambda graph: graph.update(nodes=[]), "last node is not the output"),
+        (lambda graph: graph["nodes"][2].update(inputs=[]), "reads nothing"),
+    ],
+)
+def test_graphs_that_are_none(tmp_path, capsys, damage, message):
+    network, _ = branched(0, torch.float32)
+    data = encoded_model(network, (2, 4, 4))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    about = json.loads(header["__metadata__"]["lconvnet"])
+    damage(about["graph"])
+    header["__metadata__"]["lconvnet"] = json.dumps(about)
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert code(tmp_path, "{}") == INVALID
+    assert message in capsys.readouterr().err

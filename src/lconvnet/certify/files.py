@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import math
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import Bound, LayerBound, trace
+from lconvnet import atomic
+from lconvnet.bounds import Bound, Trace, trace
 from lconvnet.bounds.error_rules import absolute_bound
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.certificates import Certificates, certify
@@ -34,21 +37,38 @@ DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 """Names of the safetensors format."""
 
 
-def loosened(bound: Bound) -> Bound:
-    """The bound with every computed layer larger by :data:`SLACK`, and the whole by as much for every layer.
+def loosened(bound: Bound, graph: Graph) -> Bound:
+    """The bound with every computed layer larger by :data:`SLACK`, carried through the graph as a checker does.
 
+    Sums add up how far their terms move, all else takes the root of the sum of squares; so the parts of a split tensor
+    count as whole ones, and the result can be larger than that of :func:`lconvnet.lipschitz_bound`.
+
+    >>> from lconvnet.bounds import LayerBound, Node
     >>> layers = LayerBound("a", 1.0, 1.0, "exact"), LayerBound("b", 1.0, None, "gram")
-    >>> [layer.upper > 1 for layer in loosened(Bound(1.0, None, layers)).layers]
-    [False, True]
+    >>> graph = Graph((Node("input", "input"), Node("a", "ReLU", ("input",)), Node("b", "Linear", ("a",))), "b")
+    >>> wide = loosened(Bound(1.0, None, layers), graph)
+    >>> [layer.upper > 1 for layer in wide.layers], wide.upper < 1 + 1e-8
+    ([False, True], True)
     """
-    layers = tuple(_looser(layer, i + 1) for i, layer in enumerate(bound.layers))
-    return replace(bound, upper=bound.upper * (1 + 2 * SLACK) ** len(layers), layers=layers)
+    reaches, layers = {graph.nodes[0].name: 1.0}, []
+    for node, layer in zip(graph.nodes[1:], bound.layers, strict=True):
+        upper = layer.upper if layer.method == "exact" else up(layer.upper * (1 + SLACK))
+        parts = [reaches[name] for name in node.inputs]
+        adds = node.operation in ("add", "subtract") and all(graph[name].shape == node.shape for name in node.inputs)
+        reaches[node.name] = (sum(parts) if adds else upper * math.hypot(*parts)) * (1 + 2.0**-48)
+        layers.append(replace(layer, upper=upper, reach=reaches[node.name]))
+    return replace(bound, upper=reaches[graph.output], layers=tuple(layers))
 
 
-def _looser(layer: LayerBound, depth: int) -> LayerBound:
-    """A reach grows at most by the product over a path to it."""
-    reach = None if layer.reach is None else layer.reach * (1 + 2 * SLACK) ** depth
-    return replace(layer, upper=layer.upper if layer.method == "exact" else up(layer.upper * (1 + SLACK)), reach=reach)
+def encoded_model(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+    """A network with branches as a safetensors file for the checker: its tensors and its graph.
+
+    :func:`lconvnet.save` writes sequences of layers, which the checker reads too; this says what any other network
+    computes, and cannot be loaded as a module.
+    """
+    traced = trace(network, input_shape)
+    description = {"format": "lconvnet-graph-1", "graph": _graph(traced.graph)}
+    return atomic.encode_safetensors(_tensors(network, traced), metadata=json.dumps(description))
 
 
 def documents(
@@ -66,14 +86,15 @@ def documents(
     """
     if level == "estimate":
         raise ValueError("level='estimate' certifies nothing, so there is no certificate to write: use 'sound'")
-    wide = loosened(bound)
+    traced = trace(network, tuple(images.shape[1:]))
+    graph, tensors = traced.graph, _tensors(network, traced)
+    wide = loosened(bound, graph)
     found = certify(network, images, level=level, bound=wide)
-    graph, tensors = trace(network, tuple(images.shape[1:])).graph, network.state_dict()
     common = {
         "format": FORMAT,
         "level": level,
         "network": {"sha256": weights_hash(tensors)},
-        "graph": {"nodes": [asdict(node) for node in graph.nodes], "output": graph.output},
+        "graph": _graph(graph),
         "layers": layer_claims(graph, wide, tensors),
         "versions": versions(),
     }
@@ -87,6 +108,14 @@ def documents(
         }
         for i in range(len(found))
     )
+
+
+def _graph(graph: Graph) -> dict[str, Any]:
+    return json.loads(graph.to_json())
+
+
+def _tensors(network: nn.Module, traced: Trace) -> dict[str, Tensor]:
+    return {**network.state_dict(), **traced.constants}
 
 
 def layer_claims(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
