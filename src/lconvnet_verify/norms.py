@@ -63,6 +63,7 @@ def known_norm(node: Node, tensors: Mapping[str, np.ndarray]) -> float:
     return float(node.options["factor"]) if node.operation == "NearestUpsampling" else 1.0
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
     """Whether all matrices ``(F, m, n)``, real or complex, are shown to have at most this norm."""
     if not 1e-150 < bound < 1e150:
