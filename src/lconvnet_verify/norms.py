@@ -4,8 +4,8 @@ If the Cholesky factorisation of a Hermitian matrix A - c I of order n runs to i
 positive definite, given that c is at least g(4 n + 8) tr(A) and what rounding changed in A itself (Rump, BIT 46, 2006).
 
 A convolution is taken on a torus: on that of its image where it wraps around, else on one that holds the image with its
-zeros. There it is block diagonal, with the blocks K^(w) = sum_a K_a exp(i <w, a>) at the frequencies of the torus; a
-stride s that divides the torus becomes s^2 times as many channels first. The layer's outputs are some of those there.
+zeros. There it is block diagonal, with the blocks K^(w) = sum_a K_a exp(i <w, a>) at the frequencies of the torus;
+strides s and t that divide it become s t times as many channels first. The layer's outputs are some of those there.
 """
 
 from __future__ import annotations
@@ -93,23 +93,23 @@ def on_torus(node: Node, K: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndar
     spread = tuple(d * (k - 1) for d, k in zip(dilation, K.shape[2:], strict=True))
     wide = np.zeros((*K.shape[:2], spread[0] + 1, spread[1] + 1))
     wide[:, :, :: dilation[0], :: dilation[1]] = K
-    s = stride[0]
+    s = (stride[0], stride[1])
     if mode["mode"] == "wrap" and any(totals):
         prove(all(t <= r for t, r in zip(totals, spread, strict=True)), f"node {node.name!r} repeats outputs")
         sides = shape[1:]
-        s = s if stride[0] == stride[1] and all(n % s == 0 for n in sides) else 1
+        s = s if all(n % step == 0 for n, step in zip(sides, s, strict=True)) else (1, 1)
     else:
-        s = s if stride[0] == stride[1] else 1
-        sides = tuple(-(-(n + t) // s) * s for n, t in zip(shape[1:], totals, strict=True))
-    return unshuffled(wide, s), (sides[0] // s, sides[1] // s)
+        sides = tuple(-(-(n + t) // step) * step for n, t, step in zip(shape[1:], totals, s, strict=True))
+    return unshuffled(wide, s), (sides[0] // s[0], sides[1] // s[1])
 
 
-def unshuffled(K: np.ndarray, s: int) -> np.ndarray:
-    """The kernel that gives the same with stride 1 on an image whose s x s blocks have become channels."""
-    K = np.pad(K, ((0, 0), (0, 0), (0, -K.shape[2] % s), (0, -K.shape[3] % s)))
+def unshuffled(K: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
+    """The kernel that gives the same with stride 1 on an image whose s x t blocks have become channels."""
+    s, t = stride
+    K = np.pad(K, ((0, 0), (0, 0), (0, -K.shape[2] % s), (0, -K.shape[3] % t)))
     out, channels, height, width = K.shape
-    blocks = K.reshape(out, channels, height // s, s, width // s, s).transpose(0, 1, 3, 5, 2, 4)
-    return blocks.reshape(out, channels * s * s, height // s, width // s)
+    blocks = K.reshape(out, channels, height // s, s, width // t, t).transpose(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(out, channels * s * t, height // s, width // t)
 
 
 def transfer(K: np.ndarray, torus: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lconvnet.bounds.convolution import dilate
 from lconvnet.bounds.forward_error import INFLATION, ZERO, Line, Rule, Setting, Stored
 from lconvnet.bounds.graph import Node
 from lconvnet.ops.nonnegative import nonnegative_bound
@@ -142,17 +143,18 @@ def absolute_bound(node: Node, shapes: Mapping[str, Sequence[int]], tensors: Map
     weight = to_float64(tensors[key], key).abs()
     if weight.ndim == 2:
         return nonnegative_bound(weight)
-    kernel = to_unshuffled(weight, _unshuffling(node, shapes[node.inputs[0]]))
+    dilation = (node.options["dilation"][0], node.options["dilation"][1])
+    kernel = to_unshuffled(dilate(weight, dilation), _unshuffling(node, shapes[node.inputs[0]]))
     matrix = kernel.sum(dim=(2, 3)) * (1 + gamma(kernel.shape[2] * kernel.shape[3]))
     return max(nonnegative_bound(group) for group in matrix.chunk(node.options["groups"]))
 
 
-def _unshuffling(node: Node, image: Sequence[int]) -> int:
-    """The stride, where it can be taken apart: equal along both axes, undilated, and on a torus a divisor of it."""
-    stride, dilation = tuple(node.options["stride"]), tuple(node.options["dilation"])
+def _unshuffling(node: Node, image: Sequence[int]) -> tuple[int, int]:
+    """The stride, where it can be taken apart: on a torus a divisor of it."""
+    stride = node.options["stride"]
     torus = node.options["padding_mode"] != "zeros" or "circular_padding" in node.options
     divides = not torus or all(n % s == 0 for n, s in zip(image[-2:], stride, strict=True))
-    return stride[0] if len(set(stride)) == 1 and set(dilation) == {1} and divides else 1
+    return (stride[0], stride[1]) if divides else (1, 1)
 
 
 def _rounded(node: Node, x: Stored, sums: Line, terms: int, setting: Setting, bias: float = 0.0) -> Stored:
