@@ -118,7 +118,7 @@ def power(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     grown = x.norm * setting.uppers[node.name]
     lost = up(math.sqrt(setting.size(node.name) * arithmetic.underflow(terms + 8))) * INFLATION
     rounding = grown * arithmetic.gamma(terms + 8) + Line(0.0, lost)
-    squares = grown * (2 * math.sqrt(terms * arithmetic.largest))  # below the largest number where these are
+    squares = grown * (2 * math.sqrt(terms) * math.sqrt(arithmetic.largest))  # below the largest number where these are
     return Stored(grown + rounding, x.error * setting.uppers[node.name] + rounding, x.peak.at_least(squares))
 
 
