@@ -142,7 +142,8 @@ def _published_bcop(group: Weights, kernel: Kernel) -> Tensor:
     H = U[0, :in_channels, :out_channels]
     K = (H if in_channels <= out_channels else H.mT)[None, None]
     for index, R in enumerate(U[1:, :, :rank]):
-        K = append_factor(K, R @ R.mT, index % 2)
+        kept = K @ R @ R.mT
+        K = append_factor(kept, K - kept, index % 2)
     return K.permute(3, 2, 1, 0) if in_channels <= out_channels else K.permute(2, 3, 1, 0)
 
 
