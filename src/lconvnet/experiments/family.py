@@ -217,7 +217,7 @@ def _digest(body: str) -> str:
 def _has_started(run: Path) -> bool:
     """Whether anything was computed; a run that only failed, such as for want of its data, has not."""
     found = [run / name for name in ("record.json", "results.yaml", "model.safetensors")]
-    return any(path.exists() for path in found) or any((run / "checkpoints").glob("*"))
+    return any(path.exists() for path in found) or any((run / "checkpoints").glob("[!.]*"))
 
 
 def _below(path: Path, templates: Sequence[Path]) -> bool:

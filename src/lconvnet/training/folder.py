@@ -61,16 +61,14 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Create the folders and keep other processes from training here until the block ends (or the process dies)."""
         busy = f"directory={str(self.path)!r}: another process is training in this folder; wait, or choose another"
-        lock = self.path / "logs" / ".lock"
         try:
-            for folder in (self.last.parent, lock.parent):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.last.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise atomic.WriteError(
                 f"directory={str(self.path)!r}: cannot be used as a run folder ({error.strerror}); "
                 "choose a folder that you may write to"
             ) from error
-        with locking.locked(lock, busy):
+        with locking.locked(self.last.with_name(".lock"), busy):
             for path in (self.last, self.best, self.record, self.metrics):
                 atomic.sweep(path)
             yield
