@@ -1,5 +1,6 @@
 """Shared fixtures: seeds, reference values, real data."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_again():
+    """A command writes its log to the stream of its test, which is closed when that is over."""
+    logger = logging.getLogger("lconvnet")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
