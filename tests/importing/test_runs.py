@@ -5,6 +5,7 @@ digit.
 """
 
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -248,6 +249,17 @@ def test_weights_of_another_network_are_refused(change, message, tmp_path, monke
     change(weights)
     folder = write(tmp_path / "old", config, weights, monkeypatch)
     with pytest.raises(ValueError, match=rf"Sequential\.pth: .*{message}"):
+        import_run(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("named", "theirs"), list(itertools.permutations(METHODS, 2)))
+def test_weights_of_another_method_are_refused(named, theirs, tmp_path, monkeypatch):
+    """What a method keeps tells it from every other one: no configuration gives weights another meaning."""
+    weights = Original(convnet("SmallConvNet", theirs, SHAPES["mnist"], 10)).weights
+    config = classifier(convnet("SmallConvNet", named, SHAPES["mnist"], 10))
+    folder = write(tmp_path / "old", config, weights, monkeypatch)
+    with pytest.raises(ValueError, match=r"conv1\.conv(:| has)"):
         import_run(folder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
