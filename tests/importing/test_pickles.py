@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lconvnet.cli import app, invoke
 from lconvnet.importing import import_run, pickles
@@ -143,11 +144,41 @@ def test_archives_that_would_grow_are_refused(tmp_path):
         ({3: torch.ones(1)}, "3 is a Tensor; weights are tensors with names"),
         ({"a": torch.tensor([1.0, float("nan")])}, "a holds NaN or infinite values"),
         ({"a": torch.ones(2, 2).to_sparse()}, "a is no dense tensor"),
+        ({"a": torch.ones(2, device="meta")}, "a is no dense tensor"),
+        ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, "a has dtype torch.float8_e4m3fn; weights are in"),
+        ({"a": torch.ones(2, dtype=torch.int64)}, "a has dtype torch.int64; weights are in"),
+        ({"a": torch.ones(2, dtype=torch.bool)}, "a has dtype torch.bool; weights are in"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "a has dtype torch.complex64; weights are in"),
     ],
 )
 def test_weights_are_finite_tensors_with_names(content, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         pickles.state_dict(content, tmp_path / "a.pth")
+
+
+@pytest.mark.filterwarnings("ignore")  # both kinds are on their way out of torch
+def test_nested_and_quantized_tensors_are_no_weights(tmp_path):
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    for value in (ragged, torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)):
+        with pytest.raises(ValueError, match=r"a (is no dense tensor|has dtype torch\.qint8)"):
+            pickles.state_dict({"a": value}, tmp_path / "a.pth")
+
+
+def test_tensors_that_the_file_does_not_hold_are_refused_unread(tmp_path):
+    """Four terabytes of one stored number: whoever looked at them all would need a terabyte."""
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(1).expand(1 << 40)}, path)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"a has shape \(1099511627776,\), more than the file holds"):
+        pickles.state_dict(pickles.read(path), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_precision_of_weights_is_read(dtype, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(3, 2, dtype=dtype).mT, "b": nn.Parameter(torch.ones(2, dtype=dtype))}, path)
+    found = pickles.state_dict(pickles.read(path), path)
+    assert found["a"].dtype == dtype and torch.equal(found["a"], torch.ones(2, 3, dtype=dtype))
 
 
 def test_a_warning_of_torch_is_not_the_users_business(tmp_path):

@@ -20,6 +20,7 @@ from torch import Tensor
 SKIPPED = re.compile(r"lconvnet(\.\w+)+|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)")
 REFUSED = re.compile(r"GLOBAL (\S+)|reduce for unrecognized function (.+)")
 PICKLES_OF_A_LEGACY_FILE = 4  # magic number, protocol, system, content
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAXIMAL_PICKLE = 16_000_000  # bytes; it holds names and shapes only
 
 
@@ -63,11 +64,20 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}; weights are tensors with names")
-        if value.layout != torch.strided or value.is_quantized:
-            raise ValueError(f"{path}: {name} is no dense tensor")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ValueError(f"{path}: {name} holds NaN or infinite values")
+        if fault := _fault(value):
+            raise ValueError(f"{path}: {name} {fault}")
     return dict(content)
+
+
+def _fault(value: Tensor) -> str:
+    """What keeps a tensor from being a weight; its values are looked at last, when the file is known to hold them."""
+    if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+        return "is no dense tensor"
+    if value.dtype not in DTYPES:
+        return f"has dtype {value.dtype}; weights are in {', '.join(str(dtype) for dtype in DTYPES)}"
+    if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+        return f"has shape {tuple(value.shape)}, more than the file holds; save a contiguous tensor"
+    return "" if bool(value.isfinite().all()) else "holds NaN or infinite values"
 
 
 def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
