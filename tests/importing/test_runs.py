@@ -28,7 +28,19 @@ from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import adopt, import_run, original
 from lconvnet.run import app as run
 from lconvnet.training import CheckpointError, load_best, load_record
-from tests.importing.originals import OPTIONS, RELU, SHAPES, Original, bcop, classifier, convnet, critic, mlp, write
+from tests.importing.originals import (
+    LINEAR,
+    OPTIONS,
+    RELU,
+    SHAPES,
+    Original,
+    bcop,
+    classifier,
+    convnet,
+    critic,
+    mlp,
+    write,
+)
 
 METHODS = tuple(OPTIONS)
 
@@ -308,6 +320,17 @@ def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch):
     model = build.build_model(load_config(tmp_path / "new" / "cfg.yaml").model, SHAPES["mnist"], 10, seed=0)
     load_best(model, tmp_path / "new")
     assert torch.linalg.svdvals(bake(model).get_parameter("linear1.weight"))[-1] > 1 - 1e-4
+
+
+@pytest.mark.parametrize("steps", [0, 3, 50])
+def test_another_number_of_steps_is_refused(steps, tmp_path, monkeypatch):
+    """An import cuts the iteration off after twenty: other networks would come out than the configuration's."""
+    config = classifier(mlp([784, 16, 10]))
+    config["trainer"]["net"]["<list>"][1]["linear_module"] = {**LINEAR, "bjorck_iters": steps}
+    folder = write(tmp_path / "old", config, Original(config["trainer"]["net"]).weights, monkeypatch)
+    with pytest.raises(ValueError, match=rf"linear_module\.bjorck_iters is {steps}; of BjorckLinear only 20 can be"):
+        import_run(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_old_family_is_generated_in_our_grammar(reference_dir, tmp_path, capsys):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.baking import bake
+from lconvnet.experiments.original.networks import STEPS
 from lconvnet.importing.bjorck import cut_off
 from lconvnet.importing.pickles import by_module
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
@@ -28,7 +29,6 @@ from lconvnet.ops.orthogonalize import orthogonalize
 from lconvnet.ops.polyphase import to_strided
 
 Weights = Mapping[str, Tensor]
-STEPS = 20  # of Björck's iteration, order 1, in the original
 
 
 def load(model: nn.Module, weights: Weights) -> None:
