@@ -109,6 +109,61 @@ def test_plain_pickles_are_refused(protocol, tmp_path):
     assert not made.exists()
 
 
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+@pytest.mark.parametrize("protocol", range(6))
+def test_attacks_of_every_protocol_are_called_so(protocol, legacy, tmp_path):
+    path, made = tmp_path / "a.pth", tmp_path / "made"
+    for content in ({"epoch": 1, "weights": attacks(made)["os.system"]}, attacks(made)["os.system"]):
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ValueError, match=r"a\.pth is refused: it") as raised:
+            pickles.read(path)
+        assert "nothing was run" in str(raised.value) and "\n" not in str(raised.value)
+        assert not made.exists()
+
+
+INSTRUCTIONS = {
+    "INST": b"(S'touch'\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nU\x05toucho.",
+    "EXT1": b"\x80\x02\x82\x01.",
+    "EXT2": b"\x80\x02\x83\x01\x00.",
+    "EXT4": b"\x80\x02\x84\x01\x00\x00\x00.",
+    "STACK_GLOBAL": b"\x80\x02X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.",
+    "NEWOBJ_EX": b"\x80\x02N)}\x92.",
+}
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_instructions_that_weights_do_not_need_are_named(name, tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(INSTRUCTIONS[name])
+    with pytest.raises(ValueError, match=rf"is refused: its pickle holds {name}, which"):
+        pickles.read(path)
+
+
+def test_an_unreadable_file_is_said_to_be_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    torch.save({"weight": torch.ones(2)}, path)
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "open", denied)
+    with pytest.raises(ValueError, match=r"a\.pth cannot be read: permission denied"):
+        pickles.read(path)
+
+
+def test_the_names_of_an_archive_have_a_largest_size(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    torch.save({"weight": torch.ones(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        (size,) = (entry.file_size for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+    monkeypatch.setattr(pickles, "MAXIMAL_PICKLE", size)
+    assert pickles.read(path)["weight"].tolist() == [1.0, 1.0]
+    monkeypatch.setattr(pickles, "MAXIMAL_PICKLE", size - 1)
+    with pytest.raises(ValueError, match=rf"has {size} bytes of names; it is no file of weights"):
+        pickles.read(path)
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "folder", "absent"])
 def test_damaged_files_are_refused_in_one_line(damage, tmp_path):
     path = tmp_path / "a.pth"
