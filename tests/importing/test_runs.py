@@ -215,6 +215,31 @@ def encoded(seed):
     return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
 
 
+BAD_CHANGES = {"data.limit=5": "was fixed when the run", "evaluation.eps=[-1]": "evaluation.eps"}
+
+
+@pytest.mark.parametrize("change", BAD_CHANGES)
+@pytest.mark.parametrize("command", ["evaluate", "run"])
+def test_what_an_evaluation_cannot_have_is_refused_before_anything_is_added(command, change, old, capsys):
+    before = files(old)
+    place = ["evaluate", str(old)] if command == "evaluate" else ["--cfg", str(old / "cfg.yaml"), "--test"]
+    assert invoke(app if command == "evaluate" else run, [*place, "--set", change]) == 2
+    assert BAD_CHANGES[change] in capsys.readouterr().err
+    assert files(old) == before
+
+
+@pytest.mark.parametrize("name", ["other-run", "cfg.yml"])
+def test_a_mistyped_folder_is_not_another_run(name, old, tmp_path, capsys):
+    """Though the folder around it holds one."""
+    mistyped, before = old / name, files(old)
+    with pytest.raises(ValueError, match=rf"{name} does not exist; name the folder of a run"):
+        import_run(mistyped, tmp_path / "new")
+    for arguments in (["evaluate", str(mistyped)], ["import", str(mistyped), str(tmp_path / "new")]):
+        assert invoke(app, arguments) == 2
+        assert f"{mistyped} does not exist" in capsys.readouterr().err
+    assert files(old) == before and not (tmp_path / "new").exists()
+
+
 def test_imported_weights_are_not_trained_further(old, tmp_path, capsys):
     """Neither in place, where the original would have gone on, nor in the folder of the import."""
     import_run(old, tmp_path / "new")
