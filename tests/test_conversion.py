@@ -1,5 +1,7 @@
 """Ordinary CNNs become 1-Lipschitz ones: whatever the layout, the bound of the baked network says so."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -122,6 +124,19 @@ def test_everything_that_cannot_be_converted_is_listed():
 def test_what_does_not_fit_its_place_is_named(module, message):
     with pytest.raises(ValueError, match=message):
         convert(module, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "image"),
+    [
+        ({"a_b": nn.Conv2d(2, 2, 1)}, {"a": nn.Sequential(OrderedDict(b=nn.ReLU()))}, (2, 4, 4)),
+        ({"a": nn.Sequential(OrderedDict(b=nn.ReLU()))}, {"a_b": nn.Conv2d(2, 2, 1)}, (2, 4, 4)),
+        ({"c_1": nn.ReLU()}, {"c": nn.MaxPool2d(2)}, (2, 5, 5)),  # a padding and a downsampling, numbered
+    ],
+)
+def test_no_layer_takes_the_place_of_another(first, second, image):
+    with pytest.raises(ValueError, match=r"and an earlier layer are both '(a_b|c_1)' here; rename one"):
+        convert(nn.Sequential(OrderedDict(first | second)), image)
 
 
 def test_the_old_network_is_left_as_it_is():

@@ -100,7 +100,12 @@ def convert(
             shape = _output_shape(new, shape)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{_at(name, leaf)} cannot be converted at {shape}: {error}") from None
-        layers |= _named(name, new)
+        named = _named(name, new)
+        if taken := layers.keys() & named:
+            raise ValueError(
+                f"{_at(name, leaf)} and an earlier layer are both {taken.pop()!r} here; rename one of them"
+            )
+        layers |= named
         changes += [Change(name, type(leaf).__name__, change)] if change else []
     return Conversion(nn.Sequential(layers), tuple(changes))
 

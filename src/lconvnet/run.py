@@ -34,7 +34,7 @@ def run(
     """Train the experiment in the folder of CFG, or evaluate it with --test."""
     given = options.overrides(changes, data_dir)
     if test or resume:
-        adopt(cfg)
+        adopt(cfg, given)
     if test:
         runs.evaluate(find_run(cfg), given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
     else:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from copy import deepcopy
 from fractions import Fraction
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
+from lconvnet.bounds.backward import Line
 from lconvnet.bounds.linear import margin_bounds, relaxation
 from lconvnet.layers import MaxMin, Normalize, Sum
 from lconvnet.models import kw_large, kw_resnet, kw_small
@@ -268,6 +270,149 @@ def exact(network, values):
         else:
             values = [max(v, Fraction(0)) for v in values]
     return values
+
+
+def chain(*matrices):
+    layers = [nn.Linear(len(rows[0]), len(rows), dtype=torch.float64) for rows in matrices]
+    for layer, rows in zip(layers, matrices, strict=True):
+        layer.weight = nn.Parameter(torch.tensor(rows, dtype=torch.float64), requires_grad=False)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+SMALL = 2.0**-537
+UNDERFLOWS = {
+    "products with the image": (chain([[0.51 * SMALL] * 4 + [-0.49 * SMALL] * 5, [0.0] * 9]), [SMALL] * 9, 0.0),
+    "a coefficient of large values": (chain([[2.0**400]], [[2.0**-600]], [[-(2.0**-600)], [0.0]]), [1.0], 0.0),
+    "squares of coefficients": (chain([[2.0**-600] * 3, [0.0] * 3]), [0.0] * 3, 0.25),
+    "rectified": (
+        nn.Sequential(*chain([[2.0**400]]), nn.ReLU(), *chain([[2.0**-600]], [[-(2.0**-600)], [0.0]])),
+        [1.0],
+        0.0,
+    ),
+}
+
+
+def test_what_underflows_in_a_branch_is_taken_off():
+    body, nothing = chain([[2.0**-600]], [[-(2.0**-600)], [0.0]]), chain([[0.0], [0.0]])
+    network = nn.Sequential(*chain([[2.0**400]]), Sum(nothing, body))
+    found = margin_bounds(network, torch.ones(1, 1, dtype=torch.float64), torch.tensor([0]), 0.0)[0, 1].item()
+    assert -1e-100 < found <= -(2.0**-800)
+
+
+def test_magnitudes_that_underflow_are_not_forgotten():
+    network = chain([[2.0**-600]], [[2.0**-600]], [[2.0**600]])
+    assert relaxation(network, torch.ones(1, 1, dtype=torch.float64), 0.0).magnitude.item() >= 2.0**-600
+
+
+@pytest.mark.parametrize("name", UNDERFLOWS)
+def test_what_underflows_is_taken_off(name):
+    """The exact margin at a point of the ball, negative, where the computed one is zero or above."""
+    network, point, eps = UNDERFLOWS[name]
+    found = margin_bounds(network, torch.tensor([point], dtype=torch.float64), torch.tensor([0]), eps)[0, 1].item()
+    lowest = [Fraction(v) - Fraction(eps) / len(point) for v in point]  # not in [0, 1]: the ball is the whole one
+    first, second = exact(network, lowest)
+    assert first < second and Fraction(found) <= first - second
+    assert found > -1e-100  # nothing that an image could feel
+
+
+ENDS = [(-1.0, 1.0), (-1e-9, 3.0), (-3.0, 1e-9), (-0.1, 0.3), (-5e-324, 5e-324), (-1.5e-323, 1e-323), (-1e200, 1e-200)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [*ENDS, *(tuple(e) for e in (images(200, 2) - torch.tensor([1, 0])).tolist())]
+)
+def test_lines_enclose_relu_exactly(low, high):
+    """In rationals: at zero and at both ends, between which lines and ReLU are straight."""
+    line = Line(*(torch.tensor([[end]], dtype=torch.float64) for end in (low, high)))
+    slope, intercept = Fraction(line.slope.item()), Fraction(line.intercept.item())
+    for z in (Fraction(low), Fraction(0), Fraction(high)):
+        assert slope * z <= max(z, 0) <= slope * z + intercept
+    # the least intercept over this slope, but for a relative 2^-49
+    least = max(-slope * Fraction(low), Fraction(high) * (1 - slope))
+    assert intercept <= least * (1 + Fraction(2) ** -49) + Fraction(2) ** -1020
+
+
+BUDGETED = {
+    "dense": (lambda: [nn.Linear(2, 500), nn.Linear(500, 2)], (2,), 500),
+    "convolution": (lambda: [nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, 2, 3)], (1, 3, 3), 64 * 9),
+    "image": (lambda: [nn.Linear(500, 2)], (500,), 500),
+    "relu": (lambda: [nn.Linear(2, 500), nn.ReLU(), nn.Linear(500, 2)], (2,), 500),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_the_budget_covers_the_longest_sum(name):
+    """A sum of n products can be off by n u times the sum of their absolute values, whatever its order
+    (Higham 2002, section 3.1): at a ball without radius, this is what lower and upper bounds must leave."""
+    torch.manual_seed(0)
+    build, shape, terms = BUDGETED[name]
+    network = nn.Sequential(*build()).double().requires_grad_(False)
+    x = images(1, *shape)
+    lower, upper = relaxation(network, x, 0.0).output_bounds()
+    r = x
+    for module in network:
+        if not isinstance(module, nn.ReLU):  # R of a rectified value is that of the value, or 0
+            module.weight.abs_(), module.bias.abs_()
+            r = module(r)
+    left, needed = (upper - lower) / 2, terms * 2.0**-53 * r
+    if name == "relu":
+        needed = needed / 8  # about half of the values are rectified
+    assert (left >= needed).all()
+    assert (left <= 40 * needed).all()  # and little more
+
+
+def convolutional(kernel, stride, seed):
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, kernel, stride, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    )
+    network(torch.zeros(1, 1, 3, 3))
+    return network.double().requires_grad_(False)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 1)])
+def test_bounds_lie_below_those_of_exact_rationals(kernel, stride):
+    """The same relaxation, its lines taken as they are, carried back in rationals: A x + d - eps |A|."""
+    eps, shape = 1.0, (1, 3, 3)
+    network, x = convolutional(kernel, stride, 0), images(1, *shape)
+    found = margin_bounds(network, x, torch.tensor([0]), eps)[0]
+    steps = relaxation(network, x, eps).steps
+    assert any(bool(((s.slope > 0) & (s.slope < 1)).any()) for s in steps if isinstance(s, Line))  # open signs
+    for j in (1, 2):
+        A, constant = [Fraction(int(k == 0) - int(k == j)) for k in range(3)], Fraction(0)
+        for module, step in reversed(list(zip(network, steps, strict=True))):
+            A, constant = carried_back(module, step, A, constant, shape)
+        middle = sum(a * Fraction(v) for a, v in zip(A, x.flatten().tolist(), strict=True)) + constant
+        gap = middle - Fraction(found[j].item())
+        square = Fraction(eps) ** 2 * sum(a * a for a in A)
+        assert gap >= 0 and gap**2 >= square
+        assert float(gap) - math.sqrt(square) < 1e-11
+
+
+def carried_back(module, step, A, constant, shape):
+    if isinstance(module, nn.Flatten):
+        return A, constant
+    if isinstance(step, Line):
+        slopes, heights = ([Fraction(v) for v in t.flatten().tolist()] for t in (step.slope, step.intercept))
+        constant += sum(a * h for a, h in zip(A, heights, strict=True) if a < 0)
+        return [a * s for a, s in zip(A, slopes, strict=True)], constant
+    rows, bias = module.weight.tolist(), module.bias.tolist()
+    if isinstance(module, nn.Conv2d):
+        sides = tuple(step.output_shape[1:])
+        linear = deepcopy(module)
+        nn.init.zeros_(linear.bias)
+        rows = dense_matrix(linear, shape[0], shape[1:]).tolist()  # entries are single weights: nothing is rounded
+        bias = [b for b in bias for _ in range(math.prod(sides))]
+    constant += sum(a * Fraction(b) for a, b in zip(A, bias, strict=True))
+    return [
+        sum(a * Fraction(w) for a, w in zip(A, column, strict=True)) for column in zip(*rows, strict=True)
+    ], constant
 
 
 def test_examples_do_not_depend_on_their_batch():

@@ -166,6 +166,12 @@ def test_an_upsampling_critic_repeats_pixels():
         ("trainer/net/[submodules]/conv_module/conv_module/<type>", "LOT", r"net\.conv_module\.conv_module\.<type>"),
         ("trainer/net/[submodules]/conv_module/conv_module/projection", True, r"projection is True; .*only False"),
         ("trainer/net/[submodules]/conv_module/conv_module/ranks", 3, r"ranks = 3 is not a known argument of BCOP"),
+        ("trainer/net/[submodules]/conv_module/conv_module/bjorck_iters", 5, r"bjorck_iters is 5; of BCOP only 20 can"),
+        (
+            "trainer/net/[submodules]/linear_module",
+            typed("BjorckLinear", bjorck_iters=3),
+            r"linear_module\.bjorck_iters is 3; of BjorckLinear only 20 can be read",
+        ),
         ("trainer/net/[submodules]/linear_module", "Linear", r"linear_module is 'Linear'; .*key '<type>'"),
         ("trainer/net/scaling", 2.0, r"trainer\.net\.scaling is 2\.0; of SmallConvNet only 1\.0"),
         (

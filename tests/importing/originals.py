@@ -126,7 +126,8 @@ class Original:
             self.weights[f"{name}.param_matrices"] = self.random(2 * (k - 1) + 1, n, n)
             self.weights[f"{name}.mask"] = (torch.arange(n) < n // 2).float().repeat(2 * (k - 1), 1, 1)
         else:
-            self.weights[f"{name}.weight"] = self.random(co, ci, k, k) / (k * (ci + co) ** 0.5)
+            weight = self.random(co, ci, k, k) / (k * (ci + co) ** 0.5)
+            self.weights[f"{name}.weight"] = weight.flatten(1) if self.method == "RKO" else weight
         self.weights[f"{name}.bias"] = self.random(co) / 10
         if self.method == "OSSN":
             self.weights[f"{name}.factor"] = torch.tensor(1.25)
@@ -158,9 +159,11 @@ class Original:
             K, bias = self.weights[f"{name}.param_matrices"], self.weights[f"{name}.bias"]
             return bcop(K, self.in_channels(name), len(bias))
         W = self.weights[f"{name}.weight"].double()
-        k = W.shape[-1]
         if self.method == "RKO":
-            return bjorck(W.flatten(1)).reshape(W.shape) / k
+            ci = self.in_channels(name)
+            k = round((W.shape[1] / ci) ** 0.5)
+            return bjorck(W).reshape(len(W), ci, k, k) / k
+        k = W.shape[-1]
         if self.method == "OSSN":
             return W / self.weights[f"{name}.factor"].double()
         if self.method == "SVCM":

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -287,6 +288,18 @@ def test_a_run_folder_with_kw_weights_becomes_a_run(tmp_path):
     before = (folder / "record.json").read_bytes()
     adopt(folder)
     assert (folder / "record.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("data.limit=5", "was fixed when the run"), ("evaluation.eps=[-1]", r"evaluation\.eps")]
+)
+def test_a_change_that_cannot_be_made_leaves_a_baseline_as_it_is(change, message, tmp_path, capsys):
+    folder = run_folder(tmp_path, "kw-mnist", "small")
+    torch.save({"state_dict": [theirs_for_mnist().state_dict()]}, folder / "published.pth")
+    before = sorted(path.name for path in folder.rglob("*"))
+    assert invoke(app, ["evaluate", str(folder), "--set", change]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert sorted(path.name for path in folder.rglob("*")) == before
 
 
 def test_a_run_folder_with_qw_weights_becomes_a_run(tmp_path):

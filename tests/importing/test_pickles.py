@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lconvnet.cli import app, invoke
 from lconvnet.importing import import_run, pickles
@@ -108,6 +109,61 @@ def test_plain_pickles_are_refused(protocol, tmp_path):
     assert not made.exists()
 
 
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+@pytest.mark.parametrize("protocol", range(6))
+def test_attacks_of_every_protocol_are_called_so(protocol, legacy, tmp_path):
+    path, made = tmp_path / "a.pth", tmp_path / "made"
+    for content in ({"epoch": 1, "weights": attacks(made)["os.system"]}, attacks(made)["os.system"]):
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ValueError, match=r"a\.pth is refused: it") as raised:
+            pickles.read(path)
+        assert "nothing was run" in str(raised.value) and "\n" not in str(raised.value)
+        assert not made.exists()
+
+
+INSTRUCTIONS = {
+    "INST": b"(S'touch'\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nU\x05toucho.",
+    "EXT1": b"\x80\x02\x82\x01.",
+    "EXT2": b"\x80\x02\x83\x01\x00.",
+    "EXT4": b"\x80\x02\x84\x01\x00\x00\x00.",
+    "STACK_GLOBAL": b"\x80\x02X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.",
+    "NEWOBJ_EX": b"\x80\x02N)}\x92.",
+}
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_instructions_that_weights_do_not_need_are_named(name, tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(INSTRUCTIONS[name])
+    with pytest.raises(ValueError, match=rf"is refused: its pickle holds {name}, which"):
+        pickles.read(path)
+
+
+def test_an_unreadable_file_is_said_to_be_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    torch.save({"weight": torch.ones(2)}, path)
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "open", denied)
+    with pytest.raises(ValueError, match=r"a\.pth cannot be read: permission denied"):
+        pickles.read(path)
+
+
+def test_the_names_of_an_archive_have_a_largest_size(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    torch.save({"weight": torch.ones(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        (size,) = (entry.file_size for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+    monkeypatch.setattr(pickles, "MAXIMAL_PICKLE", size)
+    assert pickles.read(path)["weight"].tolist() == [1.0, 1.0]
+    monkeypatch.setattr(pickles, "MAXIMAL_PICKLE", size - 1)
+    with pytest.raises(ValueError, match=rf"has {size} bytes of names; it is no file of weights"):
+        pickles.read(path)
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "folder", "absent"])
 def test_damaged_files_are_refused_in_one_line(damage, tmp_path):
     path = tmp_path / "a.pth"
@@ -143,11 +199,41 @@ def test_archives_that_would_grow_are_refused(tmp_path):
         ({3: torch.ones(1)}, "3 is a Tensor; weights are tensors with names"),
         ({"a": torch.tensor([1.0, float("nan")])}, "a holds NaN or infinite values"),
         ({"a": torch.ones(2, 2).to_sparse()}, "a is no dense tensor"),
+        ({"a": torch.ones(2, device="meta")}, "a is no dense tensor"),
+        ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, "a has dtype torch.float8_e4m3fn; weights are in"),
+        ({"a": torch.ones(2, dtype=torch.int64)}, "a has dtype torch.int64; weights are in"),
+        ({"a": torch.ones(2, dtype=torch.bool)}, "a has dtype torch.bool; weights are in"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "a has dtype torch.complex64; weights are in"),
     ],
 )
 def test_weights_are_finite_tensors_with_names(content, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         pickles.state_dict(content, tmp_path / "a.pth")
+
+
+@pytest.mark.filterwarnings("ignore")  # both kinds are on their way out of torch
+def test_nested_and_quantized_tensors_are_no_weights(tmp_path):
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    for value in (ragged, torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)):
+        with pytest.raises(ValueError, match=r"a (is no dense tensor|has dtype torch\.qint8)"):
+            pickles.state_dict({"a": value}, tmp_path / "a.pth")
+
+
+def test_tensors_that_the_file_does_not_hold_are_refused_unread(tmp_path):
+    """Four terabytes of one stored number: whoever looked at them all would need a terabyte."""
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(1).expand(1 << 40)}, path)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"a has shape \(1099511627776,\), more than the file holds"):
+        pickles.state_dict(pickles.read(path), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_precision_of_weights_is_read(dtype, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(3, 2, dtype=dtype).mT, "b": nn.Parameter(torch.ones(2, dtype=dtype))}, path)
+    found = pickles.state_dict(pickles.read(path), path)
+    assert found["a"].dtype == dtype and torch.equal(found["a"], torch.ones(2, 3, dtype=dtype))
 
 
 def test_a_warning_of_torch_is_not_the_users_business(tmp_path):

@@ -5,6 +5,7 @@ digit.
 """
 
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -27,7 +28,19 @@ from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import adopt, import_run, original
 from lconvnet.run import app as run
 from lconvnet.training import CheckpointError, load_best, load_record
-from tests.importing.originals import OPTIONS, RELU, SHAPES, Original, bcop, classifier, convnet, critic, mlp, write
+from tests.importing.originals import (
+    LINEAR,
+    OPTIONS,
+    RELU,
+    SHAPES,
+    Original,
+    bcop,
+    classifier,
+    convnet,
+    critic,
+    mlp,
+    write,
+)
 
 METHODS = tuple(OPTIONS)
 
@@ -202,6 +215,31 @@ def encoded(seed):
     return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
 
 
+BAD_CHANGES = {"data.limit=5": "was fixed when the run", "evaluation.eps=[-1]": "evaluation.eps"}
+
+
+@pytest.mark.parametrize("change", BAD_CHANGES)
+@pytest.mark.parametrize("command", ["evaluate", "run"])
+def test_what_an_evaluation_cannot_have_is_refused_before_anything_is_added(command, change, old, capsys):
+    before = files(old)
+    place = ["evaluate", str(old)] if command == "evaluate" else ["--cfg", str(old / "cfg.yaml"), "--test"]
+    assert invoke(app if command == "evaluate" else run, [*place, "--set", change]) == 2
+    assert BAD_CHANGES[change] in capsys.readouterr().err
+    assert files(old) == before
+
+
+@pytest.mark.parametrize("name", ["other-run", "cfg.yml"])
+def test_a_mistyped_folder_is_not_another_run(name, old, tmp_path, capsys):
+    """Though the folder around it holds one."""
+    mistyped, before = old / name, files(old)
+    with pytest.raises(ValueError, match=rf"{name} does not exist; name the folder of a run"):
+        import_run(mistyped, tmp_path / "new")
+    for arguments in (["evaluate", str(mistyped)], ["import", str(mistyped), str(tmp_path / "new")]):
+        assert invoke(app, arguments) == 2
+        assert f"{mistyped} does not exist" in capsys.readouterr().err
+    assert files(old) == before and not (tmp_path / "new").exists()
+
+
 def test_imported_weights_are_not_trained_further(old, tmp_path, capsys):
     """Neither in place, where the original would have gone on, nor in the folder of the import."""
     import_run(old, tmp_path / "new")
@@ -252,6 +290,17 @@ def test_weights_of_another_network_are_refused(change, message, tmp_path, monke
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(("named", "theirs"), list(itertools.permutations(METHODS, 2)))
+def test_weights_of_another_method_are_refused(named, theirs, tmp_path, monkeypatch):
+    """What a method keeps tells it from every other one: no configuration gives weights another meaning."""
+    weights = Original(convnet("SmallConvNet", theirs, SHAPES["mnist"], 10)).weights
+    config = classifier(convnet("SmallConvNet", named, SHAPES["mnist"], 10))
+    folder = write(tmp_path / "old", config, weights, monkeypatch)
+    with pytest.raises(ValueError, match=r"conv1\.conv(:| has)"):
+        import_run(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_dense_layers_may_come_first():
     """Only the order within convolutions, and within dense layers, tells layers apart."""
     net = convnet("SmallConvNet", "RKO", SHAPES["mnist"], 10)
@@ -296,6 +345,17 @@ def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch):
     model = build.build_model(load_config(tmp_path / "new" / "cfg.yaml").model, SHAPES["mnist"], 10, seed=0)
     load_best(model, tmp_path / "new")
     assert torch.linalg.svdvals(bake(model).get_parameter("linear1.weight"))[-1] > 1 - 1e-4
+
+
+@pytest.mark.parametrize("steps", [0, 3, 50])
+def test_another_number_of_steps_is_refused(steps, tmp_path, monkeypatch):
+    """An import cuts the iteration off after twenty: other networks would come out than the configuration's."""
+    config = classifier(mlp([784, 16, 10]))
+    config["trainer"]["net"]["<list>"][1]["linear_module"] = {**LINEAR, "bjorck_iters": steps}
+    folder = write(tmp_path / "old", config, Original(config["trainer"]["net"]).weights, monkeypatch)
+    with pytest.raises(ValueError, match=rf"linear_module\.bjorck_iters is {steps}; of BjorckLinear only 20 can be"):
+        import_run(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_old_family_is_generated_in_our_grammar(reference_dir, tmp_path, capsys):

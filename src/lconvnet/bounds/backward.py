@@ -22,6 +22,8 @@ from lconvnet.ops.residual import to_float64
 from lconvnet.ops.windows import Window, extract, gathered, moved, pixels, union, whole
 
 Shape = tuple[int, ...]
+TINY = 2.0**-1022
+"""The least normal float64: no result that underflows, gradually or to zero, is further off."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,16 @@ class Step(ABC):
         """Functionals of the output as functionals of the input."""
 
     @abstractmethod
+    def absolute(self, r: Tensor) -> Tensor:
+        """The same step of the network of absolute values, of values ``(B, *shape)``."""
+
     def magnitude(self, r: Tensor) -> Tensor:
-        """R of the output from R of the input, ``(B, *shape)``."""
+        """R of the output from R of the input, never less for underflow."""
+        return self.absolute(r) + 2 * TINY * self.roundings
+
+    def underflow(self, r: Tensor) -> Tensor:
+        """What results that underflow can change in one value, ``(B,)``: TINY in each coefficient and constant."""
+        return 2 * TINY * self.roundings * (r.flatten(1).sum(1) + 1)
 
 
 class Line(Step):
@@ -117,7 +127,7 @@ class Line(Step):
         slope = upper / (upper - lower)
         self.slope = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, slope))
         # above relu at both ends, whatever the slope was rounded to; the ends are not rounded
-        above = torch.maximum(-self.slope * lower, upper * (1 - self.slope)) * (1 + 2.0**-50)
+        above = torch.maximum(-self.slope * lower, upper * (1 - self.slope)) * (1 + 2.0**-50) + 2 * TINY
         self.intercept = torch.where((lower >= 0) | (upper <= 0), 0.0, above)
         self.output_shape, self.roundings = tuple(lower.shape[1:]), lower[0].numel() + 4
 
@@ -131,7 +141,7 @@ class Line(Step):
             functionals.upper + _product(A.clamp(min=0), self.intercept, window),
         )
 
-    def magnitude(self, r: Tensor) -> Tensor:
+    def absolute(self, r: Tensor) -> Tensor:
         return self.slope * r + self.intercept
 
 
@@ -152,7 +162,7 @@ class Dense(Step):
         found = functionals.plus(functionals.of(self.bias[None]))
         return replace(found, coefficients=functionals.coefficients @ self.weight)
 
-    def magnitude(self, r: Tensor) -> Tensor:
+    def absolute(self, r: Tensor) -> Tensor:
         return F.linear(r, self.weight.abs(), self.bias.abs())
 
 
@@ -186,7 +196,7 @@ class Convolution(Step):
         inside = extract(torch.ones(1, 1, *self.sides, dtype=torch.float64), window)
         return replace(found, coefficients=spread * inside)
 
-    def magnitude(self, r: Tensor) -> Tensor:
+    def absolute(self, r: Tensor) -> Tensor:
         return self._apply(r, self.weight.abs()) + self.bias.abs()[:, None, None]
 
     def _apply(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -211,7 +221,7 @@ class Flattening(Step):
         A = functionals.coefficients.unflatten(3, self.shape)
         return replace(functionals, coefficients=A, window=whole((self.shape[1], self.shape[2])))
 
-    def magnitude(self, r: Tensor) -> Tensor:
+    def absolute(self, r: Tensor) -> Tensor:
         return r.flatten(1)
 
 
@@ -229,7 +239,7 @@ class Normalization(Step):
         found = functionals.plus(functionals.of(shift))
         return replace(found, coefficients=functionals.coefficients / self.std)
 
-    def magnitude(self, r: Tensor) -> Tensor:
+    def absolute(self, r: Tensor) -> Tensor:
         return (r + self.mean.abs()) / self.std
 
 
@@ -245,10 +255,18 @@ class Branches(Step):
         first, *rest = self.branches
         return reduce(_plus, (through(branch, without_constants) for branch in rest), through(first, functionals))
 
-    def magnitude(self, r: Tensor) -> Tensor:
+    def absolute(self, r: Tensor) -> Tensor:
         return cast(
             Tensor, sum(reduce(lambda value, step: step.magnitude(value), branch, r) for branch in self.branches)
         )
+
+    def underflow(self, r: Tensor) -> Tensor:
+        lost = torch.zeros(len(r), dtype=torch.float64)
+        for branch in self.branches:
+            values = r
+            for step in branch:
+                lost, values = lost + step.underflow(values), step.magnitude(values)
+        return lost
 
 
 def _plus(first: Functionals, second: Functionals) -> Functionals:

@@ -13,8 +13,9 @@ choose; theirs estimates the norms by random projections, here they are computed
 Level "analytic": the bounds hold for the network in real arithmetic. They are computed in float64 on the CPU, and an
 upper bound on what rounding can have changed is taken off: with N roundings on the way, a value computed here differs
 from the exact one by at most $2 \gamma_N R$, where R is the same functional of the network of absolute values,
-$|W| r + |b|$ with $r = |x_0| + \epsilon$ at the input (Higham 2002, section 3.1). The lines are laid through the
-widened interval, so they enclose the ReLU of the exact values too.
+$|W| r + |b|$ with $r = |x_0| + \epsilon$ at the input (Higham 2002, section 3.1), and by what underflows: at most
+$2^{-1022}$ in each of the N results behind a coefficient, which meets values up to r, and in each square of a norm. The
+lines are laid through the widened interval, so they enclose the ReLU of the exact values too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.bounds.backward import (
+    TINY,
     Branches,
     Convolution,
     Dense,
@@ -63,6 +65,7 @@ class Relaxation:
         steps: in the order of the network.
         shape: of the layer's output, without the batch.
         magnitude: R above for every entry of that output, ``(B, *shape)``.
+        underflow: what results that underflow can have changed in one of its values, ``(B,)``.
     """
 
     centre: Tensor
@@ -70,6 +73,7 @@ class Relaxation:
     steps: tuple[Step, ...]
     shape: Shape
     magnitude: Tensor
+    underflow: Tensor
 
     def bounds(self, functionals: Functionals, magnitude: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of functionals of the output, ``(B, P, n)`` each; `magnitude` is R of theirs."""
@@ -77,8 +81,10 @@ class Relaxation:
             bound.reshape(magnitude.shape)
             for bound in over_ball(through(self.steps, functionals), self.centre, self.eps)
         )
-        roundings = sum(step.roundings for step in self.steps) + 2 * self.centre[0].numel() + 16
-        error = 2 * gamma(roundings) * magnitude
+        size = self.centre[0].numel()
+        roundings = sum(step.roundings for step in self.steps) + 2 * size + 16
+        at_input = 2 * TINY * (size + 1) + self.eps * 2 * (size * TINY) ** 0.5  # of A x0, and of the squares in |A|
+        error = 2 * gamma(roundings) * magnitude + self.underflow[:, None, None] + at_input
         return lower - error, upper + error
 
     def extended(self, module: nn.Module, name: str) -> Relaxation:
@@ -116,13 +122,16 @@ class Relaxation:
         return Branches([end.steps[len(self.steps) :] for end in ends], shapes.pop())
 
     def _then(self, step: Step) -> Relaxation:
-        return Relaxation(self.centre, self.eps, (*self.steps, step), step.output_shape, step.magnitude(self.magnitude))
+        magnitude = step.magnitude(self.magnitude)
+        underflow = self.underflow + step.underflow(self.magnitude)
+        return Relaxation(self.centre, self.eps, (*self.steps, step), step.output_shape, magnitude, underflow)
 
 
 def relaxation(network: nn.Module, images: Tensor, eps: float) -> Relaxation:
     """The relaxed network over the balls of radius `eps` around images ``(B, ...)``; see `margin_bounds`."""
     centre = to_float64(check_images(images), "images")
-    start = Relaxation(centre, check_eps(eps), (), tuple(centre.shape[1:]), centre.abs() + eps)
+    nothing = torch.zeros(len(centre), dtype=torch.float64)
+    start = Relaxation(centre, check_eps(eps), (), tuple(centre.shape[1:]), centre.abs() + eps, nothing)
     with torch.no_grad():
         return start.extended(network, "")
 

@@ -58,8 +58,9 @@ def evaluate_command(
 ) -> None:
     """Measure a trained run on the test images and write its results.yaml and examples.parquet; the
     same command goes on with an interrupted one. RUN may hold weights that others published (runs/baselines)."""
-    adopt(run)
-    evaluate(find_run(run), options.overrides(changes, data_dir), attacks=not no_attacks, as_json=as_json, quiet=quiet)
+    given = options.overrides(changes, data_dir)
+    adopt(run, given)
+    evaluate(find_run(run), given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
 
 
 def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, as_json: bool, quiet: bool) -> None:

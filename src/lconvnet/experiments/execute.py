@@ -195,6 +195,17 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
 
     Raises ValueError for an override of anything that was fixed by the training.
     """
+    require_open(folder, overrides)
+    recorded = load_record(folder.path).settings.get("settings")
+    if not isinstance(recorded, dict) or "model" not in recorded:
+        raise ValueError(f"{folder.path} was not trained from a configuration; evaluate it with lconvnet.certify")
+    described = evaluation_values(folder)
+    data = {**recorded.get("data", {}), **described.get("data", {})}
+    return parse({**recorded, **described, "data": data}, overrides)
+
+
+def require_open(folder: RunFolder, overrides: Sequence[str]) -> None:
+    """Raise ValueError for an override of anything that was fixed by a run's training."""
     for section, values in parse_overrides(overrides).items():
         keys = [f"data.{key}" for key in values] if section == "data" and hasattr(values, "keys") else [section]
         fixed = [key for key in keys if key not in ("evaluation", "data.directory")]
@@ -203,12 +214,6 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
                 f"--set {fixed[0]}=... was fixed when the run in {folder.path} was trained; only evaluation.* "
                 "and data.directory can change now, train another run for the rest"
             )
-    recorded = load_record(folder.path).settings.get("settings")
-    if not isinstance(recorded, dict) or "model" not in recorded:
-        raise ValueError(f"{folder.path} was not trained from a configuration; evaluate it with lconvnet.certify")
-    described = evaluation_values(folder)
-    data = {**recorded.get("data", {}), **described.get("data", {})}
-    return parse({**recorded, **described, "data": data}, overrides)
 
 
 def _attack(

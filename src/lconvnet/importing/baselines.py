@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from lconvnet import atomic
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.execute import require_open
 from lconvnet.experiments.loading import parse
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import kw, qw
@@ -32,10 +33,11 @@ FORMATS: Mapping[str, tuple[str, Loader]] = {
 """Architecture -> the files of its authors, and what reads them."""
 
 
-def adopt_baseline(folder: RunFolder, values: Mapping[str, object]) -> None:
+def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: Sequence[str]) -> None:
     """Where the folder has a baseline's cfg.yaml and its published weights, add what an evaluation needs.
 
     Adds checkpoints/best.safetensors and record.json, which names the file and its SHA-256; the file stays as it is.
+    Nothing is added where the evaluation could not have the `overrides` (ValueError).
     """
     model = values.get("model")
     pattern, load = FORMATS.get(str(model.get("architecture")) if isinstance(model, Mapping) else "", ("", None))
@@ -44,6 +46,8 @@ def adopt_baseline(folder: RunFolder, values: Mapping[str, object]) -> None:
         return
     if len(found) > 1:
         raise ValueError(f"{folder.path} holds {', '.join(p.name for p in found)}; leave the weights to evaluate only")
+    require_open(folder, overrides)
+    parse(values, overrides)
     _adopt(folder, parse(values), found[0], load)
 
 

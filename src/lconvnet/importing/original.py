@@ -5,7 +5,8 @@ part that is used. With U the polar factors of BCOP's `param_matrices`,
 
     H = U_0 cut to (ci, co),        R_j = the columns of U_j that `mask` keeps,
 
-and the other methods keep their `weight`, OSSN also `u` and the divisor `factor`; SVCM's `buffer_weight` is a copy.
+and the other methods keep their `weight`, RKO a matrix, OSSN also `u` and the divisor `factor`, SVCM a copy of it as
+`buffer_weight`; so no two of them keep the same.
 In our kernels the polar factor, its limit, stands for Björck's iteration; the baked network has what the original's
 steps left. Convolutions are matched in order, and dense layers, whose names say `linear`.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.baking import bake
+from lconvnet.experiments.original.networks import STEPS
 from lconvnet.importing.bjorck import cut_off
 from lconvnet.importing.pickles import by_module
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
@@ -27,7 +29,6 @@ from lconvnet.ops.orthogonalize import orthogonalize
 from lconvnet.ops.polyphase import to_strided
 
 Weights = Mapping[str, Tensor]
-STEPS = 20  # of Björck's iteration, order 1, in the original
 
 
 def load(model: nn.Module, weights: Weights) -> None:
@@ -80,7 +81,7 @@ def _matched(
 def _translated(place: str, group: Weights, layer: ConstrainedLayer) -> dict[str, Tensor]:
     kernel = layer.kernel
     expected, translate = METHODS[type(kernel)]
-    if set(group) - {"buffer_weight"} != {*expected, "bias"}:
+    if set(group) != {*expected, "bias"}:
         raise ValueError(
             f"{place} has {', '.join(group)}; {type(kernel).__name__} keeps {', '.join((*expected, 'bias'))}: the "
             "configuration names another method than the weights are of"
@@ -111,10 +112,6 @@ def _same(group: Weights, kernel: Kernel) -> dict[str, Tensor]:
     return {"W": group["weight"]}
 
 
-def _flat(group: Weights, kernel: Kernel) -> dict[str, Tensor]:
-    return {"W": group["weight"].flatten(1)}
-
-
 def _ossn(group: Weights, kernel: Kernel) -> dict[str, Tensor]:
     return {"W": group["weight"], "u": group["u"], "factor": group["factor"]}
 
@@ -127,9 +124,9 @@ Translate = Callable[[Weights, Kernel], dict[str, Tensor]]
 METHODS: Mapping[type[Kernel], tuple[tuple[str, ...], Translate]] = {
     BCOP: (("param_matrices", "mask"), _bcop),
     FixedBCOP: (("param_matrices", "mask"), _bcop),
-    RKO: (("weight",), _flat),
+    RKO: (("weight",), _same),
     RKL2NE: (("weight",), _same),
-    SVCM: (("weight",), _same),
+    SVCM: (("weight", "buffer_weight"), _same),
     OSSN: (("weight", "u", "factor"), _ossn),
     Orthogonal: (("weight",), _dense),
 }
@@ -149,7 +146,7 @@ def _published_bcop(group: Weights, kernel: Kernel) -> Tensor:
 
 def _published_rko(group: Weights, kernel: Kernel) -> Tensor:
     k = vars(kernel)["kernel_size"]
-    U = cut_off(group["weight"].flatten(1).double(), STEPS)
+    U = cut_off(group["weight"].double(), STEPS)
     return U.unflatten(1, (vars(kernel)["in_channels"], k, k)) / k
 
 

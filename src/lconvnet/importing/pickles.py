@@ -19,7 +19,9 @@ from torch import Tensor
 
 SKIPPED = re.compile(r"lconvnet(\.\w+)+|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)")
 REFUSED = re.compile(r"GLOBAL (\S+)|reduce for unrecognized function (.+)")
+CALLS = ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "STACK_GLOBAL", "NEWOBJ_EX")
 PICKLES_OF_A_LEGACY_FILE = 4  # magic number, protocol, system, content
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAXIMAL_PICKLE = 16_000_000  # bytes; it holds names and shapes only
 
 
@@ -41,9 +43,9 @@ def read(path: Path) -> Any:
     Both formats are read, archives and those from before torch 1.6. Raises ValueError for a file that is missing,
     damaged, compressed, or that names anything to be run.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; name a .pth file")
     try:
+        if not path.is_file():
+            raise Unfit("does not exist; name a .pth file")
         known = {name: Skipped for name in _globals(path) if SKIPPED.fullmatch(name)}
         with torch.serialization.safe_globals(_allowed(known)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -63,11 +65,20 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}; weights are tensors with names")
-        if value.layout != torch.strided or value.is_quantized:
-            raise ValueError(f"{path}: {name} is no dense tensor")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ValueError(f"{path}: {name} holds NaN or infinite values")
+        if fault := _fault(value):
+            raise ValueError(f"{path}: {name} {fault}")
     return dict(content)
+
+
+def _fault(value: Tensor) -> str:
+    """What keeps a tensor from being a weight; its values are looked at last, when the file is known to hold them."""
+    if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+        return "is no dense tensor"
+    if value.dtype not in DTYPES:
+        return f"has dtype {value.dtype}; weights are in {', '.join(str(dtype) for dtype in DTYPES)}"
+    if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+        return f"has shape {tuple(value.shape)}, more than the file holds; save a contiguous tensor"
+    return "" if bool(value.isfinite().all()) else "holds NaN or infinite values"
 
 
 def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -116,14 +127,31 @@ def _globals(path: Path) -> set[str]:
 
 def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
     for _ in range(pickles):
-        for opcode, argument, _ in pickletools.genops(file):
+        foreign: list[str] = []
+        for opcode, argument, _ in pickletools.genops(file):  # to its end, for any bytes may begin like a pickle
+            if _is_foreign(opcode):
+                foreign.append(opcode.name)
             if opcode.name == "GLOBAL":
                 yield str(argument).replace(" ", ".")
+        if foreign:
+            worst = min(foreign, key=lambda name: name not in CALLS)
+            raise Unfit(
+                f"is refused: its pickle holds {worst}, which torch.save never writes and weights do not need; "
+                "nothing was run; save the weights with torch.save's own protocol"
+            )
+
+
+def _is_foreign(opcode: pickletools.OpcodeInfo) -> bool:
+    """Whether an instruction is text (protocol 0), of protocol 4 or later, or calls what torch's reader cannot see."""
+    is_text = opcode.arg is not None and opcode.arg.n == pickletools.UP_TO_NEWLINE
+    return (is_text and opcode.name != "GLOBAL") or opcode.proto > 3 or opcode.name in CALLS
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Unfit):
         return str(error)
+    if isinstance(error, PermissionError):
+        return "cannot be read: permission denied"
     refused = REFUSED.search(str(error))
     if refused:
         name = refused[1] or refused[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.execute import require_open
 from lconvnet.experiments.loading import dump, load_any, merge, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.run_folder import RunFolder
@@ -53,19 +55,24 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
     return source.write(folder)
 
 
-def adopt(path: Path) -> None:
+def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
     """Where `path` names a run of the original or a baseline that holds nothing of ours yet, add what an evaluation
     needs.
 
     Adds checkpoints/best.safetensors, record.json and model.safetensors beside its files, which stay as they are.
+    Raises ValueError, before anything is added, for `overrides` that the evaluation could not have.
     """
+    if not path.exists():
+        return
     folder = RunFolder(path if path.is_dir() else path.parent)
     if not folder.config.is_file() or (_is_recorded(folder) and not _is_half_done(folder)):
         return
     values = read(folder.config)
     if not is_original(values) or not _checkpoints(folder.path):
-        adopt_baseline(folder, merge(values))
+        adopt_baseline(folder, merge(values), overrides)
     elif not folder.model.exists():
+        require_open(folder, overrides)
+        parse_any(values, overrides)
         _adopt(folder)
 
 
@@ -122,6 +129,8 @@ class Source:
     @classmethod
     def read(cls, path: Path) -> Source:
         """Read the configuration and the checkpoint of a run folder."""
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; name the folder of a run, or the cfg.yaml in it")
         folder = path if path.is_dir() else path.parent
         values = read(folder / "cfg.yaml")
         if not is_original(values):

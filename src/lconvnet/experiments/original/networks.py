@@ -20,6 +20,7 @@ Shape = tuple[int, int, int]
 
 IMAGES: Mapping[str, Shape] = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}
 CLASSES = 10
+STEPS = 20  # of Björck's iteration, order 1, in every layer
 
 
 def _convnet(node: Node, shape: Shape) -> Values:
@@ -53,8 +54,8 @@ ACTIVATIONS = {"GroupSort": _group_sort, "ReLU": lambda node: {"activation": "re
 
 
 def _limit(node: Node) -> None:
-    """Björck's iteration, however many steps it takes, stands for its limit, the polar factor."""
-    node.number("bjorck_iters", 20)
+    """Björck's iteration stands for its limit, the polar factor; an import cuts it off after as many steps."""
+    node.only(bjorck_iters=STEPS)
 
 
 def _orthogonal(node: Node) -> str:
