@@ -1,7 +1,8 @@
 """The original's command over the same functions: `python -m lconvnet.run --cfg CFG [--resume] [--test]`.
 
 Without `--test` the experiment is trained in the folder of its cfg.yaml; with it the trained run is evaluated
-and results.yaml written beside the configuration. `--resume --test`, the original's habit, evaluates as well.
+and results.yaml written beside the configuration. `--resume --test`, the original's habit, evaluates as well:
+an unfinished run is refused, `--resume` alone goes on with it.
 Nothing is deleted, whichever flags are given. A folder that the original wrote, with its cfg.yaml and its
 checkpoints/*.pth, is evaluated as it is.
 """

@@ -19,6 +19,7 @@ from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.status import is_finished, status
 from lconvnet.report import find_runs
 from lconvnet.report.critics import certified_distance
+from lconvnet.training import Interrupted
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +91,31 @@ def test_a_second_call_tells_the_same_and_changes_nothing(trained, capsys):
     assert told["lower_bound"] == yaml.safe_load(before[trained.results])["distance"]
     assert set(told) >= {"lower_bound", "interval", "units"}
     assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_an_interrupted_critic_is_not_evaluated_before_it_is_trained(trained, tmp_path, monkeypatch, capsys):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.config.write_bytes(trained.config.read_bytes())
+    steps = iter([False, True, True])
+    monkeypatch.setattr(
+        "lconvnet.wasserstein.loop.Interruption.requested", property(lambda self: next(steps) and "SIGTERM")
+    )
+    with pytest.raises(Interrupted):
+        estimation.run(load_any(folder.config), folder, progress=False)
+    monkeypatch.undo()
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    for app, command in (
+        (cli.app, ["evaluate", str(folder.path)]),
+        (original.app, ["--cfg", str(folder.config), "--test"]),
+        (original.app, ["--cfg", str(folder.config), "--resume", "--test"]),
+    ):
+        assert cli.invoke(app, [*command, "--quiet"]) == 2
+        assert f"lconvnet train {folder.config} --resume" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+    assert cli.invoke(cli.app, ["train", str(folder.config), "--resume", "--quiet"]) == 0
+    assert cli.invoke(cli.app, ["evaluate", str(folder.path), "--quiet"]) == 0
+    assert folder.results.read_bytes() == trained.results.read_bytes()
 
 
 def test_it_counts_as_finished_and_is_never_overwritten(trained, capsys):

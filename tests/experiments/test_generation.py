@@ -1,14 +1,14 @@
 """Generators as runs: trained from a configuration against each kind of critic, stopped, resumed, told again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import lconvnet
-from lconvnet import cli, gan
+from lconvnet import cli, data, gan
 from lconvnet import run as original
 from lconvnet.experiments import build, estimation, generation
 from lconvnet.experiments.loading import load_any, parse_any
@@ -30,21 +30,28 @@ CRITICS = {
 
 
 def values(name: str = "weight-clipping", **changes) -> dict:
-    data = {"name": "images"}
+    images = {"name": "images"}
     critic = {"name": name, **CRITICS[name]}
-    return {"task": "gan", "data": data, "critic": critic, **SIZES, **changes}
+    return {"task": "gan", "data": images, "critic": critic, **SIZES, **changes}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def images(tmp_path_factory):
-    """The current folder has two classes of six coloured images of 16x16 in `images`."""
+    """The current folder has two classes of six coloured images of 16x16 in `images`, the first one in `flat`."""
     folder, generator = tmp_path_factory.mktemp("gan"), np.random.default_rng(0)
     for place in (folder / "images" / name / f"{number}.png" for name in "ab" for number in range(6)):
         place.parent.mkdir(parents=True, exist_ok=True)
         image.fromarray(generator.integers(0, 255, (*SHAPE[1:], 3), dtype=np.uint8)).save(place)
+    shutil.copytree(folder / "images" / "a", folder / "flat")
+    shutil.copytree(folder / "flat", folder / "one" / "class")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield
+
+
+def unlabelled(name: str) -> data.Images:
+    pixels = data.read_samples(name)
+    return data.Images(pixels, torch.zeros(len(pixels), dtype=torch.int64), 1, name)
 
 
 def write(folder: Path, **changes) -> RunFolder:
@@ -64,7 +71,7 @@ def test_a_run_is_the_training_that_its_configuration_describes(name, tmp_path):
     folder = write(tmp_path / "run", name=name)
     assert cli.invoke(original.app, ["--cfg", str(folder.config), "--quiet"]) == 0
     experiment = load_any(folder.config)
-    images = lconvnet.data.load("images", validation=0).train
+    images = unlabelled("images")
     generator = build.build_generator(experiment.generator, SHAPE, seed=0)
     critic = build.build_gan_critic(experiment.critic, SHAPE, seed=0)
     objective = build.build_objective(experiment.critic)
@@ -79,6 +86,23 @@ def test_a_run_is_the_training_that_its_configuration_describes(name, tmp_path):
     assert {"generator.safetensors", "samples/epoch-0001.png", "samples/epoch-0002.png"} <= set(results(folder))
 
 
+@pytest.mark.parametrize(("name", "count"), [("flat", 6), ("one", 6), ("images", 12)])
+def test_images_need_no_classes(name, count):
+    """Also in a Wasserstein estimate, whose `data` is the same section."""
+    experiment = parse_any(values(data={"name": name}))
+    found = build.load_real_images(experiment.data).images
+    assert torch.equal(found, data.read_samples(name)) and len(found) == count
+    small = parse_any(values(data={"name": name, "limit": 4, "image_size": 8, "channels": 1}))
+    assert build.load_real_images(small.data).images.shape == (4, 1, 8, 8)
+
+
+def test_a_flat_folder_is_trained_on(tmp_path):
+    folder = write(tmp_path / "run", data={"name": "flat"})
+    assert cli.invoke(cli.app, ["train", str(folder.config), "--quiet"]) == 0
+    settings = generation.recorded(folder).settings
+    assert settings["data"]["images"] == 6
+
+
 def test_options_reach_what_they_are_named_for():
     experiment = parse_any(values(optimizer={"name": "adam", "lr": 0.5, "betas": [0.25, 0.75]}))
     made = build.build_optimizer(experiment.optimizer)([torch.nn.Parameter(torch.zeros(1))])
@@ -91,7 +115,7 @@ def test_options_reach_what_they_are_named_for():
     assert same == [True, False]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_bytes_once_told_to(tmp_path, monkeypatch, capsys):
     whole, stopped = write(tmp_path / "whole"), write(tmp_path / "stopped")
     assert cli.invoke(cli.app, ["train", str(whole.config), "--quiet"]) == 0
     steps = iter([False] * 4 + [True] * 9)
@@ -100,6 +124,16 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
         generation.run(load_any(stopped.config), stopped, progress=False)
     assert status(stopped.path).state == "interrupted" and not is_finished(stopped)
     monkeypatch.undo()
+    before = {path: path.read_bytes() for path in stopped.path.rglob("*") if path.is_file()}
+    for app, command in (
+        (cli.app, ["evaluate", str(stopped.path)]),
+        (original.app, ["--cfg", str(stopped.config), "--test"]),
+        (original.app, ["--cfg", str(stopped.config), "--resume", "--test"]),
+    ):
+        assert cli.invoke(app, [*command, "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert "(1 of 2 epochs)" in error and f"lconvnet train {stopped.config} --resume" in error
+    assert {path: path.read_bytes() for path in stopped.path.rglob("*") if path.is_file()} == before
     assert cli.invoke(cli.app, ["train", str(stopped.config), "--resume", "--quiet"]) == 0
     assert_same_run(stopped.path, whole.path)
 
@@ -137,6 +171,18 @@ def test_more_epochs_go_on_and_other_settings_need_another_folder(tmp_path, caps
     more = ["train", str(folder.config), "--resume", "--quiet", "--set"]
     assert cli.invoke(cli.app, [*more, "training.epochs=2"]) == 0
     assert len(generation.recorded(folder).epochs) == 2
+    row, before = status(folder.path), results(folder)
+    assert (row.state, row.epoch, row.epochs) == ("finished", 2, 2) and is_finished(folder)
+    for app, command in (
+        (cli.app, ["evaluate", str(folder.path)]),
+        (cli.app, ["train", str(folder.config), "--resume"]),
+        (original.app, ["--cfg", str(folder.config), "--resume", "--test"]),
+    ):
+        capsys.readouterr()
+        assert cli.invoke(app, [*command, "--json", "--quiet"]) == 0
+        assert json.loads(capsys.readouterr().out)["epochs"] == 2
+    assert results(folder) == before
+    assert cli.invoke(cli.app, ["evaluate", str(folder.path), "--set", "critic.bound=0.5"]) == 2
     assert cli.invoke(cli.app, [*more, "critic.bound=0.5"]) == 2
     assert "critic.bound: 0.02, now 0.5" in capsys.readouterr().err
 

@@ -256,8 +256,17 @@ def test_an_imported_critic_is_not_estimated_with(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("lconvnet.importing.original.baked", lambda model, weights: bake(model))
     monkeypatch.setattr("lconvnet.importing.pickles.state_dict", lambda content, path: content)
     monkeypatch.setattr("lconvnet.importing.runs.lipschitz_bound", lambda network, **_: Bound(1.0, None, ()))
-    assert invoke(run, ["--cfg", str(folder / "cfg.yaml"), "--resume", "--test"]) == 2
-    assert "use its model.safetensors" in capsys.readouterr().err
+    before = sorted(folder.rglob("*"))
+    for command in (["--resume", "--test"], ["--test"], ["--resume"]):
+        assert invoke(run, ["--cfg", str(folder / "cfg.yaml"), *command]) == 2
+        error = capsys.readouterr().err
+        assert "use its model.safetensors" in error and "cannot be evaluated without the samples" in error
+    assert sorted(folder.rglob("*")) == before
+    import_run(folder, tmp_path / "new")
+    before = sorted((tmp_path / "new").rglob("*"))
+    assert invoke(app, ["evaluate", str(tmp_path / "new")]) == 2
+    assert "DCGANDiscriminator.pth, which are a critic's, and cannot be evaluated" in capsys.readouterr().err
+    assert sorted((tmp_path / "new").rglob("*")) == before
 
 
 def test_the_command_says_what_it_made(old, tmp_path, capsys):

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from lconvnet import cli, consolidate, export
+from lconvnet.report import find_runs, tables
+from lconvnet.report.csvfile import to_csv
+from lconvnet.report.latex import latex
+from lconvnet.report.markdown import markdown
 
 NAMES = ["table.csv", "table.md", "table.tex"]
 
@@ -129,3 +133,12 @@ def test_runs_that_belong_to_no_table(command, runs):
     path.write_text("loss: -1\n")
     code, _, err = command(cli.app, "tables", runs.root)
     assert (code, "none of the 1 runs" in err) == (2, True)
+
+
+def test_the_committed_tables_are_those_of_the_committed_results(monkeypatch):
+    """As `lconvnet tables results --out results/tables` in the root of the project writes them."""
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    made = tables(find_runs("results").runs, "results")
+    for name, text in (("table.md", markdown(made)), ("table.tex", latex(made)), ("table.csv", to_csv(made))):
+        assert (root / "results" / "tables" / name).read_bytes() == text.encode(), name

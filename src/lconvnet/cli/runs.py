@@ -56,8 +56,9 @@ def evaluate_command(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure a trained run on the test images and write its results.yaml and examples.parquet; the
-    same command goes on with an interrupted one. RUN may hold weights that others published (runs/baselines)."""
+    """Measure a trained run on the test images and write its results.yaml and examples.parquet; the same command goes
+    on with an interrupted evaluation, and trains nothing. RUN may hold weights that others published (runs/baselines).
+    """
     given = options.overrides(changes, data_dir)
     adopt(run, given)
     evaluate(find_run(run), given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
@@ -84,6 +85,16 @@ def train_critic(
     else:
         found = estimation.run(experiment, folder, resume=resume, progress=not quiet)
         show_estimate(found, folder, as_json=as_json)
+
+
+def evaluate_critic(
+    experiment: WassersteinExperiment | GanExperiment, folder: RunFolder, *, as_json: bool, quiet: bool
+) -> None:
+    """Measure what a trained critic certifies, or tell how a generator was trained; nothing is trained."""
+    if isinstance(experiment, GanExperiment):
+        show_generator(generation.told(experiment, folder), folder, as_json=as_json)
+    else:
+        show_estimate(estimation.evaluate(experiment, folder, progress=not quiet), folder, as_json=as_json)
 
 
 def show_trained(trained: execute.Trained, folder: RunFolder, *, as_json: bool) -> None:
@@ -124,13 +135,13 @@ def show_generator(record: Record, folder: RunFolder, *, as_json: bool) -> None:
 
 
 def evaluate(folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_json: bool, quiet: bool) -> None:
-    """Evaluate a classifier, or tell again what a critic certifies or how a generator was trained."""
+    """Evaluate a classifier or a critic, or tell how a generator was trained."""
     output.configure_logging(quiet)
     experiment = load_any(folder.config, changes) if folder.config.exists() else None
     if experiment is None or isinstance(experiment, Experiment):
         evaluate_classifier(folder, changes, attacks=attacks, as_json=as_json, quiet=quiet)
     else:
-        train_critic(experiment, folder, resume=True, as_json=as_json, quiet=quiet)
+        evaluate_critic(experiment, folder, as_json=as_json, quiet=quiet)
 
 
 def evaluate_classifier(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet import data, gan, models
+from lconvnet.data.locating import locate
+from lconvnet.data.splitting import held_out
 from lconvnet.experiments import names
 from lconvnet.experiments.config import Convnet, Data, Experiment, Kw, Mlp, Network, Qw, Section
 from lconvnet.experiments.estimation_config import Critic, RealImages
@@ -125,8 +127,16 @@ def load_images(config: Data, *, seed: int) -> data.Splits:
 
 
 def load_real_images(config: RealImages) -> data.Images:
-    """Return all training images of a set, as they are stored."""
-    return data.load(config.name, validation=0, **config.model_dump(exclude={"name"})).train
+    """Return the training images of a named set, or all of a folder or parquet file, labelled or not."""
+    options = config.model_dump(exclude={"name"})
+    if config.name in data.NAMES:
+        return data.load(config.name, validation=0, **options).train
+    path = locate(config.name, config.directory)
+    size = (config.image_size, config.image_size) if config.image_size else None
+    pixels = data.read_samples(path, image_size=size, channels=config.channels)
+    images = data.Images(pixels, torch.zeros(len(pixels), dtype=torch.int64), 1, path.resolve().stem)
+    kept, _ = held_out(images.labels, config.limit or len(images), seed=0)
+    return images.subset(kept.sort().values)
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from lconvnet.models import DCGANGenerator
 from lconvnet.wasserstein import Estimate
 
 ROUNDING = 1e-6  # relative, of exact transport in float64
+UNSAMPLED = "are a critic's, and cannot be evaluated without the samples that it was trained between"
 OUTSIDE: dict[str, set[str]] = {
     "evaluation": {"confidence", "transport"},
     "data": {"directory"},
@@ -65,6 +66,17 @@ def run(
         compared = compare(found, experiment.evaluation.transport) if experiment.evaluation.transport else {}
         _write(found, compared, folder, shape, experiment)
     return found
+
+
+def evaluate(experiment: WassersteinExperiment, folder: RunFolder, *, progress: bool = True) -> Estimate:
+    """Measure again what the trained critic of a folder certifies, and write it.
+
+    Raises ValueError where it is not trained to its end, or imported: its samples did not come with it.
+    """
+    folder.refuse_if_imported(UNSAMPLED)
+    if not (folder.path / "record.json").exists():  # the last file of a training
+        raise folder.unfinished(f"of {experiment.training.steps} steps")
+    return run(experiment, folder, resume=True, progress=progress)
 
 
 def _estimate(

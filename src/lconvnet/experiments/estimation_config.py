@@ -23,7 +23,10 @@ from lconvnet.experiments.section import NonNegativeInt, OpenFraction, PositiveI
 
 
 class RealImages(Section):
-    """Which images: the training part of a named set, a folder or a parquet file; keys as in a classifier's `data`."""
+    """Which images: the training part of a named set, or all below a folder or in a parquet file, labelled or not.
+
+    The keys are as in a classifier's `data`.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     directory: str | None = None

@@ -18,12 +18,15 @@ OUTSIDE = {"data": {"directory"}, "training": {"epochs", "checkpoint_every"}}
 def run(experiment: GanExperiment, folder: RunFolder, *, resume: bool = False, progress: bool = True) -> gan.Record:
     """Train the generator of an experiment in its folder, or go on with it, on the GPU where there is one.
 
-    With `resume` a finished run returns its record again, and one that is asked for more epochs goes on. Raises
+    With `resume` a finished run returns its record again, whether it has as many epochs as asked for or more, and one
+    that is asked for more goes on. Raises
     ValueError for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to stop,
     and `Diverged`.
     """
     if not resume:
         folder.refuse_if_used()
+    training = experiment.training.model_dump()
+    training["epochs"] = max(training["epochs"], _done(folder))
     with session(folder, "train"):
         images = build.load_real_images(experiment.data)
         shape = (int(images.images.shape[1]), int(images.images.shape[2]), int(images.images.shape[3]))
@@ -43,8 +46,17 @@ def run(experiment: GanExperiment, folder: RunFolder, *, resume: bool = False, p
             directory=folder.path,
             resume=resume,
             progress=progress,
-            **experiment.training.model_dump(),
+            **training,
         )
+
+
+def told(experiment: GanExperiment, folder: RunFolder) -> gan.Record:
+    """Return the record of a finished training. Raises ValueError where it is not finished, or is of another one."""
+    folder.state_config(experiment, OUTSIDE)
+    found = recorded(folder)
+    if found is None or len(found.epochs) < experiment.training.epochs:
+        raise folder.unfinished(f"{_done(folder)} of {experiment.training.epochs} epochs")
+    return found
 
 
 def recorded(folder: RunFolder) -> gan.Record | None:
@@ -53,3 +65,8 @@ def recorded(folder: RunFolder) -> gan.Record | None:
         return gan.Record.from_dict(json.loads((folder.path / "record.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _done(folder: RunFolder) -> int:
+    found = recorded(folder)
+    return len(found.epochs) if found else 0

@@ -78,14 +78,21 @@ class RunFolder:
                 "continue it with --resume or choose another folder with --out"
             )
 
-    def refuse_if_imported(self) -> None:
+    def unfinished(self, done: str) -> ValueError:
+        """Return the error for a run that only training may go on with."""
+        return ValueError(
+            f"{self.path} is not trained to its end ({done}), and an evaluation trains nothing; "
+            f"go on with it first: lconvnet train {self.config} --resume"
+        )
+
+    def refuse_if_imported(self, why: str = "cannot be trained further") -> None:
         """Raise ValueError where the weights come from elsewhere: neither the optimiser's state came with them, nor,
         for a critic, the samples."""
         with contextlib.suppress(CheckpointError):
             origin = load_record(self.path).settings.get("imported")
             if origin:
                 raise ValueError(
-                    f"{self.path} holds weights imported from {origin['file']}, which cannot be trained further; "
+                    f"{self.path} holds weights imported from {origin['file']}, which {why}; "
                     "use its model.safetensors, or train in another folder with --out"
                 )
 

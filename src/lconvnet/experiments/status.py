@@ -52,7 +52,7 @@ def status(path: str | Path) -> Status:
     record = _record(folder)
     results = _results(folder, record)
     state, detail = _state(folder, past, record, results)
-    epochs = int(record.settings.get("epochs", 0)) if record else _generator_epochs(folder)
+    epochs = int(record.settings.get("epochs", 0)) if record else max(_generator_epochs(folder), _generated(folder))
     best = record.best if record and record.best_epoch else None
     row = _first(results.get("adv_robustness"))
     return Status(

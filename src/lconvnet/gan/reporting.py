@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from rich import progress as rich
-from rich.console import Console
 
 from lconvnet.gan.checkpoint import Progress
 from lconvnet.gan.record import Epoch
 from lconvnet.ops.rounding import rounded_up
+from lconvnet.training.reporting import terminal_bar
 
 logger = logging.getLogger("lconvnet")
 
@@ -66,12 +66,5 @@ def summary(epoch: Epoch) -> str:
 @contextlib.contextmanager
 def display(epochs: int, steps: int, done: int, *, progress: bool) -> Iterator[Display]:
     """A bar on standard error if `progress` and that is a terminal, else the log."""
-    console = Console(stderr=True)
-    if not (progress and console.is_terminal):
-        yield Log(epochs)
-        return
-    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(20), rich.MofNCompleteColumn())
-    with rich.Progress(
-        *columns, rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[last]}"), console=console
-    ) as bar:
-        yield Bar(bar, epochs, steps, done)
+    with terminal_bar("{task.description}", "{task.fields[last]}", progress=progress) as bar:
+        yield Bar(bar, epochs, steps, done) if bar else Log(epochs)

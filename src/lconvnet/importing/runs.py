@@ -17,6 +17,7 @@ from lconvnet import atomic, saving
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.estimation import UNSAMPLED
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.execute import require_open
 from lconvnet.experiments.loading import dump, load_any, merge, parse_any, read
@@ -78,6 +79,11 @@ def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
 
 def _adopt(folder: RunFolder) -> None:
     source = Source.read(folder.path)
+    if isinstance(source.experiment, WassersteinExperiment):
+        raise ValueError(
+            f"{folder.path} holds weights of the original that {UNSAMPLED}; lconvnet import {folder.path} NEW, and use "
+            f"its model.safetensors, or train anew: lconvnet train {folder.config} --out NEW"
+        )
     try:
         source.write(folder)
     except atomic.WriteError as error:

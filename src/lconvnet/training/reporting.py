@@ -80,13 +80,20 @@ def summary(epoch: Epoch) -> str:
 @contextlib.contextmanager
 def display(epochs: int, steps: int, done: int, *, progress: bool) -> Iterator[Display]:
     """A bar on standard error if `progress` and that is a terminal, else the log."""
+    with terminal_bar("{task.description}", "{task.fields[validated]}", progress=progress) as bar:
+        yield Bar(bar, epochs, steps, done) if bar else Log(epochs)
+
+
+@contextlib.contextmanager
+def terminal_bar(before: str, after: str = "", *, progress: bool) -> Iterator[Progress | None]:
+    """A progress bar between two texts on standard error if `progress` and that is a terminal, else None."""
     console = Console(stderr=True)
     if not (progress and console.is_terminal):
-        yield Log(epochs)
+        yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[validated]}"), console=console) as bar:
-        yield Bar(bar, epochs, steps, done)
+    columns = (TextColumn(before), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn(after))
+    with Progress(*columns, console=console) as bar:
+        yield bar
 
 
 class Curves(Protocol):

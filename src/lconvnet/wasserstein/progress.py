@@ -4,8 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from lconvnet.training.reporting import terminal_bar
 
 logger = logging.getLogger("lconvnet")
 
@@ -17,12 +16,10 @@ OnStep = Callable[[int, float], None]
 @contextlib.contextmanager
 def shown(steps: int, *, progress: bool) -> Iterator[OnStep]:
     """Yield what hears of every step: a bar on standard error if `progress` and that is a terminal, else the log."""
-    console = Console(stderr=True)
-    if not (progress and console.is_terminal):
-        yield lambda done, value: _log(done, steps, value)
-        return
-    columns = (TextColumn("critic  {task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with terminal_bar("critic  {task.description}", progress=progress) as bar:
+        if bar is None:
+            yield lambda done, value: _log(done, steps, value)
+            return
         task = bar.add_task("", total=steps)
         yield lambda done, value: bar.update(task, completed=done, description=f"batch difference {value:.4f}")
 
