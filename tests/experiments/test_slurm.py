@@ -247,8 +247,12 @@ def test_a_node_that_goes_down_loses_nothing(here, whole, tmp_path):
 @pytest.mark.slow
 @needs_slurm
 def test_a_wrong_configuration_fails_once(here, tmp_path):
-    folder = make_run(tmp_path / "run", epochs=-1)
-    job = slurm.submit([folder]).job
+    folder = make_run(tmp_path / "run", epochs=1)
+    job = slurm.submit([folder], options=["--hold"]).job
+    make_run(folder, epochs=-1)
+    left_out = slurm.submit([folder]).left_out
+    assert "training.epochs is -1" in left_out[folder.absolute()], "known before, it is not submitted at all"
+    output(["scontrol", "release", str(job)], os.environ)
     wait_for_end(job)
     assert (states(job), fact(job, "ExitCode"), fact(job, "Restarts")) == (["FAILED"], "2:0", "0")
     assert "training.epochs is -1" in log(folder, job)
