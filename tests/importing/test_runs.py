@@ -35,10 +35,12 @@ from tests.importing.originals import (
     SHAPES,
     Original,
     bcop,
+    bjorck,
     classifier,
     convnet,
     critic,
     mlp,
+    power_iterated,
     write,
 )
 
@@ -356,6 +358,37 @@ def test_another_number_of_steps_is_refused(steps, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=rf"linear_module\.bjorck_iters is {steps}; of BjorckLinear only 20 can be"):
         import_run(folder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def scaled_by_power_iteration(weights, x, seed):
+    """The dense network as the original computes it, from one random start of the power iteration in every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    x = x.double().flatten(1)
+    for index in range(3):
+        W = weights[f"1.linear{index}.weight"].double()
+        x = x @ bjorck(W, power_iterated(W, generator)).mT + weights[f"1.linear{index}.bias"].double()
+        a, b = x.chunk(2, 1)
+        x = torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1) if index < 2 else x
+    return x
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_outputs_with_the_originals_power_iteration(short, tmp_path, monkeypatch):
+    """The same to float32 where the iteration has converged; where it has not, up to the random start: another one
+    changes the original's own outputs by as much again. An import tells the two apart."""
+    config = classifier(mlp([784, 64, 64, 10]))
+    weights = Original(config["trainer"]["net"]).weights
+    if short:
+        weights["1.linear1.weight"][::2] *= 1e-3
+    found = import_run(write(tmp_path / "old", config, weights, monkeypatch), tmp_path / "new")
+    x = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    outputs = [scaled_by_power_iteration(weights, x, seed) for seed in (0, 1)]
+    largest = outputs[0].abs().max()
+    apart = float((outputs[0] - outputs[1]).abs().max() / largest)
+    difference = float((found.network(x).double() - outputs[0]).abs().max() / largest)
+    assert difference < (0.02 if short else 1e-5)
+    assert (found.unfinished > 1e-3) == short
+    assert (apart > 1e-5) == short
 
 
 def test_an_old_family_is_generated_in_our_grammar(reference_dir, tmp_path, capsys):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lconvnet import atomic, saving
 from lconvnet.bounds import Bound, lipschitz_bound
@@ -31,12 +31,17 @@ from lconvnet.training.settings import versions
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made: the baked network with its bound, and where it is saved."""
+    """What an import made: the baked network with its bound, and where it is saved.
+
+    `unfinished` is the largest |1 - s| of the singular values s that the original's Björck steps left; where it is not
+    small, outputs depend on the random start of its power iteration, and are the original's up to that.
+    """
 
     network: nn.Module
     bound: Bound
     path: Path
     epoch: int
+    unfinished: float
 
 
 def import_run(old: str | Path, new: str | Path) -> Imported:
@@ -52,7 +57,9 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
     if _is_taken(folder) and not _is_import(folder, source.record):
         raise ValueError(f"{new} already holds a run, which is never overwritten; name another folder for the import")
     _keep_config(folder, source.experiment)
-    return source.write(folder)
+    bound = source.write(folder)
+    unfinished = original.unfinished(source.model, source.weights)
+    return Imported(source.network, bound, folder.model, source.origin["epoch"], unfinished)
 
 
 def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
@@ -125,6 +132,7 @@ class Source:
     network: nn.Module
     shape: tuple[int, int, int]
     origin: dict[str, Any]
+    weights: Mapping[str, Tensor]
 
     @classmethod
     def read(cls, path: Path) -> Source:
@@ -139,10 +147,10 @@ class Source:
         shape, outputs = network(values)
         model = _build(experiment, shape, outputs)
         checkpoint = _checkpoint(folder, values["trainer"]["net"]["<type>"])
-        epoch, baked = _load(model, checkpoint)
+        epoch, baked, weights = _load(model, checkpoint)
         digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         origin = {"file": checkpoint.name, "sha256": digest, "epoch": epoch, "baked": True}
-        return cls(folder, experiment, model, baked, shape, origin)
+        return cls(folder, experiment, model, baked, shape, origin, weights)
 
     @property
     def record(self) -> Record:
@@ -152,14 +160,14 @@ class Source:
         settings = {"settings": facts, "imported": self.origin}
         return Record(json.loads(json.dumps(settings)), versions(torch.device("cpu")), finished=True)
 
-    def write(self, folder: RunFolder) -> Imported:
+    def write(self, folder: RunFolder) -> Bound:
         """Write weights, record and baked network, in an order in which an interrupted import can be told."""
         bound = lipschitz_bound(self.network, input_shape=self.shape, diagnose=False)
         notes = {"imported": self.origin["file"], "epoch": self.origin["epoch"]}
         save_best(folder.path / "checkpoints" / "best.safetensors", self.model, self.origin["epoch"])
         atomic.write_json(folder.path / "record.json", self.record.to_dict())
         folder.write_model(saving.encode(self.network, bound=bound, input_shape=self.shape, notes=notes))
-        return Imported(self.network, bound, folder.model, self.origin["epoch"])
+        return bound
 
 
 def _build(experiment: Experiment | WassersteinExperiment, shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
@@ -183,8 +191,8 @@ def _checkpoint(folder: Path, network: str) -> Path:
     return named[0]
 
 
-def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module]:
-    """Put the weights of a checkpoint into the model; return the epoch they are of, and the baked network."""
+def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module, Mapping[str, Tensor]]:
+    """Put the weights of a checkpoint into the model; return the epoch they are of, the baked network, and them."""
     content = pickles.read(path)
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if not isinstance(trainer, dict) or "net" not in trainer:
@@ -195,6 +203,6 @@ def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module]:
     try:
         weights = pickles.state_dict(trainer["net"], path)
         original.load(model, weights)
-        return epoch, original.baked(model, weights)
+        return epoch, original.baked(model, weights), weights
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
