@@ -303,6 +303,24 @@ def test_weights_of_another_method_are_refused(named, theirs, tmp_path, monkeypa
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("reason", ["a matrix of zeros", "no bound"])
+def test_an_import_that_fails_leaves_nothing(reason, tmp_path, monkeypatch):
+    config = classifier(mlp([784, 16, 10]))
+    weights = Original(config["trainer"]["net"]).weights
+    if reason == "no bound":
+        monkeypatch.setattr("lconvnet.importing.runs.lipschitz_bound", unbounded)
+    else:
+        weights["1.linear1.weight"] *= 0
+    folder = write(tmp_path / "old", config, weights, monkeypatch)
+    with pytest.raises(ValueError, match=reason):
+        import_run(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def unbounded(*_, **__):
+    raise ValueError("linear1 has no bound")
+
+
 def test_dense_layers_may_come_first():
     """Only the order within convolutions, and within dense layers, tells layers apart."""
     net = convnet("SmallConvNet", "RKO", SHAPES["mnist"], 10)

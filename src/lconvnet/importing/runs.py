@@ -56,9 +56,9 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
         raise ValueError(f"{new} is the folder to import from; name another one for the import")
     if _is_taken(folder) and not _is_import(folder, source.record):
         raise ValueError(f"{new} already holds a run, which is never overwritten; name another folder for the import")
+    bound, unfinished = source.bound(), original.unfinished(source.model, source.weights)
     _keep_config(folder, source.experiment)
-    bound = source.write(folder)
-    unfinished = original.unfinished(source.model, source.weights)
+    source.write(folder, bound)
     return Imported(source.network, bound, folder.model, source.origin["epoch"], unfinished)
 
 
@@ -86,7 +86,7 @@ def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
 def _adopt(folder: RunFolder) -> None:
     source = Source.read(folder.path)
     try:
-        source.write(folder)
+        source.write(folder, source.bound())
     except atomic.WriteError as error:
         raise atomic.WriteError(f"{error}; or evaluate a copy: lconvnet import {folder.path} NEW") from error
 
@@ -160,14 +160,16 @@ class Source:
         settings = {"settings": facts, "imported": self.origin}
         return Record(json.loads(json.dumps(settings)), versions(torch.device("cpu")), finished=True)
 
-    def write(self, folder: RunFolder) -> Bound:
+    def bound(self) -> Bound:
+        """That of the baked network."""
+        return lipschitz_bound(self.network, input_shape=self.shape, diagnose=False)
+
+    def write(self, folder: RunFolder, bound: Bound) -> None:
         """Write weights, record and baked network, in an order in which an interrupted import can be told."""
-        bound = lipschitz_bound(self.network, input_shape=self.shape, diagnose=False)
         notes = {"imported": self.origin["file"], "epoch": self.origin["epoch"]}
         save_best(folder.path / "checkpoints" / "best.safetensors", self.model, self.origin["epoch"])
         atomic.write_json(folder.path / "record.json", self.record.to_dict())
         folder.write_model(saving.encode(self.network, bound=bound, input_shape=self.shape, notes=notes))
-        return bound
 
 
 def _build(experiment: Experiment | WassersteinExperiment, shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
