@@ -266,7 +266,7 @@ def test_the_command_says_what_it_made(old, tmp_path, capsys):
     assert invoke(app, ["import", str(old), str(tmp_path / "new"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["epoch"], shown["model"]) == (7, str(tmp_path / "new" / "model.safetensors"))
-    assert 0.999 < shown["bound"] < 1.0001
+    assert 0.999 < shown["bound"] < 1.0001 and shown["unfinished"] < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_checkpoints_are_told_apart_by_the_name_of_the_network(old, tmp_path):
         import_run(old, tmp_path / "third")
 
 
-def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch):
+def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch, capsys):
     """Singular values far below the largest one, which twenty steps do not take to 1: the network is as it was, and
     certified as it is, while our own kernels, baked, are orthogonal."""
     config = classifier(mlp([784, 16, 10]))
@@ -359,6 +359,8 @@ def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch):
     weight = oracle.weights["1.linear0.weight"]
     weight[3] *= 1e-5
     found = import_run(write(tmp_path / "old", config, oracle.weights, monkeypatch), tmp_path / "new")
+    assert invoke(app, ["import", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert "Björck steps left singular values up to 1 from 1" in capsys.readouterr().err
     values = torch.linalg.svdvals(found.network.get_parameter("linear1.weight").double())
     assert values[0] < 1 + 1e-6 and values[-1] < 0.1
     assert agrees(load(found.path), oracle, SHAPES["mnist"])
