@@ -145,6 +145,38 @@ def test_the_old_network_is_left_as_it_is():
     assert all(torch.equal(value, before[name]) for name, value in VGG.state_dict().items())
 
 
+def test_pooling_to_no_size_is_nothing():
+    module = nn.Sequential(nn.Conv2d(2, 4, 1), nn.AdaptiveAvgPool2d((None, None)), nn.AdaptiveMaxPool2d(None))
+    conversion = convert(module, (2, 5, 4))
+    assert [change.after for change in conversion.changes] == ["nothing", "nothing"]
+    assert conversion.model(torch.zeros(1, 2, 5, 4)).shape == (1, 4, 5, 4)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 8), (1, 3, 8, 8)])
+def test_a_shape_is_that_of_one_image(shape):
+    with pytest.raises(ValueError, match=r"input_shape is .*; expected \(channels, height, width\)"):
+        convert(nn.Sequential(nn.Flatten()), shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_double_networks_stay_double(dtype):
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+    model = convert(module, (2, 4, 4)).model
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {p.dtype for p in model.parameters()} == {expected}
+    if dtype == torch.float64:
+        assert upper(model, (2, 4, 4)) < 1 + 1e-11  # what float32 weights would not reach
+
+
+def test_lost_paddings_and_shared_weights_are_changes():
+    shared = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+    changes = convert(nn.Sequential(shared, nn.Identity(), shared), (4, 4, 4)).changes
+    assert [tuple(change) for change in changes] == [
+        ("0", "Conv2d", "no reflect padding"),
+        ("2", "Conv2d", "no reflect padding, weights of its own"),
+    ]
+
+
 def test_a_layer_used_twice_becomes_two():
     relu = nn.ReLU()
     model = convert(nn.Sequential(nn.Conv2d(2, 4, 1), relu, nn.Conv2d(4, 4, 1), relu), (2, 4, 4)).model

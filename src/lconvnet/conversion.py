@@ -74,7 +74,8 @@ def convert(
         activation: constructor of the activation, called without arguments.
 
     Returns:
-        The network, its weights drawn from the global random state, and the changes that are more than a constraint.
+        The network, in float64 where the old one is, its weights drawn from the global random state, and the changes
+        that are more than a constraint.
 
     Raises:
         ValueError: names every layer that has no 1-Lipschitz equal here, with the reason.
@@ -86,6 +87,8 @@ def convert(
     >>> [(change.name, change.after) for change in conversion.changes]
     [('1', 'MaxMin'), ('2', 'InvertibleDownsampling')]
     """
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape is {tuple(input_shape)}; expected (channels, height, width)")
     require_positive(channels=input_shape[0], height=input_shape[1], width=input_shape[2])
     leaves = list(_leaves(module, ""))
     obstacles = [f"{_at(name, leaf)} {reason}" for name, leaf in leaves if (reason := _obstacle(leaf))]
@@ -94,6 +97,7 @@ def convert(
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     changes: list[Change] = []
     shape: tuple[int, ...] = tuple(input_shape)
+    seen: set[nn.Module] = set()
     for name, leaf in leaves:
         try:
             new, change = RULES[type(leaf)](Site(leaf, shape, conv, linear, activation))
@@ -106,8 +110,17 @@ def convert(
                 f"{_at(name, leaf)} and an earlier layer are both {taken.pop()!r} here; rename one of them"
             )
         layers |= named
+        if leaf in seen and any(layer.state_dict() for layer in new):
+            change = ", ".join(filter(None, (change, "weights of its own")))
+        seen.add(leaf)
         changes += [Change(name, type(leaf).__name__, change)] if change else []
-    return Conversion(nn.Sequential(layers), tuple(changes))
+    return Conversion(nn.Sequential(layers).to(_dtype(module)), tuple(changes))
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """That of the parameters, half precision as float32."""
+    found = {torch.promote_types(parameter.dtype, torch.float32) for parameter in module.parameters()}
+    return torch.float64 if torch.float64 in found else torch.float32
 
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -170,6 +183,8 @@ def _convolution(site: Site) -> tuple[Layers, str]:
     notes = [] if size == k else [f"kernel_size {size}"]
     if _old_output(old, sides) != (height // s, width // s):
         notes.append(f"output {height // s}x{width // s}")
+    if old.padding_mode in ("reflect", "replicate"):
+        notes.append(f"no {old.padding_mode} padding")
     return [*extension, site.conv(channels, old.out_channels, size, s, **options)], ", ".join(notes)
 
 
@@ -205,6 +220,8 @@ def _pooling(site: Site) -> tuple[Layers, str]:
 def _adaptive_pooling(site: Site) -> tuple[Layers, str]:
     _, height, width = _image(site)
     target = _side(site.module.output_size)
+    if target is None:
+        return _downsampling(site, 1)
     if height != width or height % target:
         raise ValueError(f"pools {height}x{width} to {target}; both sides must be the same multiple of that")
     return _downsampling(site, height // target)

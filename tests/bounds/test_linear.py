@@ -115,7 +115,24 @@ def strange_network():
     ).double()  # fmt: skip
 
 
+def outside_network():
+    """Windows that lie wholly outside the image, in one branch and in two."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 2, 1, 3, padding=2), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1))
+    shortcut = nn.Conv2d(1, 2, 1, 3, padding=2)
+    for conv in (shortcut, body[0]):
+        nn.init.ones_(conv.bias)  # the single pixel that is seen counts
+    return nn.Sequential(Sum(shortcut, body), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)).double()
+
+
+def tall_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, (8, 1), padding=(4, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(60, 3)).double()
+
+
 NETWORKS = {
+    "outside": (outside_network, (1, 4, 4)),
+    "tall": (tall_network, (1, 4, 2)),
     "residual": (residual_network, (2, 8, 8)),
     "shallow-residual": (shallow_residual_network, (1, 10, 9)),
     "strange": (strange_network, (2, 8, 9)),
@@ -458,6 +475,21 @@ def test_nan_weights_images_and_radii_are_refused():
         network[0].weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="'0': weight .* NaN"):
         margin_bounds(network, images(1, 2), torch.tensor([0]), 0.1)
+
+
+def test_labels_and_shapes_that_are_none_are_refused():
+    network = nn.Sequential(nn.Flatten(), dense_network(12, 3, 2))
+    for label in (5, 2, -1):
+        with pytest.raises(ValueError, match=rf"labels has values from {label} to {label}: .*classes 0 to 1"):
+            margin_bounds(network, images(1, 12), torch.tensor([label]), 0.1)
+    with pytest.raises(ValueError, match=r"images has shape \(1, 3, 4\): linear bounds take"):
+        margin_bounds(network, images(1, 3, 4), torch.tensor([0]), 0.1)
+
+
+@pytest.mark.parametrize("name", ["residual", "strange", "kw-small"])
+def test_no_images_have_no_bounds(name):
+    build, shape = NETWORKS[name]
+    assert margin_bounds(build(), images(0, *shape), torch.zeros(0, dtype=torch.long), 0.1).shape == (0, 3)
 
 
 def test_overflow_certifies_nothing():

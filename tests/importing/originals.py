@@ -179,10 +179,19 @@ class Original:
         return before * layout[index][2] ** 2
 
 
-def bjorck(W):
-    """Twenty steps s -> 1.5 s - 0.5 s^3 on the singular values, from a largest one of 1."""
+def power_iterated(W, generator):
+    """The largest singular value as ten power iterations from a random vector find it, never more than it is."""
+    v = torch.randn(W.shape[-1], dtype=torch.float64, generator=generator)
+    for _ in range(10):
+        u = W @ v / (W @ v).norm()
+        v = W.mT @ u / (W.mT @ u).norm()
+    return (W @ v).norm()
+
+
+def bjorck(W, scale=None):
+    """Twenty steps s -> 1.5 s - 0.5 s^3 on the singular values, from a largest one of 1, or divided by a number."""
     U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-    s = s / s.amax(-1, keepdim=True)
+    s = s / (s.amax(-1, keepdim=True) if scale is None else scale)
     for _ in range(20):
         s = 1.5 * s - 0.5 * s**3
     return (U * s.unsqueeze(-2)) @ Vh

@@ -75,6 +75,34 @@ def test_missing_parameters_are_named(tmp_path):
         load_plain(saved({"0.bias": torch.ones(2), "0.gain": torch.ones(2)}, tmp_path), nn.Sequential(nn.Linear(4, 2)))
 
 
+CONV, DENSE = nn.Conv2d(2, 2, 3, bias=False), nn.Linear(4, 2, bias=False)
+WEIGHT = "0.parametrizations.weight.original"
+
+
+@pytest.mark.parametrize("layer", [CONV, DENSE])
+@pytest.mark.parametrize("shape", [(), (4,)])
+@pytest.mark.parametrize("read", [load_plain, load_orthogonium, load_torchlip])
+def test_weights_that_are_no_matrices_are_refused(read, shape, layer, tmp_path):
+    weights = {("0.weight" if read is load_plain else WEIGHT): torch.ones(shape)}
+    if read is load_torchlip:
+        weights |= {f"0.parametrizations.weight.0.{name}": torch.ones(2) for name in ("_u", "_v")}
+    with pytest.raises(ValueError, match=r"0 does not fit layer 0 of the frame"):
+        read(saved(weights, tmp_path), nn.Sequential(layer))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_bcop_without_all_its_matrices_is_refused(count, tmp_path):
+    with pytest.raises(ValueError, match=rf"does not fit layer 0 of the frame: {count} matrices; a kernel"):
+        load_orthogonium(saved({WEIGHT: torch.ones(1, count, 2, 1)}, tmp_path), nn.Sequential(CONV))
+
+
+@pytest.mark.parametrize("extra", [{}, {"0.parametrizations.weight.0.parametrizations.u": torch.ones(2)}])
+@pytest.mark.parametrize("read", [load_orthogonium, load_torchlip])
+def test_zeros_that_would_be_divided_by_their_norm_are_refused(read, extra, tmp_path):
+    with pytest.raises(ValueError, match=r"does not fit layer 0 of the frame: (its weight has|a matrix of) "):
+        read(saved({WEIGHT: torch.zeros(2, 4)} | extra, tmp_path), nn.Sequential(DENSE))
+
+
 # orthogonium
 
 

@@ -35,10 +35,12 @@ from tests.importing.originals import (
     SHAPES,
     Original,
     bcop,
+    bjorck,
     classifier,
     convnet,
     critic,
     mlp,
+    power_iterated,
     write,
 )
 
@@ -273,7 +275,7 @@ def test_the_command_says_what_it_made(old, tmp_path, capsys):
     assert invoke(app, ["import", str(old), str(tmp_path / "new"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["epoch"], shown["model"]) == (7, str(tmp_path / "new" / "model.safetensors"))
-    assert 0.999 < shown["bound"] < 1.0001
+    assert 0.999 < shown["bound"] < 1.0001 and shown["unfinished"] < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -310,6 +312,24 @@ def test_weights_of_another_method_are_refused(named, theirs, tmp_path, monkeypa
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("reason", ["a matrix of zeros", "no bound"])
+def test_an_import_that_fails_leaves_nothing(reason, tmp_path, monkeypatch):
+    config = classifier(mlp([784, 16, 10]))
+    weights = Original(config["trainer"]["net"]).weights
+    if reason == "no bound":
+        monkeypatch.setattr("lconvnet.importing.runs.lipschitz_bound", unbounded)
+    else:
+        weights["1.linear1.weight"] *= 0
+    folder = write(tmp_path / "old", config, weights, monkeypatch)
+    with pytest.raises(ValueError, match=reason):
+        import_run(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def unbounded(*_, **__):
+    raise ValueError("linear1 has no bound")
+
+
 def test_dense_layers_may_come_first():
     """Only the order within convolutions, and within dense layers, tells layers apart."""
     net = convnet("SmallConvNet", "RKO", SHAPES["mnist"], 10)
@@ -340,7 +360,7 @@ def test_checkpoints_are_told_apart_by_the_name_of_the_network(old, tmp_path):
         import_run(old, tmp_path / "third")
 
 
-def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch):
+def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch, capsys):
     """Singular values far below the largest one, which twenty steps do not take to 1: the network is as it was, and
     certified as it is, while our own kernels, baked, are orthogonal."""
     config = classifier(mlp([784, 16, 10]))
@@ -348,6 +368,8 @@ def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch):
     weight = oracle.weights["1.linear0.weight"]
     weight[3] *= 1e-5
     found = import_run(write(tmp_path / "old", config, oracle.weights, monkeypatch), tmp_path / "new")
+    assert invoke(app, ["import", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert "Björck steps left singular values up to 1 from 1" in capsys.readouterr().err
     values = torch.linalg.svdvals(found.network.get_parameter("linear1.weight").double())
     assert values[0] < 1 + 1e-6 and values[-1] < 0.1
     assert agrees(load(found.path), oracle, SHAPES["mnist"])
@@ -365,6 +387,37 @@ def test_another_number_of_steps_is_refused(steps, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=rf"linear_module\.bjorck_iters is {steps}; of BjorckLinear only 20 can be"):
         import_run(folder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def scaled_by_power_iteration(weights, x, seed):
+    """The dense network as the original computes it, from one random start of the power iteration in every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    x = x.double().flatten(1)
+    for index in range(3):
+        W = weights[f"1.linear{index}.weight"].double()
+        x = x @ bjorck(W, power_iterated(W, generator)).mT + weights[f"1.linear{index}.bias"].double()
+        a, b = x.chunk(2, 1)
+        x = torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1) if index < 2 else x
+    return x
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_outputs_with_the_originals_power_iteration(short, tmp_path, monkeypatch):
+    """The same to float32 where the iteration has converged; where it has not, up to the random start: another one
+    changes the original's own outputs by as much again. An import tells the two apart."""
+    config = classifier(mlp([784, 64, 64, 10]))
+    weights = Original(config["trainer"]["net"]).weights
+    if short:
+        weights["1.linear1.weight"][::2] *= 1e-3
+    found = import_run(write(tmp_path / "old", config, weights, monkeypatch), tmp_path / "new")
+    x = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    outputs = [scaled_by_power_iteration(weights, x, seed) for seed in (0, 1)]
+    largest = outputs[0].abs().max()
+    apart = float((outputs[0] - outputs[1]).abs().max() / largest)
+    difference = float((found.network(x).double() - outputs[0]).abs().max() / largest)
+    assert difference < (0.02 if short else 1e-5)
+    assert (found.unfinished > 1e-3) == short
+    assert (apart > 1e-5) == short
 
 
 def test_an_old_family_is_generated_in_our_grammar(reference_dir, tmp_path, capsys):

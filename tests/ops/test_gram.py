@@ -55,6 +55,23 @@ def test_dense_bound_in_exact_rationals():
     assert is_upper_bound_exactly(gram.dense_bound(torch.eye(3), steps=20), torch.eye(3))
 
 
+def test_dense_bound_is_close_where_singular_values_are_clustered():
+    """Nearly orthogonal but for one of them, as weights that Björck's iteration has not finished: the worst case of
+    Gram iteration, r^(2^-21) - 1 = 2.2e-6 for r = 100, and never below the norm, which is 1 to 1e-14."""
+    values = torch.ones(100, dtype=torch.float64)
+    values[-1] = 0.5
+    U, V = (torch.linalg.qr(torch.randn(n, 100, dtype=torch.float64)).Q for n in (100, 300))
+    bound = gram.dense_bound(U * values @ V.T)
+    assert 1 - 1e-14 < bound < 1 + 3e-6
+
+
+def test_more_steps_stay_above_in_exact_rationals():
+    for seed in range(5):
+        W = torch.eye(4) + 0.01 * torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))
+        for steps in (20, 30):
+            assert is_upper_bound_exactly(gram.dense_bound(W, steps=steps), W)
+
+
 def test_dense_bound_of_a_rank_one_matrix_is_exact_up_to_rounding():
     ones = torch.full((3, 3), 1 / 3, dtype=torch.float64)  # 1/3 rounds down: the norm is 1 - 2^-54, below 1
     assert is_upper_bound_exactly(gram.dense_bound(ones), ones)

@@ -129,7 +129,7 @@ class Line(Step):
         # above relu at both ends, whatever the slope was rounded to; the ends are not rounded
         above = torch.maximum(-self.slope * lower, upper * (1 - self.slope)) * (1 + 2.0**-50) + 2 * TINY
         self.intercept = torch.where((lower >= 0) | (upper <= 0), 0.0, above)
-        self.output_shape, self.roundings = tuple(lower.shape[1:]), lower[0].numel() + 4
+        self.output_shape, self.roundings = tuple(lower.shape[1:]), lower.shape[1:].numel() + 4
 
     def backward(self, functionals: Functionals) -> Functionals:
         A, window = functionals.coefficients, functionals.window

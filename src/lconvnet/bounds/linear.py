@@ -81,7 +81,7 @@ class Relaxation:
             bound.reshape(magnitude.shape)
             for bound in over_ball(through(self.steps, functionals), self.centre, self.eps)
         )
-        size = self.centre[0].numel()
+        size = self.centre.shape[1:].numel()
         roundings = sum(step.roundings for step in self.steps) + 2 * size + 16
         at_input = 2 * TINY * (size + 1) + self.eps * 2 * (size * TINY) ** 0.5  # of A x0, and of the squares in |A|
         error = 2 * gamma(roundings) * magnitude + self.underflow[:, None, None] + at_input
@@ -130,6 +130,8 @@ class Relaxation:
 def relaxation(network: nn.Module, images: Tensor, eps: float) -> Relaxation:
     """The relaxed network over the balls of radius `eps` around images ``(B, ...)``; see `margin_bounds`."""
     centre = to_float64(check_images(images), "images")
+    if centre.ndim not in (2, 4):
+        raise ValueError(f"images has shape {tuple(centre.shape)}: linear bounds take (B, C, H, W) or (B, features)")
     nothing = torch.zeros(len(centre), dtype=torch.float64)
     start = Relaxation(centre, check_eps(eps), (), tuple(centre.shape[1:]), centre.abs() + eps, nothing)
     with torch.no_grad():
@@ -150,7 +152,7 @@ def margin_bounds(network: nn.Module, images: Tensor, labels: Tensor, eps: float
         ``(B, classes)`` in float64, infinity at j = y; positive for all j: no image of the ball has another answer.
 
     Raises:
-        ValueError: for a module that has no linear bounds here, images or an eps that are none.
+        ValueError: for a module that has no linear bounds here, images, labels or an eps that are none.
 
     >>> network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     >>> margin_bounds(network, torch.rand(3, 2), torch.tensor([0, 1, 0]), 0.1).shape
@@ -160,6 +162,11 @@ def margin_bounds(network: nn.Module, images: Tensor, labels: Tensor, eps: float
     logits = relaxation(network, images, eps)
     if len(logits.shape) != 1 or logits.shape[0] < 2:
         raise ValueError(f"network has outputs of shape {logits.shape}: a margin needs (classes,), two or more")
+    last = logits.shape[0] - 1
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+        raise ValueError(
+            f"labels has values from {labels.min()} to {labels.max()}: the network has classes 0 to {last}"
+        )
     with torch.no_grad():
         classes = torch.eye(logits.shape[0], dtype=torch.float64)
         differences = classes[labels][:, None] - classes

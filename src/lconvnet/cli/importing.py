@@ -13,6 +13,7 @@ from lconvnet.cli import options, output
 from lconvnet.ops.rounding import rounded_up
 
 Old = Annotated[Path, typer.Argument(metavar="OLD", help="Run folder of the original, or its cfg.yaml.")]
+NOTICEABLE = 1e-3  # of a singular value: nearer to 1, a scale off by a few percent moves it by less than this
 New = Annotated[Path, typer.Argument(metavar="NEW", help="Folder to write; OLD stays as it is.")]
 
 
@@ -23,6 +24,16 @@ def import_command(old: Old, new: New, as_json: options.Json = False) -> None:
     Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False).print(
         f"imported epoch {found.epoch}; Lipschitz bound {upper} ({found.bound.level}); saved {found.path}"
     )
+    if found.unfinished > NOTICEABLE:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
+            f"note: the original's Björck steps left singular values up to {found.unfinished:.1g} from 1; there its "
+            "outputs depend on the random start of its power iteration, which no file keeps"
+        )
     if as_json:
-        facts = {"epoch": found.epoch, "bound": found.bound.upper, "level": found.bound.level}
+        facts = {
+            "unfinished": found.unfinished,
+            "epoch": found.epoch,
+            "bound": found.bound.upper,
+            "level": found.bound.level,
+        }
         output.show_json({**facts, "model": str(found.path), "run": str(new)})

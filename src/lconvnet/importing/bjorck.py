@@ -16,10 +16,15 @@ def cut_off(W: Tensor, steps: int) -> Tensor:
 
     >>> cut_off(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)), 12).diagonal().tolist()
     [1.0, 1.0]
+
+    Raises ValueError for a matrix of zeros.
     """
     if W.shape[-2] > W.shape[-1]:
         return cut_off(W.mT, steps).mT
-    W = W / torch.linalg.matrix_norm(W, 2)[..., None, None]
+    norm = torch.linalg.matrix_norm(W, 2)[..., None, None]
+    if not bool((norm > 0).all()):
+        raise ValueError("a matrix of zeros has no direction that Björck's iteration could keep")
+    W = W / norm
     for _ in range(steps):
         W = bjorck_step(W, 1)
     return W

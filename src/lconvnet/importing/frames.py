@@ -51,7 +51,7 @@ def fill(path: Path, frame: nn.Sequential, weight: Weight) -> nn.Sequential:
     for (place, group), (name, layer) in zip(groups.items(), layers.items(), strict=True):
         try:
             _fill(layer, weight(group, layer), group)
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, IndexError) as error:
             raise ValueError(f"{path}: {place} does not fit layer {name} of the frame: {error}") from None
     return network
 
@@ -78,6 +78,8 @@ def _fill(layer: Plain, weight: Tensor, group: Mapping[str, Tensor]) -> None:
         shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (found, expected)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"{name} has shape {shapes[0]}, the frame {shapes[1]}")
+    if not bool(weight.isfinite().all()):
+        raise ValueError("its weight has rows or matrices of zeros, which have no norm to divide by")
     with torch.no_grad():
         layer.weight.copy_(weight)
         if layer.bias is not None and bias is not None:

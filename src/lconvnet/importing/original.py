@@ -61,6 +61,21 @@ def baked(model: nn.Module, weights: Weights) -> nn.Module:
     return network
 
 
+def unfinished(model: nn.Module, weights: Weights) -> float:
+    """The largest |1 - s| of the singular values s that the original's steps left, 0 where nothing was iterated.
+
+    The original scales by a power iteration from a random vector, which no file keeps, and `cut_off` by the norm; what
+    has converged does not depend on that.
+    """
+    found = [0.0]
+    for (_, group), (_, layer) in _matched(by_module(weights), model):
+        key = ITERATED.get(type(layer.kernel))
+        if key:
+            values = torch.linalg.svdvals(cut_off(group[key].double(), STEPS))
+            found.append(float((1 - values).abs().max()))
+    return max(found)
+
+
 def _matched(
     groups: Mapping[str, Weights], model: nn.Module
 ) -> Iterator[tuple[tuple[str, Weights], tuple[str, ConstrainedLayer]]]:
@@ -161,3 +176,10 @@ PUBLISHED: Mapping[type[Kernel], Callable[[Weights, Kernel], Tensor]] = {
     Orthogonal: _published_dense,
 }
 """The weights that come out of Björck's iteration, after the original's number of steps."""
+ITERATED: Mapping[type[Kernel], str] = {
+    BCOP: "param_matrices",
+    FixedBCOP: "param_matrices",
+    RKO: "weight",
+    Orthogonal: "weight",
+}
+"""The matrices that go into it."""

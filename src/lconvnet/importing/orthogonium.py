@@ -64,6 +64,8 @@ def bcop_kernel(matrices: Tensor, in_channels: int, out_channels: int) -> Tensor
     """
     if matrices.ndim != 4 or matrices.shape[0] != 1:
         raise ValueError(f"matrices of shape {tuple(matrices.shape)}; groups cannot be read")
+    if matrices.shape[1] < 2 or matrices.shape[1] % 2:
+        raise ValueError(f"{matrices.shape[1]} matrices; a kernel of side k has 2 k")
     Y = cut_off(matrices[0].double(), STEPS)
     P = Y @ Y.mT
     identity = torch.eye(P.shape[-1], dtype=P.dtype)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lconvnet import atomic, saving
 from lconvnet.bounds import Bound, lipschitz_bound
@@ -32,12 +32,17 @@ from lconvnet.training.settings import versions
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made: the baked network with its bound, and where it is saved."""
+    """What an import made: the baked network with its bound, and where it is saved.
+
+    `unfinished` is the largest |1 - s| of the singular values s that the original's Björck steps left; where it is not
+    small, outputs depend on the random start of its power iteration, and are the original's up to that.
+    """
 
     network: nn.Module
     bound: Bound
     path: Path
     epoch: int
+    unfinished: float
 
 
 def import_run(old: str | Path, new: str | Path) -> Imported:
@@ -52,8 +57,10 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
         raise ValueError(f"{new} is the folder to import from; name another one for the import")
     if _is_taken(folder) and not _is_import(folder, source.record):
         raise ValueError(f"{new} already holds a run, which is never overwritten; name another folder for the import")
+    bound, unfinished = source.bound(), original.unfinished(source.model, source.weights)
     _keep_config(folder, source.experiment)
-    return source.write(folder)
+    source.write(folder, bound)
+    return Imported(source.network, bound, folder.model, source.origin["epoch"], unfinished)
 
 
 def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
@@ -85,7 +92,7 @@ def _adopt(folder: RunFolder) -> None:
             f"its model.safetensors, or train anew: lconvnet train {folder.config} --out NEW"
         )
     try:
-        source.write(folder)
+        source.write(folder, source.bound())
     except atomic.WriteError as error:
         raise atomic.WriteError(f"{error}; or evaluate a copy: lconvnet import {folder.path} NEW") from error
 
@@ -131,6 +138,7 @@ class Source:
     network: nn.Module
     shape: tuple[int, int, int]
     origin: dict[str, Any]
+    weights: Mapping[str, Tensor]
 
     @classmethod
     def read(cls, path: Path) -> Source:
@@ -145,10 +153,10 @@ class Source:
         shape, outputs = network(values)
         model = _build(experiment, shape, outputs)
         checkpoint = _checkpoint(folder, values["trainer"]["net"]["<type>"])
-        epoch, baked = _load(model, checkpoint)
+        epoch, baked, weights = _load(model, checkpoint)
         digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         origin = {"file": checkpoint.name, "sha256": digest, "epoch": epoch, "baked": True}
-        return cls(folder, experiment, model, baked, shape, origin)
+        return cls(folder, experiment, model, baked, shape, origin, weights)
 
     @property
     def record(self) -> Record:
@@ -158,14 +166,16 @@ class Source:
         settings = {"settings": facts, "imported": self.origin}
         return Record(json.loads(json.dumps(settings)), versions(torch.device("cpu")), finished=True)
 
-    def write(self, folder: RunFolder) -> Imported:
+    def bound(self) -> Bound:
+        """That of the baked network."""
+        return lipschitz_bound(self.network, input_shape=self.shape, diagnose=False)
+
+    def write(self, folder: RunFolder, bound: Bound) -> None:
         """Write weights, record and baked network, in an order in which an interrupted import can be told."""
-        bound = lipschitz_bound(self.network, input_shape=self.shape, diagnose=False)
         notes = {"imported": self.origin["file"], "epoch": self.origin["epoch"]}
         save_best(folder.path / "checkpoints" / "best.safetensors", self.model, self.origin["epoch"])
         atomic.write_json(folder.path / "record.json", self.record.to_dict())
         folder.write_model(saving.encode(self.network, bound=bound, input_shape=self.shape, notes=notes))
-        return Imported(self.network, bound, folder.model, self.origin["epoch"])
 
 
 def _build(experiment: Experiment | WassersteinExperiment, shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
@@ -189,8 +199,8 @@ def _checkpoint(folder: Path, network: str) -> Path:
     return named[0]
 
 
-def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module]:
-    """Put the weights of a checkpoint into the model; return the epoch they are of, and the baked network."""
+def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module, Mapping[str, Tensor]]:
+    """Put the weights of a checkpoint into the model; return the epoch they are of, the baked network, and them."""
     content = pickles.read(path)
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if not isinstance(trainer, dict) or "net" not in trainer:
@@ -201,6 +211,6 @@ def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module]:
     try:
         weights = pickles.state_dict(trainer["net"], path)
         original.load(model, weights)
-        return epoch, original.baked(model, weights)
+        return epoch, original.baked(model, weights), weights
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None

@@ -25,7 +25,7 @@ CHUNK_ELEMENTS = 2**21
 """Complex numbers held at once: 32 MB."""
 
 
-def dense_bound(matrix: Tensor, *, steps: int = 12) -> float:
+def dense_bound(matrix: Tensor, *, steps: int = 20) -> float:
     """An upper bound on the largest singular value of a matrix: never below it, at most ``r^(2^-(steps+1))``
     times it.
 
@@ -33,9 +33,9 @@ def dense_bound(matrix: Tensor, *, steps: int = 12) -> float:
 
     Args:
         matrix: ``(m, n)``.
-        steps: t; 12 leaves 0.08 % for rank 512.
+        steps: t; 20 leaves 3e-6 for rank 512, even where all singular values are nearly the same.
 
-    >>> 1 <= dense_bound(torch.eye(4)) < 1.001
+    >>> 1 <= dense_bound(torch.eye(4)) < 1 + 1e-6
     True
     """
     W = to_float64(matrix)

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Pair = tuple[int, int]
@@ -60,31 +59,44 @@ def extract(images: Tensor, window: Window) -> Tensor:
     >>> extract(torch.ones(1, 1, 2, 2), Window((1, 1), (2, 2), (1, 1), (3, 3)))[0, 0, 0, 0].tolist()
     [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]
     """
-    axes = zip(window.count, window.stride, window.offset, window.size, images.shape[2:], strict=True)
-    after = [(count - 1) * stride + size - offset - side for count, stride, offset, size, side in axes]
-    padded = F.pad(images, (window.offset[1], after[1], window.offset[0], after[0]))
+    axes = zip(window.count, window.stride, window.size, strict=True)
+    sides = _pair((count - 1) * stride + size for count, stride, size in axes)
+    padded = _placed(images, window.offset, sides)
     cut = padded.unfold(2, window.size[0], window.stride[0]).unfold(3, window.size[1], window.stride[1])
     return cut.flatten(2, 3).transpose(1, 2).unsqueeze(2)
 
 
 def moved(coefficients: Tensor, window: Window, target: Window) -> Tensor:
     """The coefficients on larger windows around the same positions, or cut to smaller ones."""
-    before = [b - a for a, b in zip(window.offset, target.offset, strict=True)]
-    after = [b - a - c for a, b, c in zip(window.size, target.size, before, strict=True)]
-    return F.pad(coefficients, (before[1], after[1], before[0], after[0]))
+    corner = _pair(b - a for a, b in zip(window.offset, target.offset, strict=True))
+    return _placed(coefficients, corner, target.size)
 
 
 def gathered(coefficients: Tensor, window: Window, sides: Pair) -> Tensor:
     """The coefficients of all positions on the whole image, ``(B, 1, P n, C, H, W)``; those outside are dropped."""
     starts = [(i, j) for i in range(window.count[0]) for j in range(window.count[1])]
-    cut = [_placed(coefficients[:, p], window, start, sides) for p, start in enumerate(starts)]
+    corners = [
+        _pair(n * s - o for n, s, o in zip(start, window.stride, window.offset, strict=True)) for start in starts
+    ]
+    cut = [_placed(coefficients[:, p], corner, sides) for p, corner in enumerate(corners)]
     return torch.cat(cut, dim=1)[:, None]
 
 
-def _placed(coefficients: Tensor, window: Window, start: Pair, sides: Pair) -> Tensor:
-    top, left = (n * s - o for n, s, o in zip(start, window.stride, window.offset, strict=True))
-    height, width = window.size
-    return F.pad(coefficients, (left, sides[1] - left - width, top, sides[0] - top - height))
+def _placed(images: Tensor, corner: Pair, sides: Pair) -> Tensor:
+    """Images of given sides, zero but for these at a corner; what lies outside, in part or wholly, is dropped.
+
+    >>> _placed(torch.ones(1, 2), (0, -1), (1, 3)).tolist(), _placed(torch.ones(1, 1), (2, 0), (1, 1)).tolist()
+    ([[1.0, 0.0, 0.0]], [[0.0]])
+    """
+    placed = images.new_zeros(*images.shape[:-2], *sides)
+    inside, seen = [], []
+    for start, size, side in zip(corner, images.shape[-2:], sides, strict=True):
+        first = max(start, 0)
+        last = max(min(start + size, side), first)
+        inside.append(slice(first, last))
+        seen.append(slice(first - start, last - start))
+    placed[..., inside[0], inside[1]] = images[..., seen[0], seen[1]]
+    return placed
 
 
 def union(first: Window, second: Window) -> Window:
