@@ -183,11 +183,11 @@ def _number(value: float) -> Tensor:
 def _module(operation: Operation, first: Affine) -> Affine | None:
     """A module that keeps channels apart, behind an affine map."""
     module = operation.module
-    if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
+    if type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d):
         return first
-    if isinstance(module, Scale):
+    if type(module) is Scale:
         return first.scaled(_number(module.factor), 0)
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
         return first.scaled(gains(operation), 4)
     return None
 
@@ -195,10 +195,10 @@ def _module(operation: Operation, first: Affine) -> Affine | None:
 def _own(node: Node, operation: Operation) -> Affine | None:
     """A dense layer, or a convolution that keeps the size, as a map of what it reads."""
     module, source = operation.module, node.inputs[0]
-    if isinstance(module, nn.Linear) and len(node.shape or ()) == 1:
+    if type(module) is nn.Linear and len(node.shape or ()) == 1:
         K = to_float64(module.weight, f"network module {node.name!r}: weight")[:, :, None, None]
         return Affine(source, K, K.abs(), parts=1)
-    if not isinstance(module, nn.Conv2d) or max(module.stride) > 1:
+    if type(module) is not nn.Conv2d or max(module.stride) > 1:
         return None
     if (node.shape or ())[1:] != (operation.input_shape or ())[1:]:
         return None

@@ -112,7 +112,7 @@ def _with_lower(operation: Operation | None, layer: LayerBound) -> LayerBound:
     if operation is None or layer.lower is not None:
         return layer
     module, shape = operation.module, operation.input_shape
-    shape = (module.in_features,) if isinstance(module, nn.Linear) else shape
+    shape = (module.in_features,) if type(module) is nn.Linear else shape
     return layer if shape is None else replace(layer, lower=network_lower(operation.parts, shape, points=1))
 
 
