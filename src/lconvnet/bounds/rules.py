@@ -185,6 +185,7 @@ CHECKS: dict[type[nn.Module], Check] = {
 ON_IMAGES = {
     nn.Conv2d,
     nn.ConvTranspose2d,
+    nn.ZeroPad2d,
     nn.ReflectionPad2d,
     nn.ReplicationPad2d,
     nn.AvgPool2d,
@@ -204,6 +205,9 @@ ON_IMAGES = {
 
 def register_rule(kind: type[nn.Module], rule: Rule) -> None:
     """Give a module of your own its Lipschitz rule; it is then one operation, and its forward pass is not read.
+
+    :func:`lconvnet.certify` needs a rule for its rounding, too: an entry of
+    :data:`lconvnet.bounds.error_rules.ERROR_RULES` by the name of its operation in the graph (module and class).
 
     Args:
         kind: the class, exactly; what inherits from it needs a rule of its own.
