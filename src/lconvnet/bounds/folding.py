@@ -27,6 +27,7 @@ from lconvnet.bounds.reading import Trace
 from lconvnet.bounds.rules import gains
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import Scale
+from lconvnet.ops.norms import row_norms
 from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma, up
 
@@ -58,7 +59,7 @@ class Affine:
         if not bool(torch.isfinite(self.magnitude).all()):
             return math.inf
         torus = (size[0], size[1]) if self.border == "circular" else None
-        total = float(torch.linalg.vector_norm(self.magnitude, dim=(0, 1)).sum())
+        total = float(row_norms(self.magnitude.flatten(2).permute(2, 0, 1).flatten(1)).sum())
         error = gamma(2 * self.roundings) * total * (1 + gamma(self.magnitude.numel() + 8)) + UNDERFLOW
         return up(kernel_bound(self.kernel, torus) + error)
 

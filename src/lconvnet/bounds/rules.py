@@ -79,7 +79,10 @@ def gains(operation: Operation) -> torch.Tensor:
     """``gamma / sqrt(var + eps)`` of each channel in float64, to within four roundings."""
     module = cast(nn.BatchNorm2d, operation.module)
     name = f"network module {operation.name!r}"
-    variance = to_float64(cast(torch.Tensor, module.running_var), f"{name}: running_var") + module.eps
+    running = to_float64(cast(torch.Tensor, module.running_var), f"{name}: running_var")
+    if bool((running < 0).any()):
+        raise operation.refuse(f"has running_var={float(running.min())!r}, which is no variance: restore a checkpoint")
+    variance = running + module.eps
     if not bool((variance > 0).all()):
         raise operation.refuse("has a running variance whose root is not positive: no bound exists")
     gamma = torch.ones_like(variance) if module.weight is None else to_float64(module.weight, f"{name}: weight")
