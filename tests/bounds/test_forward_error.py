@@ -106,6 +106,23 @@ NETWORKS = {
 }  # fmt: skip
 
 
+class Shift(nn.Module):
+    """A constant that float32 rounds down."""
+
+    def forward(self, x):
+        return x + 16777217.0
+
+
+@pytest.mark.parametrize(
+    ("network", "constant"),
+    [(nn.Sequential(Shift()), 16777217.0), (nn.Sequential(Normalize((1.0,), (0.1,))), 1 / 0.1)],
+)
+def test_constants_are_read_in_float64(network, constant):
+    found, graph = stored(network.double().eval(), (1, 1, 1), torch.float64)
+    offset = found[graph.output].norm.offset
+    assert constant <= offset < constant * (1 + 1e-11)  # INFLATION a few times
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float_networks_stay_within_the_bound(name):
     """Against the same network in float64, whose own error is 2^-29 of the bound."""

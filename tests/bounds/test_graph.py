@@ -507,8 +507,59 @@ def test_in_place_modules_are_for_chains():
 def test_modules_that_reach_into_the_batch_are_refused():
     """Zero padding of vectors, by two axes, adds examples."""
     assert nn.ZeroPad2d(1)(torch.zeros(2, 4)).shape == (4, 6)
-    with pytest.raises(ValueError, match=r"'0' \(ZeroPad2d\) returns something else than one tensor for each example"):
-        upper(nn.Sequential(nn.ZeroPad2d(1)), (4,))
+    for padding in (1, (0, 0, -1, 1), (0, 0, 1, -1)):
+        with pytest.raises(ValueError, match=r"'0' \(ZeroPad2d\) needs images of shape"):
+            upper(nn.Sequential(nn.ZeroPad2d(padding)), (4,))
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        (lambda x: x.roll(1, 0), "mixes the examples of a batch"),
+        (lambda x: x - x.mean(0), "mixes the examples of a batch"),
+        (lambda x: x.cumsum(0), "mixes the examples of a batch"),
+        (lambda x: torch.cat([x, x]), "returns something else than one tensor for each example"),
+    ],
+)
+def test_a_module_of_ones_own_that_mixes_examples_is_refused(mix, message):
+    class Mixing(nn.Module):
+        def forward(self, x):
+            return mix(x)
+
+    register_rule(Mixing, lambda operation, method: LayerBound(operation.name, 9.0, None, "mine"))
+    try:
+        with pytest.raises(ValueError, match=rf"'0' \(Mixing\) {message}"):
+            upper(nn.Sequential(Mixing()))
+    finally:
+        del RULES[Mixing]
+
+
+def test_empty_tensors_are_refused():
+    for forward in (lambda self, x: x[:, 4:] * 2, lambda self, x: x[:, :0], lambda self, x: self.f(x)):
+        with pytest.raises(ValueError, match="with no entries"):
+            upper(network(forward, f=nn.ZeroPad2d((0, 0, 0, -4))))
+
+
+def test_global_hooks_are_refused():
+    hooks = nn.modules.module
+    for register in (hooks.register_module_forward_hook, hooks.register_module_forward_pre_hook):
+        hook = register(lambda *_: None)
+        try:
+            with pytest.raises(ValueError, match="has a global forward hook"):
+                upper(nn.Sequential(nn.ReLU()))
+        finally:
+            hook.remove()
+    assert upper(nn.Sequential(nn.ReLU())) == 1
+
+
+def test_a_weight_that_is_a_plain_tensor_is_refused():
+    """Nothing would notice that it changes."""
+    linear = nn.Linear(2, 2)
+    weight = linear.weight.detach()
+    del linear.weight
+    linear.weight = weight
+    with pytest.raises(ValueError, match=r"'0' \(Linear\) has a weight that is neither parameter nor buffer"):
+        upper(nn.Sequential(linear), (2,))
 
 
 def test_names_say_where():

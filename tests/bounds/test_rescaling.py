@@ -1,5 +1,7 @@
 """Division by the certificate."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -54,3 +56,36 @@ def test_bounds_without_an_inverse_are_refused():
         rescale(nn.Sequential(layers.Scale(1e60)))
     with pytest.raises(ValueError, match="Sigmoid"):
         rescale(nn.Sequential(nn.Sigmoid()))
+
+
+def test_a_network_that_was_trained_further_is_divided_again():
+    network = rescale(nn.Sequential(layers.Scale(3.0), nn.Flatten()).eval())
+    network[0].factor = 9.0
+    again = rescale(network)
+    assert list(again._modules) == ["0", "1", "rescale", "rescale2"]
+    assert lipschitz_bound(again).upper <= 1
+
+
+def test_a_layer_with_the_name_of_the_factor_stays():
+    last = nn.Linear(2, 3)
+    network = nn.Sequential(OrderedDict(scale=layers.Scale(9.0), rescale=last)).eval()
+    rescaled = rescale(network)
+    assert rescaled.rescale is last
+    assert rescaled(torch.rand(1, 2)).shape == (1, 3)
+
+
+def test_a_result_above_one_is_an_incident(monkeypatch):
+    monkeypatch.setattr("lconvnet.bounds.rescaling.Scale", lambda factor: layers.Scale(2 * factor))
+    with pytest.raises(RuntimeError, match="bound 1.99.* after it was divided by 3.0"):
+        rescale(nn.Sequential(layers.Scale(3.0)))
+
+
+def test_the_default_dtype_does_not_matter():
+    network = nn.Sequential(layers.Scale(1.0000003)).eval()
+    expected = rescale(network).rescale.factor
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert rescale(network).rescale.factor == expected
+    finally:
+        torch.set_default_dtype(default)

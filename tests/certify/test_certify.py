@@ -4,6 +4,7 @@ import dataclasses
 import math
 from copy import deepcopy
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from lconvnet import bake, models
-from lconvnet.bounds import Bound, lipschitz_bound
+from lconvnet.bounds import Bound, LayerBound, lipschitz_bound, register_rule
+from lconvnet.bounds.rules import RULES
 from lconvnet.certify import Certificates, certified_accuracy, certify
 from lconvnet.layers import MaxMin, Scale
 
@@ -154,6 +156,50 @@ def test_a_bound_of_other_weights_is_refused():
         certify(network, images, bound=bound)
     with pytest.raises(ValueError, match=r"is of other weights"):
         certify(network, images, bound=Bound(1.0, None, bound.layers))
+
+
+class Gain(nn.Module):
+    """A gain that no public attribute holds."""
+
+    def __init__(self, nested):
+        super().__init__()
+        self.l, self._gain, self.config = linear([[1, 0], [0, 1]]), 1.0, SimpleNamespace(gain=1.0)
+        self.nested = nested
+
+    def change(self):
+        self._gain, self.config.gain = (1.0, 10.0) if self.nested else (10.0, 1.0)
+
+    def forward(self, x):
+        return self.l(x) * (self.config.gain if self.nested else self._gain)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_bound_of_other_numbers_is_refused(nested):
+    network, images = Gain(nested).eval(), torch.rand(2, 2)
+    bound = lipschitz_bound(network, input_shape=(2,))
+    certify(deepcopy(network), images, bound=bound)
+    network.change()
+    with pytest.raises(ValueError, match=r"another forward pass.*again with lipschitz_bound\(network\)"):
+        certify(network, images, bound=bound)
+
+
+@pytest.mark.parametrize("shape", [None, (2,)])
+def test_a_bound_of_a_rule_that_reads_private_numbers_is_refused(shape):
+    class Private(nn.Module):
+        _gain = 1.0
+
+        def forward(self, x):
+            return self._gain * x
+
+    register_rule(Private, lambda step, method: LayerBound(step.name, step.module._gain, None, "mine"))
+    try:
+        network, images = nn.Sequential(linear([[1, 0], [0, 1]]), Private()).eval(), torch.rand(2, 2)
+        bound = lipschitz_bound(network, input_shape=shape)
+        network[1]._gain = 10.0
+        with pytest.raises(ValueError, match="another forward pass"):
+            certify(network, images, bound=bound)
+    finally:
+        del RULES[Private]
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 4), (1, 2, 2, 4, 4)])

@@ -137,6 +137,104 @@ def test_a_constant_beyond_the_range_of_float32_is_refused():
             certify(network, torch.rand(1, 2), level="sound")
 
 
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+@pytest.mark.parametrize("exponent", [-498, -530, -540, -545, -565])
+def test_weights_whose_squares_underflow(level, exponent):
+    """W = s I: the exact radius is 0.5 / sqrt(2), whatever s."""
+    network = nn.Sequential(nn.Linear(2, 2, bias=False, dtype=torch.float64)).requires_grad_(False)
+    network[0].weight.copy_(2.0**exponent * torch.eye(2, dtype=torch.float64))
+    found = certify(network, torch.tensor([[1.0, 0.5]], dtype=torch.float64), level=level)
+    assert 0.35 < float(found.radius) <= 0.5 / math.sqrt(2)
+
+
+@pytest.mark.parametrize("role", ["weight", "bias"])
+def test_subnormal_numbers_are_refused_where_hardware_may_flush_them(role):
+    network = nn.Sequential(Scale(1e30), nn.Linear(2, 2)).requires_grad_(False)
+    getattr(network[1], role).fill_(1e-39)
+    images = torch.rand(1, 2)
+    with pytest.raises(ValueError, match=rf"'1.{role}' holds subnormal numbers"):
+        certify(network, images, level="sound")
+    certify(network, images)
+
+
+def test_a_subnormal_constant_is_refused():
+    class Times(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("c", torch.full((2,), 1e-39))
+
+        def forward(self, x):
+            return x * self.c
+
+    with pytest.raises(ValueError, match=r"'0.c' holds subnormal numbers"):
+        certify(nn.Sequential(Times()).eval(), torch.rand(1, 2), level="sound")
+
+
+def test_a_pixel_that_is_flushed_is_part_of_the_rounding():
+    """1e-39 times 1e30 is 1e-9, or 0 where subnormal numbers are read as 0; the bias is half of that. The norm of
+    an image counts such pixels, and every operation rounds relative to it."""
+    network = nn.Sequential(Scale(1e30), nn.Linear(2, 2)).requires_grad_(False)
+    network[1].weight.copy_(torch.eye(2))
+    network[1].bias.copy_(torch.tensor([0.0, 5e-10]))
+    image = torch.tensor([[1e-39, 0.0]])
+    assert int(network(image).argmax()) == 0
+    assert float(certify(network, image, level="sound").radius) == 0
+
+
+def normalising(**values):
+    """Two channels that are normalised, as logits."""
+    norm = nn.BatchNorm1d(2).eval().requires_grad_(False)
+    for name, value in values.items():
+        getattr(norm, name).copy_(torch.tensor(value))
+    return norm
+
+
+def test_a_negative_variance_is_refused():
+    with pytest.raises(ValueError, match=r"'0' \(BatchNorm1d\) has running_var=-9.99.*e-06, which is no variance"):
+        certify(nn.Sequential(normalising(running_var=[-1e-5 * (1 - 2**-10), 1.0])), torch.rand(1, 2))
+
+
+def test_gains_beyond_the_range_are_refused():
+    """alpha = 1e-30 / 1e17 is 0 in float32, and the network answers 1 where that in real arithmetic answers 0."""
+    norm = normalising(weight=[1e-30, 0.0], running_var=[1e34, 1e34], bias=[0.0, 5e-11])
+    images = torch.tensor([[1.0, 0.0]])
+    with pytest.raises(ValueError, match=r"'1' has the gain 1\..*e-47, beyond the range of its dtype"):
+        certify(nn.Sequential(Scale(1e37), norm), images, level="sound")
+    for name, value in (("weight", 2e38), ("running_var", 2e38)):
+        with pytest.raises(ValueError, match="beyond the range of its dtype"):
+            certify(nn.Sequential(normalising(**{name: [value, value]})), images, level="sound")
+
+
+def test_variances_of_dead_channels_do_no_harm():
+    """They decay towards 0 through the subnormal numbers, beside an eps."""
+    network = nn.Sequential(normalising(running_var=[1e-40, 0.0]))
+    assert float(certify(network, torch.tensor([[1.0, 0.5]]), level="sound").radius) > 0.3
+    network[0].eps = 0.0
+    network[0].running_var.copy_(torch.tensor([1e-40, 1.0]))
+    with pytest.raises(ValueError, match="'0.running_var' holds subnormal"):
+        certify(network, torch.tensor([[1.0, 0.5]]), level="sound")
+
+
+def test_a_window_whose_sum_overflows_is_not_certified():
+    """256 entries of 1e37 overflow in float32, although the average divides by more than that."""
+    pool = nn.AvgPool2d(16, divisor_override=2**60)
+    network = nn.Sequential(Scale(1e37), pool, nn.Flatten(), nn.Linear(1, 2)).requires_grad_(False)
+    network[3].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    network[3].bias.copy_(torch.tensor([0.0, 6e21]))
+    images = torch.ones(1, 1, 16, 16)
+    assert not network(images).isfinite().all()
+    assert float(certify(network, images, level="sound").radius) == 0
+
+
+def test_an_inverse_beyond_the_range_is_refused():
+    class Divided(nn.Module):
+        def forward(self, x):
+            return x / 1.2e38
+
+    with pytest.raises(ValueError, match="the inverse constant 8.3.*e-39, beyond the range"):
+        certify(nn.Sequential(Divided()).eval(), torch.rand(1, 2), level="sound")
+
+
 def test_images_that_overflow_are_not_certified():
     """Hidden values up to half of the largest float32: beyond, float32 may overflow, real numbers never do."""
     network = nn.Sequential(*dense(2, 2, 2)).requires_grad_(False)

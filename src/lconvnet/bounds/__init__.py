@@ -1,6 +1,6 @@
 """Lipschitz bounds of baked networks: rigorous from above, a diagnosis from below."""
 
-from lconvnet.bounds.fingerprint import fingerprint
+from lconvnet.bounds.fingerprint import fingerprint, program
 from lconvnet.bounds.graph import Graph, Node
 from lconvnet.bounds.network import lipschitz_bound
 from lconvnet.bounds.rescaling import rescale
@@ -19,6 +19,7 @@ __all__ = [
     "fingerprint",
     "lipschitz_bound",
     "operations",
+    "program",
     "register_rule",
     "rescale",
     "trace",

@@ -20,6 +20,17 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in held.items() if value is not UNREADABLE and name != "training"}
 
 
+def private_attributes(module: nn.Module) -> dict[str, Any]:
+    """The like attributes whose names begin with an underscore, without those that every module has.
+
+    >>> private_attributes(nn.ReLU())
+    {}
+    """
+    held = {name: _plain(value) for name, value in vars(module).items() if name.startswith("_")}
+    common = vars(nn.Module())
+    return {name: value for name, value in held.items() if value is not UNREADABLE and name not in common}
+
+
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value

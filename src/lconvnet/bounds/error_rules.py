@@ -17,6 +17,7 @@ from lconvnet.bounds.convolution import dilate
 from lconvnet.bounds.forward_error import INFLATION, ZERO, Line, Rule, Setting, Stored
 from lconvnet.bounds.graph import Node
 from lconvnet.ops.nonnegative import nonnegative_bound
+from lconvnet.ops.norms import row_norms
 from lconvnet.ops.polyphase import to_unshuffled
 from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma, up
@@ -44,16 +45,17 @@ def average(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     (x,) = inputs
     terms = _averaged(node, setting)
     means = x.norm * setting.uppers[node.name]
-    y = _rounded(node, x, means, terms + 1, setting)
-    return Stored(y.norm, y.error, y.peak.at_least(means * (terms * (1 + setting.arithmetic.gamma(terms)))))
+    y, divisor = _rounded(node, x, means, terms + 1, setting), abs(node.options.get("divisor_override") or terms)
+    return Stored(y.norm, y.error, y.peak.at_least(means * (divisor * (1 + setting.arithmetic.gamma(terms)))))
 
 
 def scaled(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     """A product with or a quotient by a constant, which itself is rounded to the network's dtype."""
     (x,) = inputs
     value = abs(node.options.get("factor", node.options.get("value", 1.0)))
-    if value and not setting.arithmetic.tiny <= value <= setting.arithmetic.largest / 2:
-        raise ValueError(f"network node {node.name!r} has the constant {value!r}, beyond the range of its dtype")
+    _check_range(node, "constant", torch.tensor([value], dtype=torch.float64), setting)
+    if node.operation == "divide" and value:  # some multiply by the inverse
+        _check_range(node, "inverse constant", torch.tensor([1 / value], dtype=torch.float64), setting)
     return _rounded(node, x, x.norm * setting.uppers[node.name], 2, setting)
 
 
@@ -61,25 +63,43 @@ def normalized(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored
     """``gain (x - mean) / sqrt(var + eps) + bias``, as it stands or as ``alpha x + beta``: ten roundings at most."""
     (x,) = inputs
     values = {role: setting.tensors[key].detach().cpu().double() for role, key in node.tensors.items()}
-    alpha = values.get("weight", torch.ones(1)).abs() / (values["running_var"] + node.options["eps"]).sqrt()
-    moved = alpha * values["running_mean"].abs() + values.get("bias", torch.zeros(1)).abs()
-    bias = _norm(moved, setting.size(node.name) // moved.numel())
-    return _rounded(node, x, x.norm * setting.uppers[node.name] + Line(0.0, bias), 10, setting, bias)
+    variance, mean = values["running_var"] + node.options["eps"], values["running_mean"]
+    weight = values.get("weight", torch.ones_like(variance)).abs()
+    alpha = torch.where(weight > 0, (weight / variance.sqrt()).clamp(min=5e-324), 0.0)
+    for what, factors in (("running_var + eps", variance), ("weight", weight), ("gain", alpha)):
+        _check_range(node, what, factors, setting)
+    moved = alpha * mean.abs() + values.get("bias", torch.zeros_like(alpha)).abs()
+    return _standardized(node, x, moved, mean, (1 / variance.sqrt(), weight, alpha), setting)
 
 
 def standardized(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     """``(x - mean) / std`` with constants that are rounded to the network's dtype themselves."""
     (x,) = inputs
-    moved = torch.tensor(node.options["mean"], dtype=torch.float64).abs() / torch.tensor(node.options["std"]).double()
-    bias = _norm(moved, setting.size(node.name) // moved.numel())
-    return _rounded(node, x, x.norm * setting.uppers[node.name] + Line(0.0, bias), 10, setting, bias)
+    mean, std = (torch.tensor(node.options[name], dtype=torch.float64) for name in ("mean", "std"))
+    for what, factors in (("mean", mean), ("std", std)):
+        _check_range(node, what, factors, setting)
+    return _standardized(node, x, mean.abs() / std, mean, (1 / std,), setting)
+
+
+def _standardized(
+    node: Node, x: Stored, moved: Tensor, mean: Tensor, factors: Sequence[Tensor], setting: Setting
+) -> Stored:
+    """``factors (x - mean)``, factor by factor in some order; a product that underflows may meet a factor yet."""
+    copies, largest = setting.size(node.name) // moved.numel(), max(1.0, *(float(f.max()) for f in factors))
+    bias = _norm(moved, copies)
+    y = _rounded(node, x, x.norm * setting.uppers[node.name] + Line(0.0, bias), 10, setting, bias)
+    lost = _tiny(node, 10, setting) * largest
+    centred = (x.norm + Line(0.0, _norm(mean, copies))) * max(1.0, float(factors[0].max()))
+    return Stored(y.norm + lost, y.error + lost, y.peak.at_least(centred * 2))
 
 
 def shifted(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     """A sum with a constant, which itself is rounded."""
     (x,) = inputs
     value = (
-        torch.tensor([node.options["value"]]) if "value" in node.options else setting.tensors[node.tensors["constant"]]
+        torch.tensor([node.options["value"]], dtype=torch.float64)
+        if "value" in node.options
+        else setting.tensors[node.tensors["constant"]]
     )
     constant = _norm(value.detach().cpu().double(), setting.size(node.name) // value.numel())
     grown = x.norm * setting.uppers[node.name]
@@ -174,6 +194,16 @@ def _rounded(node: Node, x: Stored, sums: Line, terms: int, setting: Setting, bi
     return Stored(norm, x.error * upper + rounding, x.peak.at_least(sums + rounding))
 
 
+def _check_range(node: Node, what: str, values: Tensor, setting: Setting) -> None:
+    """Refuse numbers that the dtype of the network rounds to 0, to infinity, or with a large relative error."""
+    sizes, arithmetic = values.abs(), setting.arithmetic
+    wrong = sizes[(sizes != 0) & ~((sizes >= arithmetic.tiny) & (sizes <= arithmetic.largest / 2))]
+    if len(wrong):
+        raise ValueError(
+            f"network node {node.name!r} has the {what} {float(wrong[0])!r}, beyond the range of its dtype"
+        )
+
+
 def _tiny(node: Node, terms: int, setting: Setting) -> Line:
     """Norm of what can underflow in the outputs of a node."""
     root = math.sqrt(setting.size(node.name)) * INFLATION
@@ -190,7 +220,7 @@ def _bias_norm(node: Node, setting: Setting) -> float:
 
 def _norm(values: Tensor, repetitions: int) -> float:
     """Norm of so many copies, rounded upward; infinite where it is no number."""
-    norm = float(torch.linalg.vector_norm(values)) * (1 + gamma(values.numel() + 8)) * math.sqrt(max(repetitions, 1))
+    norm = float(row_norms(values.reshape(1, -1))) * math.sqrt(max(repetitions, 1))
     return math.inf if math.isnan(norm) else up(norm) * INFLATION
 
 

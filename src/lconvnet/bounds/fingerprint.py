@@ -8,7 +8,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds.attributes import plain_attributes
+from lconvnet.bounds.attributes import plain_attributes, private_attributes
+from lconvnet.bounds.reading import Trace
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -31,6 +32,18 @@ def fingerprint(network: nn.Module) -> str:
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def program(traced: Trace) -> str:
+    """SHA-256 of what was read of a forward pass: the graph with its numbers, wherever these are kept, and the private
+    plain attributes of the modules. The bytes of tensors are no part of it.
+
+    >>> from lconvnet.bounds import trace
+    >>> program(trace(nn.ReLU())) == program(trace(nn.ReLU())) != program(trace(nn.Flatten()))
+    True
+    """
+    held = {name: private_attributes(operation.module) for name, operation in traced.operations.items()}
+    return sha256(repr((traced.graph.to_json(), held)).encode()).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -27,6 +27,7 @@ from lconvnet.bounds.reading import Trace
 from lconvnet.bounds.rules import gains
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import Scale
+from lconvnet.ops.norms import row_norms
 from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma, up
 
@@ -58,7 +59,7 @@ class Affine:
         if not bool(torch.isfinite(self.magnitude).all()):
             return math.inf
         torus = (size[0], size[1]) if self.border == "circular" else None
-        total = float(torch.linalg.vector_norm(self.magnitude, dim=(0, 1)).sum())
+        total = float(row_norms(self.magnitude.flatten(2).permute(2, 0, 1).flatten(1)).sum())
         error = gamma(2 * self.roundings) * total * (1 + gamma(self.magnitude.numel() + 8)) + UNDERFLOW
         return up(kernel_bound(self.kernel, torus) + error)
 
@@ -183,11 +184,11 @@ def _number(value: float) -> Tensor:
 def _module(operation: Operation, first: Affine) -> Affine | None:
     """A module that keeps channels apart, behind an affine map."""
     module = operation.module
-    if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
+    if type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d):
         return first
-    if isinstance(module, Scale):
+    if type(module) is Scale:
         return first.scaled(_number(module.factor), 0)
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
         return first.scaled(gains(operation), 4)
     return None
 
@@ -195,10 +196,10 @@ def _module(operation: Operation, first: Affine) -> Affine | None:
 def _own(node: Node, operation: Operation) -> Affine | None:
     """A dense layer, or a convolution that keeps the size, as a map of what it reads."""
     module, source = operation.module, node.inputs[0]
-    if isinstance(module, nn.Linear) and len(node.shape or ()) == 1:
+    if type(module) is nn.Linear and len(node.shape or ()) == 1:
         K = to_float64(module.weight, f"network module {node.name!r}: weight")[:, :, None, None]
         return Affine(source, K, K.abs(), parts=1)
-    if not isinstance(module, nn.Conv2d) or max(module.stride) > 1:
+    if type(module) is not nn.Conv2d or max(module.stride) > 1:
         return None
     if (node.shape or ())[1:] != (operation.input_shape or ())[1:]:
         return None

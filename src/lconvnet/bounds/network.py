@@ -7,7 +7,7 @@ from typing import get_args
 
 from torch import nn
 
-from lconvnet.bounds.fingerprint import fingerprint
+from lconvnet.bounds.fingerprint import fingerprint, program
 from lconvnet.bounds.folding import Folding
 from lconvnet.bounds.function_rules import Functions
 from lconvnet.bounds.graph import INPUT
@@ -72,7 +72,7 @@ def lipschitz_bound(
     traced = trace(network, shape)
     layers = _propagated(traced, method)
     upper = next((layer.reach for layer in reversed(layers) if layer.reach is not None), 1.0)
-    bound = Bound(upper, None, layers, input_shape=shape, fingerprint=fingerprint(network))
+    bound = Bound(upper, None, layers, input_shape=shape, fingerprint=fingerprint(network), program=program(traced))
     return _diagnosed(network, traced, bound) if diagnose else bound
 
 
@@ -112,7 +112,7 @@ def _with_lower(operation: Operation | None, layer: LayerBound) -> LayerBound:
     if operation is None or layer.lower is not None:
         return layer
     module, shape = operation.module, operation.input_shape
-    shape = (module.in_features,) if isinstance(module, nn.Linear) else shape
+    shape = (module.in_features,) if type(module) is nn.Linear else shape
     return layer if shape is None else replace(layer, lower=network_lower(operation.parts, shape, points=1))
 
 

@@ -174,6 +174,13 @@ class Reader:
         shape: tuple[int, ...],
     ) -> Node:
         name, names = self._unique(_join(caller, operation)), tuple(node.name for node in inputs)
+        if 0 in shape:
+            raise _refuse_call(
+                operation,
+                caller,
+                self.network.get_submodule(caller),
+                f"returns a tensor of shape {shape} with no entries: leave it out",
+            )
         self.nodes[name] = Node(name, operation, names, caller, options, tensors, shape)
         return self.nodes[name]
 
@@ -194,9 +201,7 @@ class Reader:
         images = self._images()
         if result is None or images is None:
             return
-        own = self.network(images)
-        close = SAME * float(own.abs().nan_to_num(0.0).max())
-        if not torch.allclose(own, result, rtol=0.0, atol=close, equal_nan=True):
+        if not _close(self.network(images), [result]):
             raise ValueError(
                 f"network ({type(self.network).__name__}) computes something else than the calls that torch.fx "
                 "records, as by a change in place or a state: make it one function"
@@ -282,20 +287,36 @@ def _check(operation: Operation) -> None:
         )
     if shape is not None and len(shape) != 3 and kind in ON_IMAGES:
         raise operation.refuse(f"needs images of shape (channels, height, width), but meets inputs of shape {shape}")
+    loose = [name for name, value in vars(operation.module).items() if isinstance(value, Tensor)]
+    if loose:
+        raise operation.refuse(f"has a {loose[0]} that is neither parameter nor buffer: make it an nn.Parameter")
     if kind in CHECKS:
         CHECKS[kind](operation)
+
+
+def _close(whole: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether the parts of a batch, side by side, are the whole but for rounding."""
+    if {part.shape[1:] for part in parts} != {whole.shape[1:]} or sum(map(len, parts)) != len(whole):
+        return False
+    close = SAME * float(whole.abs().nan_to_num(0.0).max())
+    return torch.allclose(whole, torch.cat(list(parts)), rtol=0.0, atol=close, equal_nan=True)
 
 
 def _run(operation: Operation, example: Tensor) -> Tensor:
     """What a module returns."""
     before = version(example)
     try:
+        alone = [operation.parts(one.clone()) for one in example.split(1)]
         result = operation.parts(example)
     except (RuntimeError, ValueError, IndexError) as error:
         shape, reason = tuple(example.shape[1:]), str(error).splitlines()[0]
         raise operation.refuse(f"cannot take an input of shape {shape}: {reason}") from error
     if not isinstance(result, Tensor) or result.ndim < 1 or len(result) != len(example):
         raise operation.refuse("returns something else than one tensor for each example: no rule is known")
+    if 0 in result.shape:
+        raise operation.refuse(f"returns a tensor of shape {tuple(result.shape[1:])} with no entries: leave it out")
+    if not _close(result, alone):
+        raise operation.refuse("mixes the examples of a batch: no rule is known")
     if version(example) != before and not getattr(operation.module, "inplace", False):
         raise operation.refuse("changes its input in place, which others may read: let it return a new tensor")
     return result

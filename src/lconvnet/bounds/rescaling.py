@@ -7,6 +7,8 @@ certified radii stay the same; a critic's value becomes a certified one.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container
+from itertools import count
 
 import torch
 from torch import nn
@@ -26,11 +28,13 @@ def rescale(network: nn.Module, *, input_shape: tuple[int, ...] | None = None) -
         input_shape: as in :func:`lconvnet.lipschitz_bound`; the quotient is 1-Lipschitz at that shape.
 
     Returns:
-        Its layers, with a :class:`lconvnet.layers.Scale` called ``rescale`` behind them; without one where the bound
-        is at most 1 already. The factor is a float32, so a network in float32 multiplies by exactly that.
+        Its layers, with a :class:`lconvnet.layers.Scale` called ``rescale`` behind them (``rescale2`` and so on where
+        a layer has that name); without one where the bound is at most 1 already. The factor is a float32, so a network
+        in float32 multiplies by exactly that.
 
     Raises:
         ValueError: where the network cannot be bounded, or its bound is infinite.
+        RuntimeError: the bound of the result is above 1: an incident.
 
     >>> rescaled = rescale(nn.Sequential(nn.Flatten(), Scale(3.0)))
     >>> lipschitz_bound(rescaled).upper <= 1, rescaled.rescale
@@ -42,8 +46,17 @@ def rescale(network: nn.Module, *, input_shape: tuple[int, ...] | None = None) -
         return nn.Sequential(layers).train(network.training)
     factor = torch.tensor(1 / upper, dtype=torch.float32)
     while product_up((upper, float(factor))) > 1:
-        factor = torch.nextafter(factor, torch.zeros(()))
+        factor = torch.nextafter(factor, torch.zeros((), dtype=torch.float32))
     if factor == 0:
         raise ValueError(f"network has the bound {upper}, whose inverse is no float32: train it with a constraint")
-    layers["rescale"] = Scale(float(factor))
-    return nn.Sequential(layers).train(network.training)
+    layers[_unused(layers)] = Scale(float(factor))
+    rescaled = nn.Sequential(layers).train(network.training)
+    found = lipschitz_bound(rescaled, input_shape=input_shape, diagnose=False).upper
+    if not found <= 1:
+        raise RuntimeError(f"network has the bound {found!r} after it was divided by {upper!r}: please report it")
+    return rescaled
+
+
+def _unused(names: Container[str]) -> str:
+    candidates = ("rescale" if i == 1 else f"rescale{i}" for i in count(1))
+    return next(name for name in candidates if name not in names)

@@ -79,7 +79,10 @@ def gains(operation: Operation) -> torch.Tensor:
     """``gamma / sqrt(var + eps)`` of each channel in float64, to within four roundings."""
     module = cast(nn.BatchNorm2d, operation.module)
     name = f"network module {operation.name!r}"
-    variance = to_float64(cast(torch.Tensor, module.running_var), f"{name}: running_var") + module.eps
+    running = to_float64(cast(torch.Tensor, module.running_var), f"{name}: running_var")
+    if bool((running < 0).any()):
+        raise operation.refuse(f"has running_var={float(running.min())!r}, which is no variance: restore a checkpoint")
+    variance = running + module.eps
     if not bool((variance > 0).all()):
         raise operation.refuse("has a running variance whose root is not positive: no bound exists")
     gamma = torch.ones_like(variance) if module.weight is None else to_float64(module.weight, f"{name}: weight")
@@ -185,6 +188,7 @@ CHECKS: dict[type[nn.Module], Check] = {
 ON_IMAGES = {
     nn.Conv2d,
     nn.ConvTranspose2d,
+    nn.ZeroPad2d,
     nn.ReflectionPad2d,
     nn.ReplicationPad2d,
     nn.AvgPool2d,
@@ -204,6 +208,9 @@ ON_IMAGES = {
 
 def register_rule(kind: type[nn.Module], rule: Rule) -> None:
     """Give a module of your own its Lipschitz rule; it is then one operation, and its forward pass is not read.
+
+    :func:`lconvnet.certify` needs a rule for its rounding, too: an entry of
+    :data:`lconvnet.bounds.error_rules.ERROR_RULES` by the name of its operation in the graph (module and class).
 
     Args:
         kind: the class, exactly; what inherits from it needs a rule of its own.

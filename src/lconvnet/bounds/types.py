@@ -50,6 +50,7 @@ class Bound:
             size at which each circular convolution meets an image whose sides are multiples of its stride.
         fingerprint: of the network that it was computed for (:func:`lconvnet.bounds.fingerprint`), the only
             one that it certifies. Empty: none.
+        program: of the forward pass as it was read at ``input_shape``; it must be the same, too.
 
     >>> layers = LayerBound("a", 4.0, None, "exact"), LayerBound("b", 0.5, None, "exact")
     >>> Bound(2.0, None, layers).body_upper
@@ -62,6 +63,7 @@ class Bound:
     level: str = "analytic"
     input_shape: tuple[int, ...] | None = None
     fingerprint: str = ""
+    program: str = ""
 
     @property
     def body_upper(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as global_hooks
 
 from lconvnet.bounds.attributes import plain_attributes, version
 from lconvnet.bounds.reading import Reader, Trace, local
@@ -33,6 +34,7 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
     [('input', 'input'), ('0', 'Flatten'), ('1.0', 'Linear'), ('1.1', 'ReLU')]
     """
     shape = None if input_shape is None else _checked_shape(input_shape)
+    _refuse_global_hooks()
     for name, module in network.named_modules():
         _refuse_altered(module, name)
     before = _state(network)
@@ -133,6 +135,14 @@ def _refuse_altered(module: nn.Module, name: str) -> None:
         raise Operation(name, module).refuse(
             f"has a forward hook or a replaced {replaced[0] if replaced else 'forward'}, so its type says nothing: "
             "remove it, or bake the model"
+        )
+
+
+def _refuse_global_hooks() -> None:
+    """A hook on all modules changes what each of them computes."""
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        raise ValueError(
+            "torch.nn.modules.module has a global forward hook, so no module's type says what it computes: remove it"
         )
 
 

@@ -14,8 +14,8 @@ from lconvnet.bounds.error_rules import ERROR_RULES
 from lconvnet.bounds.forward_error import INFLATION, Arithmetic, Line, forward_error
 from lconvnet.bounds.graph import Graph
 from lconvnet.ops.margins import row_distances
+from lconvnet.ops.norms import row_norms
 from lconvnet.ops.residual import to_float64
-from lconvnet.ops.rounding import gamma
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,24 @@ def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: tor
     return Budget(slope * INFLATION, offset * INFLATION, reach)
 
 
+def refuse_subnormal(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` for a weight or constant below the normal numbers: hardware may read it as 0.
+
+    A running variance only counts where that is seen beside the eps that it is added to.
+    """
+    for node in graph.nodes:
+        for role, key in node.tensors.items():
+            values = tensors[key].detach()
+            if not values.is_floating_point():
+                continue
+            info = torch.finfo(values.dtype)
+            unseen = role == "running_var" and node.options["eps"] * info.eps >= 2 * info.tiny
+            if not unseen and bool(((values != 0) & (values.abs() < info.tiny)).any()):
+                raise ValueError(
+                    f"network tensor {key!r} holds subnormal numbers, which hardware may read as 0: set them to 0"
+                )
+
+
 def classes_of(graph: Graph) -> int:
     """The number of logits; raises ``ValueError`` where the output is no row of two or more."""
     shape = graph[graph.output].shape
@@ -72,7 +90,7 @@ def classes_of(graph: Graph) -> int:
 def absolute_sums(W: Tensor) -> Tensor:
     """Upper bounds on ``||w_i| + |w_j||`` for all pairs of rows of ``(classes, n)``."""
     A = W.abs()
-    return torch.stack([torch.linalg.vector_norm(A + row, dim=1) for row in A]) * (1 + gamma(W.shape[1] + 8))
+    return torch.stack([row_norms(A + row) for row in A])
 
 
 def _reach(peak: Line, arithmetic: Arithmetic) -> float:

@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, fingerprint, lipschitz_bound, trace
+from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, fingerprint, lipschitz_bound, program, trace
 from lconvnet.bounds.convolution import stride_divides
 from lconvnet.certify.claim import Claim, Level
 from lconvnet.certify.estimate import estimated
@@ -144,4 +144,9 @@ def _check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
         raise ValueError(
             f"bound.input_shape={bound.input_shape} does not cover images of shape {shape}: use "
             f"lipschitz_bound(network, input_shape={shape})"
+        )
+    if bound.program != program(traced if shape == bound.input_shape else trace(network, bound.input_shape)):
+        raise ValueError(
+            "bound is of another forward pass than this network's, whose numbers have changed: compute it again with "
+            "lipschitz_bound(network)"
         )

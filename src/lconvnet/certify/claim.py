@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lconvnet.bounds import Bound, Trace
 from lconvnet.bounds.graph import Graph
-from lconvnet.certify.budget import Budget, budget, classes_of
+from lconvnet.certify.budget import Budget, budget, classes_of, refuse_subnormal
 from lconvnet.certify.evaluation import image_norms, logits_of
 from lconvnet.certify.head import find_head, logit_constants
 from lconvnet.ops.margins import margins, row_distances
@@ -77,6 +77,8 @@ class Claim:
         """The claim about a network that was traced on images of this shape."""
         classes_of(traced.graph)
         tensors = {**network.state_dict(), **traced.constants}
+        if level == "sound":
+            refuse_subnormal(traced.graph, tensors)
         return cls(network, traced.graph, tensors, bound, level, _dtype(network, images, level))
 
     def radii(self, images: Tensor, dtype: torch.dtype, batch_size: int) -> Radii:
@@ -111,7 +113,7 @@ class Claim:
         own = logit_constants(self.graph, self.bound)
         if own is not None:
             whole = torch.minimum(whole, own[:, None] + own)
-        return whole * (1 + ROUNDINGS)
+        return torch.nextafter(whole * (1 + ROUNDINGS), torch.full_like(whole, math.inf))
 
     def _budget(self, dtype: torch.dtype) -> Budget:
         if dtype not in self._budgets:

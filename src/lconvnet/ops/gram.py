@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .norms import power_of_two, rescaled, row_norms
 from .residual import as_kernel, self_correlation, to_float64
 from .rounding import UNIT_ROUNDOFF, gamma, up
 
@@ -114,8 +115,8 @@ def kernel_space_bound(K: Tensor, *, steps: int = 3) -> float:
     G = G if G.shape[0] <= G.shape[1] else G.transpose(0, 1)
     exponent, slack = torch.zeros(1, dtype=torch.int64), 0.0
     for _ in range(steps):
-        rescaled, shift = _rescaled(G[None])
-        G, exponent = rescaled[0], 2 * (exponent + shift)
+        unit, shift = rescaled(G[None])
+        G, exponent = unit[0], 2 * (exponent + shift)
         # Row and column of |G| have l1 norms <= sqrt(columns taps) |G| and sqrt(rows taps) |G|: by Schur's
         # test the error of a product is at most g(N) |abs(G)|^2 <= g(N) sqrt(rows columns) taps |G|^2.
         taps = G.shape[2] * G.shape[3]
@@ -185,7 +186,7 @@ def _largest_norm(G: Tensor, steps: int, known: float = 0.0) -> float:
     # Relative error of a computed |G|_F, and of all products together (each product weighs half of the one
     # before it).
     norm_error, slack = gamma(2 * rank * longer + 8), 2 * rank * gamma(4 * longer + 4)
-    G, exponent = _rescaled(G if G.shape[-2] >= G.shape[-1] else G.mT)  # products have the smaller side
+    G, exponent = rescaled(G if G.shape[-2] >= G.shape[-1] else G.mT)  # products have the smaller side
     largest = known
     for i in range(steps + 1):
         bounds = _root(torch.linalg.matrix_norm(G) * (1 + norm_error), exponent, i) * (1 + slack + norm_error)
@@ -193,22 +194,9 @@ def _largest_norm(G: Tensor, steps: int, known: float = 0.0) -> float:
         if i == steps or not keep.any():
             return max(largest, float(bounds.max()))
         largest = max([largest, *bounds[~keep].tolist()])
-        G, shift = _rescaled(G[keep].mH @ G[keep])
+        G, shift = rescaled(G[keep].mH @ G[keep])
         exponent = 2 * exponent[keep] + shift
     return largest
-
-
-def _rescaled(G: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring the largest entry of each of ``(F, ...)`` near 1 by an exact power of two; also returns its
-    exponent, (F,)."""
-    shift = torch.frexp(G.abs().flatten(1).amax(dim=1)).exponent.long().clamp(-1000, 1000)
-    return G * _power_of_two(-shift).reshape(-1, *[1] * (G.ndim - 1)), shift
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """Exactly ``2^exponent`` in float64 for exponents in [-1022, 1023]: written into the bits
-    (``torch.ldexp`` rounds to float32)."""
-    return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
 def _root(mantissa: Tensor, exponent: Tensor, steps: int) -> Tensor:
@@ -219,7 +207,7 @@ def _root(mantissa: Tensor, exponent: Tensor, steps: int) -> Tensor:
         odd = exponent % 2
         root = torch.nextafter(torch.sqrt(mantissa * (1 + odd)), infinity)
         mantissa, exponent = torch.where(mantissa == 0, mantissa, root), (exponent - odd) // 2
-    return torch.where(exponent > 1000, infinity, mantissa * _power_of_two(exponent.clamp(-1000, 1000)))
+    return torch.where(exponent > 1000, infinity, mantissa * power_of_two(exponent.clamp(-1000, 1000)))
 
 
 def _transfer_chunks(K: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
@@ -247,5 +235,5 @@ def _transfer_error(K: Tensor) -> float:
     """What rounding can have changed in a ``K_hat(w)``: 30 u for a phase and one u for every addition, times
     sum_a |K_a|_F."""
     taps = K.shape[2] * K.shape[3]
-    total = float(torch.linalg.vector_norm(K, dim=(0, 1)).sum())
+    total = float(row_norms(K.flatten(2).permute(2, 0, 1).flatten(1)).sum())
     return (32 + 4 * taps) * UNIT_ROUNDOFF * total if taps > 1 else 0.0

@@ -16,8 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+from .norms import row_norms
 from .residual import to_float64
-from .rounding import UNIT_ROUNDOFF, gamma
+from .rounding import UNIT_ROUNDOFF
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,8 +58,7 @@ def row_distances(weight: Tensor) -> Tensor:
     True
     """
     W = to_float64(weight)
-    rows = [torch.linalg.vector_norm(W - row, dim=1) for row in W]
-    return torch.stack(rows) * (1 + gamma(W.shape[1] + 8))
+    return torch.stack([row_norms(W - row) for row in W])
 
 
 def global_radius(ahead: Tensor, lipschitz: float) -> Tensor:
