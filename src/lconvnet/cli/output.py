@@ -125,4 +125,6 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
             highlight=False,
             markup=False,
         )
-    console.print(f"level {level}, Lipschitz bound {rounded_up(bound, 9)}", soft_wrap=True, highlight=False)
+    proved = f"level {level}, Lipschitz bound {rounded_up(bound, 9)}"
+    nothing = "level estimate, from power iteration: nothing is certified"
+    console.print(nothing if level == "estimate" else proved, soft_wrap=True, highlight=False)
