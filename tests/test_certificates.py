@@ -68,6 +68,7 @@ def test_levels_are_named(command, model):
         code, text, _ = command("certify", model, "--data", "digits", "--first", 3, "--level", level, "--eps", 0.0)
         assert code == 0 and f"level {level}," in text
         assert ("not certified at 0.0" in text) is (level == "estimate")
+        assert ("nothing is certified (but the Lipschitz bound" in text) is (level == "estimate")
         radii.append(text)
     assert len(set(radii)) == 3
 

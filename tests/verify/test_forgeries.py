@@ -231,10 +231,12 @@ def test_subnormal_constants_may_be_read_as_zero(tmp_path, capsys, where):
 
 
 def test_subnormal_pixels_may_be_read_as_zero(tmp_path):
-    """At level "sound" the image may be off by sqrt(2) 2^-126: a radius below that is worth nothing."""
+    """Then the logits 1e30 (1e-39, 0) are equal: sqrt(2) 2^-126 are missing to the image, more than its radius."""
     image = np.array([[[1e-39, 0.0]]], "<f4")
+    nodes = ended(node("s", "Scale", "input", options={"factor": 1e30}))
     for level, expected in (("analytic", PROVED), ("sound", UNPROVED)):
-        assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE], image=image, radius=1e-40, level=level) == expected
+        shown = graph(tmp_path, {"w": EYE}, nodes, [1e30, 1, ABOVE_ONE], image=image, radius=1e-40, level=level)
+        assert shown == expected
 
 
 def test_a_model_whose_constants_are_subnormal_in_float32_only(tmp_path):
