@@ -48,7 +48,8 @@ def require_norm(node: Node, claim: Layer, tensors: Mapping[str, np.ndarray], sh
             shown = norm_is_at_most(blocks, claim.upper - 2 * error)
             prove(shown, f"the norm of {what} is not shown to be at most {claim.upper!r}")
         total = np.abs(K).sum(axis=(2, 3))[None]  # a kernel without negative entries is largest at frequency zero
-        shown = norm_is_at_most(total, absolute * (1 - 2.0**-40))
+        rounding = max(2.0**-40, 4 * K.shape[2] * K.shape[3] * UNIT)
+        shown = norm_is_at_most(total, absolute * (1 - rounding))
         prove(shown, f"|abs(W)| of {what} is not shown to be at most {absolute!r}")
 
 

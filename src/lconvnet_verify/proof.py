@@ -79,7 +79,9 @@ class Prover:
         """Raise NotProved unless the certificate holds, whatever stands in the way."""
         try:
             self._prove(certificate)
-        except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError, RecursionError) as error:
+        except NotProved:
+            raise
+        except Exception as error:
             raise NotProved(f"it cannot be checked ({type(error).__name__}: {error})") from None
 
     def _prove(self, certificate: Certificate) -> None:

@@ -188,6 +188,7 @@ def _chain(architecture: list[dict[str, Any]]) -> tuple[Node, ...]:
             require(not before, "the model pads twice")
             before = {"circular_padding": options["padding"]}
             continue
+        require(entry["op"] in OPERATIONS, f"layer {entry['name']!r} is a {entry['op']!r}, which has no rule here")
         name, operation = entry["name"], OPERATIONS[entry["op"]]
         require(type(name) is str, "the model has a layer whose name is no text")
         require(not before or operation == "Conv2d", "the model pads before something else than a convolution")
