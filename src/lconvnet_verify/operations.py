@@ -13,7 +13,7 @@ from typing import Any
 
 Check = Callable[[Any], bool]
 WEIGHTED = ("Conv2d", "Linear")
-"""Operations whose norm is that of a weight; all others ignore tensors of that name."""
+"""Operations with a weight, whose norm is theirs."""
 
 JOINS = ("add", "concatenate", "subtract")
 """Operations on several tensors, whose norm is not a number but a rule."""

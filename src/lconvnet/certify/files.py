@@ -60,6 +60,15 @@ def loosened(bound: Bound, graph: Graph) -> Bound:
     return replace(bound, upper=reaches[graph.output], layers=tuple(layers))
 
 
+def finite(radius: float, pixels: int) -> float:
+    """The radius, or where it is infinite (a constant network) twice the diagonal of the cube that holds all images.
+
+    >>> finite(0.5, 16), finite(math.inf, 16)
+    (0.5, 8.0)
+    """
+    return 2 * math.sqrt(pixels) if math.isinf(radius) else radius
+
+
 def encoded_model(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     """A network with branches as a safetensors file for the checker: its tensors and its graph.
 
@@ -105,16 +114,11 @@ def documents(
             **common,
             "input": encoded(images[i]),
             "label": int(found.label[i]),
-            "radius": _finite(float(found.radius[i]), images[i].numel()).hex(),
+            "radius": finite(float(found.radius[i]), images[i].numel()).hex(),
             "source": dict(sources[i]),
         }
         for i in range(len(found))
     )
-
-
-def _finite(radius: float, pixels: int) -> float:
-    """Of a constant network, whose radius is infinite, more than the diagonal of the cube that holds all images."""
-    return 2 * math.sqrt(pixels) if math.isinf(radius) else radius
 
 
 def _graph(graph: Graph) -> dict[str, Any]:
