@@ -12,6 +12,8 @@ from flint import arb
 
 from lconvnet_verify import NotProved, reading
 from lconvnet_verify.__main__ import LONGEST, main
+from lconvnet_verify.exact import Exact
+from lconvnet_verify.norms import known_norm, require_norm
 from lconvnet_verify.proof import Arithmetic
 from tests.verify.test_checker import INVALID, PROVED, UNPROVED
 
@@ -177,6 +179,32 @@ def test_a_bias_that_is_longer_than_the_rows_of_its_weight(tmp_path, capsys):
     image = IMAGE.astype("<f8")
     assert graph(tmp_path, tensors, nodes, [1, ABOVE_ONE, ABOVE_ONE], image=image, radius=49) == INVALID
     assert "bias of shape (10000,) for a weight of shape (1, 2)" in capsys.readouterr().err
+
+
+def test_norms_are_looked_up_by_operation():
+    """Also where nothing was refused before: a second line of defence."""
+    stray = {"stray": np.full((1, 1), 2.0**-20), "c": np.array([-(2**63)])}
+    act = reading.Node("act", "ReLU", ("input",), {}, {"weight": "stray"})
+    for absolute in (2.0**-19, None):
+        with pytest.raises(NotProved, match="layer 'act'"):
+            require_norm(act, reading.Layer(2.0**-19, absolute), stray, (2,))
+    assert known_norm(reading.Node("m", "multiply", ("input",), {}, {"constant": "c"}), stray) == 2.0**63
+    with pytest.raises(NotProved, match="no float"):
+        Exact.of(stray["c"])
+
+
+def test_an_operation_of_a_chain_that_has_no_rule(tmp_path, capsys):
+    chain = [{"name": "pool", "op": "norm-pool", "factor": 2}]
+    assert forge(tmp_path, {}, {"architecture": chain}, [node("input", "input")], []) == INVALID
+    assert "layer 'pool' is a 'norm-pool', which has no rule here" in capsys.readouterr().err
+
+
+def test_images_are_repeated_and_permuted_within_one_example(tmp_path):
+    for operation, options in (("NearestUpsampling", {"factor": 1}), ("permute", {"dims": [0, 0, 1, 2]})):
+        for image in (IMAGE, IMAGE[None]):
+            nodes = ended(node("x", operation, "input", options=options))
+            expected = PROVED if operation == "NearestUpsampling" and image is IMAGE else UNPROVED
+            assert graph(tmp_path, {"w": EYE}, nodes, [1, 1, ABOVE_ONE], image=image) == expected
 
 
 def test_shapes_that_contradict_the_graph(tmp_path, capsys):
