@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lconvnet import bake, certified_accuracy, certify, cli, data, lipschitz_bound, models, save
 from lconvnet import load as load_network
@@ -68,8 +69,24 @@ def test_levels_are_named(command, model):
         code, text, _ = command("certify", model, "--data", "digits", "--first", 3, "--level", level, "--eps", 0.0)
         assert code == 0 and f"level {level}," in text
         assert ("not certified at 0.0" in text) is (level == "estimate")
+        assert ("nothing is certified (but the Lipschitz bound" in text) is (level == "estimate")
         radii.append(text)
     assert len(set(radii)) == 3
+
+
+@pytest.mark.parametrize("level", ["estimate", "analytic", "sound"])
+def test_the_radius_of_a_constant_network_is_shown_as_it_is_written(command, tmp_path, level):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval().requires_grad_(False)
+    network[1].weight.zero_()
+    save(network, tmp_path / "model.safetensors", input_shape=(1, 28, 28))
+    out = () if level == "estimate" else ("--out", tmp_path / "out")
+    asked = ("certify", tmp_path / "model.safetensors", "--data", "digits", "--first", 1, "--level", level, "--json")
+    code, text, err = command(*asked, *out)
+    assert code == 0, err
+    radius = json.loads(text)["certificates"][0]["radius"]
+    assert radius >= 56.0  # twice the diagonal of [0, 1]^784
+    if out:
+        assert float.fromhex(json.loads((tmp_path / "out" / "00000.json").read_text())["radius"]) == radius
 
 
 @pytest.mark.parametrize(

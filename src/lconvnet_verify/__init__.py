@@ -17,7 +17,9 @@ than the radius,
 - level "analytic": f in real arithmetic gives x' the label of the certificate, and no other logit is as large;
 - level "sound": so does f in the dtype of its weights, for every x' of that dtype, whatever the order of the additions
   and with or without fused multiplication and addition, as long as every product is a plain sum of products (no
-  Winograd, Fourier or Strassen kernels, no TensorFloat-32).
+  Winograd, Fourier or Strassen kernels, no TensorFloat-32), and whether subnormal numbers are kept or count as zero.
+
+What an operation may have stands in one table (``operations.py``); anything else is refused while a model is read.
 
 What a certificate says besides (where the image comes from, methods, versions) is for people and not checked.
 """

@@ -10,6 +10,7 @@ from lconvnet_verify.proof import Prover
 from lconvnet_verify.reading import InvalidFile, NotProved, read_certificate, read_model
 
 USAGE = "usage: python -m lconvnet_verify CERTIFICATE MODEL (a .json file or a folder of them; a .safetensors file)"
+LONGEST = 500
 PROVED, INVALID, UNPROVED = 0, 2, 4
 
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         prover = Prover(read_model(Path(arguments[1])))
     except InvalidFile as error:
-        return _fail(str(error))
+        return _fail(f"{arguments[1]}: {error}")
     return max(_check(path, prover) for path in paths)
 
 
@@ -35,16 +36,21 @@ def _check(path: Path, prover: Prover) -> int:
     except InvalidFile as error:
         return _fail(f"{path}: {error}")
     except NotProved as error:
-        print(f"{path}: NOT PROVED: {error}")  # noqa: T201
+        print(_line(f"{path}: NOT PROVED: {error}"))  # noqa: T201
         return UNPROVED
-    radius = float(certificate.radius)
-    print(f"{path}: proved: label {certificate.label}, radius {radius:.17g} ({certificate.level})")  # noqa: T201
+    print(f"{path}: proved: label {certificate.label}, radius {certificate.radius:.17g} ({certificate.level})")  # noqa: T201
     return PROVED
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    print(_line(f"error: {message}"), file=sys.stderr)  # noqa: T201
     return INVALID
+
+
+def _line(message: str) -> str:
+    """A message on one line that can be printed, whatever a file made of it."""
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 if __name__ == "__main__":

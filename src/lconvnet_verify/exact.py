@@ -22,6 +22,7 @@ class Exact:
     @classmethod
     def of(cls, values: np.ndarray) -> Exact:
         """The same numbers as finite floats."""
+        prove(values.dtype.kind == "f", "a constant is no float")
         prove(bool(np.isfinite(values).all()), "a constant is not finite")
         mantissas, exponents = np.frexp(values.astype(np.float64))
         integers, exponents = (mantissas * 2.0**53).astype(np.int64), exponents.astype(np.int64) - 53
@@ -52,26 +53,31 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.ndarray) -> dict[str, Exact]:
     """What every node gives for an image ``(C, H, W)``, without a batch."""
     values = {nodes[0].name: Exact.of(image)}
+    prove(nodes[0].shape in ((), image.shape), f"the model takes images of shape {nodes[0].shape}, not {image.shape}")
     for node in nodes[1:]:
         inputs = [values[name] for name in node.inputs]
         try:
             values[node.name] = OPERATIONS[node.operation](node, tensors, *inputs)
         except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
             raise NotProved(f"node {node.name!r} ({node.operation}) cannot be evaluated ({error})") from None
+        found = values[node.name].integers.shape
+        prove(node.shape in ((), found), f"node {node.name!r} gives the shape {found}, not {node.shape}")
     return values
 
 
 def dense(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """``W x + b`` along the last axis, which is the only one."""
     W = tensors[node.tensors["weight"]]
-    prove(x.integers.ndim == 1, "has an input of more than one axis")
-    return _biased(node, tensors, Exact(W.integers @ x.integers, W.exponent + x.exponent), ())
+    prove(x.integers.shape == W.integers.shape[1:], f"node {node.name!r} has an input of shape {x.integers.shape}")
+    return _biased(node, tensors, Exact(W.integers @ x.integers, W.exponent + x.exponent))
 
 
 def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Cross-correlation of the padded image with the kernel, group by group."""
     K, groups = tensors[node.tensors["weight"]], node.options["groups"]
-    windows = _windows(padded(node, x.integers), K.integers.shape[2:], node.options["stride"], node.options["dilation"])
+    windows = _windows(
+        padded(node, _image(node, x)), K.integers.shape[2:], node.options["stride"], node.options["dilation"]
+    )
     channels, height, width = windows.shape[:3]
     prove(channels == K.integers.shape[1] * groups, "has another number of channels than its weight")
     parts = [
@@ -79,7 +85,12 @@ def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
         for kernel, window in zip(np.split(K.integers, groups), np.split(windows, groups), strict=True)
     ]
     y = np.concatenate(parts).reshape(-1, height, width)
-    return _biased(node, tensors, Exact(y, K.exponent + x.exponent), (1, 1))
+    return _biased(node, tensors, Exact(y, K.exponent + x.exponent))
+
+
+def _image(node: Node, x: Exact) -> np.ndarray:
+    prove(x.integers.ndim == 3, f"node {node.name!r} ({node.operation}) reads no image, but {x.integers.shape}")
+    return x.integers
 
 
 def padded(node: Node, image: np.ndarray) -> np.ndarray:
@@ -107,10 +118,11 @@ def _windows(image: np.ndarray, size: tuple[int, ...], stride: list[int], dilati
     return windows[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
-def _biased(node: Node, tensors: Mapping[str, Exact], y: Exact, tail: tuple[int, ...]) -> Exact:
+def _biased(node: Node, tensors: Mapping[str, Exact], y: Exact) -> Exact:
     if "bias" not in node.tensors:
         return y
-    return y + tensors[node.tensors["bias"]].map(lambda bias: bias.reshape(-1, *tail))
+    shape = (len(y.integers), *[1] * (y.integers.ndim - 1))
+    return y + tensors[node.tensors["bias"]].map(lambda bias: bias.reshape(shape))
 
 
 def max_min(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
@@ -156,12 +168,12 @@ def upsampling(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def nearest(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Every pixel s times along both axes."""
     s = node.options["factor"]
-    return x.map(lambda v: v.repeat(s, axis=1).repeat(s, axis=2))
+    return Exact(_image(node, x).repeat(s, axis=1).repeat(s, axis=2), x.exponent)
 
 
 def scale(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Multiplication by a number."""
-    factor = Exact.of(np.array([node.options["factor"]]))
+    factor = Exact.of(np.array([float(node.options["factor"])]))
     return Exact(x.integers * factor.integers[0], x.exponent + factor.exponent)
 
 
@@ -188,14 +200,15 @@ def sliced(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 
 def permuted(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Dimensions in another order; they count the batch, which stays first, as 0."""
-    prove(node.options["dims"][0] == 0, f"node {node.name!r} moves the batch")
-    return x.map(lambda v: v.transpose([dim - 1 for dim in node.options["dims"][1:]]))
+    batch, *dims = node.options["dims"]
+    prove(batch == 0 and sorted(dims) == list(range(1, x.integers.ndim + 1)), f"node {node.name!r} moves the batch")
+    return x.map(lambda v: v.transpose([dim - 1 for dim in dims]))
 
 
 def constant(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """The number or tensor that a node adds or multiplies with, in the shape of its input."""
     key = node.tensors.get("constant")
-    c = Exact.of(np.array([node.options["value"]])) if key is None else tensors[key]
+    c = Exact.of(np.array([float(node.options["value"])])) if key is None else tensors[key]
     shape = x.integers.shape
     return c.map(lambda v: np.broadcast_to(v.reshape(v.shape[1:]) if v.ndim > len(shape) > 0 else v, shape))
 

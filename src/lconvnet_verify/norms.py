@@ -17,12 +17,10 @@ import numpy as np
 from flint import arb, fmpq
 
 from lconvnet_verify.exact import padding
+from lconvnet_verify.operations import JOINS, WEIGHTED
 from lconvnet_verify.reading import Layer, Node, prove
 
 UNIT = 2.0**-53
-JOINS = ("add", "concatenate", "subtract")
-"""Operations on several tensors, whose norm is not a number but a rule."""
-
 CHUNK = 2**20
 """Complex numbers of blocks that are held at once."""
 
@@ -32,8 +30,9 @@ def require_norm(node: Node, claim: Layer, tensors: Mapping[str, np.ndarray], sh
     what = f"layer {node.name!r}"
     if node.operation in JOINS:
         return
-    prove(("weight" in node.tensors) == (claim.absolute is not None), f"{what} has no bound on its absolute weights")
-    if "weight" not in node.tensors:
+    weighted = node.operation in WEIGHTED
+    prove(weighted == (claim.absolute is not None), f"{what} needs a bound on its absolute weights where it has any")
+    if not weighted:
         prove(claim.upper >= known_norm(node, tensors), f"{what} has a larger norm than {claim.upper!r}")
         return
     W = tensors[node.tensors["weight"]].astype(np.float64)
@@ -49,7 +48,8 @@ def require_norm(node: Node, claim: Layer, tensors: Mapping[str, np.ndarray], sh
             shown = norm_is_at_most(blocks, claim.upper - 2 * error)
             prove(shown, f"the norm of {what} is not shown to be at most {claim.upper!r}")
         total = np.abs(K).sum(axis=(2, 3))[None]  # a kernel without negative entries is largest at frequency zero
-        shown = norm_is_at_most(total, absolute * (1 - 2.0**-40))
+        rounding = max(2.0**-40, 4 * K.shape[2] * K.shape[3] * UNIT)
+        shown = norm_is_at_most(total, absolute * (1 - rounding))
         prove(shown, f"|abs(W)| of {what} is not shown to be at most {absolute!r}")
 
 
@@ -59,7 +59,7 @@ def known_norm(node: Node, tensors: Mapping[str, np.ndarray]) -> float:
         return abs(node.options["factor"])
     if node.operation == "multiply":
         key = node.tensors.get("constant")
-        return abs(node.options["value"]) if key is None else float(np.abs(tensors[key]).max())
+        return abs(node.options["value"]) if key is None else float(np.abs(tensors[key].astype(np.float64)).max())
     return float(node.options["factor"]) if node.operation == "NearestUpsampling" else 1.0
 
 

@@ -25,8 +25,9 @@ import numpy as np
 from flint import arb, ctx, fmpz
 
 from lconvnet_verify.exact import Exact, forward
-from lconvnet_verify.norms import JOINS, require_norm
-from lconvnet_verify.reading import Certificate, Model, Node, prove, require_same
+from lconvnet_verify.norms import require_norm
+from lconvnet_verify.operations import JOINS, WEIGHTED
+from lconvnet_verify.reading import Certificate, Model, Node, NotProved, prove, require_same
 
 PRECISION = 256
 ARITHMETIC = {"<f4": (-24, -126, 127), "<f8": (-53, -1022, 1023)}
@@ -57,6 +58,7 @@ class Arithmetic:
 
     def relative(self, roundings: int) -> arb:
         """What so many roundings can add up to."""
+        prove(roundings * self.unit < arb(1) / 2, f"{roundings} roundings have no bound")
         return roundings * self.unit / (1 - roundings * self.unit)
 
     def underflow(self, products: int) -> arb:
@@ -69,11 +71,20 @@ class Prover:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.tensors = {name: Exact.of(values) for name, values in model.tensors.items()}
+        named = {name for node in model.nodes for name in node.tensors.values()}
+        self.tensors = {name: Exact.of(model.tensors[name]) for name in named}
         self.confirmed: set[object] = set()
 
     def prove(self, certificate: Certificate) -> None:
-        """Raise NotProved unless the certificate holds."""
+        """Raise NotProved unless the certificate holds, whatever stands in the way."""
+        try:
+            self._prove(certificate)
+        except NotProved:
+            raise
+        except Exception as error:
+            raise NotProved(f"it cannot be checked ({type(error).__name__}: {error})") from None
+
+    def _prove(self, certificate: Certificate) -> None:
         ctx.prec = PRECISION
         prove(certificate.level in ("analytic", "sound"), f"level {certificate.level!r} certifies nothing")
         require_same(certificate, self.model)
@@ -84,11 +95,12 @@ class Prover:
         logits, label = values[self.model.output], certificate.label
         prove(logits.integers.ndim == 1 and 0 <= label < len(logits.integers) > 1, f"label {label} is no logit")
         reaches, stored = self._reaches(certificate), self._stored(certificate, values)
+        radius = arb(certificate.radius) + self._flushed(certificate)
         for j in range(len(logits.integers)):
             if j != label:
                 margin = ball(logits.integers[label] - logits.integers[j], logits.exponent)
                 slope = self._slope(certificate, values, reaches, j)
-                needed = arb(certificate.radius) * slope + self._error(certificate, stored, j)
+                needed = radius * slope + self._error(certificate, stored, j)
                 prove(margin > needed, f"the margin to class {j} is {margin.str(5)}, and {needed.str(5)} is needed")
 
     def _require_norms(self, certificate: Certificate, values: dict[str, Exact]) -> None:
@@ -98,6 +110,17 @@ class Prover:
             if known not in self.confirmed:
                 require_norm(node, claim, self.model.tensors, shape)
                 self.confirmed.add(known)
+
+    def _flushed(self, certificate: Certificate) -> arb:
+        """How far an image moves at most where subnormal pixels are read as zero; no constant may be subnormal."""
+        if certificate.level == "analytic":
+            return arb(0)
+        tiny = 2.0 ** ARITHMETIC[self.dtype][1]
+        for node in self.model.nodes:
+            for name in node.tensors.values():
+                small = np.abs(self.model.tensors[name])
+                prove(not ((small > 0) & (small < tiny)).any(), f"tensor {name!r} has subnormal entries: not sound")
+        return arb(certificate.image.size).sqrt() * self.arithmetic.tiny
 
     def _reaches(self, certificate: Certificate) -> dict[str, arb]:
         """How far each node moves at most when the image moves by 1."""
@@ -140,9 +163,9 @@ class Prover:
         upper, absolute = arb(layer.upper), arb(layer.upper if layer.absolute is None else layer.absolute)
         value = node.options.get("factor", node.options.get("value", 0.0))
         in_range = value == 0 or self.arithmetic.tiny <= arb(abs(value)) <= self.arithmetic.limit
-        prove(in_range or node.operation == "shift", f"node {node.name!r} loses its constant")
+        prove(in_range, f"node {node.name!r} loses its constant {value!r}")
         moved = self._moved(node, size)
-        products = 1 if "weight" not in node.tensors else self.model.tensors[node.tensors["weight"]][0].size
+        products = self.model.tensors[node.tensors["weight"]][0].size if node.operation in WEIGHTED else 1
         return x.norm * upper + moved, x.error * upper, x.norm * absolute + moved, products
 
     def _moved(self, node: Node, size: int) -> arb:
@@ -151,7 +174,7 @@ class Prover:
         if role in node.tensors:
             values = self.tensors[node.tensors[role]]
         elif node.operation == "shift":
-            values = Exact.of(np.array([node.options["value"]]))
+            values = Exact.of(np.array([float(node.options["value"])]))
         else:
             return arb(0)
         return norm(values) * arb(size // values.integers.size).sqrt()
@@ -192,11 +215,16 @@ class Prover:
         return norm(W.map(lambda rows: rows[i] - rows[j])) * body.error + rounding
 
     @cached_property
-    def arithmetic(self) -> Arithmetic:
-        """That of the dtype of the weights."""
+    def dtype(self) -> str:
+        """Of the weights."""
         dtypes = {values.dtype.str for values in self.model.tensors.values() if values.dtype.kind == "f"}
-        prove(len(dtypes) == 1, "the model has weights of several dtypes")
-        unit, tiny, limit = (arb(2) ** exponent for exponent in ARITHMETIC[dtypes.pop()])
+        prove(len(dtypes) == 1, "the model has weights of several dtypes, or of none")
+        return dtypes.pop()
+
+    @cached_property
+    def arithmetic(self) -> Arithmetic:
+        """That of the dtype."""
+        unit, tiny, limit = (arb(2) ** exponent for exponent in ARITHMETIC[self.dtype])
         return Arithmetic(unit, tiny, limit)
 
 

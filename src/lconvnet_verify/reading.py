@@ -7,17 +7,22 @@ import binascii
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lconvnet_verify.operations import RULES, WEIGHTED
+
 FORMAT = "lconvnet-certificate-1"
 KEYS = {"format", "level", "network", "graph", "layers", "versions", "input", "label", "radius", "source"}
 DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
 MAXIMAL_BYTES = 2**30
 HEXADECIMAL = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
+MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError)
+"""What reading raises where a part is missing or of another kind."""
 
 OPERATIONS = {
     "abs": "Abs", "conv2d": "Conv2d", "downsampling": "InvertibleDownsampling", "flatten": "Flatten",
@@ -101,7 +106,7 @@ def read_certificate(path: Path) -> Certificate:
             data["label"],
             radius,
         )
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except MALFORMED as error:
         raise InvalidFile(f"is no certificate of format {FORMAT} ({error})") from None
 
 
@@ -109,15 +114,18 @@ def read_model(path: Path) -> Model:
     """Return a model from a safetensors file: eight bytes of length, a JSON header, the tensors."""
     data = _bytes(path)
     length = int.from_bytes(data[:8], "little")
-    require(len(data) > 8 and length <= len(data) - 8, f"{path} is no safetensors file")
+    require(len(data) > 8 and length <= len(data) - 8, "is no safetensors file")
     header = parse(data[8 : 8 + length].decode("utf-8", "replace"))
     body = memoryview(data)[8 + length :]
     try:
         about = parse(header.pop("__metadata__")["lconvnet"])
         tensors = {name: _tensor(body, **entry) for name, entry in header.items()}
-        return Model(tensors, _hash(header, body), *_graph(about))
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise InvalidFile(f"{path} is no model with an architecture ({error})") from None
+        nodes = _graph(about) if "graph" in about else _chain(about["architecture"])
+        for node in nodes:
+            _require_known(node, tensors)
+        return Model(tensors, _hash(header, body), nodes, nodes[-1].name)
+    except MALFORMED as error:
+        raise InvalidFile(f"is no model with an architecture ({error})") from None
 
 
 def require_same(certificate: Certificate, model: Model) -> None:
@@ -139,10 +147,25 @@ def _agree(claimed: Node, node: Node) -> bool:
     ) and all(claimed.options.get(key) == value for key, value in options.items())  # fmt: skip
 
 
-def _graph(about: dict[str, Any]) -> tuple[tuple[Node, ...], str]:
-    """Nodes and output of a model: as they stand, or from the layers of a chain."""
-    if "graph" not in about:
-        return _chain(about["architecture"])
+def _require_known(node: Node, tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuse what the table of operations does not have, and tensors that would be broadcast or rounded."""
+    name = f"node {node.name!r}"
+    require(node.operation in RULES, f"{name} has the operation {node.operation!r}, which has no rule here")
+    fits = any(rule.fits(len(node.inputs), node.options, node.tensors) for rule in RULES[node.operation])
+    has = f"{len(node.inputs)} inputs, the options {node.options}, the tensors {sorted(node.tensors)}"
+    require(fits, f"{name} is no {node.operation} as this checker knows it: it has {has}")
+    named = {role: tensors[key] for role, key in node.tensors.items()}
+    for role, values in named.items():
+        require(values.dtype.kind == "f" and values.size > 0, f"{name} has a {role} that holds no floats")
+    if node.operation in WEIGHTED:
+        W, rank = named["weight"], 2 if node.operation == "Linear" else 4
+        require(W.ndim == rank, f"{name} has a weight of shape {W.shape}, not of {rank} dimensions")
+        shape = named.get("bias", W[(slice(None), *[0] * (rank - 1))]).shape
+        require(shape == W.shape[:1], f"{name} has a bias of shape {shape} for a weight of shape {W.shape}")
+
+
+def _graph(about: dict[str, Any]) -> tuple[Node, ...]:
+    """The nodes of a model as they stand."""
     nodes = tuple(_node(**entry) for entry in about["graph"]["nodes"])
     seen: set[str] = set()
     for node in nodes:
@@ -153,11 +176,11 @@ def _graph(about: dict[str, Any]) -> tuple[tuple[Node, ...], str]:
         )
         seen.add(node.name)
     require(nodes and nodes[-1].name == about["graph"]["output"], "the last node is not the output")
-    return nodes, nodes[-1].name
+    return nodes
 
 
-def _chain(architecture: list[dict[str, Any]]) -> tuple[tuple[Node, ...], str]:
-    """The layers in order; a circular padding belongs to the convolution behind it."""
+def _chain(architecture: list[dict[str, Any]]) -> tuple[Node, ...]:
+    """The layers in order; a circular padding belongs to the convolution behind it, "input" to the first node."""
     nodes, before = [Node("input", "input", ())], {}
     for entry in architecture:
         options = {key: value for key, value in entry.items() if key not in ("name", "op", "bias")}
@@ -165,22 +188,25 @@ def _chain(architecture: list[dict[str, Any]]) -> tuple[tuple[Node, ...], str]:
             require(not before, "the model pads twice")
             before = {"circular_padding": options["padding"]}
             continue
+        require(entry["op"] in OPERATIONS, f"layer {entry['name']!r} is a {entry['op']!r}, which has no rule here")
         name, operation = entry["name"], OPERATIONS[entry["op"]]
+        require(type(name) is str, "the model has a layer whose name is no text")
         require(not before or operation == "Conv2d", "the model pads before something else than a convolution")
         roles = () if "bias" not in entry else ("weight", "bias") if entry["bias"] else ("weight",)
         tensors = {role: f"{name}.{role}" for role in roles}
-        nodes.append(Node(name, operation, (nodes[-1].name,), {**options, **before}, tensors))
+        unique = "input#2" if name == "input" else name
+        nodes.append(Node(unique, operation, (nodes[-1].name,), {**options, **before}, tensors))
         before = {}
     require(not before, "the model ends with a padding")
     require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
-    return tuple(nodes), nodes[-1].name
+    return tuple(nodes)
 
 
 def parse(text: str) -> Any:
     """JSON without NaN, infinity and repeated keys."""
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidFile(f"is no JSON ({error})") from None
 
 
@@ -197,9 +223,10 @@ def array(dtype: str, shape: list[int], data: str) -> np.ndarray:
     """An array from base64."""
     try:
         values = np.frombuffer(base64.b64decode(data, validate=True), DTYPES[dtype]).reshape(shape)
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, *MALFORMED) as error:
         raise InvalidFile(f"has an input that cannot be read ({error})") from None
-    require(values.size > 0 and bool(np.isfinite(values).all()), "has an input with NaN or infinity")
+    require(values.dtype.kind == "f" and values.size > 0, "has an input that holds no floats")
+    require(bool(np.isfinite(values).all()), "has an input with NaN or infinity")
     return values
 
 
@@ -230,12 +257,13 @@ def _hash(header: dict[str, Any], body: memoryview) -> str:
     digest = hashlib.sha256()
     for name in sorted(header):
         start, stop = header[name]["data_offsets"]
-        shape = ",".join(map(str, header[name]["shape"]))
-        digest.update(f"{name}\n{header[name]['dtype']}\n{shape}\n".encode() + body[start:stop])
+        about = json.dumps([name, header[name]["dtype"], header[name]["shape"]])  # one line, whatever the name
+        digest.update(f"{about}\n".encode() + body[start:stop])
     return digest.hexdigest()
 
 
 def _node(name: str, operation: str, inputs: list[str], options: Any, tensors: Any, module: str, shape: Any) -> Node:
+    require(type(name) is type(operation) is str and type(inputs) is list, f"node {name!r} is none")
     return Node(name, operation, tuple(inputs), dict(options), dict(tensors), tuple(shape))
 
 
@@ -253,6 +281,9 @@ def _refuse(constant: str) -> Any:
 
 
 def _bytes(path: Path) -> bytes:
-    require(path.is_file(), f"{path} is no file")
-    require(path.stat().st_size <= MAXIMAL_BYTES, f"{path} is larger than {MAXIMAL_BYTES} bytes")
-    return path.read_bytes()
+    try:
+        require(path.is_file(), "is no file")
+        require(path.stat().st_size <= MAXIMAL_BYTES, f"is larger than {MAXIMAL_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidFile(f"cannot be read ({error.strerror})") from None

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -497,6 +498,25 @@ def test_the_model_says_what_is_computed(tmp_path):
     for document in write(tmp_path, network, images):
         node(document, "linear1_activation")["options"]["group_size"] = 2
         assert code(tmp_path, document) == PROVED  # about the network of the model, as before
+
+
+@pytest.mark.parametrize("name", ["first", "last"])
+def test_a_layer_named_like_the_input(tmp_path, name):
+    parts = {"first": nn.Flatten(), "last": nn.Linear(16, 3)}
+    named = OrderedDict(("input" if key == name else key, part) for key, part in parts.items())
+    documents_of = write(tmp_path, nn.Sequential(named).eval(), torch.rand(3, 1, 4, 4))
+    assert documents_of and {code(tmp_path, document) for document in documents_of} == {PROVED}
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+def test_a_constant_network(tmp_path, level):
+    """Its radius is infinite, which no certificate can say."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval().requires_grad_(False)
+    network[1].weight.zero_()
+    for document in write(tmp_path, network, torch.rand(2, 1, 4, 4), level=level):
+        assert code(tmp_path, document) == PROVED
+        if level == "analytic":
+            assert float.fromhex(document["radius"]) == 8.0  # twice the diagonal of [0, 1]^16
 
 
 @pytest.mark.parametrize(

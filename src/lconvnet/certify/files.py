@@ -60,6 +60,15 @@ def loosened(bound: Bound, graph: Graph) -> Bound:
     return replace(bound, upper=reaches[graph.output], layers=tuple(layers))
 
 
+def finite(radius: float, pixels: int) -> float:
+    """The radius, or where it is infinite (a constant network) twice the diagonal of the cube that holds all images.
+
+    >>> finite(0.5, 16), finite(math.inf, 16)
+    (0.5, 8.0)
+    """
+    return 2 * math.sqrt(pixels) if math.isinf(radius) else radius
+
+
 def encoded_model(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     """A network with branches as a safetensors file for the checker: its tensors and its graph.
 
@@ -80,6 +89,8 @@ def documents(
         network, images, level: as for :func:`lconvnet.certify`; images are float32 or float64.
         bound: of this network at this size.
         sources: for each image where it comes from, for people to read.
+
+    An infinite radius, that of a constant network, is written as twice the diagonal of [0, 1]^n, where all images are.
 
     Raises:
         ValueError: level "estimate", which certifies nothing, and whatever :func:`lconvnet.certify` refuses.
@@ -103,7 +114,7 @@ def documents(
             **common,
             "input": encoded(images[i]),
             "label": int(found.label[i]),
-            "radius": float(found.radius[i]).hex(),
+            "radius": finite(float(found.radius[i]), images[i].numel()).hex(),
             "source": dict(sources[i]),
         }
         for i in range(len(found))
@@ -130,7 +141,7 @@ def layer_claims(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor]) -> l
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and little-endian bytes of every tensor, in the order of their names.
+    """SHA-256 over a JSON line ``[name, dtype, shape]`` and the little-endian bytes of every tensor, sorted by name.
 
     >>> weights_hash({"a": torch.zeros(2)}) == weights_hash({"a": torch.zeros(2, dtype=torch.float64)})
     False
@@ -138,8 +149,8 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
-        shape = ",".join(map(str, tensor.shape))
-        digest.update(f"{name}\n{DTYPES[tensor.dtype]}\n{shape}\n".encode() + _little_endian(tensor))
+        about = json.dumps([name, DTYPES[tensor.dtype], list(tensor.shape)])  # one line, whatever the name
+        digest.update(f"{about}\n".encode() + _little_endian(tensor))
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lconvnet import atomic, data, extras, saving
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, Level, certify
-from lconvnet.certify.files import documents
+from lconvnet.certify.files import documents, finite
 from lconvnet.cli import options, output
 from lconvnet.experiments.images import read_images
 from lconvnet.experiments.run_folder import find_run
@@ -126,7 +126,7 @@ def _rows(
             "label": int(found.label[i]),
             "class": names[int(found.label[i])] if names else None,
             "margin": float(found.margin[i]),
-            "radius": float(found.radius[i]),
+            "radius": finite(float(found.radius[i]), subjects.images[i].numel()),
             "certified": {str(e): found.level != "estimate" and bool(found.radius[i] > e) for e in eps},
         }
         for i, source in enumerate(subjects.sources)

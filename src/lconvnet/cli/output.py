@@ -125,4 +125,6 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
             highlight=False,
             markup=False,
         )
-    console.print(f"level {level}, Lipschitz bound {rounded_up(bound, 9)}", soft_wrap=True, highlight=False)
+    shown = f"Lipschitz bound {rounded_up(bound, 9)}"
+    nothing = f"level estimate, radii from power iteration: nothing is certified (but the {shown} is proved)"
+    console.print(nothing if level == "estimate" else f"level {level}, {shown}", soft_wrap=True, highlight=False)

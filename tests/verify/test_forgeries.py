@@ -1,0 +1,335 @@
+"""False certificates and broken files, made by hand: none is proved, and none ends the checker."""
+
+import base64
+import json
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flint", reason="needs python-flint: pip install 'lconvnet[verify]'")
+from flint import arb
+
+from lconvnet_verify import NotProved, reading
+from lconvnet_verify.__main__ import LONGEST, main
+from lconvnet_verify.exact import Exact
+from lconvnet_verify.norms import known_norm, require_norm
+from lconvnet_verify.proof import Arithmetic
+from tests.verify.test_checker import INVALID, PROVED, UNPROVED
+
+NAMES = {"<f4": "F32", "<f8": "F64", "<i8": "I64"}
+CONVOLVED = {"groups": 1, "stride": [1, 1], "dilation": [1, 1], "padding": [0, 0], "padding_mode": "zeros"}
+IMAGE, EYE, ABOVE_ONE = np.array([[[1.0, 0.5]]], "<f4"), np.eye(2, dtype="<f4"), 1 + 1e-9
+FLAT = {"start_dim": 1, "end_dim": -1}
+
+
+def forge(place, tensors, about, nodes, uppers, *, image=IMAGE, radius=0.1, level="analytic", **rest):
+    """Write a model and a certificate that agree with each other, whatever they say; returns the exit code."""
+    header, body = {}, b""
+    for name, values in tensors.items():
+        start, body = len(body), body + values.tobytes()
+        header[name] = {"dtype": NAMES[values.dtype.str], "shape": values.shape, "data_offsets": [start, len(body)]}
+    raw = json.dumps({**header, "__metadata__": {"lconvnet": json.dumps(about)}}).encode()
+    (place / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + body)
+    absolutes = {n["name"]: upper for n, upper in zip(nodes[1:], uppers, strict=True) if n["tensors"].get("weight")}
+    data = base64.b64encode(image.tobytes()).decode()
+    document = {
+        "format": "lconvnet-certificate-1",
+        "level": level,
+        "network": {"sha256": reading._hash(header, memoryview(body))},
+        "graph": {"nodes": nodes, "output": nodes[-1]["name"]},
+        "layers": [
+            {
+                "name": node["name"],
+                "upper": float(upper).hex(),
+                "absolute": float(absolutes[node["name"]]).hex() if node["name"] in absolutes else None,
+                "method": "",
+            }
+            for node, upper in zip(nodes[1:], uppers, strict=True)
+        ],
+        "versions": {},
+        "input": {"dtype": NAMES[image.dtype.str], "shape": image.shape, "data": data},
+        "label": 0,
+        "radius": float(radius).hex(),
+        "source": {},
+        **rest,
+    }
+    (place / "certificate.json").write_text(json.dumps(document))
+    return main([str(place / "certificate.json"), str(place / "model.safetensors")])
+
+
+def node(name, operation, *inputs, options=None, shape=(), **tensors):
+    return {
+        "name": name, "operation": operation, "inputs": list(inputs), "options": options or {}, "tensors": tensors,
+        "module": "", "shape": list(shape),
+    }  # fmt: skip
+
+
+def graph(place, tensors, nodes, uppers, **rest):
+    """The same for a model that says its graph."""
+    return forge(place, tensors, {"graph": {"nodes": nodes, "output": nodes[-1]["name"]}}, nodes, uppers, **rest)
+
+
+def ended(*nodes):
+    """An input, some nodes, and a dense layer of the weight ``w``."""
+    last = nodes[-1]["name"] if nodes else "input"
+    end = node("flat", "Flatten", last, options=FLAT), node("fc", "Linear", "flat", weight="w")
+    return [node("input", "input"), *nodes, *end]
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+def test_a_true_certificate_made_by_hand_is_proved(tmp_path, level):
+    """So that the others fail for what is wrong with them; the margin 0.5 lasts up to 0.5 / sqrt(2) = 0.3535..."""
+    for radius, expected in ((0.3535, PROVED), (0.3536, UNPROVED)):
+        assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE], radius=radius, level=level) == expected
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+@pytest.mark.parametrize(
+    ("operation", "options"),
+    [("ReLU", {}), ("Identity", {}), ("Scale", {"factor": 1.0}), ("multiply", {"value": 1.0}), ("negate", {})],
+)
+def test_a_weight_that_the_operation_does_not_read(tmp_path, capsys, level, operation, options):
+    """Its norm of 2^-20 would be taken for that of the operation."""
+    stray = np.full((1, 1, 1, 1), 2.0**-20, "<f4")
+    nodes = ended(node("act", operation, "input", options={**CONVOLVED, **options}, weight="stray"))
+    tensors = {"stray": stray, "w": EYE}
+    assert graph(tmp_path, tensors, nodes, [2.0**-19, 1, ABOVE_ONE], radius=100, level=level) == INVALID
+    assert f"is no {operation} as this checker knows it" in capsys.readouterr().err
+
+
+def test_a_weight_that_the_layer_of_a_chain_does_not_read(tmp_path, capsys):
+    tensors = {"act.weight": np.full((1, 1, 1, 1), 2.0**-20, "<f4"), "fc.weight": EYE}
+    chain = [
+        {"name": "act", "op": "relu", "bias": False, **CONVOLVED},
+        {"name": "flat", "op": "flatten", **FLAT},
+        {"name": "fc", "op": "linear", "bias": False},
+    ]
+    nodes = [
+        node("input", "input"),
+        node("act", "ReLU", "input", options=CONVOLVED, weight="act.weight"),
+        node("flat", "Flatten", "act", options=FLAT),
+        node("fc", "Linear", "flat", weight="fc.weight"),
+    ]
+    assert forge(tmp_path, tensors, {"architecture": chain}, nodes, [2.0**-19, 1, ABOVE_ONE], radius=100) == INVALID
+    assert "is no ReLU as this checker knows it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("operation", "options", "tensors"),
+    [
+        ("Sigmoid", {}, {}),
+        ("Abs", {"scale": 2.0}, {}),
+        ("MaxMin", {}, {}),
+        ("MaxMin", {"dim": True}, {}),
+        ("Scale", {"factor": True}, {}),
+        ("Scale", {"factor": 2**53 + 1}, {}),
+        ("Scale", {"factor": 10**400}, {}),
+        ("Scale", {}, {"factor": "w"}),
+        ("multiply", {"value": 1.0}, {"constant": "w"}),
+        ("shift", {"value": 1.0}, {}),
+        ("shift", {"value": 1.0, "sign": 2}, {}),
+        ("GroupSort", {"dim": 1, "group_size": 0}, {}),
+        ("ZeroPad2d", {"padding": [-1, 0, 0, 0]}, {}),
+        ("ZeroPad2d", {"padding": [0, 0, 0, 0], "value": 1.0}, {}),
+        ("NearestUpsampling", {"factor": 1.5}, {}),
+        ("Conv2d", CONVOLVED, {}),
+        ("Conv2d", {**CONVOLVED, "stride": [-1, 1]}, {"weight": "k"}),
+        ("Conv2d", {**CONVOLVED, "stride": 1}, {"weight": "k"}),
+        ("Conv2d", {**CONVOLVED, "transposed": True}, {"weight": "k"}),
+        ("Conv2d", {**CONVOLVED, "padding_mode": "reflect"}, {"weight": "k"}),
+        ("Conv2d", CONVOLVED, {"weight": "w"}),
+        ("Conv2d", CONVOLVED, {"weight": "missing"}),
+        ("Conv2d", CONVOLVED, {"weight": "k", "bias": "w"}),
+        ("Conv2d", CONVOLVED, {"weight": "k", "bias": "two"}),
+        ("Linear", {}, {"weight": "two"}),
+        ("concatenate", {"dim": 0}, {}),
+        ("slice", {"slices": [[1, 0, 1]]}, {}),
+        ("add", {}, {}),
+    ],
+)
+def test_what_the_table_of_operations_does_not_have(tmp_path, operation, options, tensors):
+    known = {"w": EYE, "k": np.ones((1, 1, 1, 1), "<f4"), "two": np.ones(2, "<f4")}
+    nodes = ended(node("x", operation, "input", options=options, **tensors))
+    assert graph(tmp_path, known, nodes, [ABOVE_ONE, 1, ABOVE_ONE], radius=0.1) == INVALID
+
+
+def test_integers_are_no_constants(tmp_path, capsys):
+    """The absolute value of -2^63 is negative there."""
+    nodes = ended(node("m", "multiply", "input", constant="c"), node("n", "negate", "m"))
+    tensors = {"c": np.array([-(2**63)], "<i8"), "w": EYE}
+    assert graph(tmp_path, tensors, nodes, [0, 1, 1, ABOVE_ONE], radius=1000) == INVALID
+    assert "has a constant that holds no floats" in capsys.readouterr().err
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE], image=IMAGE.astype("<i8")) == INVALID
+    unread = {"w": EYE, "num_batches_tracked": np.array(7, "<i8")}
+    assert graph(tmp_path, unread, ended(), [1, ABOVE_ONE]) == PROVED
+
+
+def test_a_bias_that_is_longer_than_the_rows_of_its_weight(tmp_path, capsys):
+    """It would repeat them, f_0 = 100 x_0 where the norms say |f| <= |x|."""
+    repeats, V = 10_000, np.zeros((2, 10_000))
+    V[0] = repeats**-0.5
+    tensors = {"w": np.array([[1.0, 0.0]]), "b": np.zeros(repeats), "V": V, "c": np.array([0.0, 50.0])}
+    nodes = [
+        node("input", "input"),
+        node("flat", "Flatten", "input", options=FLAT),
+        node("h", "Linear", "flat", weight="w", bias="b"),
+        node("fc", "Linear", "h", weight="V", bias="c"),
+    ]
+    image = IMAGE.astype("<f8")
+    assert graph(tmp_path, tensors, nodes, [1, ABOVE_ONE, ABOVE_ONE], image=image, radius=49) == INVALID
+    assert "bias of shape (10000,) for a weight of shape (1, 2)" in capsys.readouterr().err
+
+
+def test_norms_are_looked_up_by_operation():
+    """Also where nothing was refused before: a second line of defence."""
+    stray = {"stray": np.full((1, 1), 2.0**-20), "c": np.array([-(2**63)])}
+    act = reading.Node("act", "ReLU", ("input",), {}, {"weight": "stray"})
+    for absolute in (2.0**-19, None):
+        with pytest.raises(NotProved, match="layer 'act'"):
+            require_norm(act, reading.Layer(2.0**-19, absolute), stray, (2,))
+    assert known_norm(reading.Node("m", "multiply", ("input",), {}, {"constant": "c"}), stray) == 2.0**63
+    with pytest.raises(NotProved, match="no float"):
+        Exact.of(stray["c"])
+
+
+def test_an_operation_of_a_chain_that_has_no_rule(tmp_path, capsys):
+    chain = [{"name": "pool", "op": "norm-pool", "factor": 2}]
+    assert forge(tmp_path, {}, {"architecture": chain}, [node("input", "input")], []) == INVALID
+    assert "layer 'pool' is a 'norm-pool', which has no rule here" in capsys.readouterr().err
+
+
+def test_images_are_repeated_and_permuted_within_one_example(tmp_path):
+    for operation, options in (("NearestUpsampling", {"factor": 1}), ("permute", {"dims": [0, 0, 1, 2]})):
+        for image in (IMAGE, IMAGE[None]):
+            nodes = ended(node("x", operation, "input", options=options))
+            expected = PROVED if operation == "NearestUpsampling" and image is IMAGE else UNPROVED
+            assert graph(tmp_path, {"w": EYE}, nodes, [1, 1, ABOVE_ONE], image=image) == expected
+
+
+def test_shapes_that_contradict_the_graph(tmp_path, capsys):
+    nodes = ended()
+    nodes[1]["shape"] = [3]
+    assert graph(tmp_path, {"w": EYE}, nodes, [1, ABOVE_ONE]) == UNPROVED
+    assert "gives the shape (2,), not (3,)" in capsys.readouterr().out
+    nodes[0]["shape"] = [1, 2, 1]
+    assert graph(tmp_path, {"w": EYE}, nodes, [1, ABOVE_ONE]) == UNPROVED
+
+
+def test_the_image_of_a_convolution_has_three_dimensions(tmp_path, capsys):
+    nodes = ended(node("k", "Conv2d", "input", options=CONVOLVED, weight="k"))
+    tensors = {"k": np.ones((1, 1, 1, 1), "<f4"), "w": EYE}
+    assert graph(tmp_path, tensors, nodes, [ABOVE_ONE, 1, ABOVE_ONE]) == PROVED
+    for shape in ((2,), (1, 2), (1, 1, 1, 2)):
+        assert graph(tmp_path, tensors, nodes, [ABOVE_ONE, 1, ABOVE_ONE], image=IMAGE.reshape(shape)) == UNPROVED
+        assert "reads no image" in capsys.readouterr().out
+
+
+def test_so_many_roundings_have_no_bound():
+    """n u / (1 - n u) turns negative beyond n u = 1."""
+    single = Arithmetic(arb(2) ** -24, arb(2) ** -126, arb(2) ** 127)
+    assert single.relative(2**22) > 0.33
+    for roundings in (2**23, 2**24, 2**24 + 1, 2**25):
+        with pytest.raises(NotProved, match="have no bound"):
+            single.relative(roundings)
+
+
+@pytest.mark.parametrize("where", ["weight", "bias", "factor", "shift"])
+def test_subnormal_constants_may_be_read_as_zero(tmp_path, capsys, where):
+    """Scale(1e30), then 1e-39 x_0: the logit 1e-9 is 0 where subnormal operands count as zero."""
+    small = 1e-39
+    head = np.array([[0, 0], [small if where == "weight" else 0, 0]], "<f4")
+    bias = np.array([1e-9, small if where == "bias" else 0], "<f4")
+    nodes = [
+        node("input", "input"),
+        node("flat", "Flatten", "input", options=FLAT),
+        node("s", "Scale", "flat", options={"factor": small if where == "factor" else 1e30}),
+        node("t", "shift", "s", options={"value": small if where == "shift" else 0.0, "sign": 1}),
+        node("fc", "Linear", "t", weight="w", bias="b"),
+    ]
+    uppers, tensors = [1, 1e30, 1, 1e-38], {"w": head, "b": bias}
+    if where == "factor":
+        uppers[1] = small
+    for level, expected in (("analytic", PROVED), ("sound", UNPROVED)):
+        label = 1 if where == "weight" else 0
+        tensors["b"] = bias * (where != "weight")
+        result = graph(tmp_path, tensors, nodes, uppers, radius=1e-6, level=level, label=label)
+        assert result == expected
+    assert ("subnormal" if where in ("weight", "bias") else "loses its constant") in capsys.readouterr().out
+
+
+def test_subnormal_pixels_may_be_read_as_zero(tmp_path):
+    """Then the logits 1e30 (1e-39, 0) are equal: sqrt(2) 2^-126 are missing to the image, more than its radius."""
+    image = np.array([[[1e-39, 0.0]]], "<f4")
+    nodes = ended(node("s", "Scale", "input", options={"factor": 1e30}))
+    for level, expected in (("analytic", PROVED), ("sound", UNPROVED)):
+        shown = graph(tmp_path, {"w": EYE}, nodes, [1e30, 1, ABOVE_ONE], image=image, radius=1e-40, level=level)
+        assert shown == expected
+
+
+def test_a_model_whose_constants_are_subnormal_in_float32_only(tmp_path):
+    head = np.array([[1, 0], [1e-39, 1]])
+    image = IMAGE.astype("<f8")
+    for dtype, expected in (("<f8", PROVED), ("<f4", UNPROVED)):
+        tensors = {"w": head.astype(dtype)}
+        assert graph(tmp_path, tensors, ended(), [1, ABOVE_ONE], image=image, level="sound") == expected
+
+
+BROKEN = {
+    "a label of 5000 digits": lambda text: text.replace('"label": 0', '"label": ' + "1" * 5000),
+    "a lone surrogate": lambda text: text.replace('"source"', '"\\ud800"'),
+    "a shape that overflows": lambda text: text.replace('"shape": [1, 1, 2]', f'"shape": [{2**80}]'),
+    "a shape of text": lambda text: text.replace('"shape": [1, 1, 2]', '"shape": "2"'),
+    "pixels that are a number": lambda text: text.replace('"data": "', '"data": 5, "more": "'),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
+def test_one_bad_file_of_a_folder(tmp_path, capsys, damage):
+    """The others are checked, and the worst decides."""
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    text = (tmp_path / "certificate.json").read_text()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in (("a", text), ("b", damage(text)), ("c", text)):
+        (folder / f"{name}.json").write_text(content)
+    (folder / "d.json").mkdir()
+    capsys.readouterr()
+    assert main([str(folder), str(tmp_path / "model.safetensors")]) == INVALID
+    out, err = capsys.readouterr()
+    assert out.count(": proved") == 2 and err.count("b.json: ") == 1 and err.count("d.json") == 1
+
+
+def test_whatever_fails_in_a_proof_is_not_proved(tmp_path, capsys, monkeypatch):
+    """An error that nobody foresaw ends one certificate, not the run."""
+
+    def fails(*arguments):
+        raise ZeroDivisionError("by accident")
+
+    monkeypatch.setattr("lconvnet_verify.proof.require_norm", fails)
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == UNPROVED
+    assert "it cannot be checked (ZeroDivisionError: by accident)" in capsys.readouterr().out
+
+
+def test_messages_are_short_and_name_a_file_once(tmp_path, capsys):
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE], label=10**4000) == UNPROVED
+    assert len(capsys.readouterr().out) < LONGEST + 10
+    missing, model = tmp_path / "missing.json", tmp_path / "model.safetensors"
+    assert main([str(missing), str(model)]) == INVALID
+    assert capsys.readouterr().err == f"error: {missing}: is no file\n"
+    assert main([str(tmp_path / "certificate.json"), str(missing)]) == INVALID
+    assert capsys.readouterr().err == f"error: {missing}: is no file\n"
+
+
+def test_hashes_tell_names_from_what_follows_them():
+    """A name may hold line breaks: it must not pass for the end of a name and a dtype."""
+    body = memoryview(bytes(8))
+    one = {"a\nF32\n2": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    two = {"a": {"dtype": "F32\n2\nF32", "shape": [2], "data_offsets": [0, 8]}}
+    assert reading._hash(one, body) != reading._hash(two, body)
+
+
+def test_a_constant_network_keeps_its_label_everywhere(tmp_path):
+    nodes, tensors = ended(), {"w": EYE * 0, "b": np.array([1, 0], "<f4")}
+    nodes[-1]["tensors"]["bias"] = "b"
+    assert graph(tmp_path, tensors, nodes, [1, 0], radius=2 * math.sqrt(2), level="sound") == PROVED
