@@ -18,7 +18,7 @@ from typing import NoReturn
 import typer
 
 from lconvnet.experiments.crosscheck import ContradictionError
-from lconvnet.training import Interrupted
+from lconvnet.training import Interrupted, is_first_process
 from lconvnet.training.interruption import NOTICES
 
 PACKAGE = Path(__file__).parents[1]
@@ -30,9 +30,9 @@ def invoke(application: typer.Typer, arguments: Sequence[str] | None = None) -> 
     """Run an application and return its exit code; whatever the user can put right becomes one line."""
     try:
         code = application(arguments, standalone_mode=False)
-        return fail(RESUMABLE, 3) if code == TYPERS_INTERRUPT else int(code or 0)
+        return interrupted() if code == TYPERS_INTERRUPT else int(code or 0)
     except (KeyboardInterrupt, typer.Abort):
-        return fail(RESUMABLE, 3)
+        return interrupted()
     except Interrupted as error:
         return fail(str(error), 3)
     except typer.TyperException as error:
@@ -47,6 +47,11 @@ def invoke(application: typer.Typer, arguments: Sequence[str] | None = None) -> 
         if not raised_here(error):
             raise
         return fail(str(error), 2)
+
+
+def interrupted() -> int:
+    """Say how to go on; once, where a signal stops several processes."""
+    return fail(RESUMABLE, 3) if is_first_process() else 3
 
 
 def raised_here(error: Exception) -> bool:
