@@ -188,7 +188,7 @@ def kill_three_at_random(pid, killed, stop):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if Path(f"/proc/{pid}").exists() else []
         for child in children:
             if child not in seen and chance.random() < 0.4:
-                stop.wait(chance.uniform(4, 7))
+                stop.wait(chance.uniform(1, 3))
                 try:
                     os.kill(int(child), signal.SIGKILL)
                     killed.append(child)
