@@ -26,10 +26,9 @@ def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) ->
     count, channels, height, width = x.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator, device=generator.device)
     mirrored = torch.randint(0, 2, (count, 1), generator=generator, device=generator.device).bool().to(x.device)
-    top, left = offsets.to(x.device).unsqueeze(-1)
-    column = torch.arange(width, device=x.device)
-    rows = top + torch.arange(height, device=x.device)
-    columns = left + torch.where(mirrored, width - 1 - column, column)
-    places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    stride = width + 2 * padding
+    start = (offsets[0] * stride + offsets[1]).to(x.device)
+    straight = torch.arange(height, device=x.device)[:, None] * stride + torch.arange(width, device=x.device)
+    places = torch.where(mirrored[..., None], straight.flip(1), straight).add_(start[:, None, None])
     flat = places.reshape(count, 1, height * width).expand(-1, channels, -1)
     return F.pad(x, (padding,) * 4).flatten(2).gather(2, flat).reshape(x.shape)

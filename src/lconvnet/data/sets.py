@@ -109,7 +109,7 @@ def batch(images: Images, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tens
     (0.2, [1])
     """
     index = _index(images, indices)
-    return images.images.index_select(0, index).float().div_(255), images.labels[index]
+    return images.images.index_select(0, index).float().div_(255), images.labels.index_select(0, index)
 
 
 def _index(images: Images, indices: Sequence[int] | Tensor) -> Tensor:
@@ -117,7 +117,10 @@ def _index(images: Images, indices: Sequence[int] | Tensor) -> Tensor:
     if index.ndim != 1 or (index.numel() and (index.dtype == torch.bool or index.is_floating_point())):
         raise DataError(f"indices must be a list of integers, got {index.dtype} {tuple(index.shape)}")
     index = index.to(images.images.device, torch.int64)
-    wrong = (index < -len(images)) | (index >= len(images))
-    if bool(wrong.any()):
-        raise DataError(f"indices has {int(index[wrong][0])}, but {images.name!r} holds {len(images)} images")
+    lowest, highest = (int(end) for end in index.aminmax()) if index.numel() else (0, -1)
+    if lowest < -len(images) or highest >= len(images):
+        wrong = lowest if lowest < -len(images) else highest
+        raise DataError(f"indices has {wrong}, but {images.name!r} holds {len(images)} images")
+    if lowest >= 0:
+        return index
     return torch.where(index < 0, index + len(images), index)  # for index_select, which copies rows as a whole

@@ -58,14 +58,12 @@ def check_eps(eps: float) -> float:
 
 
 def _check_range(flat: Tensor) -> None:
-    count = flat.shape[0]
-    bad = int(flat.isnan().any(dim=1).sum())
-    if bad:
-        raise ValueError(f"images holds NaN in {bad} of {count} images: remove them, or repair the pixels")
-    low, high = float(flat.min()), float(flat.max())
+    low, high = (float(end) for end in flat.aminmax())
+    if math.isnan(low):
+        bad = int(flat.isnan().any(dim=1).sum())
+        raise ValueError(f"images holds NaN in {bad} of {len(flat)} images: remove them, or repair the pixels")
     if low < 0 or high > 1:
         raise ValueError(
-            f"images has values from {low:g} to {high:g}: radii are measured over pixels in [0, 1], so put "
-            "any "
+            f"images has values from {low:g} to {high:g}: radii are measured over pixels in [0, 1], so put any "
             "normalisation inside the network"
         )
