@@ -25,6 +25,9 @@ from .rounding import UNIT_ROUNDOFF, gamma, up
 CHUNK_ELEMENTS = 2**21
 """Complex numbers held at once: 32 MB."""
 
+TINY = 2.0**-1022
+"""The least normal number: below it even a product with a power of two is rounded."""
+
 
 def dense_bound(matrix: Tensor, *, steps: int = 20) -> float:
     """An upper bound on the largest singular value of a matrix: never below it, at most ``r^(2^-(steps+1))``
@@ -207,7 +210,9 @@ def _root(mantissa: Tensor, exponent: Tensor, steps: int) -> Tensor:
         odd = exponent % 2
         root = torch.nextafter(torch.sqrt(mantissa * (1 + odd)), infinity)
         mantissa, exponent = torch.where(mantissa == 0, mantissa, root), (exponent - odd) // 2
-    return torch.where(exponent > 1000, infinity, mantissa * power_of_two(exponent.clamp(-1000, 1000)))
+    product = mantissa * power_of_two(exponent.clamp(-1000, 1000))
+    product = torch.where((0 < product) & (product < TINY), torch.nextafter(product, infinity), product)
+    return torch.where(exponent > 1000, infinity, product)
 
 
 def _transfer_chunks(K: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
