@@ -163,6 +163,37 @@ def test_a_joint_map_out_of_range_leaves_the_terms():
     assert upper(net, (2,)) == math.inf
 
 
+def dense(value):
+    """Multiplication by a float64."""
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    layer.weight.data.fill_(value)
+    return layer
+
+
+def normed(weight, variance):
+    norm = nn.BatchNorm1d(1, dtype=torch.float64)
+    norm.weight.data.fill_(weight)
+    norm.running_var.fill_(variance)
+    return norm
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(dense(1e-200), dense(1e-200), dense(1e308), nn.ReLU(), dense(1e100)),
+        nn.Sequential(dense(1e-200), dense(1e-200), dense(1e308), dense(1e100)),
+        nn.Sequential(dense(1e-200), layers.Scale(1e-200), dense(1e308), dense(1e100)),
+        nn.Sequential(dense(1e-200), normed(1e-200, 1.0), dense(1e308), dense(1e101)),
+        nn.Sequential(normed(5e-324, 5.0), dense(1e308), nn.ReLU(), dense(1e25)),
+        nn.Sequential(dense(1.0), normed(5e-324, 5.0), dense(1e308), dense(1e25)),
+        network(lambda self, x: self.b(self.a(x) / 1e200 * 1e-200) * 1e100, a=dense(1.0), b=dense(1e308)),
+    ],
+)
+def test_what_underflows_on_the_way_is_no_zero(net):
+    """All of these multiply by 1e8 or more in real arithmetic, and by 0 in float64."""
+    assert 1e8 <= upper(net.eval(), (1,)) <= math.inf
+
+
 def test_what_does_not_fold_is_bounded_term_by_term():
     """Zero beside circular padding, another size, an activation between: sums and products, and sound. The first two
     kernels are the same, so all that their difference sees is the border."""
