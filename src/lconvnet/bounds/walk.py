@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as global_hooks
 
 from lconvnet.bounds.attributes import plain_attributes, version
 from lconvnet.bounds.reading import Reader, Trace, local
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
+from lconvnet.ops.altered import altered, refuse_global_hooks
 
 
 def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Trace:
@@ -34,7 +34,7 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
     [('input', 'input'), ('0', 'Flatten'), ('1.0', 'Linear'), ('1.1', 'ReLU')]
     """
     shape = None if input_shape is None else _checked_shape(input_shape)
-    _refuse_global_hooks()
+    refuse_global_hooks()
     for name, module in network.named_modules():
         _refuse_altered(module, name)
     before = _state(network)
@@ -128,21 +128,9 @@ class _Recorder(fx.Tracer):
 
 def _refuse_altered(module: nn.Module, name: str) -> None:
     """A hook or a replaced method makes a module compute something that its type does not tell."""
-    replaced = [
-        key for key, value in vars(module).items() if callable(value) and callable(getattr(type(module), key, 0))
-    ]
-    if module._forward_hooks or module._forward_pre_hooks or replaced:
+    if method := altered(module):
         raise Operation(name, module).refuse(
-            f"has a forward hook or a replaced {replaced[0] if replaced else 'forward'}, so its type says nothing: "
-            "remove it, or bake the model"
-        )
-
-
-def _refuse_global_hooks() -> None:
-    """A hook on all modules changes what each of them computes."""
-    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
-        raise ValueError(
-            "torch.nn.modules.module has a global forward hook, so no module's type says what it computes: remove it"
+            f"has a forward hook or a replaced {method}, so its type says nothing: remove it, or bake the model"
         )
 
 

@@ -211,7 +211,7 @@ def _root(mantissa: Tensor, exponent: Tensor, steps: int) -> Tensor:
         root = torch.nextafter(torch.sqrt(mantissa * (1 + odd)), infinity)
         mantissa, exponent = torch.where(mantissa == 0, mantissa, root), (exponent - odd) // 2
     product = mantissa * power_of_two(exponent.clamp(-1000, 1000))
-    product = torch.where((0 < product) & (product < TINY), torch.nextafter(product, infinity), product)
+    product = torch.where((product > 0) & (product < TINY), torch.nextafter(product, infinity), product)
     return torch.where(exponent > 1000, infinity, product)
 
 
