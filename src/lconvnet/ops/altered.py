@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.modules import module as every
 
@@ -18,9 +20,16 @@ def altered(module: nn.Module) -> str:
     """
     if module._forward_hooks or module._forward_pre_hooks:
         return "forward"
-    kind = type(module)
-    replaced = (key for key, value in vars(module).items() if callable(value) and callable(getattr(kind, key, None)))
-    return next(replaced, "")
+    return next(
+        (name for name, value in vars(module).items() if callable(value) and _replaces(value, module, name)), ""
+    )
+
+
+def _replaces(value: Any, module: nn.Module, name: str) -> bool:
+    """Whether a callable attribute hides a method of the class, other than by that method itself, as Fabric leaves it."""
+    method = getattr(type(module), name, None)
+    own = getattr(value, "__func__", None) is method and getattr(value, "__self__", None) is module
+    return callable(method) and not own
 
 
 def refuse_global_hooks() -> None:
