@@ -45,6 +45,7 @@ from lconvnet.bounds.backward import (
 )
 from lconvnet.layers import Normalize, Sum
 from lconvnet.ops.altered import altered, refuse_global_hooks
+from lconvnet.ops.flushing import refuse_flushing
 from lconvnet.ops.images import check_eps, check_images, check_labels
 from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma
@@ -146,6 +147,7 @@ def relaxation(network: nn.Module, images: Tensor, eps: float) -> Relaxation:
     if centre.ndim not in (2, 4):
         raise ValueError(f"images has shape {tuple(centre.shape)}: linear bounds take (B, C, H, W) or (B, features)")
     refuse_global_hooks()
+    refuse_flushing()
     nothing = torch.zeros(len(centre), dtype=torch.float64)
     start = Relaxation(centre, check_eps(eps), (), tuple(centre.shape[1:]), centre.abs() + eps, nothing)
     with torch.no_grad():

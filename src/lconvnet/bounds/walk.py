@@ -16,6 +16,7 @@ from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.altered import altered, refuse_global_hooks
+from lconvnet.ops.flushing import refuse_flushing
 
 
 def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Trace:
@@ -35,6 +36,7 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
     """
     shape = None if input_shape is None else _checked_shape(input_shape)
     refuse_global_hooks()
+    refuse_flushing()
     for name, module in network.named_modules():
         _refuse_altered(module, name)
     before = _state(network)

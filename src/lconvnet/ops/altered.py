@@ -26,7 +26,7 @@ def altered(module: nn.Module) -> str:
 
 
 def _replaces(value: Any, module: nn.Module, name: str) -> bool:
-    """Whether a callable attribute hides a method of the class, other than by that method itself, as Fabric leaves it."""
+    """Whether an attribute hides a method of the class, other than by that method itself, as Fabric leaves it."""
     method = getattr(type(module), name, None)
     own = getattr(value, "__func__", None) is method and getattr(value, "__self__", None) is module
     return callable(method) and not own
