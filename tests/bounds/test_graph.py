@@ -12,6 +12,7 @@ from torch import nn
 from lconvnet import bake, layers
 from lconvnet.bounds import Graph, Node, fingerprint, lipschitz_bound, register_rule, trace
 from lconvnet.bounds.functions import AS_MODULES, HANDLERS, OPERATIONS
+from lconvnet.bounds.linear import margin_bounds
 from lconvnet.bounds.propagation import Groups
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import LayerBound
@@ -596,6 +597,36 @@ def test_a_weight_that_is_a_plain_tensor_is_refused():
     linear.weight = weight
     with pytest.raises(ValueError, match=r"'0' \(Linear\) has a weight that is neither parameter nor buffer"):
         upper(nn.Sequential(linear), (2,))
+
+
+class Tripling(torch.Tensor):
+    """A tensor that has its own product."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs)
+        return 3 * result.as_subclass(torch.Tensor) if function is F.linear else result
+
+
+@pytest.mark.parametrize("weight", [torch.eye(2).as_subclass(Tripling), torch.eye(2).to_sparse()])
+def test_tensors_of_another_kind_are_refused(weight):
+    linear = nn.Linear(2, 2)
+    linear.weight = nn.Parameter(weight)
+    with pytest.raises(ValueError, match=r"tensor '0.weight' is (a|of).*plain"):
+        upper(nn.Sequential(linear), (2,))
+    with pytest.raises(ValueError, match=r"tensor '0.weight' is (a|of).*plain"):
+        margin_bounds(nn.Sequential(linear), torch.rand(1, 2), torch.tensor([0]), 0.1)
+
+
+def test_compiled_modules_are_refused():
+    """Calls go to whatever was compiled."""
+    linear = nn.Linear(2, 2)
+    linear._compiled_call_impl = lambda x: 3 * x
+    for name, net in (("", linear), ("0", nn.Sequential(linear))):
+        with pytest.raises(ValueError, match=rf"network module '{name}' \(Linear\) is compiled"):
+            upper(net, (2,))
+    with pytest.raises(ValueError, match=r"'0' \(Linear\) is compiled"):
+        margin_bounds(nn.Sequential(linear), torch.rand(1, 2), torch.tensor([0]), 0.1)
 
 
 def test_names_say_where():

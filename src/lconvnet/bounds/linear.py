@@ -44,7 +44,7 @@ from lconvnet.bounds.backward import (
     through,
 )
 from lconvnet.layers import Normalize, Sum
-from lconvnet.ops.altered import altered, refuse_global_hooks
+from lconvnet.ops.altered import altered, refuse_foreign
 from lconvnet.ops.flushing import refuse_flushing
 from lconvnet.ops.images import check_eps, check_images, check_labels
 from lconvnet.ops.residual import to_float64
@@ -146,7 +146,7 @@ def relaxation(network: nn.Module, images: Tensor, eps: float) -> Relaxation:
     centre = to_float64(check_images(images), "images")
     if centre.ndim not in (2, 4):
         raise ValueError(f"images has shape {tuple(centre.shape)}: linear bounds take (B, C, H, W) or (B, features)")
-    refuse_global_hooks()
+    refuse_foreign(network)
     refuse_flushing()
     nothing = torch.zeros(len(centre), dtype=torch.float64)
     start = Relaxation(centre, check_eps(eps), (), tuple(centre.shape[1:]), centre.abs() + eps, nothing)

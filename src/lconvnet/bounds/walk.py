@@ -15,7 +15,7 @@ from lconvnet.bounds.reading import Reader, Trace, local
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.altered import altered, refuse_global_hooks
+from lconvnet.ops.altered import altered, refuse_foreign
 from lconvnet.ops.flushing import refuse_flushing
 
 
@@ -35,7 +35,7 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
     [('input', 'input'), ('0', 'Flatten'), ('1.0', 'Linear'), ('1.1', 'ReLU')]
     """
     shape = None if input_shape is None else _checked_shape(input_shape)
-    refuse_global_hooks()
+    refuse_foreign(network)
     refuse_flushing()
     for name, module in network.named_modules():
         _refuse_altered(module, name)

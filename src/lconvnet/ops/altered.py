@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import module as every
 
 
@@ -38,3 +40,19 @@ def refuse_global_hooks() -> None:
         raise ValueError(
             "torch.nn.modules.module has a global forward hook, so no module's type says what it computes: remove it"
         )
+
+
+def refuse_foreign(network: nn.Module) -> None:
+    """Raise ``ValueError`` where a call need not be what a module's class and numbers say: global hooks, modules that
+    were compiled, tensors of a class or a layout of their own, which bring their own functions."""
+    refuse_global_hooks()
+    for name, module in network.named_modules():
+        if module._compiled_call_impl is not None:
+            raise ValueError(
+                f"network module {name!r} ({type(module).__name__}) is compiled: bound it before, or compile a copy"
+            )
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+            raise ValueError(
+                f"network tensor {name!r} is a {type(tensor).__name__} of layout {tensor.layout}: make it a plain one"
+            )
