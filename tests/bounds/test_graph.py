@@ -483,6 +483,23 @@ def test_a_forward_pass_that_was_not_recorded_is_refused():
         upper(network(forward))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "growth", "gain"),
+    [(torch.float32, 1e-3, 1.0), (torch.float32, 1e-3, 1e30), (torch.float64, 1e-7, 1.0), (torch.float64, 1e-7, 1e300)],
+)
+def test_a_small_drift_is_seen_too(dtype, growth, gain):
+    """Other than by rounding, and beside a result that overflows."""
+    calls = []
+
+    def forward(self, x):
+        calls.append(x)
+        return torch.cat([x * (1 + growth * len(calls)), self.f(x) * self.gain], dim=1)
+
+    net = network(forward, f=layers.Scale(gain), gain=torch.full((1, 1), gain, dtype=dtype))
+    with pytest.raises(ValueError, match="something else than the calls that torch.fx records"):
+        upper(net, (2,))
+
+
 def test_a_module_that_changes_its_input_is_refused():
     class Doubling(nn.Module):
         def forward(self, x):
