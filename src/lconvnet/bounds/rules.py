@@ -7,6 +7,7 @@ unsound as configured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -102,6 +103,13 @@ def scale(operation: Operation, method: Method) -> LayerBound:
     return LayerBound(operation.name, factor, factor, "exact")
 
 
+def check_normalization(operation: Operation) -> None:
+    """Raise ``ValueError`` unless every deviation is a positive number."""
+    std = cast(Normalize, operation.module).std
+    if not all(0 < s < math.inf for s in std):
+        raise operation.refuse(f"has std={std}: deviations are positive numbers")
+
+
 def normalization(operation: Operation, method: Method) -> LayerBound:
     """1 / min std, for every channel is divided by its own."""
     exact = 1 / min(cast(Normalize, operation.module).std)
@@ -184,6 +192,7 @@ CHECKS: dict[type[nn.Module], Check] = {
     nn.MaxPool2d: pooling.check_maximum,
     nn.LPPool2d: pooling.check_power,
     **dict.fromkeys((MaxMin, GroupSort, FullSort), check_sorting),
+    Normalize: check_normalization,
 }
 
 ON_IMAGES = {

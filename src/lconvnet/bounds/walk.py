@@ -6,11 +6,14 @@ turns each recorded call into nodes.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from lconvnet.bounds.attributes import plain_attributes, version
+from lconvnet.bounds.graph import Graph
 from lconvnet.bounds.reading import Reader, Trace, local
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
@@ -68,6 +71,21 @@ def operations(network: nn.Module, input_shape: tuple[int, ...] | None = None) -
     ['0', '1.0', '1.1']
     """
     return list(trace(network, input_shape).operations.values())
+
+
+def in_float64(network: nn.Module, graph: Graph) -> nn.Module:
+    """A copy in float64 and eval mode whose graph is the same.
+
+    Raises ``ValueError`` where its numbers are others, as those of a forward pass that computes them from a buffer.
+    """
+    with torch.inference_mode(False):  # a copy made in inference mode could not be differentiated
+        copy = deepcopy(network).double().eval()
+    if trace(copy, graph.nodes[0].shape).graph != graph:
+        raise ValueError(
+            f"network ({type(network).__name__}) computes other numbers in float64 than in its own dtype: compute them "
+            "once, and keep each as a float or a buffer"
+        )
+    return copy
 
 
 class _Holder(nn.Module):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -26,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import Bound, Trace
+from lconvnet.bounds import Bound, Trace, in_float64
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.budget import Budget, budget, classes_of, refuse_subnormal
 from lconvnet.certify.evaluation import image_norms, logits_of
@@ -101,7 +100,7 @@ class Claim:
 
     @cached_property
     def _double(self) -> nn.Module:
-        return deepcopy(self.network).double().eval()
+        return in_float64(self.network, self.graph)
 
     @cached_property
     def _lipschitz(self) -> Tensor:
