@@ -447,6 +447,12 @@ def hooked():
     return network
 
 
+def negated():
+    normalise = Normalize((0.0,), (0.5,))
+    normalise.std = (-0.5,)
+    return nn.Sequential(normalise, nn.Flatten(), nn.Linear(4, 2))
+
+
 def replaced():
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 2))
     network[0]._conv_forward = lambda x, weight, bias: 9 * x
@@ -464,6 +470,7 @@ def replaced():
         (nn.Sequential(nn.Flatten(0)), (4,), "Flatten"),
         (nn.Sequential(Sum(nn.Linear(4, 3), nn.Linear(4, 2))), (4,), "shapes"),
         (hooked(), (2,), "'1' has a hook"),
+        (negated(), (1, 2, 2), "'0' has std="),
         (replaced(), (1, 2, 2), "'0' has a hook or a replaced _conv_forward"),
         (nn.Sequential(Sum(nn.ReLU(inplace=True), nn.Linear(2, 2))), (2,), "'0.0' works in place.*inplace=False"),
         (nn.Sequential(Sum(nn.Flatten(), nn.Sequential(nn.ReLU(inplace=True)))), (2,), "'0.1.0' works in place"),

@@ -202,6 +202,18 @@ def test_a_bound_of_a_rule_that_reads_private_numbers_is_refused(shape):
         del RULES[Private]
 
 
+def test_what_a_state_dict_says_does_not_count():
+    """A hook may write other numbers there; those of the modules are what runs. The truth is 1 / sqrt(2)."""
+    network, image = nn.Sequential(linear([[1, 0], [0, 1]])), torch.tensor([[1.0, 0.0]])
+
+    def shrink(module, state, prefix, metadata):
+        state[prefix + "0.weight"] = state[prefix + "0.weight"] / 10
+
+    network.register_state_dict_post_hook(shrink)
+    for level in ("analytic", "sound"):
+        assert 0.7 < float(certify(network, image, level=level).radius) <= 0.5**0.5
+
+
 class Eager(nn.Module):
     """Its factor is computed in the dtype of the network, whenever it is called."""
 

@@ -3,6 +3,7 @@
 from lconvnet.bounds.fingerprint import fingerprint, program
 from lconvnet.bounds.graph import Graph, Node
 from lconvnet.bounds.network import lipschitz_bound
+from lconvnet.bounds.reading import tensors_of
 from lconvnet.bounds.rescaling import rescale
 from lconvnet.bounds.rules import register_rule
 from lconvnet.bounds.types import CERTIFYING_LEVELS, Bound, LayerBound, Operation
@@ -23,5 +24,6 @@ __all__ = [
     "program",
     "register_rule",
     "rescale",
+    "tensors_of",
     "trace",
 ]

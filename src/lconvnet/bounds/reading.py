@@ -40,6 +40,11 @@ class Trace:
     constants: Mapping[str, Tensor]
 
 
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by their names, as modules hold them: hooks may write others into a ``state_dict``."""
+    return dict(chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)))
+
+
 def local(path: str) -> str:
     """A path inside the network, from one inside its holder."""
     return path.removeprefix("network").removeprefix(".")
@@ -59,9 +64,7 @@ class Reader:
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...] | None) -> None:
         self.network, self.shape = network, shape
-        self.tensors = dict(
-            chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
-        )
+        self.tensors = tensors_of(network)
         self.like = next(iter(self.tensors.values()), torch.zeros(()))
         self.nodes: dict[str, Node] = {}
         self.operations: dict[str, Operation] = {}
