@@ -58,7 +58,8 @@ class Affine:
         """An upper bound on the norm at images of this size."""
         if not bool(torch.isfinite(self.magnitude).all()):
             return math.inf
-        torus = (size[0], size[1]) if self.border == "circular" else None
+        more = (0, 0) if self.border == "circular" else (self.kernel.shape[2] - 1, self.kernel.shape[3] - 1)
+        torus = size[0] + more[0], size[1] + more[1]
         total = float(row_norms(self.magnitude.flatten(2).permute(2, 0, 1).flatten(1)).sum())
         error = gamma(2 * self.roundings) * total * (1 + gamma(self.magnitude.numel() + 8)) + SMALLEST
         return up(kernel_bound(self.kernel, torus) + error)

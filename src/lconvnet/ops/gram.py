@@ -55,14 +55,15 @@ def circular_bound(K: Tensor, size: tuple[int, int], *, steps: int = 12) -> floa
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
-        size: (h, w).
+        size: (h, w); an axis with one tap needs one frequency only.
 
     >>> 1 <= circular_bound(torch.ones(1, 1, 2, 2) / 4, (8, 8)) < 1 + 1e-12
     True
     """
     kernel = as_kernel(to_float64(K))
+    height, width = (n if k > 1 else min(n, 1) for n, k in zip(size, kernel.shape[2:], strict=True))
     largest = 0.0
-    for matrices in _transfer_chunks(kernel, size):
+    for matrices in _transfer_chunks(kernel, (height, width)):
         largest = max(largest, _largest_norm(matrices, steps, largest))
     return up(largest + _transfer_error(kernel))
 
@@ -80,7 +81,7 @@ def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 10) -> float:
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
-        grid: N, at least max(kh, kw); an axis with one tap needs one frequency only.
+        grid: N, at least max(kh, kw).
 
     >>> 1 <= grid_bound(torch.ones(1, 1, 2, 2) / 4) < 1.002
     True
@@ -88,9 +89,8 @@ def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 10) -> float:
     taps = tuple(K.shape[-2:])
     if grid < max(taps):
         raise ValueError(f"grid={grid} is coarser than the {taps} kernel: take at least {max(taps)}")
-    size = tuple(grid if k > 1 else 1 for k in taps)
-    factor = math.prod(_between((k - 1) / n) for k, n in zip(taps, size, strict=True))
-    return circular_bound(K, (size[0], size[1]), steps=steps) * factor * (1 + 32 * UNIT_ROUNDOFF)
+    factor = math.prod(_between((k - 1) / grid) for k in taps)
+    return circular_bound(K, (grid, grid), steps=steps) * factor * (1 + 32 * UNIT_ROUNDOFF)
 
 
 def _between(t: float) -> float:
