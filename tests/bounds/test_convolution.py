@@ -236,6 +236,16 @@ def test_circular_padding_that_the_forward_pass_does_not_apply_is_refused(change
         lipschitz_bound(nn.Sequential(conv), input_shape=(1, 5, 5))
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize("value", [1, [1]])
+def test_attributes_that_are_no_pairs_are_refused(kind, name, value):
+    conv = kind(1, 1, 2)
+    setattr(conv, name, value)
+    with pytest.raises(ValueError, match=rf"'0' \({kind.__name__}\) has {name}=.*two numbers"):
+        lipschitz_bound(nn.Sequential(conv), input_shape=(1, 4, 4))
+
+
 def test_reach_is_that_of_the_weight_not_of_the_attribute():
     conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
     conv.weight.data = torch.ones(1, 1, 1, 1)

@@ -369,6 +369,7 @@ def test_functions_are_read_as_modules():
     check(network(forward), 1.0)
     check(network(lambda self, x: F.adaptive_avg_pool2d(F.avg_pool2d(x, 2), 1).flatten(1)), 0.25, 1e-9)
     check(network(lambda self, x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2).relu()), 1.0, 1e-9)
+    check(network(lambda self, x: abs(x - 1)), 1.0, 1e-9)
 
 
 def test_every_function_is_one_that_torch_has():
@@ -429,6 +430,7 @@ REFUSED = [
     (lambda self, x: torch.sub(x, x, alpha=2), "alpha=2"),
     (lambda self, x: torch.div(x, 2, rounding_mode="floor"), "'div'.*rounding_mode"),
     (lambda self, x: x * float("inf"), "operand inf"),
+    (lambda self, x: x * 10**400, "'mul'.*cannot take these arguments"),
     (lambda self, x: x * x.shape[0], "operand"),
     (lambda self, x: x * torch.ones(3)[0], "neither parameter nor buffer"),
     (lambda self, x: x.data, "attribute 'data'"),
@@ -548,6 +550,7 @@ def test_in_place_modules_are_for_chains():
     """x + relu_(x) is 2 relu(x), since the first operand is overwritten."""
     rectify = nn.ReLU(inplace=True)
     assert upper(nn.Sequential(turn(), rectify)) == pytest.approx(1)
+    assert lipschitz_bound(nn.Sequential(rectify, turn()), input_shape=SHAPE).lower == pytest.approx(1)
 
     def overwritten(self, x):
         y = x * 1

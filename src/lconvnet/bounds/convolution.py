@@ -35,8 +35,18 @@ WIDE = 64
 """From this many channels on, a coarser frequency grid keeps the bound affordable."""
 
 
+def check_pairs(operation: Operation) -> None:
+    """Raise ``ValueError`` unless stride, dilation and padding are as torch's constructors leave them."""
+    conv = cast(nn.Conv2d | nn.ConvTranspose2d, operation.module)
+    for name in ("stride", "dilation", "padding"):
+        value = getattr(conv, name)
+        if not (isinstance(value, tuple) and len(value) == 2) and value not in ("same", "valid"):
+            raise operation.refuse(f"has {name}={value!r}, which are no two numbers: build a new one")
+
+
 def check_convolution(operation: Operation) -> None:
     """Raise ``ValueError`` unless a rule above covers the convolution and its padding."""
+    check_pairs(operation)
     conv = cast(nn.Conv2d, operation.module)
     if conv.padding_mode not in ("zeros", "circular"):
         raise operation.refuse(

@@ -253,7 +253,7 @@ HANDLERS: Mapping[Any, Callable[..., Any]] = {
 
 AS_MODULES: Mapping[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys((F.relu, torch.relu, "relu"), nn.ReLU),
-    **dict.fromkeys((torch.abs, "abs"), Abs),
+    **dict.fromkeys((operator.abs, torch.abs, "abs"), Abs),
     **dict.fromkeys((torch.flatten, "flatten"), lambda start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim)),
     F.avg_pool2d: nn.AvgPool2d,
     F.max_pool2d: lambda kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False: (

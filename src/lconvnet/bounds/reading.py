@@ -165,7 +165,7 @@ class Reader:
             result = self.examples[call] = self._result(call)
             record = partial(self._record, caller)
             self.values[call] = HANDLERS[call.target](Call(result, refuse, record), *args, **kwargs)
-        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        except (RuntimeError, TypeError, IndexError, AttributeError, OverflowError) as error:
             raise refuse(f"cannot take these arguments: {str(error).splitlines()[0]}") from error
 
     def _record(

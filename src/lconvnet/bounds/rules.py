@@ -15,7 +15,13 @@ import torch
 from torch import nn
 
 from lconvnet.bounds import pooling
-from lconvnet.bounds.convolution import NEARLY_ORTHOGONAL, check_convolution, convolution_upper, transposed_upper
+from lconvnet.bounds.convolution import (
+    NEARLY_ORTHOGONAL,
+    check_convolution,
+    check_pairs,
+    convolution_upper,
+    transposed_upper,
+)
 from lconvnet.bounds.types import LayerBound, Method, Operation
 from lconvnet.layers import (
     Abs,
@@ -183,6 +189,7 @@ RULES: dict[type[nn.Module], Rule] = {
 
 CHECKS: dict[type[nn.Module], Check] = {
     nn.Conv2d: check_convolution,
+    nn.ConvTranspose2d: check_pairs,
     nn.Flatten: check_flatten,
     **dict.fromkeys((nn.Dropout, nn.Dropout2d), check_dropout),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), check_batch_norm),
