@@ -11,6 +11,7 @@ from copy import deepcopy
 from torch import nn
 
 from lconvnet.layers import ConstrainedLayer
+from lconvnet.ops.altered import altered, refuse_global_hooks
 
 
 def bake(model: nn.Module) -> nn.Module:
@@ -27,7 +28,8 @@ def bake(model: nn.Module) -> nn.Module:
         The network in eval mode, no parameter requiring a gradient.
 
     Raises:
-        ValueError: for forward hooks, and for a layer whose ``forward`` and ``bake`` come from different classes.
+        ValueError: for forward hooks, replaced methods, and a layer whose ``forward`` and ``bake`` come from different
+            classes.
 
     >>> from lconvnet.models import mlp
     >>> bake(mlp(4, 2, widths=(4,)))
@@ -38,16 +40,17 @@ def bake(model: nn.Module) -> nn.Module:
       (linear2): Linear(in_features=4, out_features=2, bias=True)
     )
     """
-    _refuse_hooks(model)
+    _refuse_altered(model)
     return _baked(model).eval().requires_grad_(False)
 
 
-def _refuse_hooks(model: nn.Module) -> None:
+def _refuse_altered(model: nn.Module) -> None:
+    refuse_global_hooks()
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if method := altered(module):
             raise ValueError(
-                f"module {name or 'model'!r} ({type(module).__name__}) has forward hooks, which a baked network cannot "
-                "keep: remove them first, or make what they do a module"
+                f"module {name or 'model'!r} ({type(module).__name__}) has forward hooks or a replaced {method}, which "
+                "a baked network cannot keep: remove them first, or make what they do a module"
             )
 
 

@@ -71,6 +71,62 @@ def test_zero_padding_is_tight_on_large_images():
     check(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)), (1, 24, 24), 1.06)  # 3.2 % grid, 2 % finite size
 
 
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": 1}, {"padding": 1, "stride": 2}, {"stride": 3}, {"dilation": 2}], ids=str
+)
+def test_zero_padding_of_a_known_image_is_that_of_the_torus_that_holds_it(k, options):
+    """The padded image, with its sides rounded up to a multiple of the stride, wraps around nowhere that is read."""
+    options = {"padding": 0, "stride": 1, "dilation": 1, **options}
+    size, stride, reach = 7, options["stride"], options["dilation"] * (k - 1)
+    conv = nn.Conv2d(2, 2, k, bias=False, **options)
+    sides = -(-(size + 2 * options["padding"]) // stride) * stride
+    torus = nn.Sequential(
+        nn.CircularPad2d((reach, 0, reach, 0)), nn.Conv2d(2, 2, k, bias=False, **{**options, "padding": 0})
+    )
+    torus[1].weight = conv.weight
+    expected = norm(torus, (2, sides, sides))
+    assert norm(conv, (2, size, size)) * (1 - 1e-13) <= expected
+    bound = lipschitz_bound(conv, input_shape=(2, size, size)).upper
+    assert expected * (1 - 1e-13) <= bound <= expected * 1.0002  # rank 2 and 12 steps: 8.5e-5
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "output_padding": 1}, {"padding": 1, "dilation": 2}], ids=str)
+def test_a_transposed_convolution_of_a_known_image_is_that_of_its_torus(k, options):
+    """That of the pixels that it writes before it crops."""
+    size, stride, dilation = 4, options.get("stride", 1), options.get("dilation", 1)
+    conv = nn.ConvTranspose2d(2, 2, k, bias=False, **options)
+    reach = dilation * (k - 1)
+    sides = -(-((size - 1) * stride + reach + 1) // stride) * stride
+    adjoint = nn.Conv2d(2, 2, k, stride, dilation=dilation, bias=False)
+    adjoint.weight = conv.weight
+    expected = norm(nn.Sequential(nn.CircularPad2d((reach, 0, reach, 0)), adjoint), (2, sides, sides))
+    assert norm(conv, (2, size, size)) * (1 - 1e-13) <= expected
+    bound = lipschitz_bound(conv, input_shape=(2, size, size)).upper
+    assert expected * (1 - 1e-13) <= bound <= expected * 1.0002
+
+
+def test_a_folded_sum_is_that_of_the_torus_that_holds_it():
+    """x + K x on 5 x 5 pixels: a torus of 7 x 7."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+
+        def forward(self, x):
+            return x + self.conv(x)
+
+    block = Block().eval()
+    sum_of_both = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular", bias=False)
+    sum_of_both.weight.data = block.conv.weight.data.clone()
+    sum_of_both.weight.data[:, :, 1, 1] += torch.eye(2)
+    expected = norm(sum_of_both, (2, 7, 7))
+    bound = lipschitz_bound(block, input_shape=(2, 5, 5)).upper
+    assert norm(block, (2, 5, 5)) <= expected * (1 - 1e-13) <= bound <= expected * 1.0002
+
+
 @pytest.mark.parametrize("stride", [2, 3])
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("circular", [True, False])
@@ -178,6 +234,16 @@ def test_circular_padding_that_the_forward_pass_does_not_apply_is_refused(change
         setattr(conv, name, value)
     with pytest.raises(ValueError, match=r"'0' \(Conv2d\) declares .* but its forward pass pads by \[4, 4, 4, 4\]"):
         lipschitz_bound(nn.Sequential(conv), input_shape=(1, 5, 5))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize("value", [1, [1]])
+def test_attributes_that_are_no_pairs_are_refused(kind, name, value):
+    conv = kind(1, 1, 2)
+    setattr(conv, name, value)
+    with pytest.raises(ValueError, match=rf"'0' \({kind.__name__}\) has {name}=.*two numbers"):
+        lipschitz_bound(nn.Sequential(conv), input_shape=(1, 4, 4))
 
 
 def test_reach_is_that_of_the_weight_not_of_the_attribute():

@@ -12,6 +12,7 @@ from torch import nn
 from lconvnet import bake, layers
 from lconvnet.bounds import Graph, Node, fingerprint, lipschitz_bound, register_rule, trace
 from lconvnet.bounds.functions import AS_MODULES, HANDLERS, OPERATIONS
+from lconvnet.bounds.linear import margin_bounds
 from lconvnet.bounds.propagation import Groups
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import LayerBound
@@ -163,6 +164,37 @@ def test_a_joint_map_out_of_range_leaves_the_terms():
     assert upper(net, (2,)) == math.inf
 
 
+def dense(value):
+    """Multiplication by a float64."""
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    layer.weight.data.fill_(value)
+    return layer
+
+
+def normed(weight, variance):
+    norm = nn.BatchNorm1d(1, dtype=torch.float64)
+    norm.weight.data.fill_(weight)
+    norm.running_var.fill_(variance)
+    return norm
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(dense(1e-200), dense(1e-200), dense(1e308), nn.ReLU(), dense(1e100)),
+        nn.Sequential(dense(1e-200), dense(1e-200), dense(1e308), dense(1e100)),
+        nn.Sequential(dense(1e-200), layers.Scale(1e-200), dense(1e308), dense(1e100)),
+        nn.Sequential(dense(1e-200), normed(1e-200, 1.0), dense(1e308), dense(1e101)),
+        nn.Sequential(normed(5e-324, 5.0), dense(1e308), nn.ReLU(), dense(1e25)),
+        nn.Sequential(dense(1.0), normed(5e-324, 5.0), dense(1e308), dense(1e25)),
+        network(lambda self, x: self.b(self.a(x) / 1e200 * 1e-200) * 1e100, a=dense(1.0), b=dense(1e308)),
+    ],
+)
+def test_what_underflows_on_the_way_is_no_zero(net):
+    """All of these multiply by 1e8 or more in real arithmetic, and by 0 in float64."""
+    assert 1e8 <= upper(net.eval(), (1,)) <= math.inf
+
+
 def test_what_does_not_fold_is_bounded_term_by_term():
     """Zero beside circular padding, another size, an activation between: sums and products, and sound. The first two
     kernels are the same, so all that their difference sees is the border."""
@@ -296,8 +328,9 @@ def test_transposed_convolutions_are_adjoints(k, stride, options):
     """methods.md 0.3, 6: bounded as the convolution with the same kernel; a finite image reaches less."""
     options = {**options, "padding": min(options.get("padding", 0), k - 1)}
     conv = nn.ConvTranspose2d(2, 4, k, stride, **options).requires_grad_(False)
-    truth, bound = seen(conv, (2, 6, 6)), upper(conv, (2, 6, 6))
-    assert truth <= bound * (1 + 1e-12)
+    truth, known, bound = seen(conv, (2, 6, 6)), upper(conv, (2, 6, 6)), lipschitz_bound(conv).upper
+    assert truth <= known * (1 + 1e-12)
+    assert known <= bound * 1.0002  # Gram's truncation differs
     assert bound < 1.5 * truth
     groups = conv.weight.double().chunk(conv.groups)
     plain = [nn.Conv2d(2, 2, k, stride, **{**options, "groups": 1}) for _ in groups]
@@ -336,6 +369,7 @@ def test_functions_are_read_as_modules():
     check(network(forward), 1.0)
     check(network(lambda self, x: F.adaptive_avg_pool2d(F.avg_pool2d(x, 2), 1).flatten(1)), 0.25, 1e-9)
     check(network(lambda self, x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2).relu()), 1.0, 1e-9)
+    check(network(lambda self, x: abs(x - 1)), 1.0, 1e-9)
 
 
 def test_every_function_is_one_that_torch_has():
@@ -381,6 +415,11 @@ REFUSED = [
     (lambda self, x: x.mean(dim=-4, keepdim=True), "examples of a batch"),
     (lambda self, x: torch.cat([x, x]), "examples of a batch"),
     (lambda self, x: x.chunk(2)[0], "examples of a batch"),
+    (lambda self, x: x.chunk(x.shape[0], 1)[0].mean(1), "'chunk'.*number of examples"),
+    (lambda self, x: x.split(x.shape[0], 1)[0].mean(1), "'split'.*number of examples"),
+    (lambda self, x: x.split([x.shape[0], 2], 1)[0].mean(1), "'split'.*number of examples"),
+    (lambda self, x: x.view(x.shape[0], x.shape[0], -1).mean(1), "'view'.*number of examples"),
+    (lambda self, x: x.reshape(-1, x.size(0), 32).mean(1), "'reshape'.*number of examples"),
     (lambda self, x: x.permute(1, 0, 2, 3), "moves the batch"),
     (lambda self, x: x.transpose(0, 1), "examples of a batch"),
     (lambda self, x: torch.cat([x, self.c], 1), "joins a tensor with a constant"),
@@ -391,6 +430,7 @@ REFUSED = [
     (lambda self, x: torch.sub(x, x, alpha=2), "alpha=2"),
     (lambda self, x: torch.div(x, 2, rounding_mode="floor"), "'div'.*rounding_mode"),
     (lambda self, x: x * float("inf"), "operand inf"),
+    (lambda self, x: x * 10**400, "'mul'.*cannot take these arguments"),
     (lambda self, x: x * x.shape[0], "operand"),
     (lambda self, x: x * torch.ones(3)[0], "neither parameter nor buffer"),
     (lambda self, x: x.data, "attribute 'data'"),
@@ -446,6 +486,23 @@ def test_a_forward_pass_that_was_not_recorded_is_refused():
         upper(network(forward))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "growth", "gain"),
+    [(torch.float32, 1e-3, 1.0), (torch.float32, 1e-3, 1e30), (torch.float64, 1e-7, 1.0), (torch.float64, 1e-7, 1e300)],
+)
+def test_a_small_drift_is_seen_too(dtype, growth, gain):
+    """Other than by rounding, and beside a result that overflows."""
+    calls = []
+
+    def forward(self, x):
+        calls.append(x)
+        return torch.cat([x * (1 + growth * len(calls)), self.f(x) * self.gain], dim=1)
+
+    net = network(forward, f=layers.Scale(gain), gain=torch.full((1, 1), gain, dtype=dtype))
+    with pytest.raises(ValueError, match="something else than the calls that torch.fx records"):
+        upper(net, (2,))
+
+
 def test_a_module_that_changes_its_input_is_refused():
     class Doubling(nn.Module):
         def forward(self, x):
@@ -493,6 +550,7 @@ def test_in_place_modules_are_for_chains():
     """x + relu_(x) is 2 relu(x), since the first operand is overwritten."""
     rectify = nn.ReLU(inplace=True)
     assert upper(nn.Sequential(turn(), rectify)) == pytest.approx(1)
+    assert lipschitz_bound(nn.Sequential(rectify, turn()), input_shape=SHAPE).lower == pytest.approx(1)
 
     def overwritten(self, x):
         y = x * 1
@@ -560,6 +618,36 @@ def test_a_weight_that_is_a_plain_tensor_is_refused():
     linear.weight = weight
     with pytest.raises(ValueError, match=r"'0' \(Linear\) has a weight that is neither parameter nor buffer"):
         upper(nn.Sequential(linear), (2,))
+
+
+class Tripling(torch.Tensor):
+    """A tensor that has its own product."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs)
+        return 3 * result.as_subclass(torch.Tensor) if function is F.linear else result
+
+
+@pytest.mark.parametrize("weight", [torch.eye(2).as_subclass(Tripling), torch.eye(2).to_sparse()])
+def test_tensors_of_another_kind_are_refused(weight):
+    linear = nn.Linear(2, 2)
+    linear.weight = nn.Parameter(weight)
+    with pytest.raises(ValueError, match=r"tensor '0.weight' is (a|of).*plain"):
+        upper(nn.Sequential(linear), (2,))
+    with pytest.raises(ValueError, match=r"tensor '0.weight' is (a|of).*plain"):
+        margin_bounds(nn.Sequential(linear), torch.rand(1, 2), torch.tensor([0]), 0.1)
+
+
+def test_compiled_modules_are_refused():
+    """Calls go to whatever was compiled."""
+    linear = nn.Linear(2, 2)
+    linear._compiled_call_impl = lambda x: 3 * x
+    for name, net in (("", linear), ("0", nn.Sequential(linear))):
+        with pytest.raises(ValueError, match=rf"network module '{name}' \(Linear\) is compiled"):
+            upper(net, (2,))
+    with pytest.raises(ValueError, match=r"'0' \(Linear\) is compiled"):
+        margin_bounds(nn.Sequential(linear), torch.rand(1, 2), torch.tensor([0]), 0.1)
 
 
 def test_names_say_where():

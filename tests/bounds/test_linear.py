@@ -447,6 +447,18 @@ def hooked():
     return network
 
 
+def negated():
+    normalise = Normalize((0.0,), (0.5,))
+    normalise.std = (-0.5,)
+    return nn.Sequential(normalise, nn.Flatten(), nn.Linear(4, 2))
+
+
+def replaced():
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 2))
+    network[0]._conv_forward = lambda x, weight, bias: 9 * x
+    return network
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "message"),
     [
@@ -458,11 +470,24 @@ def hooked():
         (nn.Sequential(nn.Flatten(0)), (4,), "Flatten"),
         (nn.Sequential(Sum(nn.Linear(4, 3), nn.Linear(4, 2))), (4,), "shapes"),
         (hooked(), (2,), "'1' has a hook"),
+        (negated(), (1, 2, 2), "'0' has std="),
+        (replaced(), (1, 2, 2), "'0' has a hook or a replaced _conv_forward"),
+        (nn.Sequential(Sum(nn.ReLU(inplace=True), nn.Linear(2, 2))), (2,), "'0.0' works in place.*inplace=False"),
+        (nn.Sequential(Sum(nn.Flatten(), nn.Sequential(nn.ReLU(inplace=True)))), (2,), "'0.1.0' works in place"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(network, shape, message):
     with pytest.raises(ValueError, match=message):
         margin_bounds(network, torch.rand(1, *shape), torch.tensor([0]), 0.1)
+
+
+def test_global_hooks_are_refused():
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: 2 * output)
+    try:
+        with pytest.raises(ValueError, match="has a global forward hook"):
+            margin_bounds(dense_network(2, 3, 2), images(1, 2), torch.tensor([0]), 0.1)
+    finally:
+        hook.remove()
 
 
 def test_nan_weights_images_and_radii_are_refused():

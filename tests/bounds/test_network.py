@@ -181,6 +181,31 @@ def test_hooks_and_replaced_forwards_are_refused():
             lipschitz_bound(nn.Sequential(module))
 
 
+def test_a_deviation_that_was_changed_is_refused():
+    """1 / min(std) of a negative one would be a bound below 0."""
+    module = layers.Normalize((0.0, 0.0), (0.5, 1.0))
+    for std in (-0.5, 0.0, math.nan):
+        module.std = (std, 1.0)
+        with pytest.raises(ValueError, match=r"'0' \(Normalize\) has std="):
+            lipschitz_bound(nn.Sequential(module))
+
+
+@pytest.mark.parametrize(
+    ("pool", "same"),
+    [
+        (nn.AvgPool2d([2]), nn.AvgPool2d(2)),
+        (nn.AvgPool2d(3, ()), nn.AvgPool2d(3)),
+        (nn.MaxPool2d([2], []), nn.MaxPool2d(2)),
+        (nn.LPPool2d(2, 2, ()), nn.LPPool2d(2, 2)),
+    ],
+)
+def test_pools_are_read_as_torch_reads_them(pool, same):
+    """One number for both axes, and no stride for the window's side."""
+    x = torch.rand(1, 1, 6, 6)
+    assert torch.equal(pool(x), same(x))
+    assert lipschitz_bound(pool, input_shape=(1, 6, 6)).upper == lipschitz_bound(same).upper
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("module", [nn.Linear(3, 3), nn.Conv2d(1, 1, 3)], ids=["linear", "conv"])
 @pytest.mark.parametrize("method", ["auto", "spectrum"])

@@ -89,3 +89,13 @@ def test_the_default_dtype_does_not_matter():
         assert rescale(network).rescale.factor == expected
     finally:
         torch.set_default_dtype(default)
+
+
+def test_layers_keep_their_mode():
+    """They are shared with the network, whose own mode says nothing about them."""
+    network = nn.Sequential(nn.Dropout().eval())
+    assert network.training
+    rescaled = rescale(network)
+    assert rescaled.training
+    assert not network[0].training
+    assert lipschitz_bound(rescaled).upper == 1

@@ -202,6 +202,42 @@ def test_a_bound_of_a_rule_that_reads_private_numbers_is_refused(shape):
         del RULES[Private]
 
 
+def test_what_a_state_dict_says_does_not_count():
+    """A hook may write other numbers there; those of the modules are what runs. The truth is 1 / sqrt(2)."""
+    network, image = nn.Sequential(linear([[1, 0], [0, 1]])), torch.tensor([[1.0, 0.0]])
+
+    def shrink(module, state, prefix, metadata):
+        state[prefix + "0.weight"] = state[prefix + "0.weight"] / 10
+
+    network.register_state_dict_post_hook(shrink)
+    for level in ("analytic", "sound"):
+        assert 0.7 < float(certify(network, image, level=level).radius) <= 0.5**0.5
+
+
+class Eager(nn.Module):
+    """Its factor is computed in the dtype of the network, whenever it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = linear([[1, 0], [0, 1]])
+        self.register_buffer("a", torch.tensor(0.1))
+
+    def forward(self, x):
+        return self.l(x) * torch.sigmoid(self.a).item()
+
+
+def test_numbers_that_depend_on_the_dtype_are_refused():
+    """The float64 evaluation would be that of another network than the bound's: 0.52497917 and 0.52497918."""
+    network, images = Eager().eval(), torch.rand(2, 2)
+    for call in (
+        lambda: certify(network, images, bound=lipschitz_bound(network, input_shape=(2,), diagnose=False)),
+        lambda: lipschitz_bound(network, input_shape=(2,)),
+    ):
+        with pytest.raises(ValueError, match=r"network \(Eager\) computes other numbers in float64.*buffer"):
+            call()
+    assert float(certify(network.double(), images.double()).radius.min()) >= 0
+
+
 @pytest.mark.parametrize("shape", [(2, 2, 4), (1, 2, 2, 4, 4)])
 def test_a_size_free_bound_does_not_cover_images_of_another_rank(shape):
     network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten())

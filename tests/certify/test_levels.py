@@ -231,8 +231,19 @@ def test_an_inverse_beyond_the_range_is_refused():
         def forward(self, x):
             return x / 1.2e38
 
-    with pytest.raises(ValueError, match="the inverse constant 8.3.*e-39, beyond the range"):
-        certify(nn.Sequential(Divided()).eval(), torch.rand(1, 2), level="sound")
+    class DividedByTensor(nn.Module):
+        """On a GPU torch multiplies by the inverse of a number on the CPU."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("c", torch.tensor(1.2e38))
+
+        def forward(self, x):
+            return x / self.c
+
+    for kind in (Divided, DividedByTensor):
+        with pytest.raises(ValueError, match="the inverse constant 8.3.*e-39, beyond the range"):
+            certify(nn.Sequential(kind()).eval(), torch.rand(1, 2), level="sound")
 
 
 def test_images_that_overflow_are_not_certified():

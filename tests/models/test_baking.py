@@ -53,6 +53,19 @@ def test_what_baking_cannot_keep_is_refused():
     hooked[0].register_forward_hook(lambda module, inputs, output: 3 * output)
     with pytest.raises(ValueError, match=r"'0' \(LipschitzLinear\) has forward hooks"):
         lc.bake(hooked)
+    for model in (nn.Sequential(LipschitzLinear(3, 3)), LipschitzLinear(3, 3)):
+        model.forward = lambda x: 3 * x
+        with pytest.raises(ValueError, match=r"has forward hooks or a replaced forward"):
+            lc.bake(nn.Sequential(model))
+    model = nn.Sequential(LipschitzLinear(3, 3))
+    model.forward = model.forward  # as Fabric leaves it: a method of its class
+    assert type(lc.bake(model)[0]) is nn.Linear
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: 3 * output)
+    try:
+        with pytest.raises(ValueError, match="global forward hook"):
+            lc.bake(nn.Sequential(LipschitzLinear(3, 3)))
+    finally:
+        hook.remove()
 
     class Tripled(LipschitzLinear):
         def forward(self, x):

@@ -91,6 +91,13 @@ def test_scaling_by_powers_of_two_is_exact(exponent):
     assert gram.kernel_space_bound(K) > 8
 
 
+@pytest.mark.parametrize("row", [[1, 1], [2, 1], [3, 3, 3, 1]])
+def test_norms_below_the_normal_numbers_are_rounded_upward(row):
+    """In units of the least subnormal number, where a rounding may take away half of a norm."""
+    W = torch.tensor([row], dtype=torch.float64) * 2.0**-1074
+    assert is_upper_bound_exactly(gram.dense_bound(W), W)
+
+
 def test_zero_has_norm_zero():
     assert gram.dense_bound(torch.zeros(3, 2)) == 0
     assert gram.circular_bound(torch.zeros(3, 2, 3, 3), (4, 4)) <= 1e-300

@@ -3,10 +3,11 @@
 from lconvnet.bounds.fingerprint import fingerprint, program
 from lconvnet.bounds.graph import Graph, Node
 from lconvnet.bounds.network import lipschitz_bound
+from lconvnet.bounds.reading import tensors_of
 from lconvnet.bounds.rescaling import rescale
 from lconvnet.bounds.rules import register_rule
 from lconvnet.bounds.types import CERTIFYING_LEVELS, Bound, LayerBound, Operation
-from lconvnet.bounds.walk import Trace, operations, trace
+from lconvnet.bounds.walk import Trace, in_float64, operations, trace
 
 __all__ = [
     "CERTIFYING_LEVELS",
@@ -17,10 +18,12 @@ __all__ = [
     "Operation",
     "Trace",
     "fingerprint",
+    "in_float64",
     "lipschitz_bound",
     "operations",
     "program",
     "register_rule",
     "rescale",
+    "tensors_of",
     "trace",
 ]

@@ -1,7 +1,9 @@
 """Upper bounds for ``nn.Conv2d``, alone or behind its circular padding, and ``nn.ConvTranspose2d`` (methods.md
 0.3 and B.10).
 
-- Zero padding of any amount is a restriction of the unbounded convolution: norm <= sup_w |K_hat(w)|.
+- Zero padding of any amount is a restriction of the unbounded convolution: norm <= sup_w |K_hat(w)|. Where the size is
+  known it is one of the convolution on any torus that holds the image with its zeros: norm <= the maximum over the
+  frequencies of that.
 - Circular padding of at most k - 1 pixels an axis in total keeps a subset of the outputs of the convolution
   on the torus.
 - A stride keeps a subset of the outputs; the polyphase kernel is exact where the stride divides the image
@@ -12,6 +14,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -32,8 +35,18 @@ WIDE = 64
 """From this many channels on, a coarser frequency grid keeps the bound affordable."""
 
 
+def check_pairs(operation: Operation) -> None:
+    """Raise ``ValueError`` unless stride, dilation and padding are as torch's constructors leave them."""
+    conv = cast(nn.Conv2d | nn.ConvTranspose2d, operation.module)
+    for name in ("stride", "dilation", "padding"):
+        value = getattr(conv, name)
+        if not (isinstance(value, tuple) and len(value) == 2) and value not in ("same", "valid"):
+            raise operation.refuse(f"has {name}={value!r}, which are no two numbers: build a new one")
+
+
 def check_convolution(operation: Operation) -> None:
     """Raise ``ValueError`` unless a rule above covers the convolution and its padding."""
+    check_pairs(operation)
     conv = cast(nn.Conv2d, operation.module)
     if conv.padding_mode not in ("zeros", "circular"):
         raise operation.refuse(
@@ -109,12 +122,12 @@ def stride_divides(operation: Operation) -> bool:
 def convolution_upper(operation: Operation, method: Method) -> tuple[float, str]:
     """An upper bound on the norm and the name of the method that gave it: the maximum over the groups."""
     conv = cast(nn.Conv2d, operation.module)
-    size = operation.input_shape[-2:] if operation.input_shape is not None and is_circular(operation) else None
+    stride = conv.stride if stride_divides(operation) else (1, 1)
     weight = to_float64(conv.weight, f"network module {operation.name!r}: weight")
-    blocks = [_equivalent(group, operation, size) for group in weight.chunk(conv.groups)]
+    blocks = [_block(group, conv, stride, _torus(operation)) for group in weight.chunk(conv.groups)]
     if method == "auto":
         return max(_smallest_bound(block) for block in blocks)
-    if any(block.size is None and max(block.spread.shape[2:]) > 1 for block in blocks):
+    if any((block.size is None or not is_circular(operation)) and max(block.spread.shape[2:]) > 1 for block in blocks):
         raise operation.refuse(
             "has no exact spectrum: method='spectrum' needs circular padding and input_shape; else use 'auto'"
         )
@@ -127,8 +140,31 @@ def transposed_upper(operation: Operation, method: Method) -> tuple[float, str]:
     if method == "spectrum":
         raise operation.refuse("has no exact spectrum: a transposed convolution pads with zeros; use method='auto'")
     weight = to_float64(conv.weight, f"network module {operation.name!r}: weight")
-    blocks = [_block(group, conv, conv.stride) for group in weight.chunk(conv.groups)]
+    torus = None
+    if operation.input_shape is not None:
+        sides = zip(operation.input_shape[-2:], conv.stride, conv.dilation, weight.shape[2:], strict=True)
+        torus = _multiple(((n - 1) * s + d * (k - 1) + 1 for n, s, d, k in sides), conv.stride)
+    blocks = [_block(group, conv, conv.stride, torus) for group in weight.chunk(conv.groups)]
     return max(_smallest_bound(block) for block in blocks)
+
+
+def _torus(operation: Operation) -> tuple[int, int] | None:
+    """Sides of a torus on which a convolution of an image of known size has at least its norm: the image where that
+    wraps around, else the image with its zeros."""
+    if operation.input_shape is None:
+        return None
+    height, width = operation.input_shape[-2:]
+    if is_circular(operation):
+        return height, width
+    conv = cast(nn.Conv2d, operation.module)
+    above_below, left_right = own_padding(conv)
+    return _multiple((height + above_below, width + left_right), conv.stride)
+
+
+def _multiple(sides: Iterable[int], stride: tuple[int, ...]) -> tuple[int, int]:
+    """Rounded up to multiples of the stride."""
+    height, width = (-(-n // s) * s for n, s in zip(sides, stride, strict=True))
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -141,13 +177,8 @@ class _Block:
     size: tuple[int, int] | None
 
 
-def _equivalent(K: Tensor, operation: Operation, size: tuple[int, ...] | None) -> _Block:
-    conv = cast(nn.Conv2d, operation.module)
-    return _block(K, conv, conv.stride if stride_divides(operation) else (1, 1), size)
-
-
 def _block(
-    K: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d, stride: tuple[int, ...], size: tuple[int, ...] | None = None
+    K: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d, stride: tuple[int, ...], size: tuple[int, int] | None
 ) -> _Block:
     dilated = dilate(K, cast(tuple[int, int], conv.dilation))
     if max(stride) > 1:

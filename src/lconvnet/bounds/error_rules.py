@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from lconvnet.bounds.convolution import dilate
 from lconvnet.bounds.forward_error import INFLATION, ZERO, Line, Rule, Setting, Stored
 from lconvnet.bounds.graph import Node
+from lconvnet.bounds.pooling import pair
 from lconvnet.ops.nonnegative import nonnegative_bound
 from lconvnet.ops.norms import row_norms
 from lconvnet.ops.polyphase import to_unshuffled
@@ -52,10 +52,10 @@ def average(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
 def scaled(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     """A product with or a quotient by a constant, which itself is rounded to the network's dtype."""
     (x,) = inputs
-    value = abs(node.options.get("factor", node.options.get("value", 1.0)))
-    _check_range(node, "constant", torch.tensor([value], dtype=torch.float64), setting)
-    if node.operation == "divide" and value:  # some multiply by the inverse
-        _check_range(node, "inverse constant", torch.tensor([1 / value], dtype=torch.float64), setting)
+    values = _constant(node, setting)
+    _check_range(node, "constant", values, setting)
+    if node.operation == "divide":  # some multiply by the inverse
+        _check_range(node, "inverse constant", 1 / values[values != 0], setting)
     return _rounded(node, x, x.norm * setting.uppers[node.name], 2, setting)
 
 
@@ -96,12 +96,8 @@ def _standardized(
 def shifted(node: Node, inputs: Sequence[Stored], setting: Setting) -> Stored:
     """A sum with a constant, which itself is rounded."""
     (x,) = inputs
-    value = (
-        torch.tensor([node.options["value"]], dtype=torch.float64)
-        if "value" in node.options
-        else setting.tensors[node.tensors["constant"]]
-    )
-    constant = _norm(value.detach().cpu().double(), setting.size(node.name) // value.numel())
+    values = _constant(node, setting)
+    constant = _norm(values, setting.size(node.name) // values.numel())
     grown = x.norm * setting.uppers[node.name]
     return _rounded(node, x, grown + Line(0.0, constant), 2, setting, constant)
 
@@ -194,6 +190,13 @@ def _rounded(node: Node, x: Stored, sums: Line, terms: int, setting: Setting, bi
     return Stored(norm, x.error * upper + rounding, x.peak.at_least(sums + rounding))
 
 
+def _constant(node: Node, setting: Setting) -> Tensor:
+    """The constant of a node, in float64."""
+    if "constant" in node.tensors:
+        return setting.tensors[node.tensors["constant"]].detach().cpu().double()
+    return torch.tensor([node.options["factor" if node.operation == "Scale" else "value"]], dtype=torch.float64)
+
+
 def _check_range(node: Node, what: str, values: Tensor, setting: Setting) -> None:
     """Refuse numbers that the dtype of the network rounds to 0, to infinity, or with a large relative error."""
     sizes, arithmetic = values.abs(), setting.arithmetic
@@ -234,9 +237,5 @@ def _broadcast(node: Node, name: str, x: Stored, setting: Setting) -> Stored:
 def _averaged(node: Node, setting: Setting) -> int:
     """How many entries are averaged, at most."""
     if "kernel_size" in node.options:
-        return math.prod(_pair(node.options["kernel_size"]))
+        return math.prod(pair(node.options["kernel_size"]))
     return -(-setting.size(node.inputs[0]) // setting.size(node.name))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

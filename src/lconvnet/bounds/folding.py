@@ -35,8 +35,8 @@ WIDEST = 1024
 """Channels up to which a sum with the image itself is folded: an identity of that size is a kernel, too."""
 
 
-UNDERFLOW = 2.0**-1000
-"""More than all products that fall below the range of floats can add up to."""
+SMALLEST = 2.0**-1000
+"""Products of magnitudes below are not formed: far above it, g(c) M covers what a product that underflows has lost."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,15 @@ class Affine:
         """An upper bound on the norm at images of this size."""
         if not bool(torch.isfinite(self.magnitude).all()):
             return math.inf
-        torus = (size[0], size[1]) if self.border == "circular" else None
+        more = (0, 0) if self.border == "circular" else (self.kernel.shape[2] - 1, self.kernel.shape[3] - 1)
+        torus = size[0] + more[0], size[1] + more[1]
         total = float(row_norms(self.magnitude.flatten(2).permute(2, 0, 1).flatten(1)).sum())
-        error = gamma(2 * self.roundings) * total * (1 + gamma(self.magnitude.numel() + 8)) + UNDERFLOW
+        error = gamma(2 * self.roundings) * total * (1 + gamma(self.magnitude.numel() + 8)) + SMALLEST
         return up(kernel_bound(self.kernel, torus) + error)
 
     def compressed(self, outer: Affine) -> Affine | None:
         """``outer`` behind this one, where at most one of them reads neighbours."""
-        if self.border is not None and outer.border is not None:
+        if (self.border is not None and outer.border is not None) or _underflows(self.magnitude, outer.magnitude):
             return None
         spread = self if self.border is not None else outer
         terms = self.kernel.shape[0] + 2
@@ -78,8 +79,10 @@ class Affine:
             parts=self.parts + outer.parts,
         )
 
-    def scaled(self, factors: Tensor, roundings: int) -> Affine:
+    def scaled(self, factors: Tensor, roundings: int) -> Affine | None:
         """Each output channel times a number; ``roundings`` of these numbers."""
+        if _underflows(self.magnitude, factors.abs()):
+            return None
         rows = factors.expand(self.kernel.shape[0])[:, None, None, None]
         return replace(
             self,
@@ -105,6 +108,12 @@ class Affine:
             max(self.roundings, other.roundings) + 1,
             self.parts + other.parts + 2,
         )
+
+
+def _underflows(first: Tensor, second: Tensor) -> bool:
+    """Whether products of entries other than 0 may fall below SMALLEST."""
+    least = (float(entries.min()) for entries in (first[first > 0], second[second > 0]) if entries.numel())
+    return math.prod(least) < SMALLEST
 
 
 def _behind(outer: Tensor, inner: Tensor) -> Tensor:
@@ -189,7 +198,7 @@ def _module(operation: Operation, first: Affine) -> Affine | None:
     if type(module) is Scale:
         return first.scaled(_number(module.factor), 0)
     if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
-        return first.scaled(gains(operation), 4)
+        return first.scaled(gains(operation), 6)
     return None
 
 

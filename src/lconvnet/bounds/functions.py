@@ -58,6 +58,11 @@ class Call:
             raise self.refuse(f"works along dim={dims}, the examples of a batch: use dim=1 or later ones")
         return found
 
+    def known(self, sizes: Sequence[Any]) -> None:
+        """Refuse the number of examples among sizes: other batches would be cut otherwise than the two that are run."""
+        if BATCH in sizes:
+            raise self.refuse("takes the number of examples for the size of a dimension: write that as a number")
+
 
 def _shape(x: Node) -> tuple[int, ...]:
     return x.shape or ()
@@ -134,6 +139,7 @@ def _concatenate(call: Call, tensors: Sequence[Any], dim: int = 0) -> Node:
 def _parts(call: Call, x: Node, size: Any, dim: int = 0) -> tuple[Node, ...]:
     """``chunk`` and ``split``: the results say where the cuts are."""
     (axis,) = call.dims(_rank(x), dim)
+    call.known(size if isinstance(size, tuple | list) else [size])
     pieces, start = [], 0
     for part in call.result:
         stop = start + part.shape[axis]
@@ -176,6 +182,7 @@ def _reshape(call: Call, input: Node, *shape: Any) -> Node:  # noqa: A002
     whole = math.prod(call.result.shape[1:]) == math.prod(_shape(input))
     if not whole or not sizes or not (sizes[0] is BATCH or sizes[0] == -1):
         raise call.refuse("may mix the examples of a batch: use x.flatten(1), or x.reshape(len(x), ...) by x.shape[0]")
+    call.known(sizes[1:])
     return call.emit("reshape", input)
 
 
@@ -246,7 +253,7 @@ HANDLERS: Mapping[Any, Callable[..., Any]] = {
 
 AS_MODULES: Mapping[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys((F.relu, torch.relu, "relu"), nn.ReLU),
-    **dict.fromkeys((torch.abs, "abs"), Abs),
+    **dict.fromkeys((operator.abs, torch.abs, "abs"), Abs),
     **dict.fromkeys((torch.flatten, "flatten"), lambda start_dim=0, end_dim=-1: nn.Flatten(start_dim, end_dim)),
     F.avg_pool2d: nn.AvgPool2d,
     F.max_pool2d: lambda kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False: (

@@ -44,6 +44,8 @@ from lconvnet.bounds.backward import (
     through,
 )
 from lconvnet.layers import Normalize, Sum
+from lconvnet.ops.altered import altered, refuse_foreign
+from lconvnet.ops.flushing import refuse_flushing
 from lconvnet.ops.images import check_eps, check_images, check_labels
 from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma
@@ -89,8 +91,8 @@ class Relaxation:
 
     def extended(self, module: nn.Module, name: str) -> Relaxation:
         """The network with one more module. Raises ValueError for one that has no linear bounds."""
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-            raise ValueError(f"network module {name!r} has a hook or a replaced forward: remove it, or bake the model")
+        if method := altered(module):
+            raise ValueError(f"network module {name!r} has a hook or a replaced {method}: remove it, or bake the model")
         if type(module) is nn.Sequential:
             return self._through_all(module, name)
         if type(module) is nn.ReLU:
@@ -115,7 +117,10 @@ class Relaxation:
         return from_positions(lower, self.shape), from_positions(upper, self.shape)
 
     def _sum(self, module: Sum, name: str) -> Branches:
-        ends = [self.extended(branch, f"{name}.{index}") for index, branch in enumerate(module.branches)]
+        branches = [(f"{name}.{index}", branch) for index, branch in enumerate(module.branches)]
+        for branch_name, branch in branches:
+            _refuse_in_place(branch, branch_name)
+        ends = [self.extended(branch, branch_name) for branch_name, branch in branches]
         shapes = {end.shape for end in ends}
         if len(shapes) > 1:
             raise ValueError(f"network module {name!r} adds up outputs of shapes {sorted(shapes)}")
@@ -127,11 +132,22 @@ class Relaxation:
         return Relaxation(self.centre, self.eps, (*self.steps, step), step.output_shape, magnitude, underflow)
 
 
+def _refuse_in_place(branch: nn.Module, name: str) -> None:
+    for child_name, child in branch.named_modules():
+        if getattr(child, "inplace", False):
+            path = f"{name}.{child_name}" if child_name else name
+            raise ValueError(
+                f"network module {path!r} works in place where its input may be read again: use inplace=False"
+            )
+
+
 def relaxation(network: nn.Module, images: Tensor, eps: float) -> Relaxation:
     """The relaxed network over the balls of radius `eps` around images ``(B, ...)``; see `margin_bounds`."""
     centre = to_float64(check_images(images), "images")
     if centre.ndim not in (2, 4):
         raise ValueError(f"images has shape {tuple(centre.shape)}: linear bounds take (B, C, H, W) or (B, features)")
+    refuse_foreign(network)
+    refuse_flushing()
     nothing = torch.zeros(len(centre), dtype=torch.float64)
     start = Relaxation(centre, check_eps(eps), (), tuple(centre.shape[1:]), centre.abs() + eps, nothing)
     with torch.no_grad():

@@ -33,7 +33,7 @@ def jacobian_norm(function: Callable[[Tensor], Tensor], points: Tensor, *, itera
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad():
         x = points.detach().clone().requires_grad_()
-        y = function(x)
+        y = function(x.clone())  # which it may change in place
         u = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device).requires_grad_()
         (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
         norm = torch.zeros(len(points), dtype=y.dtype, device=y.device)

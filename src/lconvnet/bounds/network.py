@@ -15,7 +15,7 @@ from lconvnet.bounds.lower import network_lower
 from lconvnet.bounds.propagation import Groups
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Bound, LayerBound, Method, Operation
-from lconvnet.bounds.walk import Trace, trace
+from lconvnet.bounds.walk import Trace, in_float64, trace
 
 ROUNDING = 1e-9
 """How far a lower bound may lie above the upper one before it is no longer round-off of the power iteration."""
@@ -99,7 +99,8 @@ def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
 
 def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
     """Add lower bounds, of the layers and of the network. Raises RuntimeError where one lies above the upper bound."""
-    lower = None if bound.input_shape is None else network_lower(network, bound.input_shape)
+    shape = bound.input_shape
+    lower = None if shape is None else network_lower(in_float64(network, traced.graph), shape)
     layers = tuple(_with_lower(traced.operations.get(layer.name), layer) for layer in bound.layers)
     for layer in layers:
         kind = traced.graph[layer.name].operation.rpartition(".")[2]

@@ -23,8 +23,18 @@ from lconvnet.bounds.types import LayerBound, Method, Operation
 from lconvnet.ops.rounding import quotient_up, root_up
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def pair(value: Any) -> tuple[int, int]:
+    """A number for each axis, as torch reads one number, or a list of one or of two.
+
+    >>> pair(2), pair([3]), pair((1, 2))
+    ((2, 2), (3, 3), (1, 2))
+    """
+    values = (value,) if isinstance(value, int) else value
+    return values[0], values[-1]
+
+
+def _strides(pool: nn.AvgPool2d | nn.MaxPool2d | nn.LPPool2d) -> tuple[int, int]:
+    return pair(pool.stride or pool.kernel_size)
 
 
 def check_average(operation: Operation) -> None:
@@ -32,7 +42,7 @@ def check_average(operation: Operation) -> None:
     pool = cast(nn.AvgPool2d, operation.module)
     if pool.ceil_mode:
         raise operation.refuse("has ceil_mode=True, which divides by fewer pixels at the border: use ceil_mode=False")
-    if not pool.count_include_pad and pool.divisor_override is None and any(_pair(pool.padding)):
+    if not pool.count_include_pad and pool.divisor_override is None and any(pair(pool.padding)):
         raise operation.refuse(
             "has count_include_pad=False, which divides by fewer pixels at the border: use count_include_pad=True"
         )
@@ -41,7 +51,7 @@ def check_average(operation: Operation) -> None:
 def average(operation: Operation, method: Method) -> LayerBound:
     """``prod_axes sqrt(sum_r c_r^2) / divisor``."""
     pool = cast(nn.AvgPool2d, operation.module)
-    sides, strides = _pair(pool.kernel_size), _pair(pool.stride)
+    sides, strides = pair(pool.kernel_size), _strides(pool)
     squares = math.prod(sum(len(range(r, k, s)) ** 2 for r in range(s)) for k, s in zip(sides, strides, strict=True))
     return _root(operation, squares, abs(pool.divisor_override or math.prod(sides)))
 
@@ -78,7 +88,7 @@ def _root(operation: Operation, squares: int, divisor: int) -> LayerBound:
 def check_maximum(operation: Operation) -> None:
     """Refuse windows that overlap."""
     pool = cast(nn.MaxPool2d, operation.module)
-    sides, strides, dilation = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.dilation)
+    sides, strides, dilation = pair(pool.kernel_size), _strides(pool), pair(pool.dilation)
     if any(s < d * (k - 1) + 1 for k, s, d in zip(sides, strides, dilation, strict=True)):
         raise operation.refuse(
             f"has windows of {sides} that overlap at stride {strides}, so a pixel can count more than once: use "
@@ -100,7 +110,7 @@ def check_power(operation: Operation) -> None:
 def power(operation: Operation, method: Method) -> LayerBound:
     """``prod_axes sqrt(ceil(k / s))``."""
     pool = cast(nn.LPPool2d, operation.module)
-    sides, strides = _pair(pool.kernel_size), _pair(pool.stride if pool.stride is not None else pool.kernel_size)
+    sides, strides = pair(pool.kernel_size), _strides(pool)
     return _root(operation, math.prod(-(-k // s) for k, s in zip(sides, strides, strict=True)), 1)
 
 

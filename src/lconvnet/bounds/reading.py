@@ -27,7 +27,8 @@ EXAMPLES = 2
 """Images that a call runs on: more than one, so that mixing them shows."""
 
 SAME = 2.0**-7
-"""How far, of the largest entry, the same calls may lie apart: bfloat16 in another order."""
+"""How far, of the largest entry, the same calls may lie apart at most: bfloat16 in another order. More precise numbers
+by the root of their round-off."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Trace:
     graph: Graph
     operations: Mapping[str, Operation]
     constants: Mapping[str, Tensor]
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by their names, as modules hold them: hooks may write others into a ``state_dict``."""
+    return dict(chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)))
 
 
 def local(path: str) -> str:
@@ -58,9 +64,7 @@ class Reader:
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...] | None) -> None:
         self.network, self.shape = network, shape
-        self.tensors = dict(
-            chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
-        )
+        self.tensors = tensors_of(network)
         self.like = next(iter(self.tensors.values()), torch.zeros(()))
         self.nodes: dict[str, Node] = {}
         self.operations: dict[str, Operation] = {}
@@ -161,7 +165,7 @@ class Reader:
             result = self.examples[call] = self._result(call)
             record = partial(self._record, caller)
             self.values[call] = HANDLERS[call.target](Call(result, refuse, record), *args, **kwargs)
-        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        except (RuntimeError, TypeError, IndexError, AttributeError, OverflowError) as error:
             raise refuse(f"cannot take these arguments: {str(error).splitlines()[0]}") from error
 
     def _record(
@@ -298,7 +302,8 @@ def _close(whole: Tensor, parts: Sequence[Tensor]) -> bool:
     """Whether the parts of a batch, side by side, are the whole but for rounding."""
     if {part.shape[1:] for part in parts} != {whole.shape[1:]} or sum(map(len, parts)) != len(whole):
         return False
-    close = SAME * float(whole.abs().nan_to_num(0.0).max())
+    size = float(whole.abs().nan_to_num(nan=0.0, posinf=0.0).max())
+    close = size * min(SAME, torch.finfo(whole.dtype).eps ** 0.5 if whole.is_floating_point() else 0.0)
     return torch.allclose(whole, torch.cat(list(parts)), rtol=0.0, atol=close, equal_nan=True)
 
 

@@ -43,18 +43,25 @@ def rescale(network: nn.Module, *, input_shape: tuple[int, ...] | None = None) -
     upper = lipschitz_bound(network, input_shape=input_shape, diagnose=False).upper
     layers = OrderedDict(network._modules if type(network) is nn.Sequential else {"network": network})
     if upper <= 1:
-        return nn.Sequential(layers).train(network.training)
+        return _sequence(layers, network.training)
     factor = torch.tensor(1 / upper, dtype=torch.float32)
     while product_up((upper, float(factor))) > 1:
         factor = torch.nextafter(factor, torch.zeros((), dtype=torch.float32))
     if factor == 0:
         raise ValueError(f"network has the bound {upper}, whose inverse is no float32: train it with a constraint")
-    layers[_unused(layers)] = Scale(float(factor))
-    rescaled = nn.Sequential(layers).train(network.training)
+    layers[_unused(layers)] = Scale(float(factor)).train(network.training)
+    rescaled = _sequence(layers, network.training)
     found = lipschitz_bound(rescaled, input_shape=input_shape, diagnose=False).upper
     if not found <= 1:
         raise RuntimeError(f"network has the bound {found!r} after it was divided by {upper!r}: please report it")
     return rescaled
+
+
+def _sequence(layers: OrderedDict[str, nn.Module], training: bool) -> nn.Sequential:
+    """In this mode itself; its layers, which the network shares, keep theirs."""
+    sequence = nn.Sequential(layers)
+    sequence.training = training
+    return sequence
 
 
 def _unused(names: Container[str]) -> str:

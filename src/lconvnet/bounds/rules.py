@@ -7,6 +7,7 @@ unsound as configured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -14,7 +15,13 @@ import torch
 from torch import nn
 
 from lconvnet.bounds import pooling
-from lconvnet.bounds.convolution import NEARLY_ORTHOGONAL, check_convolution, convolution_upper, transposed_upper
+from lconvnet.bounds.convolution import (
+    NEARLY_ORTHOGONAL,
+    check_convolution,
+    check_pairs,
+    convolution_upper,
+    transposed_upper,
+)
 from lconvnet.bounds.types import LayerBound, Method, Operation
 from lconvnet.layers import (
     Abs,
@@ -76,7 +83,7 @@ def check_batch_norm(operation: Operation) -> None:
 
 
 def gains(operation: Operation) -> torch.Tensor:
-    """``gamma / sqrt(var + eps)`` of each channel in float64, to within four roundings."""
+    """``gamma / sqrt(var + eps)`` of each channel in float64, to within six roundings and away from 0."""
     module = cast(nn.BatchNorm2d, operation.module)
     name = f"network module {operation.name!r}"
     running = to_float64(cast(torch.Tensor, module.running_var), f"{name}: running_var")
@@ -86,7 +93,8 @@ def gains(operation: Operation) -> torch.Tensor:
     if not bool((variance > 0).all()):
         raise operation.refuse("has a running variance whose root is not positive: no bound exists")
     gamma = torch.ones_like(variance) if module.weight is None else to_float64(module.weight, f"{name}: weight")
-    return gamma / variance.sqrt()
+    away = torch.nextafter(gamma / variance.sqrt(), gamma.sign() * torch.inf)
+    return torch.where(gamma == 0, gamma, away)
 
 
 def batch_norm(operation: Operation, method: Method) -> LayerBound:
@@ -99,6 +107,13 @@ def scale(operation: Operation, method: Method) -> LayerBound:
     """The absolute value of the factor."""
     factor = abs(cast(Scale, operation.module).factor)
     return LayerBound(operation.name, factor, factor, "exact")
+
+
+def check_normalization(operation: Operation) -> None:
+    """Raise ``ValueError`` unless every deviation is a positive number."""
+    std = cast(Normalize, operation.module).std
+    if not all(0 < s < math.inf for s in std):
+        raise operation.refuse(f"has std={std}: deviations are positive numbers")
 
 
 def normalization(operation: Operation, method: Method) -> LayerBound:
@@ -174,6 +189,7 @@ RULES: dict[type[nn.Module], Rule] = {
 
 CHECKS: dict[type[nn.Module], Check] = {
     nn.Conv2d: check_convolution,
+    nn.ConvTranspose2d: check_pairs,
     nn.Flatten: check_flatten,
     **dict.fromkeys((nn.Dropout, nn.Dropout2d), check_dropout),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), check_batch_norm),
@@ -183,6 +199,7 @@ CHECKS: dict[type[nn.Module], Check] = {
     nn.MaxPool2d: pooling.check_maximum,
     nn.LPPool2d: pooling.check_power,
     **dict.fromkeys((MaxMin, GroupSort, FullSort), check_sorting),
+    Normalize: check_normalization,
 }
 
 ON_IMAGES = {

@@ -6,16 +6,20 @@ turns each recorded call into nodes.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as global_hooks
 
 from lconvnet.bounds.attributes import plain_attributes, version
+from lconvnet.bounds.graph import Graph
 from lconvnet.bounds.reading import Reader, Trace, local
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
+from lconvnet.ops.altered import altered, refuse_foreign
+from lconvnet.ops.flushing import refuse_flushing
 
 
 def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Trace:
@@ -34,7 +38,8 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
     [('input', 'input'), ('0', 'Flatten'), ('1.0', 'Linear'), ('1.1', 'ReLU')]
     """
     shape = None if input_shape is None else _checked_shape(input_shape)
-    _refuse_global_hooks()
+    refuse_foreign(network)
+    refuse_flushing()
     for name, module in network.named_modules():
         _refuse_altered(module, name)
     before = _state(network)
@@ -66,6 +71,21 @@ def operations(network: nn.Module, input_shape: tuple[int, ...] | None = None) -
     ['0', '1.0', '1.1']
     """
     return list(trace(network, input_shape).operations.values())
+
+
+def in_float64(network: nn.Module, graph: Graph) -> nn.Module:
+    """A copy in float64 and eval mode whose graph is the same.
+
+    Raises ``ValueError`` where its numbers are others, as those of a forward pass that computes them from a buffer.
+    """
+    with torch.inference_mode(False):  # a copy made in inference mode could not be differentiated
+        copy = deepcopy(network).double().eval()
+    if trace(copy, graph.nodes[0].shape).graph != graph:
+        raise ValueError(
+            f"network ({type(network).__name__}) computes other numbers in float64 than in its own dtype: compute them "
+            "once, and keep each as a float or a buffer"
+        )
+    return copy
 
 
 class _Holder(nn.Module):
@@ -128,21 +148,9 @@ class _Recorder(fx.Tracer):
 
 def _refuse_altered(module: nn.Module, name: str) -> None:
     """A hook or a replaced method makes a module compute something that its type does not tell."""
-    replaced = [
-        key for key, value in vars(module).items() if callable(value) and callable(getattr(type(module), key, 0))
-    ]
-    if module._forward_hooks or module._forward_pre_hooks or replaced:
+    if method := altered(module):
         raise Operation(name, module).refuse(
-            f"has a forward hook or a replaced {replaced[0] if replaced else 'forward'}, so its type says nothing: "
-            "remove it, or bake the model"
-        )
-
-
-def _refuse_global_hooks() -> None:
-    """A hook on all modules changes what each of them computes."""
-    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
-        raise ValueError(
-            "torch.nn.modules.module has a global forward hook, so no module's type says what it computes: remove it"
+            f"has a forward hook or a replaced {method}, so its type says nothing: remove it, or bake the model"
         )
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -26,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import Bound, Trace
+from lconvnet.bounds import Bound, Trace, in_float64, tensors_of
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.budget import Budget, budget, classes_of, refuse_subnormal
 from lconvnet.certify.evaluation import image_norms, logits_of
@@ -76,7 +75,7 @@ class Claim:
     def of(cls, network: nn.Module, traced: Trace, bound: Bound, images: Tensor, level: Level) -> Claim:
         """The claim about a network that was traced on images of this shape."""
         classes_of(traced.graph)
-        tensors = {**network.state_dict(), **traced.constants}
+        tensors = tensors_of(network)
         if level == "sound":
             refuse_subnormal(traced.graph, tensors)
         return cls(network, traced.graph, tensors, bound, level, _dtype(network, images, level))
@@ -101,7 +100,7 @@ class Claim:
 
     @cached_property
     def _double(self) -> nn.Module:
-        return deepcopy(self.network).double().eval()
+        return in_float64(self.network, self.graph)
 
     @cached_property
     def _lipschitz(self) -> Tensor:

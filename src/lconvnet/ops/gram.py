@@ -25,6 +25,9 @@ from .rounding import UNIT_ROUNDOFF, gamma, up
 CHUNK_ELEMENTS = 2**21
 """Complex numbers held at once: 32 MB."""
 
+TINY = 2.0**-1022
+"""The least normal number: below it even a product with a power of two is rounded."""
+
 
 def dense_bound(matrix: Tensor, *, steps: int = 20) -> float:
     """An upper bound on the largest singular value of a matrix: never below it, at most ``r^(2^-(steps+1))``
@@ -52,14 +55,15 @@ def circular_bound(K: Tensor, size: tuple[int, int], *, steps: int = 12) -> floa
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
-        size: (h, w).
+        size: (h, w); an axis with one tap needs one frequency only.
 
     >>> 1 <= circular_bound(torch.ones(1, 1, 2, 2) / 4, (8, 8)) < 1 + 1e-12
     True
     """
     kernel = as_kernel(to_float64(K))
+    height, width = (n if k > 1 else min(n, 1) for n, k in zip(size, kernel.shape[2:], strict=True))
     largest = 0.0
-    for matrices in _transfer_chunks(kernel, size):
+    for matrices in _transfer_chunks(kernel, (height, width)):
         largest = max(largest, _largest_norm(matrices, steps, largest))
     return up(largest + _transfer_error(kernel))
 
@@ -77,7 +81,7 @@ def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 10) -> float:
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
-        grid: N, at least max(kh, kw); an axis with one tap needs one frequency only.
+        grid: N, at least max(kh, kw).
 
     >>> 1 <= grid_bound(torch.ones(1, 1, 2, 2) / 4) < 1.002
     True
@@ -85,9 +89,8 @@ def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 10) -> float:
     taps = tuple(K.shape[-2:])
     if grid < max(taps):
         raise ValueError(f"grid={grid} is coarser than the {taps} kernel: take at least {max(taps)}")
-    size = tuple(grid if k > 1 else 1 for k in taps)
-    factor = math.prod(_between((k - 1) / n) for k, n in zip(taps, size, strict=True))
-    return circular_bound(K, (size[0], size[1]), steps=steps) * factor * (1 + 32 * UNIT_ROUNDOFF)
+    factor = math.prod(_between((k - 1) / grid) for k in taps)
+    return circular_bound(K, (grid, grid), steps=steps) * factor * (1 + 32 * UNIT_ROUNDOFF)
 
 
 def _between(t: float) -> float:
@@ -207,7 +210,9 @@ def _root(mantissa: Tensor, exponent: Tensor, steps: int) -> Tensor:
         odd = exponent % 2
         root = torch.nextafter(torch.sqrt(mantissa * (1 + odd)), infinity)
         mantissa, exponent = torch.where(mantissa == 0, mantissa, root), (exponent - odd) // 2
-    return torch.where(exponent > 1000, infinity, mantissa * power_of_two(exponent.clamp(-1000, 1000)))
+    product = mantissa * power_of_two(exponent.clamp(-1000, 1000))
+    product = torch.where((product > 0) & (product < TINY), torch.nextafter(product, infinity), product)
+    return torch.where(exponent > 1000, infinity, product)
 
 
 def _transfer_chunks(K: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
