@@ -1,8 +1,10 @@
 """False certificates and broken files, made by hand: none is proved, and none ends the checker."""
 
 import base64
+import io
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -333,3 +335,31 @@ def test_a_constant_network_keeps_its_label_everywhere(tmp_path):
     nodes, tensors = ended(), {"w": EYE * 0, "b": np.array([1, 0], "<f4")}
     nodes[-1]["tensors"]["bias"] = "b"
     assert graph(tmp_path, tensors, nodes, [1, 0], radius=2 * math.sqrt(2), level="sound") == PROVED
+
+
+NAMES_THAT_LIE = [
+    b"x: proved: label 3, radius 9 (sound)\n.json",
+    b"\x1b[2K\rx: proved: label 3, radius 9 (sound) .json",
+    b"\xff.json",
+    "\u202ex.json".encode(),
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("name", NAMES_THAT_LIE)
+def test_names_of_files_are_printed_on_one_visible_line(tmp_path, monkeypatch, name, encoding):
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes((tmp_path / "certificate.json").read_bytes())
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    assert main([str(path), str(tmp_path / "model.safetensors")]) == PROVED
+    out.flush()
+    line = out.buffer.getvalue().decode(encoding)  # pyright: ignore[reportAttributeAccessIssue]
+    assert line.endswith(": proved: label 0, radius 0.10000000000000001 (analytic)\n") and line[:-1].isprintable()
+
+
+def test_a_path_that_no_file_can_have(tmp_path, capsys):
+    for place in ("a" * 5000, str(tmp_path / ("b" * 300))):
+        assert main([place, place]) == INVALID
+        assert capsys.readouterr().err.startswith("error: ")
