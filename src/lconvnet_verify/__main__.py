@@ -56,7 +56,7 @@ def _print(message: str, stream: TextIO) -> None:
     """Print one line in the characters that the stream has, whatever a file or its name made of the message."""
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     encoding = stream.encoding or "utf-8"
-    print(visible.encode(encoding, "backslashreplace").decode(encoding), file=stream)  # noqa: T201
+    print(visible.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def _cut(message: str) -> str:
