@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(f"{place} holds no certificate (*.json)")
     try:
         prover = Prover(read_model(Path(arguments[1])))
-    except InvalidFile as error:
+    except (InvalidFile, NotProved) as error:
         return _fail(f"{arguments[1]}: {error}")
     return max(_check(path, prover) for path in paths)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,12 @@ import numpy as np
 from flint import fmpz_mat
 
 from lconvnet_verify.reading import Node, NotProved, prove
+
+LARGEST = 2**25
+"""Numbers that are held at once."""
+
+DIGITS = 2**33
+"""Bits that the numbers of one tensor are lengthened by, all together."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +31,16 @@ class Exact:
         """The same numbers as finite floats."""
         prove(values.dtype.kind == "f", "a constant is no float")
         prove(bool(np.isfinite(values).all()), "a constant is not finite")
-        mantissas, exponents = np.frexp(values.astype(np.float64))
+        mantissas, exponents = np.frexp(np.atleast_1d(values).astype(np.float64))
         integers, exponents = (mantissas * 2.0**53).astype(np.int64), exponents.astype(np.int64) - 53
         least = int(exponents[integers != 0].min(initial=0))
         shifts = np.where(integers != 0, exponents - least, 0)
+        require_digits(int(shifts.max(initial=0)) * shifts.size)
         return cls(integers.astype(object) << shifts.astype(object), least)
 
     def at(self, exponent: int) -> np.ndarray:
         """The integers for another, not larger exponent."""
+        require_digits((self.exponent - exponent) * self.integers.size)
         return self.integers << (self.exponent - exponent)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Exact:
@@ -41,6 +50,17 @@ class Exact:
     def __add__(self, other: Exact) -> Exact:
         exponent = min(self.exponent, other.exponent)
         return Exact(self.at(exponent) + other.at(exponent), exponent)
+
+
+def require_room(shape: Iterable[int]) -> None:
+    """Raise NotProved for a tensor of a shape that is too large, before it is made."""
+    entries = math.prod(shape)
+    prove(entries <= LARGEST, f"it asks for {entries} numbers at once, more than {LARGEST}")
+
+
+def require_digits(bits: int) -> None:
+    """Raise NotProved where numbers would become too long."""
+    prove(bits <= DIGITS, "it asks for numbers with too many digits")
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -61,6 +81,7 @@ def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.nda
         except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
             raise NotProved(f"node {node.name!r} ({node.operation}) cannot be evaluated ({error})") from None
         found = values[node.name].integers.shape
+        require_room(found)
         prove(node.shape in ((), found), f"node {node.name!r} gives the shape {found}, not {node.shape}")
     return values
 
@@ -79,6 +100,8 @@ def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
         padded(node, _image(node, x)), K.integers.shape[2:], node.options["stride"], node.options["dilation"]
     )
     channels, height, width = windows.shape[:3]
+    require_room(windows.shape)
+    require_room((len(K.integers), height, width))
     prove(channels == K.integers.shape[1] * groups, "has another number of channels than its weight")
     parts = [
         product(kernel.reshape(len(kernel), -1), window.transpose(0, 3, 4, 1, 2).reshape(-1, height * width))
@@ -96,6 +119,7 @@ def _image(node: Node, x: Exact) -> np.ndarray:
 def padded(node: Node, image: np.ndarray) -> np.ndarray:
     """The image with the padding of a convolution, its own or a circular one before it."""
     (above, below), (left, right), mode = padding(node)
+    require_room((len(image), image.shape[1] + above + below, image.shape[2] + left + right))
     return np.pad(image, ((0, 0), (above, below), (left, right)), **mode)
 
 
@@ -148,6 +172,8 @@ def flatten(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def zero_pad(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Zeros left, right, above and below."""
     left, right, above, below = node.options["padding"]
+    channels, height, width = x.integers.shape
+    require_room((channels, height + above + below, width + left + right))
     return x.map(lambda v: np.pad(v, ((0, 0), (above, below), (left, right)), constant_values=0))
 
 
@@ -168,6 +194,7 @@ def upsampling(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def nearest(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Every pixel s times along both axes."""
     s = node.options["factor"]
+    require_room((*x.integers.shape, s, s))
     return Exact(_image(node, x).repeat(s, axis=1).repeat(s, axis=2), x.exponent)
 
 
@@ -185,6 +212,7 @@ def added(node: Node, tensors: Mapping[str, Exact], a: Exact, b: Exact) -> Exact
 
 def concatenated(node: Node, tensors: Mapping[str, Exact], *parts: Exact) -> Exact:
     """Side by side along a dimension that counts the batch as 0."""
+    require_room([sum(part.integers.size for part in parts)])
     exponent = min(part.exponent for part in parts)
     return Exact(np.concatenate([part.at(exponent) for part in parts], axis=node.options["dim"] - 1), exponent)
 

@@ -19,7 +19,7 @@ from lconvnet_verify.operations import RULES, WEIGHTED
 FORMAT = "lconvnet-certificate-1"
 KEYS = {"format", "level", "network", "graph", "layers", "versions", "input", "label", "radius", "source"}
 DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
-MAXIMAL_BYTES = 2**30
+MAXIMAL_MODEL, MAXIMAL_JSON = 2**30, 2**26
 HEXADECIMAL = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
 MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError)
 """What reading raises where a part is missing or of another kind."""
@@ -87,7 +87,7 @@ class Model:
 
 def read_certificate(path: Path) -> Certificate:
     """Return a certificate; raise InvalidFile where it is none."""
-    data = parse(_bytes(path).decode("utf-8", "replace"))
+    data = parse(_bytes(path, MAXIMAL_JSON).decode("utf-8", "replace"))
     try:
         require(set(data) == KEYS and data["format"] == FORMAT, f"is no certificate of format {FORMAT}")
         nodes = tuple(_node(**entry) for entry in data["graph"]["nodes"])
@@ -112,15 +112,16 @@ def read_certificate(path: Path) -> Certificate:
 
 def read_model(path: Path) -> Model:
     """Return a model from a safetensors file: eight bytes of length, a JSON header, the tensors."""
-    data = _bytes(path)
+    data = _bytes(path, MAXIMAL_MODEL)
     length = int.from_bytes(data[:8], "little")
     require(len(data) > 8 and length <= len(data) - 8, "is no safetensors file")
+    require(length <= MAXIMAL_JSON, f"has a header that is larger than {MAXIMAL_JSON} bytes")
     header = parse(data[8 : 8 + length].decode("utf-8", "replace"))
     body = memoryview(data)[8 + length :]
     try:
         about = parse(header.pop("__metadata__")["lconvnet"])
         tensors = {name: _tensor(body, **entry) for name, entry in header.items()}
-        nodes = _graph(about) if "graph" in about else _chain(about["architecture"])
+        nodes = _graph(about) if "graph" in about else _chain(about["architecture"], about.get("input_shape"))
         for node in nodes:
             _require_known(node, tensors)
         return Model(tensors, _hash(header, body), nodes, nodes[-1].name)
@@ -179,9 +180,9 @@ def _graph(about: dict[str, Any]) -> tuple[Node, ...]:
     return nodes
 
 
-def _chain(architecture: list[dict[str, Any]]) -> tuple[Node, ...]:
+def _chain(architecture: list[dict[str, Any]], shape: list[int] | None) -> tuple[Node, ...]:
     """The layers in order; a circular padding belongs to the convolution behind it, "input" to the first node."""
-    nodes, before = [Node("input", "input", ())], {}
+    nodes, before = [Node("input", "input", (), shape=tuple(shape or ()))], {}
     for entry in architecture:
         options = {key: value for key, value in entry.items() if key not in ("name", "op", "bias")}
         if entry["op"] == "circular-pad":
@@ -280,10 +281,10 @@ def _refuse(constant: str) -> Any:
     raise InvalidFile(f"has the number {constant}")
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, most: int) -> bytes:
     try:
         require(path.is_file(), "is no file")
-        require(path.stat().st_size <= MAXIMAL_BYTES, f"is larger than {MAXIMAL_BYTES} bytes")
+        require(path.stat().st_size <= most, f"is larger than {most} bytes")
         return path.read_bytes()
     except OSError as error:
         raise InvalidFile(f"cannot be read ({error.strerror})") from None

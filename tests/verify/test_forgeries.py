@@ -2,9 +2,11 @@
 
 import base64
 import io
+import itertools
 import json
 import math
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -363,3 +365,100 @@ def test_a_path_that_no_file_can_have(tmp_path, capsys):
     for place in ("a" * 5000, str(tmp_path / ("b" * 300))):
         assert main([place, place]) == INVALID
         assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_constant_without_dimensions(tmp_path):
+    """As a buffer that is a number: x * gain."""
+    tensors = {"w": EYE, "c": np.array(0.5, "<f4")}
+    scaled = ended(node("m", "multiply", "input", constant="c"))
+    moved = ended(node("m", "shift", "input", options={"sign": -1}, constant="c"))
+    for level in ("analytic", "sound"):
+        assert graph(tmp_path, tensors, scaled, [0.5, 1, ABOVE_ONE], radius=0.353, level=level) == PROVED
+        assert graph(tmp_path, tensors, scaled, [0.5, 1, ABOVE_ONE], radius=0.354, level=level) == UNPROVED
+        assert graph(tmp_path, tensors, scaled, [0.49, 1, ABOVE_ONE], radius=0.353, level=level) == UNPROVED
+        assert graph(tmp_path, tensors, moved, [1, 1, ABOVE_ONE], radius=0.353, level=level) == PROVED
+
+
+def growing(*layers):
+    """An image of two pixels that grows by some layers ``(operation, options, tensors)``."""
+    names = ["input", *(f"g{i}" for i in range(len(layers)))]
+    zipped = zip(names, names[1:], layers, strict=False)
+    return ended(*(node(name, kind, last, options=options, **read) for last, name, (kind, options, read) in zipped))
+
+
+WIDE = {**CONVOLVED, "padding": [1024, 1024]}
+LARGE = {
+    "repeated pixels": [("NearestUpsampling", {"factor": 1024}, {}), ("NearestUpsampling", {"factor": 16}, {})],
+    "zeros around": [("ZeroPad2d", {"padding": [1024] * 4}, {})] * 3,
+    "a padded convolution": [("ZeroPad2d", {"padding": [1024] * 4}, {})] * 2 + [("Conv2d", WIDE, {"weight": "k"})],
+    "windows": [("NearestUpsampling", {"factor": 1024}, {}), ("Conv2d", WIDE, {"weight": "k4"})],
+    "output channels": [("NearestUpsampling", {"factor": 1024}, {}), ("Conv2d", CONVOLVED, {"weight": "many"})],
+    "a stride": [("Conv2d", {**CONVOLVED, "stride": [1024, 1024]}, {"weight": "hundred"})],
+    "a dilation": [("Conv2d", {**WIDE, "dilation": [1000, 1000]}, {"weight": "hundred3"})],
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_model_that_asks_for_too_much_memory_is_refused_before_it_takes_it(tmp_path, capsys, name):
+    tensors = {
+        "k": np.ones((1, 1, 1, 1), "<f4"),
+        "k4": np.ones((1, 1, 4, 4), "<f4"),
+        "many": np.ones((17, 1, 1, 1), "<f4"),
+        "hundred": np.ones((100, 1, 1, 1), "<f4"),
+        "hundred3": np.ones((100, 1, 3, 3), "<f4"),
+        "w": np.ones((2, {"a stride": 100, "a dilation": 245_000}.get(name, 2)), "<f4"),
+    }
+    layers = LARGE[name]
+    nodes = growing(*layers)
+    tracemalloc.start()
+    try:
+        assert graph(tmp_path, tensors, nodes, [1e6] * len(layers) + [1, ABOVE_ONE]) == UNPROVED
+        assert tracemalloc.get_traced_memory()[1] < 2**29
+    finally:
+        tracemalloc.stop()
+    assert "numbers at once" in capsys.readouterr().out
+
+
+def test_a_concatenation_that_asks_for_too_much_memory(tmp_path, capsys):
+    names = ["input", "c0", "c1", "c2"]
+    joins = (node(name, "concatenate", *[last] * 1000, options={"dim": 1}) for last, name in itertools.pairwise(names))
+    nodes = ended(*joins)
+    assert graph(tmp_path, {"w": EYE}, nodes, [1] * 4 + [ABOVE_ONE]) == UNPROVED
+    assert "numbers at once" in capsys.readouterr().out
+
+
+def test_numbers_with_too_many_digits():
+    """Every factor 2^-1000 makes a sum behind it 1000 bits longer, and float64 alone spans 2100."""
+    ones = Exact(np.full(2**14, 1, dtype=object), 0)
+    assert ones.at(-10).sum() == 2**24
+    for fails in (lambda: ones.at(-(2**20)), lambda: Exact.of(np.full(2**23, 5e-324) + np.eye(1, 2**23))):
+        with pytest.raises(NotProved, match="too many digits"):
+            fails()
+
+
+def test_a_chain_says_the_shape_of_its_images(tmp_path, capsys):
+    """Else a convolution would read a large image, until the first dense layer refuses it."""
+    tensors = {"fc.weight": EYE}
+    chain = [{"name": "flat", "op": "flatten", **FLAT}, {"name": "fc", "op": "linear", "bias": False}]
+    nodes = [node("input", "input"), node("flat", "Flatten", "input", options=FLAT)]
+    nodes.append(node("fc", "Linear", "flat", weight="fc.weight"))
+    for shape, expected in (([1, 1, 2], PROVED), (None, PROVED), ([1, 2, 1], UNPROVED)):
+        about = {"architecture": chain, "input_shape": shape}
+        assert forge(tmp_path, tensors, about, nodes, [1, ABOVE_ONE]) == expected
+    assert "takes images of shape (1, 2, 1), not (1, 1, 2)" in capsys.readouterr().out
+
+
+def test_long_files_are_not_parsed(tmp_path, capsys):
+    """A megabyte of JSON may take thirty in memory."""
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    path, model = tmp_path / "certificate.json", tmp_path / "model.safetensors"
+    text = path.read_text()
+    with path.open("a") as file:
+        file.truncate(reading.MAXIMAL_JSON + 1)
+    assert main([str(path), str(model)]) == INVALID
+    path.write_text(text)
+    with model.open("r+b") as file:
+        file.write((reading.MAXIMAL_JSON + 1).to_bytes(8, "little"))
+        file.truncate(reading.MAXIMAL_JSON + 100)
+    assert main([str(path), str(model)]) == INVALID
+    assert capsys.readouterr().err.count("is larger than") == 2
