@@ -271,6 +271,7 @@ OPERATIONS: dict[str, Callable[..., Exact]] = {
     "NearestUpsampling": nearest,
     "ReLU": _moved(lambda v: np.maximum(v, 0)),
     "Scale": scale,
+    "TwoSidedReLU": _moved(lambda v: np.concatenate([np.maximum(v, 0), np.maximum(-v, 0)])),
     "ZeroPad2d": zero_pad,
     "add": added,
     "concatenate": concatenated,

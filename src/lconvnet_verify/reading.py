@@ -27,8 +27,8 @@ MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError)
 OPERATIONS = {
     "abs": "Abs", "conv2d": "Conv2d", "downsampling": "InvertibleDownsampling", "flatten": "Flatten",
     "fullsort": "FullSort", "groupsort": "GroupSort", "identity": "Identity", "linear": "Linear", "maxmin": "MaxMin",
-    "nearest-upsampling": "NearestUpsampling", "relu": "ReLU", "scale": "Scale", "upsampling": "InvertibleUpsampling",
-    "zero-pad": "ZeroPad2d",
+    "nearest-upsampling": "NearestUpsampling", "relu": "ReLU", "scale": "Scale", "two-sided-relu": "TwoSidedReLU",
+    "upsampling": "InvertibleUpsampling", "zero-pad": "ZeroPad2d",
 }  # fmt: skip
 """Operations as the architecture of a model calls them, and as a graph does."""
 
@@ -181,26 +181,64 @@ def _graph(about: dict[str, Any]) -> tuple[Node, ...]:
 
 
 def _chain(architecture: list[dict[str, Any]], shape: list[int] | None) -> tuple[Node, ...]:
-    """The layers in order; a circular padding belongs to the convolution behind it, "input" to the first node."""
-    nodes, before = [Node("input", "input", (), shape=tuple(shape or ()))], {}
-    for entry in architecture:
-        options = {key: value for key, value in entry.items() if key not in ("name", "op", "bias")}
-        if entry["op"] == "circular-pad":
-            require(not before, "the model pads twice")
-            before = {"circular_padding": options["padding"]}
-            continue
-        require(entry["op"] in OPERATIONS, f"layer {entry['name']!r} is a {entry['op']!r}, which has no rule here")
-        name, operation = entry["name"], OPERATIONS[entry["op"]]
-        require(type(name) is str, "the model has a layer whose name is no text")
-        require(not before or operation == "Conv2d", "the model pads before something else than a convolution")
-        roles = () if "bias" not in entry else ("weight", "bias") if entry["bias"] else ("weight",)
-        tensors = {role: f"{name}.{role}" for role in roles}
-        unique = "input#2" if name == "input" else name
-        nodes.append(Node(unique, operation, (nodes[-1].name,), {**options, **before}, tensors))
-        before = {}
-    require(not before, "the model ends with a padding")
+    """The layers in order, behind the image."""
+    nodes = [Node("input", "input", (), shape=sizes(shape or [])), *_sequence(architecture, "input", "")[0]]
     require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
     return tuple(nodes)
+
+
+def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[list[Node], str]:
+    """The nodes of layers that start from a node, and the name of the last one.
+
+    A circular padding belongs to the convolution behind it, the name "input" to the first node of all.
+    """
+    nodes, before = [], {}
+    for layer in layers:
+        op, name = layer["op"], layer["name"]
+        require(type(name) is str, "the model has a layer whose name is no text")
+        require(not before or op == "conv2d", "the model pads before something else than a convolution")
+        if op == "circular-pad":
+            before = {"circular_padding": layer["padding"]}
+            continue
+        if op in ("sum", "concat"):
+            found, source = _branches(layer, source, path + name)
+        else:
+            found = [_layer_node(layer, before, source, path + name)]
+            source = found[0].name
+        nodes += found
+        before = {}
+    require(not before, "the model ends with a padding")
+    return nodes, source
+
+
+def _branches(layer: dict[str, Any], source: str, name: str) -> tuple[list[Node], str]:
+    """The same for branches that meet again: in a sum one after the other, else all at once."""
+    found = [_sequence(branch, source, f"{name}.branches.{i}.") for i, branch in enumerate(layer["branches"])]
+    require(found, f"layer {name!r} has no branches")
+    nodes, end = found[0]
+    if layer["op"] == "concat":
+        ends = tuple(end for _, end in found)
+        joint = Node(f"{name}/concatenate", "concatenate", ends, {"dim": 1})
+        return [*(node for branch, _ in found for node in branch), joint], joint.name
+    for i, (branch, other) in enumerate(found[1:], start=1):
+        joint = Node(f"{name}/add" if i == 1 else f"{name}/add#{i}", "add", (end, other))
+        nodes, end = [*nodes, *branch, joint], joint.name
+    return nodes, end
+
+
+def _layer_node(layer: dict[str, Any], before: dict[str, Any], source: str, name: str) -> Node:
+    require(layer["op"] in OPERATIONS, f"layer {name!r} is a {layer['op']!r}, which has no rule here")
+    options = {key: value for key, value in layer.items() if key not in ("name", "op", "bias")}
+    roles = () if "bias" not in layer else ("weight", "bias") if layer["bias"] else ("weight",)
+    unique = "input#2" if name == "input" else name
+    tensors = {role: f"{name}.{role}" for role in roles}
+    return Node(unique, OPERATIONS[layer["op"]], (source,), {**options, **before}, tensors)
+
+
+def sizes(shape: Any) -> tuple[int, ...]:
+    """A shape: a list of integers, none of them negative."""
+    require(type(shape) is list and all(type(n) is int and n >= 0 for n in shape), f"has {shape!r}, which is no shape")
+    return tuple(shape)
 
 
 def parse(text: str) -> Any:
