@@ -21,7 +21,8 @@ KEYS = {"format", "level", "network", "graph", "layers", "versions", "input", "l
 DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
 MAXIMAL_MODEL, MAXIMAL_JSON = 2**30, 2**26
 HEXADECIMAL = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
-MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError)
+NAME = re.compile(r"[A-Za-z0-9_]+")
+MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError)
 """What reading raises where a part is missing or of another kind."""
 
 OPERATIONS = {
@@ -120,7 +121,9 @@ def read_model(path: Path) -> Model:
     body = memoryview(data)[8 + length :]
     try:
         about = parse(header.pop("__metadata__")["lconvnet"])
+        _require_tiled(header, body)
         tensors = {name: _tensor(body, **entry) for name, entry in header.items()}
+        require(("graph" in about) != ("architecture" in about), "has not just one graph or one architecture")
         nodes = _graph(about) if "graph" in about else _chain(about["architecture"], about.get("input_shape"))
         for node in nodes:
             _require_known(node, tensors)
@@ -195,7 +198,7 @@ def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[lis
     nodes, before = [], {}
     for layer in layers:
         op, name = layer["op"], layer["name"]
-        require(type(name) is str, "the model has a layer whose name is no text")
+        require(type(name) is str and NAME.fullmatch(name), f"the model has a layer {name!r}, which is no name")
         require(not before or op == "conv2d", "the model pads before something else than a convolution")
         if op == "circular-pad":
             before = {"circular_padding": layer["padding"]}
@@ -250,18 +253,16 @@ def parse(text: str) -> Any:
 
 
 def number(text: Any) -> float:
-    """A float at least 0 from its hexadecimal form, which is exact."""
-    require(isinstance(text, str) and HEXADECIMAL.fullmatch(text), f"has {text!r}, which is no hexadecimal float")
-    try:
-        return float.fromhex(text)
-    except OverflowError:
-        raise InvalidFile(f"has {text!r}, which no float holds") from None
+    """A float at least 0 from its hexadecimal form, which is exact and the only one."""
+    known = isinstance(text, str) and HEXADECIMAL.fullmatch(text)
+    require(known and float.fromhex(text).hex() == text, f"has {text!r}, which is no hexadecimal float")
+    return float.fromhex(text)
 
 
 def array(dtype: str, shape: list[int], data: str) -> np.ndarray:
     """An array from base64."""
     try:
-        values = np.frombuffer(base64.b64decode(data, validate=True), DTYPES[dtype]).reshape(shape)
+        values = np.frombuffer(base64.b64decode(data, validate=True), DTYPES[dtype]).reshape(sizes(shape))
     except (binascii.Error, *MALFORMED) as error:
         raise InvalidFile(f"has an input that cannot be read ({error})") from None
     require(values.dtype.kind == "f" and values.size > 0, "has an input that holds no floats")
@@ -281,11 +282,21 @@ def prove(condition: Any, problem: str) -> None:
         raise NotProved(problem)
 
 
+def _require_tiled(header: dict[str, Any], body: memoryview) -> None:
+    """Tensors follow each other from the first byte to the last, as the format says."""
+    end = 0
+    for start, stop in sorted(entry["data_offsets"] for entry in header.values()):
+        tiled = type(start) is type(stop) is int and start == end <= stop
+        require(tiled, "has tensors that overlap, or gaps between them")
+        end = stop
+    require(end == len(body), "has tensors that overlap, or gaps between them")
+
+
 def _tensor(body: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
     start, stop = data_offsets
-    require(0 <= start <= stop <= len(body), "has a tensor outside the file")
+    require(dtype in DTYPES, f"has numbers of the dtype {dtype!r}, which is none of {', '.join(DTYPES)}")
     try:
-        values = np.frombuffer(body[start:stop], DTYPES[dtype]).reshape(shape)
+        values = np.frombuffer(body[start:stop], DTYPES[dtype]).reshape(sizes(shape))
     except ValueError as error:
         raise InvalidFile(f"has a tensor that cannot be read ({error})") from None
     require(bool(np.isfinite(values).all()), "has weights that are not finite")
@@ -302,8 +313,9 @@ def _hash(header: dict[str, Any], body: memoryview) -> str:
 
 
 def _node(name: str, operation: str, inputs: list[str], options: Any, tensors: Any, module: str, shape: Any) -> Node:
-    require(type(name) is type(operation) is str and type(inputs) is list, f"node {name!r} is none")
-    return Node(name, operation, tuple(inputs), dict(options), dict(tensors), tuple(shape))
+    known = type(name) is type(operation) is str and type(inputs) is list and type(options) is type(tensors) is dict
+    require(known, f"node {name!r} is none")
+    return Node(name, operation, tuple(inputs), options, tensors, sizes(shape))
 
 
 def _layer(name: str, upper: str, absolute: str | None, method: str) -> Layer:

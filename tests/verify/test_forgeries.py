@@ -462,3 +462,104 @@ def test_long_files_are_not_parsed(tmp_path, capsys):
         file.truncate(reading.MAXIMAL_JSON + 100)
     assert main([str(path), str(model)]) == INVALID
     assert capsys.readouterr().err.count("is larger than") == 2
+
+
+def changed(place, change, body=None):
+    """Change the header of the model in a folder, or the bytes behind it."""
+    data = (place / "model.safetensors").read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    change(header)
+    raw = json.dumps(header).encode()
+    (place / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + (body or data[length:]))
+
+
+def tensor(**values):
+    return lambda header: header["w"].update(values)
+
+
+def about(change):
+    def changes(header):
+        read = json.loads(header["__metadata__"]["lconvnet"])
+        change(read)
+        header["__metadata__"]["lconvnet"] = json.dumps(read)
+
+    return changes
+
+
+def unread(start, stop):
+    return lambda header: header.update(
+        v={"dtype": "F32", "shape": [(stop - start) // 4], "data_offsets": [start, stop]}
+    )
+
+
+LAX = {
+    "a shape with -1": (tensor(shape=[-1, 2]), None, "[-1, 2], which is no shape"),
+    "a shape that is a number": (tensor(shape=4), None, "4, which is no shape"),
+    "offsets that are truth values": (tensor(data_offsets=[False, 16]), None, "overlap"),
+    "two tensors in one place": (unread(0, 16), None, "overlap"),
+    "a tensor within another": (unread(4, 12), None, "overlap"),
+    "a gap before": (tensor(data_offsets=[8, 24]), bytes(24), "overlap"),
+    "a gap behind": (tensor(data_offsets=[0, 16]), bytes(24), "overlap"),
+    "numbers that are not read": (tensor(dtype="BF16"), None, "the dtype 'BF16', which is none of F32, F64, I64"),
+    "two descriptions": (about(lambda read: read.update(architecture=[])), None, "one graph or one architecture"),
+    "no description": (about(lambda read: read.pop("graph")), None, "one graph or one architecture"),
+    "shapes of truth values": (about(lambda read: read["graph"]["nodes"][1].update(shape=[True])), None, "no shape"),
+    "shapes of floats": (about(lambda read: read["graph"]["nodes"][1].update(shape=[2.0])), None, "no shape"),
+    "options in pairs": (
+        about(lambda read: read["graph"]["nodes"][1].update(options=[["start_dim", 1], ["end_dim", -1]])),
+        None,
+        "node 'flat' is none",
+    ),
+    "tensors in pairs": (
+        about(lambda read: read["graph"]["nodes"][2].update(tensors=[["weight", "x"], ["weight", "w"]])),
+        None,
+        "node 'fc' is none",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAX)
+def test_what_other_readers_of_a_model_refuse_or_read_otherwise(tmp_path, capsys, name):
+    change, body, message = LAX[name]
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    changed(tmp_path, lambda header: None)
+    assert main([str(tmp_path / "certificate.json"), str(tmp_path / "model.safetensors")]) == PROVED
+    changed(tmp_path, change, body)
+    assert main([str(tmp_path / "certificate.json"), str(tmp_path / "model.safetensors")]) == INVALID
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("radius", ["0x1.0p-4", "0x1.8p-1074", "0x0.8000000000000p-3", "0x1.0000000000000p-04"])
+def test_every_float_is_written_in_one_way(tmp_path, capsys, radius):
+    """0x1.8p-1074 is no float, and would be read as one."""
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    path = tmp_path / "certificate.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"radius": radius}))
+    assert main([str(path), str(tmp_path / "model.safetensors")]) == INVALID
+    assert "which is no hexadecimal float" in capsys.readouterr().err
+
+
+def test_branches_that_nobody_can_read(tmp_path, capsys):
+    """Sums of nothing, and names that are paths."""
+    for chain, message in (
+        ([{"name": "s", "op": "sum", "branches": []}], "layer 's' has no branches"),
+        ([{"name": "c", "op": "concat", "branches": []}], "layer 'c' has no branches"),
+        ([{"name": "s", "op": "sum", "branches": 5}], "no model with an architecture"),
+        ([{"name": "s", "op": "sum", "branches": [[{"name": "a/add", "op": "relu"}]]}], "'a/add', which is no name"),
+        ([{"name": "s", "op": "sum", "branches": [[{"name": "p", "op": "circular-pad", "padding": [0] * 4}]]}], "ends"),
+    ):
+        assert forge(tmp_path, {"w": EYE}, {"architecture": chain}, [node("input", "input")], []) == INVALID
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [10, *range(100, 360, 20)])
+def test_sums_of_sums_of_sums(tmp_path, depth):
+    """Wherever the recursion ends: in the parser or behind it."""
+    text = '[{"name": "s", "op": "sum", "branches": [' * depth + "[]" + "]}]" * depth
+    raw = json.dumps({"__metadata__": {"lconvnet": f'{{"architecture": {text}}}'}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    assert main([str(tmp_path), str(tmp_path / "model.safetensors")]) == INVALID
+    (tmp_path / "certificate.json").write_text("{}")
+    assert main([str(tmp_path), str(tmp_path / "model.safetensors")]) == INVALID
