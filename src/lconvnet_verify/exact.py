@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from flint import fmpz_mat
@@ -21,10 +20,17 @@ DIGITS = 2**33
 
 @dataclass(frozen=True)
 class Exact:
-    """The numbers ``integers * 2^exponent``; integers of any size, of dtype object."""
+    """The numbers ``integers * 2^exponent``; integers of any size, of dtype object.
+
+    Those of numpy itself would wrap around beyond 64 bits, so none may be among them.
+    """
 
     integers: np.ndarray
     exponent: int
+
+    def __post_init__(self) -> None:
+        known = self.integers.dtype == object and set(map(type, self.integers.flat)) <= {int}
+        prove(known, "a number is no exact integer")
 
     @classmethod
     def of(cls, values: np.ndarray) -> Exact:
@@ -118,21 +124,32 @@ def _image(node: Node, x: Exact) -> np.ndarray:
 
 def padded(node: Node, image: np.ndarray) -> np.ndarray:
     """The image with the padding of a convolution, its own or a circular one before it."""
-    (above, below), (left, right), mode = padding(node)
-    require_room((len(image), image.shape[1] + above + below, image.shape[2] + left + right))
-    return np.pad(image, ((0, 0), (above, below), (left, right)), **mode)
+    above_below, left_right, circular = padding(node)
+    if not circular:
+        return surrounded(image, above_below, left_right)
+    require_room((len(image), image.shape[1] + sum(above_below), image.shape[2] + sum(left_right)))
+    return np.pad(image, ((0, 0), above_below, left_right), mode="wrap")
 
 
-def padding(node: Node) -> tuple[tuple[int, int], tuple[int, int], dict[str, Any]]:
-    """Pixels above and below, left and right, and numpy's name of the kind."""
+def padding(node: Node) -> tuple[tuple[int, int], tuple[int, int], bool]:
+    """Pixels above and below, left and right, and whether they are those of the other side."""
     height, width = node.options["padding"]
-    kind = {"zeros": {"mode": "constant", "constant_values": 0}, "circular": {"mode": "wrap"}}
     before = node.options.get("circular_padding")
     if before is None:
-        return (height, height), (width, width), kind[node.options["padding_mode"]]
+        return (height, height), (width, width), node.options["padding_mode"] == "circular"
     prove(height == width == 0 and len(before) == 4 and min(before) >= 0, "pads twice")
     left, right, above, below = before
-    return (above, below), (left, right), kind["circular"]
+    return (above, below), (left, right), True
+
+
+def surrounded(image: np.ndarray, above_below: tuple[int, int], left_right: tuple[int, int]) -> np.ndarray:
+    """The image with zeros around it, which are integers of Python, as all others."""
+    channels, height, width = image.shape
+    shape = channels, height + sum(above_below), width + sum(left_right)
+    require_room(shape)
+    wide = np.zeros(shape, dtype=object)
+    wide[:, above_below[0] : above_below[0] + height, left_right[0] : left_right[0] + width] = image
+    return wide
 
 
 def _windows(image: np.ndarray, size: tuple[int, ...], stride: list[int], dilation: list[int]) -> np.ndarray:
@@ -172,9 +189,7 @@ def flatten(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def zero_pad(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Zeros left, right, above and below."""
     left, right, above, below = node.options["padding"]
-    channels, height, width = x.integers.shape
-    require_room((channels, height + above + below, width + left + right))
-    return x.map(lambda v: np.pad(v, ((0, 0), (above, below), (left, right)), constant_values=0))
+    return Exact(surrounded(_image(node, x), (above, below), (left, right)), x.exponent)
 
 
 def downsampling(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:

@@ -88,14 +88,14 @@ def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
 def on_torus(node: Node, K: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, int]]:
     """A stride-1 kernel and a torus on which it has at least the norm of one group of the convolution."""
     stride, dilation = node.options["stride"], node.options["dilation"]
-    above_below, left_right, mode = padding(node)
+    above_below, left_right, circular = padding(node)
     totals = (sum(above_below), sum(left_right))
     spread = tuple(d * (k - 1) for d, k in zip(dilation, K.shape[2:], strict=True))
     require_room((*K.shape[:2], spread[0] + stride[0], spread[1] + stride[1]))
     wide = np.zeros((*K.shape[:2], spread[0] + 1, spread[1] + 1))
     wide[:, :, :: dilation[0], :: dilation[1]] = K
     s = (stride[0], stride[1])
-    if mode["mode"] == "wrap" and any(totals):
+    if circular and any(totals):
         prove(all(t <= r for t, r in zip(totals, spread, strict=True)), f"node {node.name!r} repeats outputs")
         sides = shape[1:]
         s = s if all(n % step == 0 for n, step in zip(sides, s, strict=True)) else (1, 1)

@@ -480,6 +480,7 @@ SAVED = {
             nn.Sequential(nn.ReLU(), layers.Sum(nn.Sequential(), nn.Sequential(layers.Abs()))),
         ),
     ],
+    "zeros around": [nn.ZeroPad2d((2, 0, 1, 0)), layers.Scale(1 / 3), layers.Sum(nn.Sequential(), conv(1, 1, 1))],
     "two sides": [nn.Conv2d(1, 2, 3, padding=1), layers.TwoSidedReLU()],
     "branches named like the input": [OrderedDict(input=layers.Sum(nn.Sequential(), conv(1, 1, 1)))],
 }  # fmt: skip

@@ -563,3 +563,33 @@ def test_sums_of_sums_of_sums(tmp_path, depth):
     assert main([str(tmp_path), str(tmp_path / "model.safetensors")]) == INVALID
     (tmp_path / "certificate.json").write_text("{}")
     assert main([str(tmp_path), str(tmp_path / "model.safetensors")]) == INVALID
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+def test_integers_never_wrap(tmp_path, level):
+    """The logits are 0.4002... + x_0 and 1, but 1 is 2^64 at the exponent of the other: 0 in sixty-four bits."""
+    raised = {"options": {"slices": [[3, 0, 1, 1]]}, "shape": (1, 1, 1)}
+    nodes = [
+        node("input", "input", shape=(1, 1, 2)),
+        node("a", "slice", "input", **raised),
+        node("a1", "shift", "a", options={"value": 0.4, "sign": 1}),
+        node("a2", "shift", "a1", options={"value": 2.0**-12, "sign": 1}),
+        node("z", "ZeroPad2d", "input", options={"padding": [1, 0, 0, 0]}),
+        node("b1", "shift", "z", options={"value": 1.0, "sign": 1}),
+        node("b", "slice", "b1", **raised),
+        node("c", "concatenate", "a2", "b", options={"dim": 1}),
+        node("k", "Conv2d", "c", options=CONVOLVED, weight="k"),
+        node("f", "Flatten", "k", options=FLAT),
+    ]
+    uppers, tensors = [*[1] * 7, ABOVE_ONE, 1], {"k": EYE.reshape(2, 2, 1, 1)}
+    image = np.array([[[0.0, 0.5]]], "<f4")
+    for label, expected in ((0, UNPROVED), (1, PROVED)):
+        found = graph(tmp_path, tensors, nodes, uppers, image=image, radius=0.19, level=level, label=label)
+        assert found == expected
+
+
+def test_exact_numbers_are_integers_of_python():
+    with pytest.raises(NotProved, match="no exact integer"):
+        Exact(np.array([1, np.int64(2)], dtype=object), 0)
+    with pytest.raises(NotProved, match="no exact integer"):
+        Exact(np.array([1, 2]), 0)
