@@ -78,7 +78,7 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.ndarray) -> dict[str, Exact]:
     """What every node gives for an image ``(C, H, W)``, without a batch."""
-    values = {nodes[0].name: Exact.of(image)}
+    values, held = {nodes[0].name: Exact.of(image)}, image.size
     prove(nodes[0].shape in ((), image.shape), f"the model takes images of shape {nodes[0].shape}, not {image.shape}")
     for node in nodes[1:]:
         inputs = [values[name] for name in node.inputs]
@@ -87,7 +87,8 @@ def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.nda
         except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
             raise NotProved(f"node {node.name!r} ({node.operation}) cannot be evaluated ({error})") from None
         found = values[node.name].integers.shape
-        require_room(found)
+        held += math.prod(found)
+        require_room([held])
         prove(node.shape in ((), found), f"node {node.name!r} gives the shape {found}, not {node.shape}")
     return values
 

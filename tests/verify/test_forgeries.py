@@ -391,6 +391,7 @@ LARGE = {
     "repeated pixels": [("NearestUpsampling", {"factor": 1024}, {}), ("NearestUpsampling", {"factor": 16}, {})],
     "zeros around": [("ZeroPad2d", {"padding": [1024] * 4}, {})] * 3,
     "a padded convolution": [("ZeroPad2d", {"padding": [1024] * 4}, {})] * 2 + [("Conv2d", WIDE, {"weight": "k"})],
+    "many layers": [("ZeroPad2d", {"padding": [1000] * 4}, {})] + [("Identity", {}, {})] * 9,
     "windows": [("NearestUpsampling", {"factor": 1024}, {}), ("Conv2d", WIDE, {"weight": "k4"})],
     "output channels": [("NearestUpsampling", {"factor": 1024}, {}), ("Conv2d", CONVOLVED, {"weight": "many"})],
     "a stride": [("Conv2d", {**CONVOLVED, "stride": [1024, 1024]}, {"weight": "hundred"})],
