@@ -97,6 +97,8 @@ def test_the_radius_of_a_constant_network_is_shown_as_it_is_written(command, tmp
         (("--data", "digits", "--split", "all"), "--split=all is none of train, validation, test"),
         (("--data", "digits", "--level", "certain"), "Invalid value for '--level'"),
         (("--data", "digits", "--first", 0), "Invalid value for '--first'"),
+        (("--data", "digits", "--eps", -1), "eps=-1.0 must be a finite l2 radius"),
+        (("--data", "digits", "--eps", "nan"), "eps=nan must be a finite l2 radius"),
         (("--data", "digits", "--level", "estimate", "--out", "out"), "level='estimate' certifies nothing"),
     ],
 )

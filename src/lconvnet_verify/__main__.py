@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from lconvnet_verify.proof import Prover
 from lconvnet_verify.reading import InvalidFile, NotProved, read_certificate, read_model
@@ -19,12 +20,15 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         return _fail(USAGE)
     place = Path(arguments[0])
-    paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
+    try:
+        paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
+    except OSError as error:
+        return _fail(f"{place}: cannot be read ({error.strerror})")
     if not paths:
         return _fail(f"{place} holds no certificate (*.json)")
     try:
         prover = Prover(read_model(Path(arguments[1])))
-    except InvalidFile as error:
+    except (InvalidFile, NotProved) as error:
         return _fail(f"{arguments[1]}: {error}")
     return max(_check(path, prover) for path in paths)
 
@@ -36,21 +40,27 @@ def _check(path: Path, prover: Prover) -> int:
     except InvalidFile as error:
         return _fail(f"{path}: {error}")
     except NotProved as error:
-        print(_line(f"{path}: NOT PROVED: {error}"))  # noqa: T201
+        _print(_cut(f"{path}: NOT PROVED: {error}"), sys.stdout)
         return UNPROVED
-    print(f"{path}: proved: label {certificate.label}, radius {certificate.radius:.17g} ({certificate.level})")  # noqa: T201
+    claim = f"label {certificate.label}, radius {certificate.radius:.17g} ({certificate.level})"
+    _print(f"{path}: proved: {claim}", sys.stdout)
     return PROVED
 
 
 def _fail(message: str) -> int:
-    print(_line(f"error: {message}"), file=sys.stderr)  # noqa: T201
+    _print(_cut(f"error: {message}"), sys.stderr)
     return INVALID
 
 
-def _line(message: str) -> str:
-    """A message on one line that can be printed, whatever a file made of it."""
-    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+def _print(message: str, stream: TextIO) -> None:
+    """Print one line in the characters that the stream has, whatever a file or its name made of the message."""
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    encoding = stream.encoding or "utf-8"
+    print(visible.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."
 
 
 if __name__ == "__main__":

@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from flint import fmpz_mat
 
 from lconvnet_verify.reading import Node, NotProved, prove
 
+LARGEST = 2**25
+"""Numbers that are held at once."""
+
+DIGITS = 2**33
+"""Bits that the numbers of one tensor are lengthened by, all together."""
+
 
 @dataclass(frozen=True)
 class Exact:
-    """The numbers ``integers * 2^exponent``; integers of any size, of dtype object."""
+    """The numbers ``integers * 2^exponent``; integers of any size, of dtype object.
+
+    Those of numpy itself would wrap around beyond 64 bits, so none may be among them.
+    """
 
     integers: np.ndarray
     exponent: int
+
+    def __post_init__(self) -> None:
+        known = self.integers.dtype == object and set(map(type, self.integers.flat)) <= {int}
+        prove(known, "a number is no exact integer")
 
     @classmethod
     def of(cls, values: np.ndarray) -> Exact:
         """The same numbers as finite floats."""
         prove(values.dtype.kind == "f", "a constant is no float")
         prove(bool(np.isfinite(values).all()), "a constant is not finite")
-        mantissas, exponents = np.frexp(values.astype(np.float64))
+        mantissas, exponents = np.frexp(np.atleast_1d(values).astype(np.float64))
         integers, exponents = (mantissas * 2.0**53).astype(np.int64), exponents.astype(np.int64) - 53
         least = int(exponents[integers != 0].min(initial=0))
         shifts = np.where(integers != 0, exponents - least, 0)
+        require_digits(int(shifts.max(initial=0)) * shifts.size)
         return cls(integers.astype(object) << shifts.astype(object), least)
 
     def at(self, exponent: int) -> np.ndarray:
         """The integers for another, not larger exponent."""
+        require_digits((self.exponent - exponent) * self.integers.size)
         return self.integers << (self.exponent - exponent)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Exact:
@@ -43,6 +58,17 @@ class Exact:
         return Exact(self.at(exponent) + other.at(exponent), exponent)
 
 
+def require_room(shape: Iterable[int]) -> None:
+    """Raise NotProved for a tensor of a shape that is too large, before it is made."""
+    entries = math.prod(shape)
+    prove(entries <= LARGEST, f"it asks for {entries} numbers at once, more than {LARGEST}")
+
+
+def require_digits(bits: int) -> None:
+    """Raise NotProved where numbers would become too long."""
+    prove(bits <= DIGITS, "it asks for numbers with too many digits")
+
+
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Matrix product of integers."""
     a, b = (fmpz_mat(len(m), m.shape[1], list(map(int, m.ravel()))) for m in (left, right))
@@ -52,7 +78,7 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.ndarray) -> dict[str, Exact]:
     """What every node gives for an image ``(C, H, W)``, without a batch."""
-    values = {nodes[0].name: Exact.of(image)}
+    values, held = {nodes[0].name: Exact.of(image)}, image.size
     prove(nodes[0].shape in ((), image.shape), f"the model takes images of shape {nodes[0].shape}, not {image.shape}")
     for node in nodes[1:]:
         inputs = [values[name] for name in node.inputs]
@@ -61,6 +87,8 @@ def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.nda
         except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
             raise NotProved(f"node {node.name!r} ({node.operation}) cannot be evaluated ({error})") from None
         found = values[node.name].integers.shape
+        held += math.prod(found)
+        require_room([held])
         prove(node.shape in ((), found), f"node {node.name!r} gives the shape {found}, not {node.shape}")
     return values
 
@@ -79,6 +107,8 @@ def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
         padded(node, _image(node, x)), K.integers.shape[2:], node.options["stride"], node.options["dilation"]
     )
     channels, height, width = windows.shape[:3]
+    require_room(windows.shape)
+    require_room((len(K.integers), height, width))
     prove(channels == K.integers.shape[1] * groups, "has another number of channels than its weight")
     parts = [
         product(kernel.reshape(len(kernel), -1), window.transpose(0, 3, 4, 1, 2).reshape(-1, height * width))
@@ -95,20 +125,32 @@ def _image(node: Node, x: Exact) -> np.ndarray:
 
 def padded(node: Node, image: np.ndarray) -> np.ndarray:
     """The image with the padding of a convolution, its own or a circular one before it."""
-    (above, below), (left, right), mode = padding(node)
-    return np.pad(image, ((0, 0), (above, below), (left, right)), **mode)
+    above_below, left_right, circular = padding(node)
+    if not circular:
+        return surrounded(image, above_below, left_right)
+    require_room((len(image), image.shape[1] + sum(above_below), image.shape[2] + sum(left_right)))
+    return np.pad(image, ((0, 0), above_below, left_right), mode="wrap")
 
 
-def padding(node: Node) -> tuple[tuple[int, int], tuple[int, int], dict[str, Any]]:
-    """Pixels above and below, left and right, and numpy's name of the kind."""
+def padding(node: Node) -> tuple[tuple[int, int], tuple[int, int], bool]:
+    """Pixels above and below, left and right, and whether they are those of the other side."""
     height, width = node.options["padding"]
-    kind = {"zeros": {"mode": "constant", "constant_values": 0}, "circular": {"mode": "wrap"}}
     before = node.options.get("circular_padding")
     if before is None:
-        return (height, height), (width, width), kind[node.options["padding_mode"]]
+        return (height, height), (width, width), node.options["padding_mode"] == "circular"
     prove(height == width == 0 and len(before) == 4 and min(before) >= 0, "pads twice")
     left, right, above, below = before
-    return (above, below), (left, right), kind["circular"]
+    return (above, below), (left, right), True
+
+
+def surrounded(image: np.ndarray, above_below: tuple[int, int], left_right: tuple[int, int]) -> np.ndarray:
+    """The image with zeros around it, which are integers of Python, as all others."""
+    channels, height, width = image.shape
+    shape = channels, height + sum(above_below), width + sum(left_right)
+    require_room(shape)
+    wide = np.zeros(shape, dtype=object)
+    wide[:, above_below[0] : above_below[0] + height, left_right[0] : left_right[0] + width] = image
+    return wide
 
 
 def _windows(image: np.ndarray, size: tuple[int, ...], stride: list[int], dilation: list[int]) -> np.ndarray:
@@ -148,7 +190,7 @@ def flatten(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def zero_pad(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Zeros left, right, above and below."""
     left, right, above, below = node.options["padding"]
-    return x.map(lambda v: np.pad(v, ((0, 0), (above, below), (left, right)), constant_values=0))
+    return Exact(surrounded(_image(node, x), (above, below), (left, right)), x.exponent)
 
 
 def downsampling(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
@@ -168,6 +210,7 @@ def upsampling(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def nearest(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Every pixel s times along both axes."""
     s = node.options["factor"]
+    require_room((*x.integers.shape, s, s))
     return Exact(_image(node, x).repeat(s, axis=1).repeat(s, axis=2), x.exponent)
 
 
@@ -185,6 +228,7 @@ def added(node: Node, tensors: Mapping[str, Exact], a: Exact, b: Exact) -> Exact
 
 def concatenated(node: Node, tensors: Mapping[str, Exact], *parts: Exact) -> Exact:
     """Side by side along a dimension that counts the batch as 0."""
+    require_room([sum(part.integers.size for part in parts)])
     exponent = min(part.exponent for part in parts)
     return Exact(np.concatenate([part.at(exponent) for part in parts], axis=node.options["dim"] - 1), exponent)
 
@@ -243,6 +287,7 @@ OPERATIONS: dict[str, Callable[..., Exact]] = {
     "NearestUpsampling": nearest,
     "ReLU": _moved(lambda v: np.maximum(v, 0)),
     "Scale": scale,
+    "TwoSidedReLU": _moved(lambda v: np.concatenate([np.maximum(v, 0), np.maximum(-v, 0)])),
     "ZeroPad2d": zero_pad,
     "add": added,
     "concatenate": concatenated,

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from flint import arb, fmpq
 
-from lconvnet_verify.exact import padding
+from lconvnet_verify.exact import padding, require_room
 from lconvnet_verify.operations import JOINS, WEIGHTED
 from lconvnet_verify.reading import Layer, Node, prove
 
@@ -88,13 +88,14 @@ def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
 def on_torus(node: Node, K: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, int]]:
     """A stride-1 kernel and a torus on which it has at least the norm of one group of the convolution."""
     stride, dilation = node.options["stride"], node.options["dilation"]
-    above_below, left_right, mode = padding(node)
+    above_below, left_right, circular = padding(node)
     totals = (sum(above_below), sum(left_right))
     spread = tuple(d * (k - 1) for d, k in zip(dilation, K.shape[2:], strict=True))
+    require_room((*K.shape[:2], spread[0] + stride[0], spread[1] + stride[1]))
     wide = np.zeros((*K.shape[:2], spread[0] + 1, spread[1] + 1))
     wide[:, :, :: dilation[0], :: dilation[1]] = K
     s = (stride[0], stride[1])
-    if mode["mode"] == "wrap" and any(totals):
+    if circular and any(totals):
         prove(all(t <= r for t, r in zip(totals, spread, strict=True)), f"node {node.name!r} repeats outputs")
         sides = shape[1:]
         s = s if all(n % step == 0 for n, step in zip(sides, s, strict=True)) else (1, 1)
@@ -116,14 +117,13 @@ def transfer(K: np.ndarray, torus: tuple[int, int]) -> Iterator[np.ndarray]:
     """The blocks ``(F, co, ci)`` at all frequencies of the torus but conjugate ones."""
     rows, columns = roots(torus[0]), roots(torus[1])
     taps = K.reshape(*K.shape[:2], -1).transpose(2, 0, 1)
-    step = max(1, CHUNK // (K[:, :, 0, 0].size))
-    places = [(u, v) for u in range(torus[0]) for v in range(torus[1] // 2 + 1)]
-    for start in range(0, len(places), step):
-        phases = np.array([
-            np.outer(rows[u * np.arange(K.shape[2]) % torus[0]], columns[v * np.arange(K.shape[3]) % torus[1]]).ravel()
-            for u, v in places[start : start + step]
-        ])  # fmt: skip
-        yield np.tensordot(phases, taps, axes=1)
+    step, half = max(1, CHUNK // max(K[:, :, 0, 0].size, len(taps))), torus[1] // 2 + 1
+    for start in range(0, torus[0] * half, step):
+        u, v = np.divmod(np.arange(start, min(start + step, torus[0] * half)), half)
+        down = rows[np.outer(u, np.arange(K.shape[2])) % torus[0]]
+        along = columns[np.outer(v, np.arange(K.shape[3])) % torus[1]]
+        phases = down[:, :, None] * along[:, None, :]
+        yield np.tensordot(phases.reshape(len(u), -1), taps, axes=1)
 
 
 def roots(period: int) -> np.ndarray:

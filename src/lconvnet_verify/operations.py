@@ -83,6 +83,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "NearestUpsampling": (Rule(options={"factor": SIDE}),),
     "ReLU": (Rule(more={"inplace": one_of(False, True)}),),
     "Scale": (Rule(options={"factor": real}),),
+    "TwoSidedReLU": (ONE,),
     "ZeroPad2d": (Rule(options={"padding": PADDING}, more={"value": one_of(0.0, 0)}),),
     "add": (Rule(range(2, 3)),),
     "concatenate": (Rule(ANY, {"dim": whole(1, 8)}),),

@@ -19,16 +19,17 @@ from lconvnet_verify.operations import RULES, WEIGHTED
 FORMAT = "lconvnet-certificate-1"
 KEYS = {"format", "level", "network", "graph", "layers", "versions", "input", "label", "radius", "source"}
 DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
-MAXIMAL_BYTES = 2**30
+MAXIMAL_MODEL, MAXIMAL_JSON = 2**30, 2**26
 HEXADECIMAL = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
-MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError)
+NAME = re.compile(r"[A-Za-z0-9_]+")
+MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError)
 """What reading raises where a part is missing or of another kind."""
 
 OPERATIONS = {
     "abs": "Abs", "conv2d": "Conv2d", "downsampling": "InvertibleDownsampling", "flatten": "Flatten",
     "fullsort": "FullSort", "groupsort": "GroupSort", "identity": "Identity", "linear": "Linear", "maxmin": "MaxMin",
-    "nearest-upsampling": "NearestUpsampling", "relu": "ReLU", "scale": "Scale", "upsampling": "InvertibleUpsampling",
-    "zero-pad": "ZeroPad2d",
+    "nearest-upsampling": "NearestUpsampling", "relu": "ReLU", "scale": "Scale", "two-sided-relu": "TwoSidedReLU",
+    "upsampling": "InvertibleUpsampling", "zero-pad": "ZeroPad2d",
 }  # fmt: skip
 """Operations as the architecture of a model calls them, and as a graph does."""
 
@@ -87,7 +88,7 @@ class Model:
 
 def read_certificate(path: Path) -> Certificate:
     """Return a certificate; raise InvalidFile where it is none."""
-    data = parse(_bytes(path).decode("utf-8", "replace"))
+    data = parse(_bytes(path, MAXIMAL_JSON).decode("utf-8", "replace"))
     try:
         require(set(data) == KEYS and data["format"] == FORMAT, f"is no certificate of format {FORMAT}")
         nodes = tuple(_node(**entry) for entry in data["graph"]["nodes"])
@@ -112,15 +113,18 @@ def read_certificate(path: Path) -> Certificate:
 
 def read_model(path: Path) -> Model:
     """Return a model from a safetensors file: eight bytes of length, a JSON header, the tensors."""
-    data = _bytes(path)
+    data = _bytes(path, MAXIMAL_MODEL)
     length = int.from_bytes(data[:8], "little")
     require(len(data) > 8 and length <= len(data) - 8, "is no safetensors file")
+    require(length <= MAXIMAL_JSON, f"has a header that is larger than {MAXIMAL_JSON} bytes")
     header = parse(data[8 : 8 + length].decode("utf-8", "replace"))
     body = memoryview(data)[8 + length :]
     try:
         about = parse(header.pop("__metadata__")["lconvnet"])
+        _require_tiled(header, body)
         tensors = {name: _tensor(body, **entry) for name, entry in header.items()}
-        nodes = _graph(about) if "graph" in about else _chain(about["architecture"])
+        require(("graph" in about) != ("architecture" in about), "has not just one graph or one architecture")
+        nodes = _graph(about) if "graph" in about else _chain(about["architecture"], about.get("input_shape"))
         for node in nodes:
             _require_known(node, tensors)
         return Model(tensors, _hash(header, body), nodes, nodes[-1].name)
@@ -179,27 +183,65 @@ def _graph(about: dict[str, Any]) -> tuple[Node, ...]:
     return nodes
 
 
-def _chain(architecture: list[dict[str, Any]]) -> tuple[Node, ...]:
-    """The layers in order; a circular padding belongs to the convolution behind it, "input" to the first node."""
-    nodes, before = [Node("input", "input", ())], {}
-    for entry in architecture:
-        options = {key: value for key, value in entry.items() if key not in ("name", "op", "bias")}
-        if entry["op"] == "circular-pad":
-            require(not before, "the model pads twice")
-            before = {"circular_padding": options["padding"]}
-            continue
-        require(entry["op"] in OPERATIONS, f"layer {entry['name']!r} is a {entry['op']!r}, which has no rule here")
-        name, operation = entry["name"], OPERATIONS[entry["op"]]
-        require(type(name) is str, "the model has a layer whose name is no text")
-        require(not before or operation == "Conv2d", "the model pads before something else than a convolution")
-        roles = () if "bias" not in entry else ("weight", "bias") if entry["bias"] else ("weight",)
-        tensors = {role: f"{name}.{role}" for role in roles}
-        unique = "input#2" if name == "input" else name
-        nodes.append(Node(unique, operation, (nodes[-1].name,), {**options, **before}, tensors))
-        before = {}
-    require(not before, "the model ends with a padding")
+def _chain(architecture: list[dict[str, Any]], shape: list[int] | None) -> tuple[Node, ...]:
+    """The layers in order, behind the image."""
+    nodes = [Node("input", "input", (), shape=sizes(shape or [])), *_sequence(architecture, "input", "")[0]]
     require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
     return tuple(nodes)
+
+
+def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[list[Node], str]:
+    """The nodes of layers that start from a node, and the name of the last one.
+
+    A circular padding belongs to the convolution behind it, the name "input" to the first node of all.
+    """
+    nodes, before = [], {}
+    for layer in layers:
+        op, name = layer["op"], layer["name"]
+        require(type(name) is str and NAME.fullmatch(name), f"the model has a layer {name!r}, which is no name")
+        require(not before or op == "conv2d", "the model pads before something else than a convolution")
+        if op == "circular-pad":
+            before = {"circular_padding": layer["padding"]}
+            continue
+        if op in ("sum", "concat"):
+            found, source = _branches(layer, source, path + name)
+        else:
+            found = [_layer_node(layer, before, source, path + name)]
+            source = found[0].name
+        nodes += found
+        before = {}
+    require(not before, "the model ends with a padding")
+    return nodes, source
+
+
+def _branches(layer: dict[str, Any], source: str, name: str) -> tuple[list[Node], str]:
+    """The same for branches that meet again: in a sum one after the other, else all at once."""
+    found = [_sequence(branch, source, f"{name}.branches.{i}.") for i, branch in enumerate(layer["branches"])]
+    require(found, f"layer {name!r} has no branches")
+    nodes, end = found[0]
+    if layer["op"] == "concat":
+        ends = tuple(end for _, end in found)
+        joint = Node(f"{name}/concatenate", "concatenate", ends, {"dim": 1})
+        return [*(node for branch, _ in found for node in branch), joint], joint.name
+    for i, (branch, other) in enumerate(found[1:], start=1):
+        joint = Node(f"{name}/add" if i == 1 else f"{name}/add#{i}", "add", (end, other))
+        nodes, end = [*nodes, *branch, joint], joint.name
+    return nodes, end
+
+
+def _layer_node(layer: dict[str, Any], before: dict[str, Any], source: str, name: str) -> Node:
+    require(layer["op"] in OPERATIONS, f"layer {name!r} is a {layer['op']!r}, which has no rule here")
+    options = {key: value for key, value in layer.items() if key not in ("name", "op", "bias")}
+    roles = () if "bias" not in layer else ("weight", "bias") if layer["bias"] else ("weight",)
+    unique = "input#2" if name == "input" else name
+    tensors = {role: f"{name}.{role}" for role in roles}
+    return Node(unique, OPERATIONS[layer["op"]], (source,), {**options, **before}, tensors)
+
+
+def sizes(shape: Any) -> tuple[int, ...]:
+    """A shape: a list of integers, none of them negative."""
+    require(type(shape) is list and all(type(n) is int and n >= 0 for n in shape), f"has {shape!r}, which is no shape")
+    return tuple(shape)
 
 
 def parse(text: str) -> Any:
@@ -211,18 +253,16 @@ def parse(text: str) -> Any:
 
 
 def number(text: Any) -> float:
-    """A float at least 0 from its hexadecimal form, which is exact."""
-    require(isinstance(text, str) and HEXADECIMAL.fullmatch(text), f"has {text!r}, which is no hexadecimal float")
-    try:
-        return float.fromhex(text)
-    except OverflowError:
-        raise InvalidFile(f"has {text!r}, which no float holds") from None
+    """A float at least 0 from its hexadecimal form, which is exact and the only one."""
+    known = isinstance(text, str) and HEXADECIMAL.fullmatch(text)
+    require(known and float.fromhex(text).hex() == text, f"has {text!r}, which is no hexadecimal float")
+    return float.fromhex(text)
 
 
 def array(dtype: str, shape: list[int], data: str) -> np.ndarray:
     """An array from base64."""
     try:
-        values = np.frombuffer(base64.b64decode(data, validate=True), DTYPES[dtype]).reshape(shape)
+        values = np.frombuffer(base64.b64decode(data, validate=True), DTYPES[dtype]).reshape(sizes(shape))
     except (binascii.Error, *MALFORMED) as error:
         raise InvalidFile(f"has an input that cannot be read ({error})") from None
     require(values.dtype.kind == "f" and values.size > 0, "has an input that holds no floats")
@@ -242,11 +282,21 @@ def prove(condition: Any, problem: str) -> None:
         raise NotProved(problem)
 
 
+def _require_tiled(header: dict[str, Any], body: memoryview) -> None:
+    """Tensors follow each other from the first byte to the last, as the format says."""
+    end = 0
+    for start, stop in sorted(entry["data_offsets"] for entry in header.values()):
+        tiled = type(start) is type(stop) is int and start == end <= stop
+        require(tiled, "has tensors that overlap, or gaps between them")
+        end = stop
+    require(end == len(body), "has tensors that overlap, or gaps between them")
+
+
 def _tensor(body: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
     start, stop = data_offsets
-    require(0 <= start <= stop <= len(body), "has a tensor outside the file")
+    require(dtype in DTYPES, f"has numbers of the dtype {dtype!r}, which is none of {', '.join(DTYPES)}")
     try:
-        values = np.frombuffer(body[start:stop], DTYPES[dtype]).reshape(shape)
+        values = np.frombuffer(body[start:stop], DTYPES[dtype]).reshape(sizes(shape))
     except ValueError as error:
         raise InvalidFile(f"has a tensor that cannot be read ({error})") from None
     require(bool(np.isfinite(values).all()), "has weights that are not finite")
@@ -263,8 +313,9 @@ def _hash(header: dict[str, Any], body: memoryview) -> str:
 
 
 def _node(name: str, operation: str, inputs: list[str], options: Any, tensors: Any, module: str, shape: Any) -> Node:
-    require(type(name) is type(operation) is str and type(inputs) is list, f"node {name!r} is none")
-    return Node(name, operation, tuple(inputs), dict(options), dict(tensors), tuple(shape))
+    known = type(name) is type(operation) is str and type(inputs) is list and type(options) is type(tensors) is dict
+    require(known, f"node {name!r} is none")
+    return Node(name, operation, tuple(inputs), options, tensors, sizes(shape))
 
 
 def _layer(name: str, upper: str, absolute: str | None, method: str) -> Layer:
@@ -280,10 +331,10 @@ def _refuse(constant: str) -> Any:
     raise InvalidFile(f"has the number {constant}")
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, most: int) -> bytes:
     try:
         require(path.is_file(), "is no file")
-        require(path.stat().st_size <= MAXIMAL_BYTES, f"is larger than {MAXIMAL_BYTES} bytes")
+        require(path.stat().st_size <= most, f"is larger than {most} bytes")
         return path.read_bytes()
     except OSError as error:
         raise InvalidFile(f"cannot be read ({error.strerror})") from None

@@ -181,6 +181,21 @@ def test_a_pixel_that_is_flushed_is_part_of_the_rounding():
     assert float(certify(network, image, level="sound").radius) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pixel_that_is_flushed_where_nothing_is_rounded(dtype):
+    """The logits are the pixels: (0, tiny / 8) is answered by 1, and by 0 where subnormal numbers are read as 0."""
+    network, tiny = nn.Sequential(nn.Flatten(), nn.ReLU()).eval(), torch.finfo(dtype).tiny
+    for second, certified in ((tiny / 8, False), (8 * tiny, True)):
+        image = torch.tensor([[0.0, second]], dtype=dtype)
+        found = certify(network, image, level="sound")
+        assert bool(found.radius > 0) is certified and int(found.label) == 1
+        if torch.set_flush_denormal(True):
+            try:
+                assert bool(network(image).argmax() == 1) is certified
+            finally:
+                torch.set_flush_denormal(False)
+
+
 def normalising(**values):
     """Two channels that are normalised, as logits."""
     norm = nn.BatchNorm1d(2).eval().requires_grad_(False)
@@ -292,6 +307,16 @@ def test_float32_decides_nothing_where_its_sums_are_not_known():
         torch.testing.assert_close(certify(network, images, eps=(0.1,)).radius, whole.radius, rtol=0, atol=0)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_float32_decides_nothing_where_the_environment_lowers_its_precision(monkeypatch, name):
+    """oneDNN may then multiply float32 in bfloat16, where the processor can: ``attr-fpmath:bf16`` in its log."""
+    network, images = bake(models.small_convnet(1, 8, 3)), torch.rand(20, 1, 8, 8)
+    whole = certify(network, images).radius
+    for value, exact in (("STRICT", False), ("BF16", True), ("any", True)):
+        monkeypatch.setenv(name, value)
+        assert bool((certify(network, images, eps=(0.1,)).radius == whole).all()) is exact
 
 
 def cancelling(offset: float) -> nn.Sequential:

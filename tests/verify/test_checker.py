@@ -450,6 +450,64 @@ def test_networks_with_branches(tmp_path, level, dtype):
             assert code(tmp_path, document) == UNPROVED
 
 
+def conv(*arguments, **options):
+    return nn.Sequential(nn.Conv2d(*arguments, **options))
+
+
+SAVED = {
+    "a sum": [layers.Sum(conv(1, 1, 3, padding=1), nn.Sequential())],
+    "one that starts with the shortcut": [layers.Sum(nn.Sequential(), conv(1, 1, 3, padding=1))],
+    "a residual block": [
+        layers.Sum(
+            conv(1, 2, 2, stride=2),
+            nn.Sequential(nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1)),
+        ),
+        nn.ReLU(),
+    ],
+    "four terms": [
+        layers.Sum(
+            conv(1, 2, 1),
+            nn.Sequential(nn.CircularPad2d(1), nn.Conv2d(1, 2, 3)),
+            conv(1, 2, 1, bias=False),
+            nn.Sequential(nn.Conv2d(1, 2, 1), layers.MaxMin(), layers.Scale(0.5)),
+        ),
+    ],
+    "terms without layers": [layers.Sum(nn.Sequential(), nn.Sequential()), layers.Sum(nn.Sequential())],
+    "a concatenation": [layers.Concat(conv(1, 1, 3, padding=1), nn.Sequential()), layers.MaxMin()],
+    "branches of branches": [
+        layers.Concat(
+            nn.Sequential(layers.Sum(conv(1, 1, 1), nn.Sequential(nn.ReLU())), nn.Conv2d(1, 2, 1)),
+            nn.Sequential(nn.ReLU(), layers.Sum(nn.Sequential(), nn.Sequential(layers.Abs()))),
+        ),
+    ],
+    "zeros around": [nn.ZeroPad2d((2, 0, 1, 0)), layers.Scale(1 / 3), layers.Sum(nn.Sequential(), conv(1, 1, 1))],
+    "two sides": [nn.Conv2d(1, 2, 3, padding=1), layers.TwoSidedReLU()],
+    "branches named like the input": [OrderedDict(input=layers.Sum(nn.Sequential(), conv(1, 1, 1)))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_networks_with_branches(tmp_path, name, level):
+    torch.manual_seed(0)
+    images = torch.rand(6, 1, 4, 4)
+    parts = SAVED[name]
+    body = nn.Sequential(parts[0]) if isinstance(parts[0], OrderedDict) else nn.Sequential(*parts)
+    network = body.append(nn.Flatten()).append(nn.LazyLinear(3)).eval()
+    network(images)
+    certificates = write(tmp_path, network.requires_grad_(False), images, level=level)
+    assert certificates and {code(tmp_path, document) for document in certificates} == {PROVED}
+    too_large = [document | {"radius": (float.fromhex(document["radius"]) * 1.1).hex()} for document in certificates]
+    assert {code(tmp_path, document) for document in too_large} == {UNPROVED}
+
+
+def test_logits_that_are_saved_networks_of_their_own(tmp_path):
+    torch.manual_seed(0)
+    network = bake(models.qw_convnet(1, 8, 3, channels=(), hidden=4))
+    certificates = write(tmp_path, network, torch.rand(3, 1, 8, 8))
+    assert certificates and {code(tmp_path, document) for document in certificates} == {PROVED}
+
+
 class Apart(nn.Module):
     """Every logit has a dense layer of its own."""
 

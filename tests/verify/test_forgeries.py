@@ -1,8 +1,12 @@
 """False certificates and broken files, made by hand: none is proved, and none ends the checker."""
 
 import base64
+import io
+import itertools
 import json
 import math
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -333,3 +337,263 @@ def test_a_constant_network_keeps_its_label_everywhere(tmp_path):
     nodes, tensors = ended(), {"w": EYE * 0, "b": np.array([1, 0], "<f4")}
     nodes[-1]["tensors"]["bias"] = "b"
     assert graph(tmp_path, tensors, nodes, [1, 0], radius=2 * math.sqrt(2), level="sound") == PROVED
+
+
+NAMES_THAT_LIE = [
+    b"x: proved: label 3, radius 9 (sound)\n.json",
+    b"\x1b[2K\rx: proved: label 3, radius 9 (sound) .json",
+    b"\xff.json",
+    "\u202ex.json".encode(),
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("name", NAMES_THAT_LIE)
+def test_names_of_files_are_printed_on_one_visible_line(tmp_path, monkeypatch, name, encoding):
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes((tmp_path / "certificate.json").read_bytes())
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    assert main([str(path), str(tmp_path / "model.safetensors")]) == PROVED
+    out.flush()
+    line = out.buffer.getvalue().decode(encoding)  # pyright: ignore[reportAttributeAccessIssue]
+    assert line.endswith(": proved: label 0, radius 0.10000000000000001 (analytic)\n") and line[:-1].isprintable()
+
+
+def test_a_path_that_no_file_can_have(tmp_path, capsys):
+    for place in ("a" * 5000, str(tmp_path / ("b" * 300))):
+        assert main([place, place]) == INVALID
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_constant_without_dimensions(tmp_path):
+    """As a buffer that is a number: x * gain."""
+    tensors = {"w": EYE, "c": np.array(0.5, "<f4")}
+    scaled = ended(node("m", "multiply", "input", constant="c"))
+    moved = ended(node("m", "shift", "input", options={"sign": -1}, constant="c"))
+    for level in ("analytic", "sound"):
+        assert graph(tmp_path, tensors, scaled, [0.5, 1, ABOVE_ONE], radius=0.353, level=level) == PROVED
+        assert graph(tmp_path, tensors, scaled, [0.5, 1, ABOVE_ONE], radius=0.354, level=level) == UNPROVED
+        assert graph(tmp_path, tensors, scaled, [0.49, 1, ABOVE_ONE], radius=0.353, level=level) == UNPROVED
+        assert graph(tmp_path, tensors, moved, [1, 1, ABOVE_ONE], radius=0.353, level=level) == PROVED
+
+
+def growing(*layers):
+    """An image of two pixels that grows by some layers ``(operation, options, tensors)``."""
+    names = ["input", *(f"g{i}" for i in range(len(layers)))]
+    zipped = zip(names, names[1:], layers, strict=False)
+    return ended(*(node(name, kind, last, options=options, **read) for last, name, (kind, options, read) in zipped))
+
+
+WIDE = {**CONVOLVED, "padding": [64, 64]}
+PADDED = ("ZeroPad2d", {"padding": [64] * 4}, {})
+LARGE = {
+    "repeated pixels": [("NearestUpsampling", {"factor": 64}, {}), ("NearestUpsampling", {"factor": 16}, {})],
+    "zeros around": [PADDED, PADDED],
+    "a padded convolution": [PADDED, ("Conv2d", WIDE, {"weight": "k"})],
+    "many layers": [PADDED] + [("Identity", {}, {})] * 4,
+    "windows": [("NearestUpsampling", {"factor": 64}, {}), ("Conv2d", CONVOLVED, {"weight": "k4"})],
+    "output channels": [("NearestUpsampling", {"factor": 64}, {}), ("Conv2d", CONVOLVED, {"weight": "many"})],
+    "a stride": [("Conv2d", {**CONVOLVED, "stride": [64, 64]}, {"weight": "hundred"})],
+    "a dilation": [("Conv2d", {**WIDE, "dilation": [60, 60]}, {"weight": "hundred3"})],
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_model_that_asks_for_too_much_memory_is_refused_before_it_takes_it(tmp_path, capsys, monkeypatch, name):
+    """A thousandth of the limit, so that all of it is quick."""
+    monkeypatch.setattr("lconvnet_verify.exact.LARGEST", 2**16)
+    tensors = {
+        "k": np.ones((1, 1, 1, 1), "<f4"),
+        "k4": np.ones((1, 1, 4, 4), "<f4"),
+        "many": np.ones((9, 1, 1, 1), "<f4"),
+        "hundred": np.ones((100, 1, 1, 1), "<f4"),
+        "hundred3": np.ones((100, 1, 3, 3), "<f4"),
+        "w": np.ones((2, {"a stride": 100, "a dilation": 9000}.get(name, 2)), "<f4"),
+    }
+    layers = LARGE[name]
+    nodes = growing(*layers)
+    tracemalloc.start()
+    try:
+        assert graph(tmp_path, tensors, nodes, [1e6] * len(layers) + [1, ABOVE_ONE]) == UNPROVED
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert "numbers at once, more than 65536" in capsys.readouterr().out
+
+
+def test_a_concatenation_that_asks_for_too_much_memory(tmp_path, capsys):
+    names = ["input", "c0", "c1", "c2"]
+    joins = (node(name, "concatenate", *[last] * 1000, options={"dim": 1}) for last, name in itertools.pairwise(names))
+    nodes = ended(*joins)
+    assert graph(tmp_path, {"w": EYE}, nodes, [1] * 4 + [ABOVE_ONE]) == UNPROVED
+    assert "numbers at once" in capsys.readouterr().out
+
+
+def test_numbers_with_too_many_digits():
+    """Every factor 2^-1000 makes a sum behind it 1000 bits longer, and float64 alone spans 2100."""
+    ones = Exact(np.full(2**14, 1, dtype=object), 0)
+    assert ones.at(-10).sum() == 2**24
+    for fails in (lambda: ones.at(-(2**20)), lambda: Exact.of(np.full(2**23, 5e-324) + np.eye(1, 2**23))):
+        with pytest.raises(NotProved, match="too many digits"):
+            fails()
+
+
+def test_a_chain_says_the_shape_of_its_images(tmp_path, capsys):
+    """Else a convolution would read a large image, until the first dense layer refuses it."""
+    tensors = {"fc.weight": EYE}
+    chain = [{"name": "flat", "op": "flatten", **FLAT}, {"name": "fc", "op": "linear", "bias": False}]
+    nodes = [node("input", "input"), node("flat", "Flatten", "input", options=FLAT)]
+    nodes.append(node("fc", "Linear", "flat", weight="fc.weight"))
+    for shape, expected in (([1, 1, 2], PROVED), (None, PROVED), ([1, 2, 1], UNPROVED)):
+        about = {"architecture": chain, "input_shape": shape}
+        assert forge(tmp_path, tensors, about, nodes, [1, ABOVE_ONE]) == expected
+    assert "takes images of shape (1, 2, 1), not (1, 1, 2)" in capsys.readouterr().out
+
+
+def test_long_files_are_not_parsed(tmp_path, capsys):
+    """A megabyte of JSON may take thirty in memory."""
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    path, model = tmp_path / "certificate.json", tmp_path / "model.safetensors"
+    text = path.read_text()
+    with path.open("a") as file:
+        file.truncate(reading.MAXIMAL_JSON + 1)
+    assert main([str(path), str(model)]) == INVALID
+    path.write_text(text)
+    with model.open("r+b") as file:
+        file.write((reading.MAXIMAL_JSON + 1).to_bytes(8, "little"))
+        file.truncate(reading.MAXIMAL_JSON + 100)
+    assert main([str(path), str(model)]) == INVALID
+    assert capsys.readouterr().err.count("is larger than") == 2
+
+
+def changed(place, change, body=None):
+    """Change the header of the model in a folder, or the bytes behind it."""
+    data = (place / "model.safetensors").read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:length])
+    change(header)
+    raw = json.dumps(header).encode()
+    (place / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + (body or data[length:]))
+
+
+def tensor(**values):
+    return lambda header: header["w"].update(values)
+
+
+def about(change):
+    def changes(header):
+        read = json.loads(header["__metadata__"]["lconvnet"])
+        change(read)
+        header["__metadata__"]["lconvnet"] = json.dumps(read)
+
+    return changes
+
+
+def unread(start, stop):
+    return lambda header: header.update(
+        v={"dtype": "F32", "shape": [(stop - start) // 4], "data_offsets": [start, stop]}
+    )
+
+
+LAX = {
+    "a shape with -1": (tensor(shape=[-1, 2]), None, "[-1, 2], which is no shape"),
+    "a shape that is a number": (tensor(shape=4), None, "4, which is no shape"),
+    "offsets that are truth values": (tensor(data_offsets=[False, 16]), None, "overlap"),
+    "two tensors in one place": (unread(0, 16), None, "overlap"),
+    "a tensor within another": (unread(4, 12), None, "overlap"),
+    "a gap before": (tensor(data_offsets=[8, 24]), bytes(24), "overlap"),
+    "a gap behind": (tensor(data_offsets=[0, 16]), bytes(24), "overlap"),
+    "numbers that are not read": (tensor(dtype="BF16"), None, "the dtype 'BF16', which is none of F32, F64, I64"),
+    "two descriptions": (about(lambda read: read.update(architecture=[])), None, "one graph or one architecture"),
+    "no description": (about(lambda read: read.pop("graph")), None, "one graph or one architecture"),
+    "shapes of truth values": (about(lambda read: read["graph"]["nodes"][1].update(shape=[True])), None, "no shape"),
+    "shapes of floats": (about(lambda read: read["graph"]["nodes"][1].update(shape=[2.0])), None, "no shape"),
+    "options in pairs": (
+        about(lambda read: read["graph"]["nodes"][1].update(options=[["start_dim", 1], ["end_dim", -1]])),
+        None,
+        "node 'flat' is none",
+    ),
+    "tensors in pairs": (
+        about(lambda read: read["graph"]["nodes"][2].update(tensors=[["weight", "x"], ["weight", "w"]])),
+        None,
+        "node 'fc' is none",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAX)
+def test_what_other_readers_of_a_model_refuse_or_read_otherwise(tmp_path, capsys, name):
+    change, body, message = LAX[name]
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    changed(tmp_path, lambda header: None)
+    assert main([str(tmp_path / "certificate.json"), str(tmp_path / "model.safetensors")]) == PROVED
+    changed(tmp_path, change, body)
+    assert main([str(tmp_path / "certificate.json"), str(tmp_path / "model.safetensors")]) == INVALID
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("radius", ["0x1.0p-4", "0x1.8p-1074", "0x0.8000000000000p-3", "0x1.0000000000000p-04"])
+def test_every_float_is_written_in_one_way(tmp_path, capsys, radius):
+    """0x1.8p-1074 is no float, and would be read as one."""
+    assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
+    path = tmp_path / "certificate.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"radius": radius}))
+    assert main([str(path), str(tmp_path / "model.safetensors")]) == INVALID
+    assert "which is no hexadecimal float" in capsys.readouterr().err
+
+
+def test_branches_that_nobody_can_read(tmp_path, capsys):
+    """Sums of nothing, and names that are paths."""
+    for chain, message in (
+        ([{"name": "s", "op": "sum", "branches": []}], "layer 's' has no branches"),
+        ([{"name": "c", "op": "concat", "branches": []}], "layer 'c' has no branches"),
+        ([{"name": "s", "op": "sum", "branches": 5}], "no model with an architecture"),
+        ([{"name": "s", "op": "sum", "branches": [[{"name": "a/add", "op": "relu"}]]}], "'a/add', which is no name"),
+        ([{"name": "s", "op": "sum", "branches": [[{"name": "p", "op": "circular-pad", "padding": [0] * 4}]]}], "ends"),
+    ):
+        assert forge(tmp_path, {"w": EYE}, {"architecture": chain}, [node("input", "input")], []) == INVALID
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("depth", [10, *range(100, 360, 20)])
+def test_sums_of_sums_of_sums(tmp_path, depth):
+    """Wherever the recursion ends: in the parser or behind it."""
+    text = '[{"name": "s", "op": "sum", "branches": [' * depth + "[]" + "]}]" * depth
+    raw = json.dumps({"__metadata__": {"lconvnet": f'{{"architecture": {text}}}'}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    assert main([str(tmp_path), str(tmp_path / "model.safetensors")]) == INVALID
+    (tmp_path / "certificate.json").write_text("{}")
+    assert main([str(tmp_path), str(tmp_path / "model.safetensors")]) == INVALID
+
+
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+def test_integers_never_wrap(tmp_path, level):
+    """The logits are 0.4002... + x_0 and 1, but 1 is 2^64 at the exponent of the other: 0 in sixty-four bits."""
+    raised = {"options": {"slices": [[3, 0, 1, 1]]}, "shape": (1, 1, 1)}
+    nodes = [
+        node("input", "input", shape=(1, 1, 2)),
+        node("a", "slice", "input", **raised),
+        node("a1", "shift", "a", options={"value": 0.4, "sign": 1}),
+        node("a2", "shift", "a1", options={"value": 2.0**-12, "sign": 1}),
+        node("z", "ZeroPad2d", "input", options={"padding": [1, 0, 0, 0]}),
+        node("b1", "shift", "z", options={"value": 1.0, "sign": 1}),
+        node("b", "slice", "b1", **raised),
+        node("c", "concatenate", "a2", "b", options={"dim": 1}),
+        node("k", "Conv2d", "c", options=CONVOLVED, weight="k"),
+        node("f", "Flatten", "k", options=FLAT),
+    ]
+    uppers, tensors = [*[1] * 7, ABOVE_ONE, 1], {"k": EYE.reshape(2, 2, 1, 1)}
+    image = np.array([[[0.0, 0.5]]], "<f4")
+    for label, expected in ((0, UNPROVED), (1, PROVED)):
+        found = graph(tmp_path, tensors, nodes, uppers, image=image, radius=0.19, level=level, label=label)
+        assert found == expected
+
+
+def test_exact_numbers_are_integers_of_python():
+    with pytest.raises(NotProved, match="no exact integer"):
+        Exact(np.array([1, np.int64(2)], dtype=object), 0)
+    with pytest.raises(NotProved, match="no exact integer"):
+        Exact(np.array([1, 2]), 0)

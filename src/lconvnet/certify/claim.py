@@ -11,6 +11,9 @@ within the radius r, and the deployed network deviates by at most E_ij (t + r) +
 "analytic"). So the answer stays the same up to
 
     r = min_j (m_j - (e_ij + E_ij) t - e0_ij - E0_ij) / (Lambda_ij + E_ij).
+
+Hardware may read subnormal pixels as 0, which moves an image of n pixels by less than sqrt(n) times the least normal
+number; so much is taken off the radius.
 """
 
 from __future__ import annotations
@@ -94,7 +97,8 @@ class Claim:
             slope = (slope + rounding.slope[label]) * (1 + ROUNDINGS)
         proven = ((ahead * (1 - ROUNDINGS) - (error + deployed) * (1 + ROUNDINGS)) / slope).amin(dim=1)
         ceiling = ((ahead + 2 * error - deployed) / slope).amin(dim=1) * (1 + 2.0**-20)
-        radius = torch.minimum(proven * (1 - ROUNDINGS), reach)
+        flushed = math.sqrt(math.prod(images.shape[1:])) * torch.finfo(self.dtype).tiny
+        radius = torch.minimum((proven - flushed) * (1 - ROUNDINGS), reach)
         safe = (radius > 0) & (norms < evaluation.reach)
         return Radii(label, ahead.amin(dim=1), torch.where(safe, radius, 0.0), ceiling)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,27 +10,31 @@ from torch import Tensor, nn
 
 from lconvnet.ops.rounding import gamma
 
+ONEDNN = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+"""Variables of the environment that oneDNN reads, and torch does not report."""
+
 
 def runs_as_sums(network: nn.Module) -> bool:
     """Whether the network's float32 products are ordinary sums of float32: on a CPU whose precision nobody lowered.
 
-    There oneDNN convolves directly (``alg:convolution_direct`` in its own log). Accelerators may take TensorFloat-32 or
-    Winograd kernels.
+    There oneDNN convolves directly (``alg:convolution_direct`` in its own log), and in float32 unless torch or its
+    environment variable says otherwise. Accelerators may take TensorFloat-32 or Winograd kernels.
 
     >>> runs_as_sums(nn.Linear(2, 2))
     True
     """
     on_cpu = all(tensor.device.type == "cpu" for tensor in network.parameters())
-    return on_cpu and all(precision in ("none", "ieee", "highest") for precision in _precisions())
+    return on_cpu and all(precision in ("none", "ieee", "highest", "strict") for precision in _precisions())
 
 
 def _precisions() -> list[str]:
-    """What torch is told about float32 on a CPU; one setting before torch 2.9, one for each kind of operation since."""
+    """What oneDNN is told about float32, and what torch is: one setting before 2.9, one for each operation since."""
+    told = [os.environ.get(name, "strict").lower() for name in ONEDNN]
     backends: Any = torch.backends  # torch declares half of these
     if not hasattr(backends, "fp32_precision"):
-        return [torch.get_float32_matmul_precision()]
+        return [*told, torch.get_float32_matmul_precision()]
     places = (backends, backends.mkldnn, backends.mkldnn.conv, backends.mkldnn.matmul)
-    return [place.fp32_precision for place in places]
+    return [*told, *(place.fp32_precision for place in places)]
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from lconvnet.certify.files import documents, finite
 from lconvnet.cli import options, output
 from lconvnet.experiments.images import read_images
 from lconvnet.experiments.run_folder import find_run
+from lconvnet.ops.images import check_eps
 
 Eps = Annotated[list[float] | None, typer.Option("--eps", help="Say whether each radius exceeds EPS.")]
 Data = Annotated[str | None, typer.Option("--data", help="Certify images of a data set, by name or path.")]
@@ -48,6 +49,7 @@ def certify_command(
     as_json: options.Json = False,
 ) -> None:
     """Certify image files or images of a data set: MODEL is a run folder or a model.safetensors."""
+    radii = [check_eps(value) for value in eps or ()]
     path = find_run(model).model if model.is_dir() else model
     description, network = saving.describe(path), saving.load(path)
     if description.input_shape is None:
@@ -55,7 +57,7 @@ def certify_command(
     subjects = _subjects(images or [], name, split, first, data_dir, description.input_shape)
     bound = lipschitz_bound(network, input_shape=description.input_shape, diagnose=level == "estimate")
     found, written = _certified(network, subjects, bound, level, out)
-    rows = _rows(found, subjects, description.class_names, eps or ())
+    rows = _rows(found, subjects, description.class_names, radii)
     console = Console(stderr=as_json)
     output.show_certificates(rows, found.level, bound.upper, console)
     files = {} if out is None else {"certificates_written": written, "out": str(out)}
