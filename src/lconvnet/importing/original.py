@@ -150,7 +150,15 @@ METHODS: Mapping[type[Kernel], tuple[tuple[str, ...], Translate]] = {
 def _published_bcop(group: Weights, kernel: Kernel) -> Tensor:
     U = cut_off(group["param_matrices"].double(), STEPS)
     rank = kernel.get_parameter("R").shape[-1]
-    in_channels, out_channels = vars(kernel)["in_channels"], vars(kernel)["out_channels"]
+    return block_kernel(U, vars(kernel)["in_channels"], vars(kernel)["out_channels"], rank)
+
+
+def block_kernel(U: Tensor, in_channels: int, out_channels: int, rank: int) -> Tensor:
+    """The kernel (out, in, k, k) of BCOP's 2k - 1 matrices U (c, c) after orthogonalisation.
+
+    >>> block_kernel(torch.eye(4).expand(5, 4, 4), 4, 3, 2).shape
+    torch.Size([3, 4, 3, 3])
+    """
     H = U[0, :in_channels, :out_channels]
     K = (H if in_channels <= out_channels else H.mT)[None, None]
     for index, R in enumerate(U[1:, :, :rank]):
