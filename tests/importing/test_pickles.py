@@ -140,6 +140,25 @@ def test_instructions_that_weights_do_not_need_are_named(name, tmp_path):
         pickles.read(path)
 
 
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+@pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+def test_harmless_files_of_another_protocol_are_not_called_damaged(protocol, legacy, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(2)}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"its pickle (holds \w+|is of protocol 3), which .*; save the weights with"):
+        pickles.read(path)
+
+
+def test_parameters_are_read_as_tensors(tmp_path):
+    """Whoever computes with them is not warned of gradients that nobody asked for."""
+    weights = {"a": nn.Parameter(torch.ones(2))}
+    assert not pickles.state_dict(weights, tmp_path / "a.pth")["a"].requires_grad
+
+
+def test_objects_that_are_skipped_have_a_name_to_be_shown_by():
+    assert f"epoch {pickles.Skipped(1)!r}" == "epoch an object that is not read"
+
+
 def test_an_unreadable_file_is_said_to_be_one(tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
     torch.save({"weight": torch.ones(2)}, path)

@@ -342,6 +342,46 @@ def test_dense_layers_may_come_first():
     assert agrees(original.baked(model, weights), oracle, SHAPES["mnist"])
 
 
+@pytest.mark.parametrize("place", ["1.layers.{}", "module.1.{}", "{}"])
+def test_layers_of_a_dense_network_may_have_any_name(place):
+    """In a network without convolutions only the order tells; what is called a convolution is one all the same."""
+    net = mlp([784, 16, 12, 10])
+    oracle = Original(net)
+    weights = {}
+    for index, name in enumerate(oracle.dense):
+        weights |= {f"{place.format(index)}.{key}": oracle.weights[f"{name}.{key}"] for key in ("weight", "bias")}
+    model = models.mlp(784, 10, widths=(16, 12))
+    original.load(model, weights)
+    assert agrees(original.baked(model, weights), oracle, SHAPES["mnist"])
+    with pytest.raises(ValueError, match=r"weights of 1 convolutions \(conv\)"):
+        original.load(model, weights | {"conv.weight": torch.ones(1, 1)})
+
+
+def test_a_configuration_of_another_name(old, tmp_path, capsys):
+    """It is imported; in place its folder would hold none that a run can be told by."""
+    config = old / "cfg.yaml"
+    config = config.rename(config.with_name("old.yaml"))
+    assert load_record(import_run(config, tmp_path / "new").path.parent).kept_epoch == 7
+    before = files(old)
+    assert invoke(run, ["--cfg", str(config), "--resume", "--test"]) == 2
+    assert "old.yaml is not named cfg.yaml, as it must be in place; or lconvnet import" in capsys.readouterr().err
+    assert files(old) == before
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_as_they_were_saved_elsewhere(dtype, prefix, legacy, tmp_path, monkeypatch):
+    """From a GPU that this machine has not, of a network in parallel, in either precision and format."""
+    config = classifier(mlp([784, 16, 10]))
+    oracle = Original(config["trainer"]["net"])
+    weights = {f"{prefix}{name}": value.to(dtype) for name, value in oracle.weights.items()}
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
+    old = write(tmp_path / "old", config, weights, monkeypatch, legacy=legacy)
+    assert b"cuda:1" in (old / "checkpoints" / "Sequential.pth").read_bytes()
+    assert agrees(load(import_run(old, tmp_path / "new").path), oracle, SHAPES["mnist"])
+
+
 def test_a_mask_of_another_rank_is_refused():
     """Only projectors of half rank are ours; others would load silently as another network."""
     net = convnet("SmallConvNet", "BCOP", SHAPES["mnist"], 10)

@@ -20,6 +20,10 @@ from torch import Tensor
 SKIPPED = re.compile(r"lconvnet(\.\w+)+|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)")
 REFUSED = re.compile(r"GLOBAL (\S+)|reduce for unrecognized function (.+)")
 CALLS = ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "STACK_GLOBAL", "NEWOBJ_EX")
+UNNEEDED = (
+    "torch.save never writes and weights do not need; nothing was run; save the weights with torch.save's own protocol"
+)
+PROTOCOL = 2  # of torch.save
 PICKLES_OF_A_LEGACY_FILE = 4  # magic number, protocol, system, content
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAXIMAL_PICKLE = 16_000_000  # bytes; it holds names and shapes only
@@ -35,6 +39,9 @@ class Skipped:
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, state: object) -> None: ...
+
+    def __repr__(self) -> str:
+        return "an object that is not read"
 
 
 def read(path: Path) -> Any:
@@ -67,7 +74,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}; weights are tensors with names")
         if fault := _fault(value):
             raise ValueError(f"{path}: {name} {fault}")
-    return dict(content)
+    return {name: value.detach() for name, value in content.items()}
 
 
 def _fault(value: Tensor) -> str:
@@ -128,17 +135,19 @@ def _globals(path: Path) -> set[str]:
 def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
     for _ in range(pickles):
         foreign: list[str] = []
+        protocol = PROTOCOL
         for opcode, argument, _ in pickletools.genops(file):  # to its end, for any bytes may begin like a pickle
             if _is_foreign(opcode):
                 foreign.append(opcode.name)
             if opcode.name == "GLOBAL":
                 yield str(argument).replace(" ", ".")
+            if opcode.name == "PROTO":
+                protocol = argument
         if foreign:
             worst = min(foreign, key=lambda name: name not in CALLS)
-            raise Unfit(
-                f"is refused: its pickle holds {worst}, which torch.save never writes and weights do not need; "
-                "nothing was run; save the weights with torch.save's own protocol"
-            )
+            raise Unfit(f"is refused: its pickle holds {worst}, which {UNNEEDED}")
+        if protocol != PROTOCOL:
+            raise Unfit(f"is refused: its pickle is of protocol {protocol}, which {UNNEEDED}")
 
 
 def _is_foreign(opcode: pickletools.OpcodeInfo) -> bool:

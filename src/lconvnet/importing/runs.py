@@ -73,6 +73,8 @@ def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
     if not path.exists():
         return
     folder = RunFolder(path if path.is_dir() else path.parent)
+    if path.is_file() and not folder.config.exists() and _checkpoints(folder.path):
+        raise ValueError(f"{path} is not named cfg.yaml, as it must be in place; or lconvnet import {path} NEW")
     if not folder.config.is_file() or (_is_recorded(folder) and not _is_half_done(folder)):
         return
     values = read(folder.config)
@@ -145,10 +147,10 @@ class Source:
         """Read the configuration and the checkpoint of a run folder."""
         if not path.exists():
             raise ValueError(f"{path} does not exist; name the folder of a run, or the cfg.yaml in it")
-        folder = path if path.is_dir() else path.parent
-        values = read(folder / "cfg.yaml")
+        folder, config = (path, path / "cfg.yaml") if path.is_dir() else (path.parent, path)
+        values = read(config)
         if not is_original(values):
-            raise ValueError(f"{folder / 'cfg.yaml'} is not in the original's grammar, which begins with <type>")
+            raise ValueError(f"{config} is not in the original's grammar, which begins with <type>")
         experiment = cast(Experiment | WassersteinExperiment, parse_any(values))  # it has no configuration of a GAN
         shape, outputs = network(values)
         model = _build(experiment, shape, outputs)
