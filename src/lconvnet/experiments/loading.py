@@ -108,7 +108,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         _check_tokens(path, text)
-        config = OmegaConf.create(text)
+        config = _created(path, text)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not text in UTF-8; name a YAML configuration") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -148,6 +148,16 @@ def _check_tokens(path: Path, text: str) -> None:
             raise ValueError(f"{path} uses a YAML alias (*name); refer to another key with ${{key}} instead")
         if depth > MAXIMAL_DEPTH:
             raise ValueError(f"{path} is nested deeper than {MAXIMAL_DEPTH} levels; it is no configuration")
+
+
+def _created(path: Path, text: str) -> Any:
+    """The text's nested values; what YAML's own types and single values raise is one clear line."""
+    try:
+        return OmegaConf.create(text)
+    except AssertionError:  # for a number, which OmegaConf takes nothing but sections and lists for
+        raise ValueError(f"{path} holds a single value; a configuration is a mapping of sections") from None
+    except ValueError as error:  # such as a number of too many digits, or the 30th of February
+        raise ValueError(f"{path} is not valid YAML: {_first_line(error)}") from None
 
 
 def _kind(values: Mapping[str, Any]) -> type[AnyExperiment]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lconvnet.experiments.explain import choice
+from lconvnet.experiments.explain import choice, short
 from lconvnet.experiments.original.networks import CLASSES, IMAGES, NETWORKS, Shape, Values, critic
 from lconvnet.experiments.original.node import Node
 
@@ -159,7 +159,7 @@ def _gan(node: Node) -> tuple[str, int]:
     path = node.take("gan_config_json_path")
     named = re.search("cifar10|stl10", str(path))
     if not named:
-        raise ValueError(f"{node.at('gan_config_json_path')} is {path!r}; its name tells no set (cifar10, stl10)")
+        raise ValueError(f"{node.at('gan_config_json_path')} is {short(path)}; its name tells no set (cifar10, stl10)")
     return named[0], node.number("test_sample_size")
 
 
