@@ -368,6 +368,21 @@ def test_a_configuration_of_another_name(old, tmp_path, capsys):
     assert files(old) == before
 
 
+@pytest.mark.parametrize("command", ["import", "evaluate", "run"])
+def test_an_unknown_type_is_named_with_the_file_that_has_it(command, old, tmp_path, capsys):
+    config = old / "cfg.yaml"
+    config.write_text(config.read_text().replace("BjorckLinear", "CayleyLinear"))
+    before = files(old)
+    places = {"import": [str(old), str(tmp_path / "new")], "evaluate": [str(old)]}
+    if command == "run":
+        assert invoke(run, ["--cfg", str(config), "--resume", "--test", "--no-attacks"]) == 2
+    else:
+        assert invoke(app, [command, *places[command]]) == 2
+    place = "trainer.net.<list>[1].linear_module.<type> is 'CayleyLinear'; did you mean 'BjorckLinear'? Allowed:"
+    assert capsys.readouterr().err.startswith(f"error: {config}: {place}")
+    assert files(old) == before and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

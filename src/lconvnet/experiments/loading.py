@@ -44,13 +44,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
     Raises ValueError for a file that is missing, too large, not YAML or not a valid experiment.
     """
-    with _naming(Path(path)):
+    with naming(Path(path)):
         return parse(read(Path(path)), overrides)
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
     """As `load`, whatever the task is."""
-    with _naming(Path(path)):
+    with naming(Path(path)):
         return parse_any(read(Path(path)), overrides)
 
 
@@ -170,7 +170,7 @@ def _kind(values: Mapping[str, Any]) -> type[AnyExperiment]:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Put the path before an error that does not name it."""
     try:
         yield

@@ -20,7 +20,7 @@ from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation import UNSAMPLED
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.execute import require_open
-from lconvnet.experiments.loading import dump, load_any, merge, parse_any, read
+from lconvnet.experiments.loading import dump, load_any, merge, naming, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import original, pickles
@@ -78,8 +78,10 @@ def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
     if not folder.config.is_file() or (_is_recorded(folder) and not _is_half_done(folder)):
         return
     values = read(folder.config)
+    with naming(folder.config):
+        merged = merge(values)
     if not is_original(values) or not _checkpoints(folder.path):
-        adopt_baseline(folder, merge(values), overrides)
+        adopt_baseline(folder, merged, overrides)
     elif not folder.model.exists():
         require_open(folder, overrides)
         parse_any(values, overrides)
@@ -151,7 +153,8 @@ class Source:
         values = read(config)
         if not is_original(values):
             raise ValueError(f"{config} is not in the original's grammar, which begins with <type>")
-        experiment = cast(Experiment | WassersteinExperiment, parse_any(values))  # it has no configuration of a GAN
+        with naming(config):  # of a GAN the original has no configuration
+            experiment = cast(Experiment | WassersteinExperiment, parse_any(values))
         shape, outputs = network(values)
         model = _build(experiment, shape, outputs)
         checkpoint = _checkpoint(folder, values["trainer"]["net"]["<type>"])
