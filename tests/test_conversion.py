@@ -78,6 +78,43 @@ def test_whatever_the_layout_it_is_1_lipschitz(body, shape):
     assert model(torch.zeros(2, *shape)).shape == (2, 3)
 
 
+ALL_CONV = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 10, 1))
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(8), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1))])
+def test_averages_at_the_end_stay_the_outputs(pool):
+    """A network without dense layers ends with them: as many outputs as before, and no norm is lost."""
+    module = nn.Sequential(*ALL_CONV, nn.BatchNorm2d(10), pool, nn.Flatten())
+    conversion = convert(module, (3, 8, 8))
+    assert conversion.model(torch.zeros(2, 3, 8, 8)).shape == module(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    assert conversion.changes[-1][1:] == (type(pool).__name__, "8 times its averages")
+    constant = torch.ones(1, 10, 8, 8)
+    assert torch.allclose(conversion.model[-3:](constant).norm(), constant.norm())
+    assert upper(conversion.model, (3, 8, 8)) < 1 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        (nn.MaxPool2d(8), r"\(MaxPool2d\) .*ends the network, which only averages may"),
+        (nn.AdaptiveMaxPool2d(1), r"\(AdaptiveMaxPool2d\) .*ends the network, which only averages may"),
+        (nn.AvgPool2d(4, 2), r"\(AvgPool2d\) .*ends the network with kernel_size=4; only 2 is"),
+        (nn.AvgPool2d(4, padding=2), r"ends the network with padding=2; only 0 is converted there"),
+        (nn.AvgPool2d(3, ceil_mode=True), r"ends the network with ceil_mode=True; only False"),
+        (nn.AvgPool2d(8, divisor_override=1), r"ends the network with divisor_override=1; only None"),
+    ],
+)
+def test_other_pooling_at_the_end_is_refused(pool, message):
+    """Downsampling would make each of its pixels an output."""
+    with pytest.raises(ValueError, match=message):
+        convert(nn.Sequential(*ALL_CONV, pool, nn.Flatten()), (3, 8, 8))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten()])
+def test_a_layer_by_itself_is_a_network(layer):
+    assert upper(convert(layer, (3, 8, 8)).model, (3, 8, 8)) < 1 + 1e-6
+
+
 class Residual(nn.Module):
     def forward(self, x):
         return x + x

@@ -6,6 +6,7 @@ Layer by layer, with c, h, w the channels and sides that arrive there:
     Linear                 the constrained dense layer from all features that arrive
     ReLU and its like      the activation, MaxMin
     pooling of stride s    invertible downsampling by s, which keeps every pixel as a channel: c s^2
+    averages k×k at last   those averages times k, which is their norm's inverse: the outputs stay as many
     normalisation, dropout nothing
 
 So widths follow from the input shape, and nothing that could stretch a distance is left. Weights are drawn anew, for
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 
 from lconvnet.kernels.base import require_positive
-from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin
+from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin, Scale
 
 Part = Callable[..., nn.Module]
 Layers = list[nn.Module]
@@ -48,9 +49,13 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Site:
-    """A layer of the old network, the shape that arrives at its place in the new one, and the parts to build with."""
+    """A layer of the old network, the shape that arrives at its place in the new one, and the parts to build with.
+
+    A layer is one of the outputs where layers with weights stand before it, but none behind it.
+    """
 
     module: Any
+    is_output: bool
     shape: tuple[int, ...]
     conv: Part
     linear: Part
@@ -98,9 +103,10 @@ def convert(
     changes: list[Change] = []
     shape: tuple[int, ...] = tuple(input_shape)
     seen: set[nn.Module] = set()
-    for name, leaf in leaves:
+    last = max((i for i, (_, leaf) in enumerate(leaves) if type(leaf) in WEIGHTED), default=len(leaves))
+    for i, (name, leaf) in enumerate(leaves):
         try:
-            new, change = RULES[type(leaf)](Site(leaf, shape, conv, linear, activation))
+            new, change = RULES[type(leaf)](Site(leaf, i > last, shape, conv, linear, activation))
             shape = _output_shape(new, shape)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{_at(name, leaf)} cannot be converted at {shape}: {error}") from None
@@ -139,7 +145,7 @@ def _at(name: str, leaf: nn.Module) -> str:
 
 def _named(name: str, new: Layers) -> OrderedDict[str, nn.Module]:
     """One layer by the old path, more of them numbered; a module's own name has no dots."""
-    flat = name.replace(".", "_")
+    flat = name.replace(".", "_") or "0"
     names = [flat] if len(new) == 1 else [f"{flat}_{i}" for i in range(len(new))]
     return OrderedDict(zip(names, new, strict=True))
 
@@ -214,7 +220,15 @@ def _activation(site: Site) -> tuple[Layers, str]:
 
 
 def _pooling(site: Site) -> tuple[Layers, str]:
-    return _downsampling(site, _side(site.module.stride or site.module.kernel_size))
+    pool = site.module
+    factor = _side(pool.stride or pool.kernel_size)
+    if not site.is_output:
+        return _downsampling(site, factor)
+    expected = {"kernel_size": factor, "padding": 0, "ceil_mode": False, "divisor_override": None}
+    for name, value in expected.items():
+        if type(pool) is nn.AvgPool2d and getattr(pool, name) not in (value, (value, value)):
+            raise ValueError(f"ends the network with {name}={getattr(pool, name)}; only {value} is converted there")
+    return _averages(site, factor)
 
 
 def _adaptive_pooling(site: Site) -> tuple[Layers, str]:
@@ -224,7 +238,16 @@ def _adaptive_pooling(site: Site) -> tuple[Layers, str]:
         return _downsampling(site, 1)
     if height != width or height % target:
         raise ValueError(f"pools {height}x{width} to {target}; both sides must be the same multiple of that")
-    return _downsampling(site, height // target)
+    return (_averages if site.is_output else _downsampling)(site, height // target)
+
+
+def _averages(site: Site, factor: int) -> tuple[Layers, str]:
+    """A network that ends with averages has as many outputs as they have: downsampling would make every pixel one."""
+    if type(site.module) not in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
+        raise ValueError("ends the network, which only averages may; use them, or put a layer with weights behind it")
+    if factor == 1:
+        return [], "nothing"
+    return [nn.AvgPool2d(factor), Scale(factor)], f"{factor} times its averages"
 
 
 def _downsampling(site: Site, factor: int) -> tuple[Layers, str]:
@@ -258,6 +281,7 @@ Rule = Callable[[Site], tuple[Layers, str]]
 """The layers that take the place of one, and what changes thereby ("" where they are its constrained equal)."""
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
 ACTIVATIONS += (nn.Softplus, nn.Tanh, nn.Hardtanh, nn.Hardswish)
+WEIGHTED = (nn.Conv2d, nn.Linear)
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 DROPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 DROPPED += (nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
