@@ -2,7 +2,8 @@
 
 Layer by layer, with c, h, w the channels and sides that arrive there:
 
-    Conv2d k, s            the constrained convolution c -> out, k rounded up to a multiple of s, sides h / s
+    Conv2d k, s            the constrained convolution c -> out, k rounded up to a multiple of s, sides h / s; k is at
+                           most h, for an image has no more rows to look at
     Linear                 the constrained dense layer from all features that arrive
     ReLU and its like      the activation, MaxMin
     pooling of stride s    invertible downsampling by s, which keeps every pixel as a channel: c s^2
@@ -16,7 +17,7 @@ the free ones tell nothing about constrained ones.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from lconvnet.chains import Link, links
 from lconvnet.kernels.base import require_positive
 from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin, Scale
 
@@ -73,7 +75,8 @@ def convert(
     """Build the 1-Lipschitz network of the same layout as a sequential one; `module` is left as it is.
 
     Args:
-        module: an `nn.Sequential`, nested at will, of layers in `lconvnet.conversion.RULES`.
+        module: layers in `lconvnet.conversion.RULES` one after another: an `nn.Sequential`, nested at will, or a class
+            whose forward pass is such a chain (`lconvnet.chains`).
         input_shape: (C, H, W) of the images.
         conv, linear: constructors as in `lconvnet.models`.
         activation: constructor of the activation, called without arguments.
@@ -95,16 +98,16 @@ def convert(
     if len(input_shape) != 3:
         raise ValueError(f"input_shape is {tuple(input_shape)}; expected (channels, height, width)")
     require_positive(channels=input_shape[0], height=input_shape[1], width=input_shape[2])
-    leaves = list(_leaves(module, ""))
-    obstacles = [f"{_at(name, leaf)} {reason}" for name, leaf in leaves if (reason := _obstacle(leaf))]
+    chain = list(links(module))
+    obstacles = [f"{_at(link.name, link.layer)} {reason}" for link in chain if (reason := _obstacle(link))]
     if obstacles:
-        raise ValueError(f"{len(obstacles)} of {len(leaves)} layers cannot be converted: {'; '.join(obstacles)}")
+        raise ValueError(f"{len(obstacles)} of {len(chain)} layers cannot be converted: {'; '.join(obstacles)}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     changes: list[Change] = []
     shape: tuple[int, ...] = tuple(input_shape)
     seen: set[nn.Module] = set()
-    last = max((i for i, (_, leaf) in enumerate(leaves) if type(leaf) in WEIGHTED), default=len(leaves))
-    for i, (name, leaf) in enumerate(leaves):
+    last = max((i for i, link in enumerate(chain) if type(link.layer) in WEIGHTED), default=len(chain))
+    for i, (name, leaf, _) in enumerate(chain):
         try:
             new, change = RULES[type(leaf)](Site(leaf, i > last, shape, conv, linear, activation))
             shape = _output_shape(new, shape)
@@ -129,16 +132,6 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return torch.float64 if torch.float64 in found else torch.float32
 
 
-def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The layers in order, those of nested sequences by their paths."""
-    if type(module) is not nn.Sequential:
-        yield name, module
-        return
-    for child_name, child in module._modules.items():  # not named_children: it drops repetitions of a module
-        if child is not None:
-            yield from _leaves(child, f"{name}.{child_name}" if name else child_name)
-
-
 def _at(name: str, leaf: nn.Module) -> str:
     return f"{name or 'module'!r} ({type(leaf).__name__})"
 
@@ -158,10 +151,11 @@ def _output_shape(layers: Layers, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(x.shape[1:])
 
 
-def _obstacle(leaf: Any) -> str:
+def _obstacle(link: Link) -> str:
     """Why a layer cannot be converted wherever it stands; "" where nothing is known against it."""
-    if type(leaf) not in RULES:
-        return "has no 1-Lipschitz equal here; take it out, or build it from layers that have one"
+    leaf: Any = link.layer
+    if type(leaf) not in RULES or link.fault:
+        return f"has no 1-Lipschitz equal here; {link.fault or 'take it out, or build it from layers that have one'}"
     if leaf._forward_hooks or leaf._forward_pre_hooks:
         return "has forward hooks; make what they do a module"
     for name in SQUARE.get(type(leaf), ()):
@@ -185,6 +179,8 @@ def _convolution(site: Site) -> tuple[Layers, str]:
     size = -(-k // s) * s
     channels, *sides = _image(site)
     extension, (height, width) = _extended(sides, s)
+    if min(_old_output(old, sides)) > 0:  # a kernel larger than the image reaches no farther than one of its size
+        size = min(size, height, width)
     options = {"bias": old.bias is not None, "input_size": (height, width)}
     notes = [] if size == k else [f"kernel_size {size}"]
     if _old_output(old, sides) != (height // s, width // s):
