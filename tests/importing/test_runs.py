@@ -30,6 +30,7 @@ from lconvnet.run import app as run
 from lconvnet.training import CheckpointError, load_best, load_record
 from tests.importing.originals import (
     LINEAR,
+    MAXMIN,
     OPTIONS,
     RELU,
     SHAPES,
@@ -66,6 +67,23 @@ def check_run(config, shape, tmp_path, monkeypatch, **options):
 def test_small(method, tmp_path, monkeypatch):
     config = classifier(convnet("SmallConvNet", method, SHAPES["cifar10"], 10), "cifar10")
     check_run(config, SHAPES["cifar10"], tmp_path, monkeypatch)
+
+
+GROUPS = {"pairs": {**MAXMIN, "new_impl": False}, "fours": {**MAXMIN, "group_size": 4}}
+
+
+@pytest.mark.parametrize("activation", [RELU, *GROUPS.values()], ids=["relu", *GROUPS])
+def test_small_with_other_activations(activation, tmp_path, monkeypatch):
+    config = classifier(convnet("SmallConvNet", "RKO", SHAPES["mnist"], 10, activation))
+    check_run(config, SHAPES["mnist"], tmp_path, monkeypatch)
+
+
+def test_frozen_factors(tmp_path, monkeypatch):
+    """BCOP-Fixed keeps what BCOP does."""
+    net = convnet("SmallConvNet", "BCOP", SHAPES["mnist"], 10)
+    net["[submodules]"]["conv_module"]["conv_module"]["frozen"] = True
+    check_run(classifier(net), SHAPES["mnist"], tmp_path, monkeypatch)
+    assert "bcop-fixed" in (tmp_path / "new" / "cfg.yaml").read_text()
 
 
 def nearly_orthogonal(count, side):
