@@ -69,13 +69,61 @@ others = st.sampled_from([nn.ReLU(), nn.Tanh(), nn.MaxPool2d(2), nn.AvgPool2d(3,
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(convolutions | others, max_size=3),
-    st.tuples(st.sampled_from([2, 4]), st.integers(8, 11), st.integers(8, 11)),
+    st.tuples(st.sampled_from([2, 4]), st.integers(16, 19), st.integers(16, 19)),  # no kernel outgrows a quarter
 )
 def test_whatever_the_layout_it_is_1_lipschitz(body, shape):
     head = [nn.Flatten(), nn.Linear(1, 3)]
     model = convert(nn.Sequential(*body, *head), shape).model
     assert upper(model, shape) < 1 + 1e-5
     assert model(torch.zeros(2, *shape)).shape == (2, 3)
+
+
+ALL_CONV = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 10, 1))
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(8), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1))])
+def test_averages_at_the_end_stay_the_outputs(pool):
+    """A network without dense layers ends with them: as many outputs as before, and no norm is lost."""
+    module = nn.Sequential(*ALL_CONV, nn.BatchNorm2d(10), pool, nn.Flatten())
+    conversion = convert(module, (3, 8, 8))
+    assert conversion.model(torch.zeros(2, 3, 8, 8)).shape == module(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    assert conversion.changes[-1][1:] == (type(pool).__name__, "8 times its averages")
+    constant = torch.ones(1, 10, 8, 8)
+    assert torch.allclose(conversion.model[-3:](constant).norm(), constant.norm())
+    assert upper(conversion.model, (3, 8, 8)) < 1 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        (nn.MaxPool2d(8), r"\(MaxPool2d\) .*ends the network, which only averages may"),
+        (nn.AdaptiveMaxPool2d(1), r"\(AdaptiveMaxPool2d\) .*ends the network, which only averages may"),
+        (nn.AvgPool2d(4, 2), r"\(AvgPool2d\) .*ends the network with kernel_size=4; only 2 is"),
+        (nn.AvgPool2d(4, padding=2), r"ends the network with padding=2; only 0 is converted there"),
+        (nn.AvgPool2d(3, ceil_mode=True), r"ends the network with ceil_mode=True; only False"),
+        (nn.AvgPool2d(8, divisor_override=1), r"ends the network with divisor_override=1; only None"),
+    ],
+)
+def test_other_pooling_at_the_end_is_refused(pool, message):
+    """Downsampling would make each of its pixels an output."""
+    with pytest.raises(ValueError, match=message):
+        convert(nn.Sequential(*ALL_CONV, pool, nn.Flatten()), (3, 8, 8))
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(2, (2, 2)), (3, (3, 4)), (4, (3, 4))])
+def test_kernels_are_no_larger_than_their_images(side, sizes):
+    """As at the end of VGG, where 3×3 kernels see images of 2×2."""
+    module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 4, 2, 1), nn.Flatten())
+    conversion = convert(module, (2, side, side))
+    convs = [part for part in conversion.model.modules() if isinstance(part, layers.LipschitzConv2d)]
+    assert tuple(conv.kernel_size for conv in convs) == sizes
+    assert upper(conversion.model, (2, side, side)) < 1 + 1e-5
+    assert (("0", "Conv2d", "kernel_size 2") in conversion.changes) == (side == 2)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten()])
+def test_a_layer_by_itself_is_a_network(layer):
+    assert upper(convert(layer, (3, 8, 8)).model, (3, 8, 8)) < 1 + 1e-6
 
 
 class Residual(nn.Module):
@@ -117,7 +165,8 @@ def test_everything_that_cannot_be_converted_is_listed():
         (nn.Sequential(nn.Flatten(), nn.Conv2d(3, 4, 3)), r"'1' \(Conv2d\) .*192 features arrive"),
         (nn.Sequential(nn.ReLU()), r"'0' \(ReLU\) .*use an even width"),
         (nn.Sequential(nn.Conv2d(3, 4, 9)), r"'0' \(Conv2d\) .*at least kernel_size=9"),
-        (nn.Sequential(nn.Conv2d(3, 4, 9, padding=4), nn.Linear(2, 2)), r"'0' \(Conv2d\) .*at least kernel_size=9"),
+        (nn.Sequential(nn.Conv2d(3, 4, 9), nn.Linear(2, 2)), r"'0' \(Conv2d\) .*at least kernel_size=9"),
+        (nn.Sequential(nn.Conv2d(3, 4, 9, padding=4), nn.Linear(2, 2)), r"'1' \(Linear\) .*put nn\.Flatten"),
         (nn.Sequential(nn.AdaptiveAvgPool2d(3)), r"pools 8x8 to 3"),
     ],
 )

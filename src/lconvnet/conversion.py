@@ -2,10 +2,12 @@
 
 Layer by layer, with c, h, w the channels and sides that arrive there:
 
-    Conv2d k, s            the constrained convolution c -> out, k rounded up to a multiple of s, sides h / s
+    Conv2d k, s            the constrained convolution c -> out, k rounded up to a multiple of s, sides h / s; k is at
+                           most h, for an image has no more rows to look at
     Linear                 the constrained dense layer from all features that arrive
     ReLU and its like      the activation, MaxMin
     pooling of stride s    invertible downsampling by s, which keeps every pixel as a channel: c s^2
+    averages k×k at last   those averages times k, which is their norm's inverse: the outputs stay as many
     normalisation, dropout nothing
 
 So widths follow from the input shape, and nothing that could stretch a distance is left. Weights are drawn anew, for
@@ -15,7 +17,7 @@ the free ones tell nothing about constrained ones.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -23,8 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from lconvnet.chains import Link, links
 from lconvnet.kernels.base import require_positive
-from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin
+from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin, Scale
 
 Part = Callable[..., nn.Module]
 Layers = list[nn.Module]
@@ -48,9 +51,13 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Site:
-    """A layer of the old network, the shape that arrives at its place in the new one, and the parts to build with."""
+    """A layer of the old network, the shape that arrives at its place in the new one, and the parts to build with.
+
+    A layer is one of the outputs where layers with weights stand before it, but none behind it.
+    """
 
     module: Any
+    is_output: bool
     shape: tuple[int, ...]
     conv: Part
     linear: Part
@@ -68,7 +75,8 @@ def convert(
     """Build the 1-Lipschitz network of the same layout as a sequential one; `module` is left as it is.
 
     Args:
-        module: an `nn.Sequential`, nested at will, of layers in `lconvnet.conversion.RULES`.
+        module: layers in `lconvnet.conversion.RULES` one after another: an `nn.Sequential`, nested at will, or a class
+            whose forward pass is such a chain (`lconvnet.chains`).
         input_shape: (C, H, W) of the images.
         conv, linear: constructors as in `lconvnet.models`.
         activation: constructor of the activation, called without arguments.
@@ -90,17 +98,18 @@ def convert(
     if len(input_shape) != 3:
         raise ValueError(f"input_shape is {tuple(input_shape)}; expected (channels, height, width)")
     require_positive(channels=input_shape[0], height=input_shape[1], width=input_shape[2])
-    leaves = list(_leaves(module, ""))
-    obstacles = [f"{_at(name, leaf)} {reason}" for name, leaf in leaves if (reason := _obstacle(leaf))]
+    chain = list(links(module))
+    obstacles = [f"{_at(link.name, link.layer)} {reason}" for link in chain if (reason := _obstacle(link))]
     if obstacles:
-        raise ValueError(f"{len(obstacles)} of {len(leaves)} layers cannot be converted: {'; '.join(obstacles)}")
+        raise ValueError(f"{len(obstacles)} of {len(chain)} layers cannot be converted: {'; '.join(obstacles)}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     changes: list[Change] = []
     shape: tuple[int, ...] = tuple(input_shape)
     seen: set[nn.Module] = set()
-    for name, leaf in leaves:
+    last = max((i for i, link in enumerate(chain) if type(link.layer) in WEIGHTED), default=len(chain))
+    for i, (name, leaf, _) in enumerate(chain):
         try:
-            new, change = RULES[type(leaf)](Site(leaf, shape, conv, linear, activation))
+            new, change = RULES[type(leaf)](Site(leaf, i > last, shape, conv, linear, activation))
             shape = _output_shape(new, shape)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{_at(name, leaf)} cannot be converted at {shape}: {error}") from None
@@ -123,23 +132,13 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return torch.float64 if torch.float64 in found else torch.float32
 
 
-def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The layers in order, those of nested sequences by their paths."""
-    if type(module) is not nn.Sequential:
-        yield name, module
-        return
-    for child_name, child in module._modules.items():  # not named_children: it drops repetitions of a module
-        if child is not None:
-            yield from _leaves(child, f"{name}.{child_name}" if name else child_name)
-
-
 def _at(name: str, leaf: nn.Module) -> str:
     return f"{name or 'module'!r} ({type(leaf).__name__})"
 
 
 def _named(name: str, new: Layers) -> OrderedDict[str, nn.Module]:
     """One layer by the old path, more of them numbered; a module's own name has no dots."""
-    flat = name.replace(".", "_")
+    flat = name.replace(".", "_") or "0"
     names = [flat] if len(new) == 1 else [f"{flat}_{i}" for i in range(len(new))]
     return OrderedDict(zip(names, new, strict=True))
 
@@ -152,10 +151,11 @@ def _output_shape(layers: Layers, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(x.shape[1:])
 
 
-def _obstacle(leaf: Any) -> str:
+def _obstacle(link: Link) -> str:
     """Why a layer cannot be converted wherever it stands; "" where nothing is known against it."""
-    if type(leaf) not in RULES:
-        return "has no 1-Lipschitz equal here; take it out, or build it from layers that have one"
+    leaf: Any = link.layer
+    if type(leaf) not in RULES or link.fault:
+        return f"has no 1-Lipschitz equal here; {link.fault or 'take it out, or build it from layers that have one'}"
     if leaf._forward_hooks or leaf._forward_pre_hooks:
         return "has forward hooks; make what they do a module"
     for name in SQUARE.get(type(leaf), ()):
@@ -179,6 +179,8 @@ def _convolution(site: Site) -> tuple[Layers, str]:
     size = -(-k // s) * s
     channels, *sides = _image(site)
     extension, (height, width) = _extended(sides, s)
+    if min(_old_output(old, sides)) > 0:  # a kernel larger than the image reaches no farther than one of its size
+        size = min(size, height, width)
     options = {"bias": old.bias is not None, "input_size": (height, width)}
     notes = [] if size == k else [f"kernel_size {size}"]
     if _old_output(old, sides) != (height // s, width // s):
@@ -214,7 +216,15 @@ def _activation(site: Site) -> tuple[Layers, str]:
 
 
 def _pooling(site: Site) -> tuple[Layers, str]:
-    return _downsampling(site, _side(site.module.stride or site.module.kernel_size))
+    pool = site.module
+    factor = _side(pool.stride or pool.kernel_size)
+    if not site.is_output:
+        return _downsampling(site, factor)
+    expected = {"kernel_size": factor, "padding": 0, "ceil_mode": False, "divisor_override": None}
+    for name, value in expected.items():
+        if type(pool) is nn.AvgPool2d and getattr(pool, name) not in (value, (value, value)):
+            raise ValueError(f"ends the network with {name}={getattr(pool, name)}; only {value} is converted there")
+    return _averages(site, factor)
 
 
 def _adaptive_pooling(site: Site) -> tuple[Layers, str]:
@@ -224,7 +234,16 @@ def _adaptive_pooling(site: Site) -> tuple[Layers, str]:
         return _downsampling(site, 1)
     if height != width or height % target:
         raise ValueError(f"pools {height}x{width} to {target}; both sides must be the same multiple of that")
-    return _downsampling(site, height // target)
+    return (_averages if site.is_output else _downsampling)(site, height // target)
+
+
+def _averages(site: Site, factor: int) -> tuple[Layers, str]:
+    """A network that ends with averages has as many outputs as they have: downsampling would make every pixel one."""
+    if type(site.module) not in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
+        raise ValueError("ends the network, which only averages may; use them, or put a layer with weights behind it")
+    if factor == 1:
+        return [], "nothing"
+    return [nn.AvgPool2d(factor), Scale(factor)], f"{factor} times its averages"
 
 
 def _downsampling(site: Site, factor: int) -> tuple[Layers, str]:
@@ -258,6 +277,7 @@ Rule = Callable[[Site], tuple[Layers, str]]
 """The layers that take the place of one, and what changes thereby ("" where they are its constrained equal)."""
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
 ACTIVATIONS += (nn.Softplus, nn.Tanh, nn.Hardtanh, nn.Hardswish)
+WEIGHTED = (nn.Conv2d, nn.Linear)
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 DROPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
 DROPPED += (nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)

@@ -116,6 +116,8 @@ def test_dump_is_complete_and_reads_back(tmp_path):
         (b"a: 1\na: 2\n", "not valid YAML: found duplicate key a"),
         (b"a: &x [1]\nb: *x\n", "uses a YAML alias"),
         (b"!!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        (b"3", "holds a single value; a configuration is a mapping"),
+        (b"a: " + b"9" * 5000, "not valid YAML: Exceeds the limit"),
         (b"1: 2\n", "a key that is no text"),
         (b"a: " + b"[" * 100_000, "nested deeper than 20 levels"),
         (b"".join(b" " * i + b"a:\n" for i in range(30)), "nested deeper than 20 levels"),

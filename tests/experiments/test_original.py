@@ -193,12 +193,22 @@ def test_an_upsampling_critic_repeats_pixels():
         ("trainer/net", typed("kw", True, dataset_name="mnist", model_name="tiny"), r"model_name is 'tiny'; .*large"),
         ("trainer/net", typed("qian", True, dataset_name="mnist", model_index=1), r"model\.published is 1"),
         ("seed", "zero", r"seed is 'zero'; it should be a number"),
+        ("seed", 10**400, r"seed is 10{76}\.\.\.; it should be a number"),
+        ("post_steps/0/eps_range", [0.3, 10**400], r"eps_range is \[0\.3, 10+\.\.\.; it should be a list of numbers"),
+        ("trainer/net", mlp([784, 2**20, 2**20, 10]), r"<list>\[1\]\.units asks for more than 268435456 weights"),
+        ("trainer/net/<type>", "x" * 10**5, r"<type> is 'x{76}\.\.\.; Allowed"),
         ("<type>", "Experiments", r"<type> is 'Experiments'; did you mean 'Experiment'\?"),
     ],
 )
 def test_what_has_no_equal_is_refused_by_its_place(place, value, message):
     with pytest.raises(ValueError, match=message):
         parse_any(changed(SMALL, place, value))
+
+
+def test_a_critic_of_images_that_no_run_has_is_not_built():
+    config = critic(convnet("DCGANDiscriminator", "BCOP", (3, 2**14, 2**14), 1))
+    with pytest.raises(ValueError, match=r"trainer\.net takes images of more than 1048576 numbers"):
+        parse_any(config)
 
 
 def test_a_missing_argument_is_named():

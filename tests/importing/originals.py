@@ -82,11 +82,11 @@ class Original:
 
     def __init__(self, net, seed=0):
         self.net, self.generator = net, torch.Generator().manual_seed(seed)
-        self.activation = net.get("[submodules]", net).get("activation", {})["<type>"] if "<list>" not in net else ""
+        dense = "<list>" in net
+        self.activation = (net["<list>"][1] if dense else net.get("[submodules]", net))["activation"]
         self.weights = {}
-        if "<list>" in net:
+        if dense:
             units = net["<list>"][1]["units"]
-            self.activation = net["<list>"][1]["activation"]["<type>"]
             self.dense = [f"1.linear{i}" for i in range(len(units) - 1)]
             self.convs = []
             for name, before, after in zip(self.dense, units, units[1:], strict=False):
@@ -149,8 +149,12 @@ class Original:
         return x
 
     def activate(self, x):
-        if self.activation == "ReLU":
+        """Pairs of halves, the larger first, where GroupSort is the fast one of two; else groups sorted upwards."""
+        if self.activation["<type>"] == "ReLU":
             return x.relu()
+        if self.activation != MAXMIN:
+            groups = x.unflatten(1, (self.activation["group_size"], -1))
+            return groups.sort(1).values.flatten(1, 2)
         a, b = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
 

@@ -27,13 +27,15 @@ from lconvnet.bounds.linear import margin_bounds
 from lconvnet.cli import app, invoke
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.importing import adopt, kw, qw, tensorflow
+from lconvnet.importing import adopt, import_run, kw, qw, tensorflow
 from lconvnet.models import kw_large, kw_resnet, kw_small, qw_convnet
 from lconvnet.report import find_runs
 from lconvnet.report.facts import facts_of
 from lconvnet.report.tables import tables
+from lconvnet.run import app as run
 from lconvnet.training import load_best, load_record
 from tests.importing.checkpoints import write_tensorflow
+from tests.importing.originals import classifier
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
 
@@ -313,6 +315,58 @@ def test_a_run_folder_with_qw_weights_becomes_a_run(tmp_path):
     (folder / "record.json").unlink()
     with pytest.raises(ValueError, match="leave the weights to evaluate only"):
         adopt(folder)
+
+
+def old_baseline(kind, **arguments):
+    """A configuration of the original around a baseline."""
+    net = {"<type>": kind, "<init>": True, "dataset_name": "mnist", **arguments}
+    return yaml.safe_dump(classifier(net))
+
+
+@pytest.mark.parametrize(("command", "place"), [("import", "checkpoints"), ("run", "."), ("run", "checkpoints")])
+def test_an_old_configuration_of_kw_takes_the_published_weights(command, place, tmp_path, little_mnist):
+    folder, network = tmp_path / "old", theirs_for_mnist()
+    (folder / place).mkdir(parents=True)
+    (folder / "cfg.yaml").write_text(old_baseline("kw", model_name="small"))
+    torch.save({"state_dict": [network.state_dict()], "epoch": 3}, folder / place / "published.pth")
+    before = sorted(folder.rglob("*"))
+    flags = ["--no-attacks", "--quiet", "--data-dir", str(little_mnist)]
+    if command == "import":
+        new = tmp_path / "new"
+        assert invoke(app, ["import", str(folder), str(new)]) == 0
+        assert sorted(folder.rglob("*")) == before
+        x = torch.rand(2, 1, 28, 28)
+        assert torch.allclose(saved(new / "model.safetensors")(x), network(x), rtol=0, atol=1e-5)
+        assert invoke(app, ["evaluate", str(new), *flags]) == 0
+    else:
+        new = folder
+        assert invoke(run, ["--cfg", str(folder / "cfg.yaml"), "--resume", "--test", *flags]) == 0
+    results = yaml.safe_load((new / "results.yaml").read_text())
+    proved = results["adv_robustness"][0.3]
+    assert results["epoch"] == 3 and proved["lb_lipschitz"] <= proved["lb"] <= results["accuracy"]
+    assert load_record(new).settings["imported"]["file"] == "published.pth"
+
+
+@pytest.mark.slow
+def test_an_old_configuration_of_qw_takes_tensorflows_checkpoint(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "cfg.yaml").write_text(old_baseline("qian", model_index=3))
+    write_tensorflow(tmp_path / "old" / "model.index", variables((32, 64), 32, 10, (1, 28, 28), 5))
+    found = import_run(tmp_path / "old", tmp_path / "new")
+    assert (found.epoch, found.unfinished) == (0, 0.0)
+    assert saved(found.path)(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("files", [(), ("a.pth", "b.pth")])
+def test_a_baseline_without_its_weights_is_no_import(files, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "cfg.yaml").write_text(old_baseline("kw", model_name="small"))
+    for name in files:
+        (tmp_path / "old" / name).touch()
+    found = "a\\.pth, b\\.pth" if files else r"no \*\.pth file"
+    with pytest.raises(ValueError, match=rf"old holds {found}; leave the weights to evaluate only"):
+        import_run(tmp_path / "old", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,11 @@ import os
 import pickle
 import struct
 import subprocess
+import sys
 import warnings
 import zipfile
+from collections import defaultdict
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -138,6 +141,66 @@ def test_instructions_that_weights_do_not_need_are_named(name, tmp_path):
     path.write_bytes(INSTRUCTIONS[name])
     with pytest.raises(ValueError, match=rf"is refused: its pickle holds {name}, which"):
         pickles.read(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+@pytest.mark.parametrize("protocol", [0, 1, 3, 4, 5])
+def test_harmless_files_of_another_protocol_are_not_called_damaged(protocol, legacy, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(2)}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"its pickle (holds \w+|is of protocol 3), which .*; save the weights with"):
+        pickles.read(path)
+
+
+@pytest.mark.parametrize("kind", ["os.system", "builtins.exec"])
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_what_a_plain_pickle_asks_to_run_is_named(protocol, kind, tmp_path):
+    path, made = tmp_path / "a.pth", tmp_path / "made"
+    path.write_bytes(pickle.dumps(attacks(made)[kind], protocol=protocol))
+    with pytest.raises(ValueError, match=r"it asks to run (posix\.system|__builtin__\.exec), which no weights need"):
+        pickles.read(path)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+def test_a_pickle_that_takes_long_to_look_through_is_refused(legacy, tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    torch.save({"curve": [0.5] * 1000}, path, _use_new_zipfile_serialization=not legacy)
+    assert len(pickles.read(path)["curve"]) == 1000
+    monkeypatch.setattr(pickles, "MAXIMAL_INSTRUCTIONS", 1000)
+    with pytest.raises(ValueError, match=r"has more than 1000 instructions in its pickle; it is no file of weights"):
+        pickles.read(path)
+
+
+@pytest.mark.parametrize("factory", [bool, dict, float, int, list, set, str, tuple])
+def test_metrics_may_be_tables_of_anything_plain(factory, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"metrics": defaultdict(factory, accuracy=factory()), "epoch": 2}, path)
+    assert pickles.read(path)["epoch"] == 2
+
+
+@pytest.mark.parametrize("base", [dict, list])
+def test_metrics_that_are_a_table_of_their_own_class_are_said_to_be(base, tmp_path, monkeypatch):
+    """torch's reader fills its own kinds of tables only, so such an object can be neither read nor left out."""
+    module = ModuleType("lconvnet.metrics")
+    table = type("Table", (base,), {"__module__": "lconvnet.metrics"})
+    vars(module)["Table"] = table
+    path = tmp_path / "a.pth"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "lconvnet.metrics", module)
+        torch.save({"metrics": table([(1, 2)])}, path)
+    with pytest.raises(ValueError, match=r"holds an object with items of a class of its own"):
+        pickles.read(path)
+
+
+def test_parameters_are_read_as_tensors(tmp_path):
+    """Whoever computes with them is not warned of gradients that nobody asked for."""
+    weights = {"a": nn.Parameter(torch.ones(2))}
+    assert not pickles.state_dict(weights, tmp_path / "a.pth")["a"].requires_grad
+
+
+def test_objects_that_are_skipped_have_a_name_to_be_shown_by():
+    assert f"epoch {pickles.Skipped(1)!r}" == "epoch an object that is not read"
 
 
 def test_an_unreadable_file_is_said_to_be_one(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from lconvnet.run import app as run
 from lconvnet.training import CheckpointError, load_best, load_record
 from tests.importing.originals import (
     LINEAR,
+    MAXMIN,
     OPTIONS,
     RELU,
     SHAPES,
@@ -66,6 +67,23 @@ def check_run(config, shape, tmp_path, monkeypatch, **options):
 def test_small(method, tmp_path, monkeypatch):
     config = classifier(convnet("SmallConvNet", method, SHAPES["cifar10"], 10), "cifar10")
     check_run(config, SHAPES["cifar10"], tmp_path, monkeypatch)
+
+
+GROUPS = {"pairs": {**MAXMIN, "new_impl": False}, "fours": {**MAXMIN, "group_size": 4}}
+
+
+@pytest.mark.parametrize("activation", [RELU, *GROUPS.values()], ids=["relu", *GROUPS])
+def test_small_with_other_activations(activation, tmp_path, monkeypatch):
+    config = classifier(convnet("SmallConvNet", "RKO", SHAPES["mnist"], 10, activation))
+    check_run(config, SHAPES["mnist"], tmp_path, monkeypatch)
+
+
+def test_frozen_factors(tmp_path, monkeypatch):
+    """BCOP-Fixed keeps what BCOP does."""
+    net = convnet("SmallConvNet", "BCOP", SHAPES["mnist"], 10)
+    net["[submodules]"]["conv_module"]["conv_module"]["frozen"] = True
+    check_run(classifier(net), SHAPES["mnist"], tmp_path, monkeypatch)
+    assert "bcop-fixed" in (tmp_path / "new" / "cfg.yaml").read_text()
 
 
 def nearly_orthogonal(count, side):
@@ -340,6 +358,61 @@ def test_dense_layers_may_come_first():
     model = models.small_convnet(1, 28, 10, conv=layers.RKOConv2d, linear=layers.OrthogonalLinear)
     original.load(model, weights)
     assert agrees(original.baked(model, weights), oracle, SHAPES["mnist"])
+
+
+@pytest.mark.parametrize("place", ["1.layers.{}", "module.1.{}", "{}"])
+def test_layers_of_a_dense_network_may_have_any_name(place):
+    """In a network without convolutions only the order tells; what is called a convolution is one all the same."""
+    net = mlp([784, 16, 12, 10])
+    oracle = Original(net)
+    weights = {}
+    for index, name in enumerate(oracle.dense):
+        weights |= {f"{place.format(index)}.{key}": oracle.weights[f"{name}.{key}"] for key in ("weight", "bias")}
+    model = models.mlp(784, 10, widths=(16, 12))
+    original.load(model, weights)
+    assert agrees(original.baked(model, weights), oracle, SHAPES["mnist"])
+    with pytest.raises(ValueError, match=r"weights of 1 convolutions \(conv\)"):
+        original.load(model, weights | {"conv.weight": torch.ones(1, 1)})
+
+
+def test_a_configuration_of_another_name(old, tmp_path, capsys):
+    """It is imported; in place its folder would hold none that a run can be told by."""
+    config = old / "cfg.yaml"
+    config = config.rename(config.with_name("old.yaml"))
+    assert load_record(import_run(config, tmp_path / "new").path.parent).kept_epoch == 7
+    before = files(old)
+    assert invoke(run, ["--cfg", str(config), "--resume", "--test"]) == 2
+    assert "old.yaml is not named cfg.yaml, as it must be in place; or lconvnet import" in capsys.readouterr().err
+    assert files(old) == before
+
+
+@pytest.mark.parametrize("command", ["import", "evaluate", "run"])
+def test_an_unknown_type_is_named_with_the_file_that_has_it(command, old, tmp_path, capsys):
+    config = old / "cfg.yaml"
+    config.write_text(config.read_text().replace("BjorckLinear", "CayleyLinear"))
+    before = files(old)
+    places = {"import": [str(old), str(tmp_path / "new")], "evaluate": [str(old)]}
+    if command == "run":
+        assert invoke(run, ["--cfg", str(config), "--resume", "--test", "--no-attacks"]) == 2
+    else:
+        assert invoke(app, [command, *places[command]]) == 2
+    place = "trainer.net.<list>[1].linear_module.<type> is 'CayleyLinear'; did you mean 'BjorckLinear'? Allowed:"
+    assert capsys.readouterr().err.startswith(f"error: {config}: {place}")
+    assert files(old) == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_as_they_were_saved_elsewhere(dtype, prefix, legacy, tmp_path, monkeypatch):
+    """From a GPU that this machine has not, of a network in parallel, in either precision and format."""
+    config = classifier(mlp([784, 16, 10]))
+    oracle = Original(config["trainer"]["net"])
+    weights = {f"{prefix}{name}": value.to(dtype) for name, value in oracle.weights.items()}
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
+    old = write(tmp_path / "old", config, weights, monkeypatch, legacy=legacy)
+    assert b"cuda:1" in (old / "checkpoints" / "Sequential.pth").read_bytes()
+    assert agrees(load(import_run(old, tmp_path / "new").path), oracle, SHAPES["mnist"])
 
 
 def test_a_mask_of_another_rank_is_refused():

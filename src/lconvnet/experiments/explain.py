@@ -98,7 +98,7 @@ def nearest(word: str, allowed: Sequence[str]) -> str:
 
 def choice(path: str, value: object, allowed: Sequence[str]) -> str:
     """Return the line for a value that is none of the allowed names."""
-    return f"{path} is {value!r}; {nearest(str(value), allowed)}Allowed: {', '.join(allowed)}"
+    return f"{path} is {short(value)}; {nearest(str(value)[:40], allowed)}Allowed: {', '.join(allowed)}"
 
 
 def _describe_unknown(path: str, owner: type[BaseModel], problem: Mapping[str, Any], root: type[BaseModel]) -> str:
@@ -112,7 +112,7 @@ def _describe_unknown(path: str, owner: type[BaseModel], problem: Mapping[str, A
     if not hint and elsewhere and elsewhere[0] != path:
         hint = f"did you mean {elsewhere[0]!r}? "
     keys = ", ".join(owner.model_fields)
-    return f"{path} = {_short(problem['input'])} is not a known key; {hint}Keys here: {keys}"
+    return f"{path} = {short(problem['input'])} is not a known key; {hint}Keys here: {keys}"
 
 
 def _describe_literal(path: str, owner: type[BaseModel], problem: Mapping[str, Any], _: type[BaseModel]) -> str:
@@ -130,7 +130,7 @@ def _describe_tag(path: str, _: type[BaseModel], problem: Mapping[str, Any], __:
 def _describe_untagged(path: str, owner: type[BaseModel], problem: Mapping[str, Any], root: type[BaseModel]) -> str:
     key = problem["ctx"]["discriminator"].strip("'")
     if not isinstance(problem["input"], Mapping):
-        return f"{path} is {_short(problem['input'])}; it should be a section with a key {key!r}"
+        return f"{path} is {short(problem['input'])}; it should be a section with a key {key!r}"
     fields = owner.model_fields.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2])
     allowed = [name for section in sections(fields.annotation if fields else None) for name in tags(section)[1]]
     return f"{path}.{key} is missing; Allowed: {', '.join(allowed)}"
@@ -142,7 +142,7 @@ def _describe_missing(path: str, *_: object) -> str:
 
 def _describe_alternatives(path: str, problem: Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> str:
     expected = dict.fromkeys(_expected(item) for item in problems)
-    return f"{path} is {_short(problem['input'])}; it should be {' or '.join(expected)}"
+    return f"{path} is {short(problem['input'])}; it should be {' or '.join(expected)}"
 
 
 def _expected(problem: Mapping[str, Any]) -> str:
@@ -152,10 +152,11 @@ def _expected(problem: Mapping[str, Any]) -> str:
 def _describe_value(path: str, _: type[BaseModel], problem: Mapping[str, Any], __: type[BaseModel]) -> str:
     if problem["type"] == "value_error":
         return f"{path}: {problem['ctx']['error']}"
-    return f"{path} is {_short(problem['input'])}; it should be {_expected(problem)}"
+    return f"{path} is {short(problem['input'])}; it should be {_expected(problem)}"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value as it is written, cut off where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -44,13 +44,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
     Raises ValueError for a file that is missing, too large, not YAML or not a valid experiment.
     """
-    with _naming(Path(path)):
+    with naming(Path(path)):
         return parse(read(Path(path)), overrides)
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
     """As `load`, whatever the task is."""
-    with _naming(Path(path)):
+    with naming(Path(path)):
         return parse_any(read(Path(path)), overrides)
 
 
@@ -108,7 +108,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         _check_tokens(path, text)
-        config = OmegaConf.create(text)
+        config = _created(path, text)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not text in UTF-8; name a YAML configuration") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -150,6 +150,16 @@ def _check_tokens(path: Path, text: str) -> None:
             raise ValueError(f"{path} is nested deeper than {MAXIMAL_DEPTH} levels; it is no configuration")
 
 
+def _created(path: Path, text: str) -> Any:
+    """The text's nested values; what YAML's own types and single values raise is one clear line."""
+    try:
+        return OmegaConf.create(text)
+    except AssertionError:  # for a number, which OmegaConf takes nothing but sections and lists for
+        raise ValueError(f"{path} holds a single value; a configuration is a mapping of sections") from None
+    except ValueError as error:  # such as a number of too many digits, or the 30th of February
+        raise ValueError(f"{path} is not valid YAML: {_first_line(error)}") from None
+
+
 def _kind(values: Mapping[str, Any]) -> type[AnyExperiment]:
     if "task" not in values:
         return Experiment
@@ -160,7 +170,7 @@ def _kind(values: Mapping[str, Any]) -> type[AnyExperiment]:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Put the path before an error that does not name it."""
     try:
         yield

@@ -1,8 +1,9 @@
 """Weights that others trained, as networks of this package; nothing in their files is ever run."""
 
+from lconvnet.importing.compared import load_compared
 from lconvnet.importing.frames import load_plain
 from lconvnet.importing.orthogonium import load_orthogonium
 from lconvnet.importing.runs import adopt, import_run
 from lconvnet.importing.torchlip import load_torchlip
 
-__all__ = ["adopt", "import_run", "load_orthogonium", "load_plain", "load_torchlip"]
+__all__ = ["adopt", "import_run", "load_compared", "load_orthogonium", "load_plain", "load_torchlip"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,11 @@ FORMATS: Mapping[str, tuple[str, Loader]] = {
 """Architecture -> the files of its authors, and what reads them."""
 
 
+def is_baseline(experiment: object) -> bool:
+    """Whether an experiment is of a network that others published weights of."""
+    return isinstance(experiment, Experiment) and experiment.model.architecture in FORMATS
+
+
 def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: Sequence[str]) -> None:
     """Where the folder has a baseline's cfg.yaml and its published weights, add what an evaluation needs.
 
@@ -40,24 +46,38 @@ def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: S
     Nothing is added where the evaluation could not have the `overrides` (ValueError).
     """
     model = values.get("model")
-    pattern, load = FORMATS.get(str(model.get("architecture")) if isinstance(model, Mapping) else "", ("", None))
-    found = sorted(folder.path.glob(pattern)) if pattern else []
-    if load is None or not found:
+    architecture = str(model.get("architecture")) if isinstance(model, Mapping) else ""
+    if not published(folder.path, architecture):
         return
-    if len(found) > 1:
-        raise ValueError(f"{folder.path} holds {', '.join(p.name for p in found)}; leave the weights to evaluate only")
     require_open(folder, overrides)
     parse(values, overrides)
-    _adopt(folder, parse(values), found[0], load)
+    experiment = parse(values)
+    network, origin = read_baseline(folder.path, experiment)
+    facts = json.loads(json.dumps({"settings": build.settings(experiment), "imported": origin}))
+    save_best(folder.path / "checkpoints" / "best.safetensors", network, origin["epoch"])
+    record = Record(facts, versions(torch.device("cpu")), finished=True)
+    atomic.write_json(folder.path / "record.json", record.to_dict())
 
 
-def _adopt(folder: RunFolder, experiment: Experiment, path: Path, load: Loader) -> None:
+def published(folder: Path, architecture: str) -> list[Path]:
+    """The files with an architecture's weights in a run's folder or its checkpoints/; none where it has no format."""
+    pattern, _ = FORMATS.get(architecture, ("", None))
+    return (
+        [path for place in (folder, folder / "checkpoints") for path in sorted(place.glob(pattern))] if pattern else []
+    )
+
+
+def read_baseline(folder: Path, experiment: Experiment) -> tuple[nn.Sequential, dict[str, Any]]:
+    """Return the network of a baseline with the only weights that its folder has, and where they came from."""
+    architecture = experiment.model.architecture
+    pattern, load = FORMATS[architecture]
+    found = published(folder, architecture)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or f"no {pattern} file"
+        raise ValueError(f"{folder} holds {names}; leave the weights to evaluate only")
     if experiment.data.name not in IMAGES:
         raise ValueError(f"data.name is {experiment.data.name!r}; baselines are published for {', '.join(IMAGES)}")
     network = build.build_model(experiment.model, IMAGES[experiment.data.name], CLASSES, seed=experiment.seed)
-    epoch = load(network, experiment.model.architecture, path)
-    origin = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "epoch": epoch}
-    facts = json.loads(json.dumps({"settings": build.settings(experiment), "imported": origin}))
-    save_best(folder.path / "checkpoints" / "best.safetensors", network, epoch)
-    record = Record(facts, versions(torch.device("cpu")), finished=True)
-    atomic.write_json(folder.path / "record.json", record.to_dict())
+    epoch = load(network, architecture, found[0])
+    digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
+    return network, {"file": found[0].name, "sha256": digest, "epoch": epoch}

@@ -21,6 +21,8 @@ from lconvnet.importing import pickles
 Plain = nn.Conv2d | nn.Linear
 Weight = Callable[[Mapping[str, Tensor], Plain], Tensor]
 """The constrained weight of one layer, in float64, from the tensors that its library keeps for it."""
+Parameters = Callable[[Mapping[str, Tensor], Plain], tuple[Tensor, Tensor | None]]
+"""The same with the bias."""
 
 
 def load_plain(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
@@ -38,6 +40,11 @@ def load_plain(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
 
 def fill(path: Path, frame: nn.Sequential, weight: Weight) -> nn.Sequential:
     """Return a baked copy of the frame, the weight of each of its layers made by `weight` from the file."""
+    return placed(path, frame, lambda group, layer: (weight(group, layer), group.get("bias")))
+
+
+def placed(path: Path, frame: nn.Sequential, parameters: Parameters) -> nn.Sequential:
+    """Return a baked copy of the frame, weight and bias of each layer, in order, made by `parameters`."""
     network = bake(frame)
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"frame is a {type(frame).__name__}; write the network down as an nn.Sequential")
@@ -50,7 +57,7 @@ def fill(path: Path, frame: nn.Sequential, weight: Weight) -> nn.Sequential:
         )
     for (place, group), (name, layer) in zip(groups.items(), layers.items(), strict=True):
         try:
-            _fill(layer, weight(group, layer), group)
+            _put(layer, *parameters(group, layer))
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
             raise ValueError(f"{path}: {place} does not fit layer {name} of the frame: {error}") from None
     return network
@@ -70,10 +77,9 @@ def patches(layer: Plain) -> float:
     return sqrt(ceil(layer.kernel_size[0] / layer.stride[0]) * ceil(layer.kernel_size[1] / layer.stride[1]))
 
 
-def _fill(layer: Plain, weight: Tensor, group: Mapping[str, Tensor]) -> None:
+def _put(layer: Plain, weight: Tensor, bias: Tensor | None) -> None:
     if isinstance(layer, nn.Conv2d) and (layer.groups, layer.dilation) != (1, (1, 1)):
         raise ValueError(f"{layer} has groups or dilation, which are not read")
-    bias = group.get("bias")
     for name, found, expected in (("weight", weight, layer.weight), ("bias", bias, layer.bias)):
         shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (found, expected)]
         if shapes[0] != shapes[1]:

@@ -8,7 +8,8 @@ part that is used. With U the polar factors of BCOP's `param_matrices`,
 and the other methods keep their `weight`, RKO a matrix, OSSN also `u` and the divisor `factor`, SVCM a copy of it as
 `buffer_weight`; so no two of them keep the same.
 In our kernels the polar factor, its limit, stands for Björck's iteration; the baked network has what the original's
-steps left. Convolutions are matched in order, and dense layers, whose names say `linear`.
+steps left. Convolutions are matched in order, and dense layers: those whose names say `linear`, or, where none does,
+those whose names do not say `conv`.
 """
 
 from __future__ import annotations
@@ -81,8 +82,10 @@ def _matched(
 ) -> Iterator[tuple[tuple[str, Weights], tuple[str, ConstrainedLayer]]]:
     """Pair modules with layers in order, dense ones and convolutions apart."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConstrainedLayer)}
+    named = any("linear" in place for place in groups)
     for dense in (False, True):
-        theirs = {place: group for place, group in groups.items() if ("linear" in place) == dense}
+        is_dense = {place: "linear" in place if named else "conv" not in place for place in groups}
+        theirs = {place: group for place, group in groups.items() if is_dense[place] == dense}
         ours = {name: layer for name, layer in layers.items() if isinstance(layer, LipschitzLinear) == dense}
         if len(theirs) != len(ours):
             kind = "dense layers" if dense else "convolutions"
@@ -150,7 +153,15 @@ METHODS: Mapping[type[Kernel], tuple[tuple[str, ...], Translate]] = {
 def _published_bcop(group: Weights, kernel: Kernel) -> Tensor:
     U = cut_off(group["param_matrices"].double(), STEPS)
     rank = kernel.get_parameter("R").shape[-1]
-    in_channels, out_channels = vars(kernel)["in_channels"], vars(kernel)["out_channels"]
+    return block_kernel(U, vars(kernel)["in_channels"], vars(kernel)["out_channels"], rank)
+
+
+def block_kernel(U: Tensor, in_channels: int, out_channels: int, rank: int) -> Tensor:
+    """The kernel (out, in, k, k) of BCOP's 2k - 1 matrices U (c, c) after orthogonalisation.
+
+    >>> block_kernel(torch.eye(4).expand(5, 4, 4), 4, 3, 2).shape
+    torch.Size([3, 4, 3, 3])
+    """
     H = U[0, :in_channels, :out_channels]
     K = (H if in_channels <= out_channels else H.mT)[None, None]
     for index, R in enumerate(U[1:, :, :rank]):

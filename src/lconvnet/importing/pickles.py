@@ -10,7 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,9 +20,16 @@ from torch import Tensor
 SKIPPED = re.compile(r"lconvnet(\.\w+)+|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)")
 REFUSED = re.compile(r"GLOBAL (\S+)|reduce for unrecognized function (.+)")
 CALLS = ("INST", "OBJ", "EXT1", "EXT2", "EXT4", "STACK_GLOBAL", "NEWOBJ_EX")
+UNNEEDED = (
+    "torch.save never writes and weights do not need; nothing was run; save the weights with torch.save's own protocol"
+)
+PROTOCOL = 2  # of torch.save
 PICKLES_OF_A_LEGACY_FILE = 4  # magic number, protocol, system, content
+FACTORIES = ("bool", "dict", "float", "int", "set", "str", "tuple")  # of a table of metrics; none is called
+ORDINARY = ("torch.", "collections.", "numpy.", "lconvnet.", "_codecs.")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAXIMAL_PICKLE = 16_000_000  # bytes; it holds names and shapes only
+MAXIMAL_INSTRUCTIONS = 1_000_000  # forty a tensor; more take seconds to look through
 
 
 class Unfit(Exception):  # noqa: N818 (says what the file is)
@@ -36,6 +43,9 @@ class Skipped:
 
     def __setstate__(self, state: object) -> None: ...
 
+    def __repr__(self) -> str:
+        return "an object that is not read"
+
 
 def read(path: Path) -> Any:
     """Return what torch.save wrote to `path`, tensors on the CPU, foreign objects as `Skipped`.
@@ -43,15 +53,17 @@ def read(path: Path) -> Any:
     Both formats are read, archives and those from before torch 1.6. Raises ValueError for a file that is missing,
     damaged, compressed, or that names anything to be run.
     """
+    named: set[str] = set()
     try:
         if not path.is_file():
             raise Unfit("does not exist; name a .pth file")
-        known = {name: Skipped for name in _globals(path) if SKIPPED.fullmatch(name)}
+        named.update(_globals(path))
+        known = {name: Skipped for name in named if SKIPPED.fullmatch(name)}
         with torch.serialization.safe_globals(_allowed(known)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
-        raise ValueError(f"{path} {_reason(error)}") from None
+        raise ValueError(f"{path} {_reason(error, named)}") from None
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -67,7 +79,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}; weights are tensors with names")
         if fault := _fault(value):
             raise ValueError(f"{path}: {name} {fault}")
-    return dict(content)
+    return {name: value.detach() for name, value in content.items()}
 
 
 def _fault(value: Tensor) -> str:
@@ -101,6 +113,8 @@ def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def _allowed(skipped: dict[str, type]) -> list[Any]:
     """What may be named besides tensors: the skipped objects, and the table type that metrics are kept in."""
     plain = {"collections.defaultdict": _empty, "builtins.list": list, "__builtin__.list": list}
+    for name in FACTORIES:
+        plain |= {f"builtins.{name}": Skipped, f"__builtin__.{name}": Skipped}
     return [(value, name) for name, value in (skipped | plain).items()]
 
 
@@ -108,12 +122,13 @@ def _empty(*_: object) -> dict[Any, Any]:
     return {}
 
 
-def _globals(path: Path) -> set[str]:
+def _globals(path: Path) -> Iterator[str]:
     """The names that the pickled part of a file refers to, found without evaluating it."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)
-            return set(_names(file, PICKLES_OF_A_LEGACY_FILE))
+            yield from _names(file, PICKLES_OF_A_LEGACY_FILE)
+            return
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
@@ -122,23 +137,29 @@ def _globals(path: Path) -> set[str]:
             if content.file_size > MAXIMAL_PICKLE:
                 raise Unfit(f"has {content.file_size} bytes of names; it is no file of weights")
             with archive.open(content) as pickled:
-                return set(_names(pickled, 1))  # pyright: ignore[reportArgumentType]
+                yield from _names(pickled, 1)  # pyright: ignore[reportArgumentType]
 
 
 def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
     for _ in range(pickles):
         foreign: list[str] = []
-        for opcode, argument, _ in pickletools.genops(file):  # to its end, for any bytes may begin like a pickle
+        protocol = PROTOCOL
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count >= MAXIMAL_INSTRUCTIONS:
+                raise Unfit(
+                    f"has more than {MAXIMAL_INSTRUCTIONS} instructions in its pickle; it is no file of weights"
+                )
             if _is_foreign(opcode):
                 foreign.append(opcode.name)
             if opcode.name == "GLOBAL":
                 yield str(argument).replace(" ", ".")
-        if foreign:
+            if opcode.name == "PROTO":
+                protocol = argument
+        if foreign:  # only now, at its end, for any bytes may begin like a pickle
             worst = min(foreign, key=lambda name: name not in CALLS)
-            raise Unfit(
-                f"is refused: its pickle holds {worst}, which torch.save never writes and weights do not need; "
-                "nothing was run; save the weights with torch.save's own protocol"
-            )
+            raise Unfit(f"is refused: its pickle holds {worst}, which {UNNEEDED}")
+        if protocol != PROTOCOL:
+            raise Unfit(f"is refused: its pickle is of protocol {protocol}, which {UNNEEDED}")
 
 
 def _is_foreign(opcode: pickletools.OpcodeInfo) -> bool:
@@ -147,13 +168,17 @@ def _is_foreign(opcode: pickletools.OpcodeInfo) -> bool:
     return (is_text and opcode.name != "GLOBAL") or opcode.proto > 3 or opcode.name in CALLS
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, named: Iterable[str]) -> str:
     if isinstance(error, Unfit):
         return str(error)
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied"
     refused = REFUSED.search(str(error))
-    if refused:
-        name = refused[1] or refused[2]
+    allowed = {name for _, name in _allowed({})}
+    strange = sorted(name for name in set(named) - allowed if not name.startswith(ORDINARY))
+    if "Can only" in str(error):
+        return "holds an object with items of a class of its own, which cannot be left out; save trainer.net without it"
+    if refused or strange:
+        name = (refused[1] or refused[2]) if refused else strange[0]
         return f"is refused: it asks to run {name}, which no weights need; nothing was run"
     return "is no file of weights that torch.save wrote, or is damaged; copy it again"

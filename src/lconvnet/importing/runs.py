@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet import atomic, saving
+from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation import UNSAMPLED
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.execute import require_open
-from lconvnet.experiments.loading import dump, load_any, merge, parse_any, read
+from lconvnet.experiments.loading import dump, load_any, merge, naming, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.importing import original, pickles
-from lconvnet.importing.baselines import adopt_baseline
+from lconvnet.importing.baselines import adopt_baseline, is_baseline, read_baseline
 from lconvnet.training import CheckpointError, Record, load_record
 from lconvnet.training.checkpoint import save_best
 from lconvnet.training.settings import versions
@@ -57,7 +58,8 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
         raise ValueError(f"{new} is the folder to import from; name another one for the import")
     if _is_taken(folder) and not _is_import(folder, source.record):
         raise ValueError(f"{new} already holds a run, which is never overwritten; name another folder for the import")
-    bound, unfinished = source.bound(), original.unfinished(source.model, source.weights)
+    bound = source.bound()
+    unfinished = original.unfinished(source.model, source.weights) if source.weights else 0.0
     _keep_config(folder, source.experiment)
     source.write(folder, bound)
     return Imported(source.network, bound, folder.model, source.origin["epoch"], unfinished)
@@ -73,11 +75,16 @@ def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
     if not path.exists():
         return
     folder = RunFolder(path if path.is_dir() else path.parent)
+    if path.is_file() and not folder.config.exists() and _checkpoints(folder.path):
+        raise ValueError(f"{path} is not named cfg.yaml, as it must be in place; or lconvnet import {path} NEW")
     if not folder.config.is_file() or (_is_recorded(folder) and not _is_half_done(folder)):
         return
     values = read(folder.config)
-    if not is_original(values) or not _checkpoints(folder.path):
-        adopt_baseline(folder, merge(values), overrides)
+    with naming(folder.config):
+        merged = merge(values)
+        trained_there = is_original(values) and _checkpoints(folder.path) and not is_baseline(parse_any(values))
+    if not trained_there:
+        adopt_baseline(folder, merged, overrides)
     elif not folder.model.exists():
         require_open(folder, overrides)
         parse_any(values, overrides)
@@ -130,7 +137,10 @@ def _is_import(folder: RunFolder, record: Record) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """A run of the original as it was read: what it describes, its weights in our network, and their origin."""
+    """A run of the original as it was read: what it describes, its weights in our network, and their origin.
+
+    `weights` are those of the original's own methods, in its coordinates; of a baseline there are none.
+    """
 
     folder: Path
     experiment: Experiment | WassersteinExperiment
@@ -145,12 +155,16 @@ class Source:
         """Read the configuration and the checkpoint of a run folder."""
         if not path.exists():
             raise ValueError(f"{path} does not exist; name the folder of a run, or the cfg.yaml in it")
-        folder = path if path.is_dir() else path.parent
-        values = read(folder / "cfg.yaml")
+        folder, config = (path, path / "cfg.yaml") if path.is_dir() else (path.parent, path)
+        values = read(config)
         if not is_original(values):
-            raise ValueError(f"{folder / 'cfg.yaml'} is not in the original's grammar, which begins with <type>")
-        experiment = cast(Experiment | WassersteinExperiment, parse_any(values))  # it has no configuration of a GAN
+            raise ValueError(f"{config} is not in the original's grammar, which begins with <type>")
+        with naming(config):  # of a GAN the original has no configuration
+            experiment = cast(Experiment | WassersteinExperiment, parse_any(values))
         shape, outputs = network(values)
+        if isinstance(experiment, Experiment) and is_baseline(experiment):
+            model, origin = read_baseline(folder, experiment)
+            return cls(folder, experiment, model, bake(model), shape, {**origin, "baked": True}, {})
         model = _build(experiment, shape, outputs)
         checkpoint = _checkpoint(folder, values["trainer"]["net"]["<type>"])
         epoch, baked, weights = _load(model, checkpoint)

@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
-from lconvnet.experiments.explain import choice
+from lconvnet.experiments.explain import choice, short
 from lconvnet.experiments.original.node import Node
 from lconvnet.models import kw
 
@@ -20,6 +21,8 @@ Shape = tuple[int, int, int]
 
 IMAGES: Mapping[str, Shape] = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}
 CLASSES = 10
+MAXIMAL_WEIGHTS = 2**28  # of a dense network; the paper's has 2^22
+MAXIMAL_IMAGE = 2**20  # numbers of a critic's image; the paper's has 12,288
 STEPS = 20  # of Björck's iteration, order 1, in every layer
 
 
@@ -109,6 +112,8 @@ def _mlp(node: Node, shape: Shape) -> Values:
     first, *widths, last = node.numbers("units")
     if (first, last) != (shape[0] * shape[1] * shape[2], CLASSES) or not widths:
         raise ValueError(f"{node.at('units')} goes from {first} to {last}; images of {shape} have other numbers")
+    if sum(before * after for before, after in pairwise([first, *widths, last])) > MAXIMAL_WEIGHTS:
+        raise ValueError(f"{node.at('units')} asks for more than {MAXIMAL_WEIGHTS} weights; no run has so many")
     return {"architecture": "mlp", "widths": widths, **_dense(node)}
 
 
@@ -118,6 +123,8 @@ def critic(node: Node) -> tuple[Values, Shape]:
     channels, sides = node.number("in_channels"), node.numbers("input_spatial_shape")
     if len(sides) != 2 or sides[0] != sides[1]:
         raise ValueError(f"{node.at('input_spatial_shape')} is {sides}; critics take square images")
+    if channels * sides[0] ** 2 > MAXIMAL_IMAGE:
+        raise ValueError(f"{node.place} takes images of more than {MAXIMAL_IMAGE} numbers; no run has so large ones")
     return _parts(node), (channels, sides[0], sides[1])
 
 
@@ -141,7 +148,7 @@ def _qian(node: Node, shape: Shape) -> Values:
 def _require_images(node: Node, shape: Shape) -> None:
     name = node.take("dataset_name")
     if IMAGES.get(name) != shape:
-        raise ValueError(f"{node.at('dataset_name')} is {name!r}, but the images of dataloaders are {shape}")
+        raise ValueError(f"{node.at('dataset_name')} is {short(name)}, but the images of dataloaders are {shape}")
 
 
 NETWORKS: Mapping[str, Callable[[Node, Shape], Values]] = {

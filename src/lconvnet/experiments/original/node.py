@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from sys import float_info
 from typing import Any
 
-from lconvnet.experiments.explain import choice
+from lconvnet.experiments.explain import choice, short
 
 MISSING = object()
+MAXIMUM = float_info.max
 
 
 class Node:
@@ -15,14 +17,14 @@ class Node:
 
     def __init__(self, value: Any, place: str) -> None:
         if not isinstance(value, Mapping) or not isinstance(value.get("<type>"), str):
-            raise ValueError(f"{place} is {value!r}; it should be a section with a key '<type>'")
+            raise ValueError(f"{place} is {short(value)}; it should be a section with a key '<type>'")
         self.type, self.place = value["<type>"], place
         given = {key: inner for key, inner in value.items() if key not in ("<type>", "[submodules]")}
         if not isinstance(given.pop("<init>", False), bool):
-            raise ValueError(f"{self.at('<init>')} is {value['<init>']!r}; it should be true or false")
+            raise ValueError(f"{self.at('<init>')} is {short(value['<init>'])}; it should be true or false")
         submodules = value.get("[submodules]", {})
         if not isinstance(submodules, Mapping):
-            raise ValueError(f"{self.at('[submodules]')} is {submodules!r}; it should be a section")
+            raise ValueError(f"{self.at('[submodules]')} is {short(submodules)}; it should be a section")
         self.arguments = given | dict(submodules)
 
     def at(self, key: str) -> str:
@@ -44,28 +46,28 @@ class Node:
         """Return the typed values of an argument that lists them, none where it is absent."""
         values = self.take(key, [])
         if not isinstance(values, list):
-            raise ValueError(f"{self.at(key)} is {values!r}; it should be a list")
+            raise ValueError(f"{self.at(key)} is {short(values)}; it should be a list")
         return [Node(value, f"{self.at(key)}[{i}]") for i, value in enumerate(values)]
 
     def number(self, key: str, default: Any = MISSING) -> Any:
         """Return an argument that is a number."""
         value = self.take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{self.at(key)} is {value!r}; it should be a number")
+        if not _is_number(value):
+            raise ValueError(f"{self.at(key)} is {short(value)}; it should be a number")
         return value
 
     def numbers(self, key: str) -> list[Any]:
         """Return an argument that lists numbers, at least one."""
         values = self.take(key)
-        if not isinstance(values, list) or not values or not all(type(value) in (int, float) for value in values):
-            raise ValueError(f"{self.at(key)} is {values!r}; it should be a list of numbers")
+        if not isinstance(values, list) or not values or not all(map(_is_number, values)):
+            raise ValueError(f"{self.at(key)} is {short(values)}; it should be a list of numbers")
         return values
 
     def flag(self, key: str, default: Any = MISSING) -> bool:
         """Return an argument that is true or false."""
         value = self.take(key, default)
         if not isinstance(value, bool):
-            raise ValueError(f"{self.at(key)} is {value!r}; it should be true or false")
+            raise ValueError(f"{self.at(key)} is {short(value)}; it should be true or false")
         return value
 
     def only(self, **expected: Any) -> None:
@@ -73,12 +75,12 @@ class Node:
         for key, value in expected.items():
             found = self.take(key, value)
             if found != value or isinstance(found, bool) != isinstance(value, bool):
-                raise ValueError(f"{self.at(key)} is {found!r}; of {self.type} only {value!r} can be read")
+                raise ValueError(f"{self.at(key)} is {short(found)}; of {self.type} only {short(value)} can be read")
 
     def end(self) -> None:
         """Refuse arguments that nobody took."""
         for key, value in self.arguments.items():
-            raise ValueError(f"{self.at(key)} = {value!r} is not a known argument of {self.type}")
+            raise ValueError(f"{self.at(key)} = {short(value)} is not a known argument of {self.type}")
 
     def choose(self, readers: Mapping[str, Callable[[Node], Any]]) -> Any:
         """Return what the reader of this type makes of it, all arguments taken."""
@@ -87,3 +89,8 @@ class Node:
         found = readers[self.type](self)
         self.end()
         return found
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that float64 has a place for."""
+    return type(value) in (int, float) and not abs(value) > MAXIMUM
