@@ -358,7 +358,7 @@ def test_names_of_files_are_printed_on_one_visible_line(tmp_path, monkeypatch, n
     assert main([str(path), str(tmp_path / "model.safetensors")]) == PROVED
     out.flush()
     line = out.buffer.getvalue().decode(encoding)  # pyright: ignore[reportAttributeAccessIssue]
-    assert line.endswith(": proved: label 0, radius 0.10000000000000001 (analytic)\n") and line[:-1].isprintable()
+    assert line.endswith(": proved: label 0, radius 0.10000000000000000 (analytic)\n") and line[:-1].isprintable()
 
 
 def test_a_path_that_no_file_can_have(tmp_path, capsys):
