@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from decimal import ROUND_FLOOR, Context
 from pathlib import Path
 from typing import TextIO
 
@@ -13,6 +14,7 @@ from lconvnet_verify.reading import InvalidFile, NotProved, read_certificate, re
 USAGE = "usage: python -m lconvnet_verify CERTIFICATE MODEL (a .json file or a folder of them; a .safetensors file)"
 LONGEST = 500
 PROVED, INVALID, UNPROVED = 0, 2, 4
+DOWNWARD = Context(prec=17, rounding=ROUND_FLOOR)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,8 +44,8 @@ def _check(path: Path, prover: Prover) -> int:
     except NotProved as error:
         _print(_cut(f"{path}: NOT PROVED: {error}"), sys.stdout)
         return UNPROVED
-    claim = f"label {certificate.label}, radius {certificate.radius:.17g} ({certificate.level})"
-    _print(f"{path}: proved: {claim}", sys.stdout)
+    radius = DOWNWARD.create_decimal_from_float(certificate.radius)
+    _print(f"{path}: proved: label {certificate.label}, radius {radius} ({certificate.level})", sys.stdout)
     return PROVED
 
 

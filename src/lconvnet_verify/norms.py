@@ -25,6 +25,7 @@ CHUNK = 2**20
 """Complex numbers of blocks that are held at once."""
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def require_norm(node: Node, claim: Layer, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
     """Raise NotProved unless the claimed bounds hold for the node at an input of this shape."""
     what = f"layer {node.name!r}"

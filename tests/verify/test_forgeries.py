@@ -358,7 +358,7 @@ def test_names_of_files_are_printed_on_one_visible_line(tmp_path, monkeypatch, n
     assert main([str(path), str(tmp_path / "model.safetensors")]) == PROVED
     out.flush()
     line = out.buffer.getvalue().decode(encoding)  # pyright: ignore[reportAttributeAccessIssue]
-    assert line.endswith(": proved: label 0, radius 0.10000000000000001 (analytic)\n") and line[:-1].isprintable()
+    assert line.endswith(": proved: label 0, radius 0.10000000000000000 (analytic)\n") and line[:-1].isprintable()
 
 
 def test_a_path_that_no_file_can_have(tmp_path, capsys):
@@ -597,3 +597,12 @@ def test_exact_numbers_are_integers_of_python():
         Exact(np.array([1, np.int64(2)], dtype=object), 0)
     with pytest.raises(NotProved, match="no exact integer"):
         Exact(np.array([1, 2]), 0)
+
+
+@pytest.mark.parametrize("size", [1e160, 1e200, 1e308])
+def test_large_weights_are_refused_without_a_warning(tmp_path, capsys, size):
+    nodes = ended(node("k", "Conv2d", "input", options=CONVOLVED, weight="k"))
+    tensors = {"k": np.full((1, 1, 1, 1), size), "w": np.eye(2)}
+    image = IMAGE.astype("<f8")
+    assert graph(tmp_path, tensors, nodes, [1.0, 1, ABOVE_ONE], image=image) == UNPROVED
+    assert "the norm of layer 'k' is not shown to be at most 1.0" in capsys.readouterr().out
