@@ -503,6 +503,19 @@ def test_a_small_drift_is_seen_too(dtype, growth, gain):
         upper(net, (2,))
 
 
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_two_recordings_must_be_the_same(size):
+    """A number that drifts by less than rounding can in one call, as by a counter that no attribute shows."""
+    calls = []
+
+    def forward(self, x):
+        calls.append(x)
+        return x * (1 + 1e-15 * len(calls)) + size
+
+    with pytest.raises(ValueError, match="two calls need not be the same function"):
+        upper(network(forward), (2,))
+
+
 def test_a_module_that_changes_its_input_is_refused():
     class Doubling(nn.Module):
         def forward(self, x):

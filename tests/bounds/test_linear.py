@@ -15,6 +15,7 @@ from lconvnet.bounds.backward import Line
 from lconvnet.bounds.linear import margin_bounds, relaxation
 from lconvnet.layers import MaxMin, Normalize, Sum
 from lconvnet.models import kw_large, kw_resnet, kw_small
+from lconvnet.ops.rounding import gamma
 from tests.oracles import dense_matrix
 
 
@@ -183,14 +184,21 @@ EACH = pytest.mark.parametrize(
 )
 
 
+def rounding_budget(network, x, eps):
+    """The largest that is taken off a margin: 2 gamma_N R of two logits."""
+    found = relaxation(network, x, eps)
+    roundings = sum(step.roundings for step in found.steps) + 2 * x[0].numel() + 16
+    return 4 * gamma(roundings) * float(found.magnitude.max())
+
+
 @EACH
 def test_convolutions_equal_dense_layers(name):
     build, shape = NETWORKS[name]
     network, x, y = build(), images(3, *shape), torch.tensor([0, 1, 2])
-    found = margin_bounds(network, x, y, 0.1)
-    flat = margin_bounds(nn.Sequential(*dense(network, shape)), x.flatten(1), y, 0.1)
-    # both take a rounding budget of at most 1e-8 off
-    assert torch.allclose(found, flat, atol=1e-7)
+    flattened = nn.Sequential(*dense(network, shape))
+    found, flat = margin_bounds(network, x, y, 0.1), margin_bounds(flattened, x.flatten(1), y, 0.1)
+    # each takes its own rounding budget off: below 1e-7, but 4.8e-6 for the 9 layers of kw-resnet as dense ones
+    assert torch.allclose(found, flat, atol=max(1e-7, rounding_budget(flattened, x.flatten(1), 0.1)))
     assert (found < margin_bounds(network, x, y, 0.05)).logical_or(found.isinf()).all()
 
 

@@ -43,19 +43,11 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
     for name, module in network.named_modules():
         _refuse_altered(module, name)
     before = _state(network)
-    recorder = _Recorder()
-    try:
-        recorded = recorder.trace(_Holder(network))
-    except Exception as error:  # whatever a foreign forward pass raises when its input has no values
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"network ({type(network).__name__}) cannot be traced by torch.fx: {reason}; its forward pass must not "
-            "depend on values, or give it a rule: lconvnet.bounds.register_rule"
-        ) from error
-    for name in recorder.entered:
+    recorded, entered = _recorded(network)
+    for name in entered:
         _refuse_training(network.get_submodule(name), name)
     traced = Reader(network, shape).read(recorded)
-    if _state(network) != before:
+    if _state(network) != before or str(_recorded(network)[0]) != str(recorded):
         raise ValueError(
             f"network ({type(network).__name__}) changes its own tensors or attributes when it is called, so two calls "
             "need not be the same function: make it one"
@@ -97,6 +89,19 @@ class _Holder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
+
+
+def _recorded(network: nn.Module) -> tuple[fx.Graph, set[str]]:
+    """The calls of a forward pass, and the modules that were entered for them."""
+    recorder = _Recorder()
+    try:
+        return recorder.trace(_Holder(network)), recorder.entered
+    except Exception as error:  # whatever a foreign forward pass raises when its input has no values
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"network ({type(network).__name__}) cannot be traced by torch.fx: {reason}; its forward pass must not "
+            "depend on values, or give it a rule: lconvnet.bounds.register_rule"
+        ) from error
 
 
 def _state(network: nn.Module) -> list[Any]:
