@@ -116,6 +116,8 @@ def forward(function):
         (forward(lambda self, x: self.conv(x) + 1), "add is not known"),
         (forward(lambda self, x: self.conv(x) * self.conv(x)), "conv_1 takes another value than the one before it"),
         (forward(lambda self, x: torch.sin(x)), "sin is not known"),
+        (forward(lambda self, x: F.elu(self.conv(x), x)), "elu takes another value than the one before it"),
+        (forward(lambda self, x: F.elu(self.conv(x), alpha=x)), "elu takes another value than the one before it"),
         (forward(lambda self, x: (x, x)), "it returns more than what its last layer does"),
         (forward(lambda self, x: (self.conv(x), x)[1]), "it returns more than what its last layer does"),
         (forward(lambda self, x, y: self.conv(x)), "it takes y too"),

@@ -209,10 +209,11 @@ def test_what_does_not_fit_is_named(weights, frame, layers, message, tmp_path):
         read(weights, tmp_path, nn.Sequential(frame), layers)
 
 
-def test_only_the_ends_may_have_fewer_channels(tmp_path):
+@pytest.mark.parametrize(("inner", "message"), [((6, 8), "0 does not fit layer 0"), ((8, 6), "1 does not fit layer 1")])
+def test_only_the_ends_may_have_fewer_channels(inner, message, tmp_path):
     weights = {f"{i}.weight": random(8, 8, 3, 3) for i in range(2)} | {f"{i}.bias": random(8) for i in range(2)}
-    with pytest.raises(ValueError, match=r"0 does not fit layer 0 of the frame: weight has shape \(8, 8, 3, 3\), the"):
-        read(weights, tmp_path, nn.Sequential(conv(8, 6, 3), conv(6, 8, 3)), ["AOLConv2d"] * 2)
+    with pytest.raises(ValueError, match=message + r" of the frame: weight has shape \(8, 8, 3, 3\), the"):
+        read(weights, tmp_path, nn.Sequential(conv(8, inner[0], 3), conv(inner[1], 8, 3)), ["AOLConv2d"] * 2)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
