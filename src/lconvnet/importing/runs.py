@@ -82,8 +82,7 @@ def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
     values = read(folder.config)
     with naming(folder.config):
         merged = merge(values)
-        trained_there = is_original(values) and _checkpoints(folder.path) and not is_baseline(parse_any(values))
-    if not trained_there:
+    if not is_original(values) or not _checkpoints(folder.path):
         adopt_baseline(folder, merged, overrides)
     elif not folder.model.exists():
         require_open(folder, overrides)
