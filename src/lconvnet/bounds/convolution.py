@@ -208,7 +208,7 @@ def _smallest_bound(block: _Block) -> tuple[float, str]:
         candidates.append((gram.circular_bound(block.spread, block.size), "gram"))
     else:
         candidates.append((gram.grid_bound(block.kernel, grid=_grid(block.kernel)), "gram-grid"))
-        candidates.append((gram.kernel_space_bound(block.kernel), "gram-kernel"))
+    candidates.append((gram.kernel_space_bound(block.kernel), "gram-kernel"))
     return min(candidates)
 
 
