@@ -2,7 +2,7 @@
 
 from lconvnet.bounds.fingerprint import fingerprint, program
 from lconvnet.bounds.graph import Graph, Node
-from lconvnet.bounds.network import lipschitz_bound
+from lconvnet.bounds.network import bound_of, lipschitz_bound
 from lconvnet.bounds.reading import tensors_of
 from lconvnet.bounds.rescaling import rescale
 from lconvnet.bounds.rules import register_rule
@@ -17,6 +17,7 @@ __all__ = [
     "Node",
     "Operation",
     "Trace",
+    "bound_of",
     "fingerprint",
     "in_float64",
     "lipschitz_bound",

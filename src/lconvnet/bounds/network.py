@@ -70,10 +70,16 @@ def lipschitz_bound(
         )
     shape = None if input_shape is None else tuple(input_shape)
     traced = trace(network, shape)
+    bound = bound_of(traced, network, method)
+    return _diagnosed(network, traced, bound) if diagnose else bound
+
+
+def bound_of(traced: Trace, network: nn.Module, method: Method = "auto") -> Bound:
+    """The bound without lower bounds of a network that was just traced, and has not changed since."""
     layers = _propagated(traced, method)
     upper = next((layer.reach for layer in reversed(layers) if layer.reach is not None), 1.0)
-    bound = Bound(upper, None, layers, input_shape=shape, fingerprint=fingerprint(network), program=program(traced))
-    return _diagnosed(network, traced, bound) if diagnose else bound
+    shape = traced.graph.nodes[0].shape
+    return Bound(upper, None, layers, input_shape=shape, fingerprint=fingerprint(network), program=program(traced))
 
 
 def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:

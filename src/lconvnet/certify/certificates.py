@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, fingerprint, lipschitz_bound, program, trace
+from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, bound_of, fingerprint, lipschitz_bound, program, trace
 from lconvnet.bounds.convolution import stride_divides
 from lconvnet.certify.claim import Claim, Level
 from lconvnet.certify.estimate import estimated
@@ -92,7 +92,7 @@ def certify(
     shape = tuple(images.shape[1:])
     traced = trace(network, shape)
     if bound is None:
-        bound = lipschitz_bound(network, input_shape=shape, diagnose=level == "estimate")
+        bound = lipschitz_bound(network, input_shape=shape) if level == "estimate" else bound_of(traced, network)
     _check_bound(bound, network, traced)
     if level == "estimate":
         chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
