@@ -25,15 +25,9 @@ class Link(NamedTuple):
 def links(module: nn.Module, name: str = "") -> Iterator[Link]:
     """The layers in order, those inside of others by their paths.
 
-    >>> class Net(nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    ...
-    ...     def forward(self, x):
-    ...         return torch.flatten(self.features(x), 1)
-    >>> [(name, type(layer).__name__) for name, layer, _ in links(Net())]
-    [('features.0', 'Conv2d'), ('features.1', 'ReLU'), ('flatten', 'Flatten')]
+    >>> features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    >>> [(name, type(layer).__name__) for name, layer, _ in links(nn.Sequential(features, nn.Flatten()))]
+    [('0.0', 'Conv2d'), ('0.1', 'ReLU'), ('1', 'Flatten')]
     """
     if _is_layer(module) and type(module) is not nn.Sequential:
         yield Link(name, module)
