@@ -1,5 +1,7 @@
 """Random crops and mirrors of a whole batch at once."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,10 +27,17 @@ def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) ->
         raise DataError(f"padding must be an integer of at least 0, got {padding!r}")
     count, channels, height, width = x.shape
     offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator, device=generator.device)
-    mirrored = torch.randint(0, 2, (count, 1), generator=generator, device=generator.device).bool().to(x.device)
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator, device=generator.device).to(x.device)
     stride = width + 2 * padding
     start = (offsets[0] * stride + offsets[1]).to(x.device)
-    straight = torch.arange(height, device=x.device)[:, None] * stride + torch.arange(width, device=x.device)
-    places = torch.where(mirrored[..., None], straight.flip(1), straight).add_(start[:, None, None])
-    flat = places.reshape(count, 1, height * width).expand(-1, channels, -1)
+    places = _pixels(height, width, stride, x.device).index_select(0, mirrored.flatten()).add_(start[:, None])
+    flat = places[:, None].expand(-1, channels, -1)
     return F.pad(x, (padding,) * 4).flatten(2).gather(2, flat).reshape(x.shape)
+
+
+@lru_cache(maxsize=8)
+def _pixels(height: int, width: int, stride: int, device: torch.device) -> Tensor:
+    """Where the pixels of a crop lie in rows of length `stride`, and those of a mirrored one: `(2, height width)`."""
+    rows = torch.arange(height, device=device)[:, None] * stride
+    straight = rows + torch.arange(width, device=device)
+    return torch.stack([straight, straight.flip(1)]).flatten(1)
