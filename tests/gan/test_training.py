@@ -142,8 +142,8 @@ def test_what_lies_in_the_folder(tmp_path: Path) -> None:
     assert tuple(seen) == record.epochs and len(seen) == 2
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert files == [
-        "checkpoints/last.ckpt", "generator.safetensors", "logs/metrics.csv", "logs/timing.jsonl", "record.json",
-        "samples/epoch-0001.png", "samples/epoch-0002.png",
+        "checkpoints/.lock", "checkpoints/last.ckpt", "generator.safetensors", "logs/metrics.csv", "logs/timing.jsonl",
+        "record.json", "samples/epoch-0001.png", "samples/epoch-0002.png",
     ]  # fmt: skip
     saved = json.loads((tmp_path / "record.json").read_text())
     assert gan.Record.from_dict(saved) == record
