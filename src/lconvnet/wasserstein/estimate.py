@@ -68,7 +68,7 @@ def estimate(
         confidence: of the interval.
         held_out: how many samples training never sees, a count or a fraction of each side; by default a fifth, and
             10,000 of a sampler.
-        directory: folder for checkpoints/last.ckpt, record.json and a lock (checkpoints/.lock); None: nothing is written.
+        directory: folder for record.json, checkpoints/last.ckpt and a lock beside it (.lock); None: nothing is written.
         resume: go on from the folder's checkpoint; without it, a folder that holds a run is refused.
         checkpoint_every: steps between two checkpoints: what a kill can cost at most.
         progress: a bar on standard error, where that is a terminal; otherwise lines in the log `lconvnet`.
