@@ -231,3 +231,12 @@ def test_a_layer_used_twice_becomes_two():
     model = convert(nn.Sequential(nn.Conv2d(2, 4, 1), relu, nn.Conv2d(4, 4, 1), relu), (2, 4, 4)).model
     assert [type(m) for m in model].count(MaxMin) == 2
     assert not any(isinstance(m, InvertibleDownsampling) for m in model)
+
+
+@pytest.mark.parametrize("hold", [lambda layer: layer, lambda layer: nn.Sequential(nn.Sequential(layer))])
+def test_a_replaced_forward_is_not_lost(hold):
+    """A layer that was given another `forward` is no longer what its class says."""
+    layer = nn.ReLU()
+    layer.forward = lambda x: 2 * x
+    with pytest.raises(ValueError, match=r"has forward hooks or a replaced forward; make what they do a module"):
+        convert(hold(layer), (1, 4, 4))

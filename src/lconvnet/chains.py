@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from lconvnet.ops.altered import altered
+
 
 class Link(NamedTuple):
     """A layer of a chain by its path; `fault` says why a module that is no layer of torch's is no chain."""
@@ -31,8 +33,8 @@ def links(module: nn.Module, name: str = "") -> Iterator[Link]:
     """
     if _is_layer(module) and type(module) is not nn.Sequential:
         yield Link(name, module)
-    elif module._forward_hooks or module._forward_pre_hooks:
-        yield Link(name, module, "it has forward hooks; make what they do a module")
+    elif method := altered(module):
+        yield Link(name, module, f"it has forward hooks or a replaced {method}; make what they do a module")
     elif type(module) is nn.Sequential:
         for child_name, child in module._modules.items():  # not named_children: it drops repetitions of a module
             if child is not None:

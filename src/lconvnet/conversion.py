@@ -28,6 +28,7 @@ from torch import nn
 from lconvnet.chains import Link, links
 from lconvnet.kernels.base import require_positive
 from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin, Scale
+from lconvnet.ops.altered import altered
 
 Part = Callable[..., nn.Module]
 Layers = list[nn.Module]
@@ -156,8 +157,8 @@ def _obstacle(link: Link) -> str:
     leaf: Any = link.layer
     if type(leaf) not in RULES or link.fault:
         return f"has no 1-Lipschitz equal here; {link.fault or 'take it out, or build it from layers that have one'}"
-    if leaf._forward_hooks or leaf._forward_pre_hooks:
-        return "has forward hooks; make what they do a module"
+    if method := altered(leaf):
+        return f"has forward hooks or a replaced {method}; make what they do a module"
     for name in SQUARE.get(type(leaf), ()):
         sides = getattr(leaf, name)
         if isinstance(sides, tuple) and len(set(sides)) > 1:

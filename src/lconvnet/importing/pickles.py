@@ -10,7 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -168,14 +168,14 @@ def _is_foreign(opcode: pickletools.OpcodeInfo) -> bool:
     return (is_text and opcode.name != "GLOBAL") or opcode.proto > 3 or opcode.name in CALLS
 
 
-def _reason(error: Exception, named: Iterable[str]) -> str:
+def _reason(error: Exception, named: set[str]) -> str:
     if isinstance(error, Unfit):
         return str(error)
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied"
     refused = REFUSED.search(str(error))
     allowed = {name for _, name in _allowed({})}
-    strange = sorted(name for name in set(named) - allowed if not name.startswith(ORDINARY))
+    strange = sorted(name for name in named - allowed if not name.startswith(ORDINARY))
     if "Can only" in str(error):
         return "holds an object with items of a class of its own, which cannot be left out; save trainer.net without it"
     if refused or strange:
