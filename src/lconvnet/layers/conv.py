@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel
 from lconvnet.layers.constrained import ConstrainedLayer
-from lconvnet.ops import circular
+from lconvnet.ops import circular, four_pixels
 from lconvnet.ops.polyphase import to_strided
 
 
@@ -102,8 +102,11 @@ class LipschitzConv2d(ConstrainedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        K = to_strided(self.weight, self.stride)
-        if self.padding_mode == "circular":
+        weight, circular_padding = self.weight, self.padding_mode == "circular"
+        if circular_padding and four_pixels.covers(x, weight, self.stride):
+            return four_pixels.conv2d(x, weight, self.bias, self.stride)
+        K = to_strided(weight, self.stride)
+        if circular_padding:
             return circular.conv2d(x, K, self.bias, self.stride)
         before, after = self.padding
         return F.conv2d(F.pad(x, (before, after, before, after)), K, self.bias, self.stride)
