@@ -2,10 +2,10 @@
 
 Matrix-valued kernels compose by ``(A [] B)[i] = sum_p A[p] B[i - p]``. The elementary orthogonal factor along one
 axis is ``P + (I - P) z`` with a symmetric projector P onto a column span; a 2 x 2 factor is one along each axis, its
-four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). With R = Y L^T, Y^T Y = I and P = Y Y^T, which is of twice the
+four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). With Y = R A^T, Y^T Y = I and P = Y Y^T, which is of twice the
 size of Y and never formed, a loss changes through Z = X P = (X Y) Y^T by
 
-    dl/dR = (I - P) dl/dY L^{-1} = ((X - Z)^T (D Y) + (D - D P)^T (X Y)) L^{-1},        D = dl/dZ.
+    dl/dR = (I - P) dl/dY A = ((X - Z)^T (D Y) + (D - D P)^T (X Y)) A,        D = dl/dZ.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def append_factor(kept: Tensor, moved: Tensor, dim: int) -> Tensor:
 class _BlockOrthogonalKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, H: Tensor, R: Tensor) -> Tensor:
-        Y, L = whiten(R)
+        Y, A = whiten(R)
         X, saved = H[None, None], []
         for index, basis in enumerate(Y):
             C = X @ basis
@@ -45,13 +45,13 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
             moved = X - kept
             saved += [moved, C]
             X = append_factor(kept, moved, index % 2)
-        ctx.save_for_backward(Y, L, *saved)
+        ctx.save_for_backward(Y, A, *saved)
         return X
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        Y, L, *saved = ctx.saved_tensors
+        Y, A, *saved = ctx.saved_tensors
         dR = Y.new_empty(Y.shape)  # contiguous, which Y need not be
         for index in reversed(range(len(Y))):
             moved, C, dim = saved[2 * index], saved[2 * index + 1], index % 2
@@ -64,7 +64,7 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
             D -= DP
             rows = [M.flatten(0, -2) for M in (moved, DY, D, C)]
             torch.mm(rows[0].mT, rows[1], out=dR[index]).addmm_(rows[2].mT, rows[3])
-        return grad[0, 0], torch.linalg.solve_triangular(L, dR, upper=False, left=False)
+        return grad[0, 0], dR @ A
 
 
 def block_orthogonal_kernel(H: Tensor, R: Tensor) -> Tensor:

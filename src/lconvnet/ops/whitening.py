@@ -1,14 +1,14 @@
 """Orthonormal basis of a span by Cholesky whitening.
 
-    R = Y L^T,       R^T R = L L^T,       Y^T Y = I.
+    Y = R A^T,       A = L^{-1},       R^T R = L L^T,       Y^T Y = I.
 
 A projector Y Y^T depends on the span alone, so the polar factor's extra work would be lost on it. As an engine, with
-the rows of a wide X in place of the columns of R, ``U = L^{-1} X``, and with C = dl/dU U^T
+the rows of a wide X in place of the columns of R, ``U = A X``, and with C = dl/dU U^T
 
-    dl/dX = L^{-T} (dl/dU - S U),       S = tril(C) + tril(C, -1)^T.
+    dl/dX = A^T (dl/dU - S U),       S = tril(C) + tril(C, -1)^T.
 
-Applied to B vectors as ``x U^T = (x X^T) L^{-T}``, it costs two products with X, one of them of a symmetric result,
-and never forms U.
+Applied to B vectors as ``x U^T = (x X^T) A^T``, it costs two products with X, one of them of a symmetric result, and
+never forms U. The inverse A of the small factor is formed: products with it are faster than triangular solves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.linalg import solve_triangular
 
 from lconvnet.ops.products import gram
 
@@ -41,74 +40,71 @@ def _factor_or_nan(S: Tensor) -> Tensor:
     return L.masked_fill((info != 0)[..., None, None], torch.nan)
 
 
-def _step(R: Tensor) -> tuple[Tensor, Tensor]:
-    L = _factor(gram(R.mT))
-    return solve_triangular(L.mT, R, upper=True, left=False), L
+def _inverse_factor(S: Tensor) -> Tensor:
+    """A with ``A S A^T = I``, lower triangular."""
+    L = _factor(S)
+    identity = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    return torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
 
 
 def whiten(R: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns with the span of the columns of R, and the triangular factor between them.
+    """Orthonormal columns with the span of the columns of R, and the triangular matrix that makes them, ``Y = R A^T``.
 
     Args:
         R: ``(..., n, r)`` of full column rank, r <= n, float32 or float64.
 
     Returns:
-        Y of the same shape and L ``(..., r, r)``, lower triangular. In float64 the step is taken twice, which makes Y
+        Y of the same shape and A ``(..., r, r)``, lower triangular. In float64 the step is taken twice, which makes Y
         orthonormal to round-off up to condition numbers of about 1e7 (CholeskyQR2, Yamamoto et al. 2015).
 
     Raises:
         ValueError: if the columns are dependent to working precision, or not finite (on an accelerator, NaN instead).
 
-    >>> Y, L = whiten(torch.tensor([[3.0], [4.0]]))
-    >>> Y.squeeze(1), L.item()
-    (tensor([0.6000, 0.8000]), 5.0)
+    >>> Y, A = whiten(torch.tensor([[3.0], [4.0]]))
+    >>> torch.allclose(Y, torch.tensor([[0.6], [0.8]])), round(1 / A.item(), 5)
+    (True, 5.0)
     """
     if R.numel() == 0:
         return R, R.new_zeros(*R.shape[:-2], R.shape[-1], R.shape[-1])
-    Y, L = _step(R)
+    A = _inverse_factor(gram(R.mT))
+    Y = R @ A.mT
     if R.dtype != torch.float64:
-        return Y, L
-    Y, correction = _step(Y)
-    return Y, L @ correction
+        return Y, A
+    correction = _inverse_factor(gram(Y.mT))
+    return Y @ correction.mT, correction @ A
 
 
 class _Cholesky(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, X: Tensor) -> Tensor:
-        Y, L = whiten(X.mT)
+        Y, A = whiten(X.mT)
         U = Y.mT
-        ctx.save_for_backward(U, L)
+        ctx.save_for_backward(U, A)
         return U
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        U, L = ctx.saved_tensors
-        return solve_triangular(L.mT, grad - _from_lower(grad @ U.mT) @ U, upper=True)
+        U, A = ctx.saved_tensors
+        return A.mT @ (grad - _from_lower(grad @ U.mT) @ U)
 
 
 class _ApplyCholesky(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, X: Tensor, transposed: bool) -> Tensor:
-        L = _factor(gram(X))
-        y = _solve(z, L, transposed)
+        A = _inverse_factor(gram(X))
+        y = z @ (A if transposed else A.mT)
         ctx.transposed = transposed
-        ctx.save_for_backward(z if transposed else y, X, L)
+        ctx.save_for_backward(z if transposed else y, X, A)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        saved, X, L = ctx.saved_tensors
-        dz = _solve(grad, L, not ctx.transposed)
+        saved, X, A = ctx.saved_tensors
+        dz = grad @ (A.mT if ctx.transposed else A)
         C = saved.mT @ dz if ctx.transposed else grad.mT @ saved
-        half = solve_triangular(L.mT, _from_lower(C), upper=True)
-        return dz, -solve_triangular(L, half, upper=False, left=False) @ X, None
-
-
-def _solve(z: Tensor, L: Tensor, transposed: bool) -> Tensor:
-    """``z L^{-1}`` if transposed, else ``z L^{-T}``."""
-    return solve_triangular(L if transposed else L.mT, z, upper=not transposed, left=False)
+        return dz, (A.mT @ (_from_lower(C) @ -A)) @ X, None
 
 
 def _from_lower(C: Tensor) -> Tensor:
