@@ -373,6 +373,21 @@ def test_sound_certificates_of_float64_are_those_of_the_cpu():
     assert bool((found.radius <= analytic.radius).all())
 
 
+@only_cuda
+def test_sound_certificates_of_float32_want_plain_sums(monkeypatch):
+    model, images = trained()
+    there = lc.bake(model)
+    with pytest.raises(ValueError, match=r"set torch\.backends\.cudnn\.enabled = False"):
+        lc.certify(there, images, level="sound")
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    found = lc.certify(there, images, level="sound")
+    expected = lc.certify(copy.deepcopy(there).cpu(), images.cpu(), level="sound")
+    torch.testing.assert_close(found.radius, expected.radius, rtol=0, atol=1e-11)
+    set_tf32(True)
+    with pytest.raises(ValueError, match="no plain sums"):
+        lc.certify(there, images, level="sound")
+
+
 def test_the_evaluation_keeps_within_its_error():
     """Float64 logits on the device against those of the CPU, in the error that a certificate takes off."""
     from lconvnet.bounds import tensors_of, trace
