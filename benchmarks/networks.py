@@ -47,16 +47,16 @@ class Architecture:
     size: int
     outputs: int = CLASSES
 
-    def network(self, method: Method) -> nn.Sequential:
+    def network(self, method: Method, device: str = "cpu") -> nn.Sequential:
         """The network with the linear maps of a method, in training mode."""
         parts = {"conv": method.conv} | ({} if method.linear is None else {"linear": method.linear})
-        return self.build(self.channels, self.size, self.outputs, **parts).train()
+        return self.build(self.channels, self.size, self.outputs, **parts).to(device).train()
 
-    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+    def batch(self, count: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """Random images and labels, always the same."""
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(count, self.channels, self.size, self.size, generator=generator)
-        return images, torch.randint(self.outputs, (count,), generator=generator)
+        return images.to(device), torch.randint(self.outputs, (count,), generator=generator).to(device)
 
 
 def circular_conv(

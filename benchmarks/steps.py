@@ -11,9 +11,11 @@ from lconvnet.wasserstein.objective import critic_values, difference
 LOSS = OffsetCrossEntropy(eps=1.58)
 
 
-def training_step(network: nn.Module, loss: Callable[[], Tensor], lr: float = 1e-3) -> Callable[[], None]:
+def training_step(
+    network: nn.Module, loss: Callable[[], Tensor], lr: float = 1e-3, *, capturable: bool = False
+) -> Callable[[], None]:
     """Gradients to zero, loss (which runs the network forward), backward, Adam."""
-    optimizer = torch.optim.Adam(network.parameters(), lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr, capturable=capturable)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -23,12 +25,14 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor], lr: float = 1e
     return step
 
 
-def classification_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def classification_step(
+    network: nn.Module, images: Tensor, labels: Tensor, *, capturable: bool = False
+) -> Callable[[], None]:
     """The same on one batch that stays."""
-    return training_step(network, lambda: LOSS(network(images), labels))
+    return training_step(network, lambda: LOSS(network(images), labels), capturable=capturable)
 
 
-def critic_step_of(network: nn.Module, images: Tensor) -> Callable[[], None]:
+def critic_step_of(network: nn.Module, images: Tensor, *, capturable: bool = False) -> Callable[[], None]:
     """A critic's step: the first half of the images is real, the second generated."""
     half = len(images) // 2
 
@@ -36,7 +40,20 @@ def critic_step_of(network: nn.Module, images: Tensor) -> Callable[[], None]:
         values = critic_values(network, images)
         return -difference(values[:half], values[half:])
 
-    return training_step(network, loss)
+    return training_step(network, loss, capturable=capturable)
+
+
+def captured(step: Callable[[], object], warm_up: int = 3) -> Callable[[], None]:
+    """A capturable step as one CUDA graph that is launched as a whole, after some ordinary ones on another stream."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warm_up):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def is_finite(network: nn.Module) -> bool:

@@ -10,6 +10,8 @@ from math import log
 from statistics import linear_regression, median
 from time import perf_counter
 
+import torch
+
 Call = Callable[[], object]
 
 
@@ -31,9 +33,11 @@ class Effort:
 
 
 def seconds_of(call: Call) -> float:
-    """Wall time of one call."""
+    """Wall time of one call, and of what it began on a GPU that this process uses."""
     start = perf_counter()
     call()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return perf_counter() - start
 
 

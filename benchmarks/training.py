@@ -22,10 +22,14 @@ from benchmarks.timing import Call, Effort, compare
 
 
 def seconds_of_steps(
-    architecture: Architecture, methods: Sequence[Method], step: Callable[[nn.Module], Call], effort: Effort
+    architecture: Architecture,
+    methods: Sequence[Method],
+    step: Callable[[nn.Module], Call],
+    effort: Effort,
+    device: str = "cpu",
 ) -> list[float]:
     """Seconds per step of the same network built by each method."""
-    networks = [architecture.network(method) for method in methods]
+    networks = [architecture.network(method, device) for method in methods]
     seconds = compare([step(network) for network in networks], effort)
     for method, network in zip(methods, networks, strict=True):
         if not is_finite(network):
@@ -33,12 +37,18 @@ def seconds_of_steps(
     return seconds
 
 
-def steps_of(architecture: Architecture, batch_size: int, other: Method, effort: Effort) -> Measured:
-    """Our network beside the same one built by another method."""
-    batch = architecture.batch(batch_size)
-    ours, others = seconds_of_steps(
-        architecture, (OURS, other), lambda network: classification_step(network, *batch), effort
-    )
+def steps_of(
+    architecture: Architecture,
+    batch_size: int,
+    other: Method,
+    effort: Effort,
+    *,
+    step: Callable[..., Call] = classification_step,
+    device: str = "cpu",
+) -> Measured:
+    """Our network beside the same one built by another method; `step` makes a step of network, images and labels."""
+    batch = architecture.batch(batch_size, device)
+    ours, others = seconds_of_steps(architecture, (OURS, other), lambda network: step(network, *batch), effort, device)
     return Measured(ours, others, "s per step", f"batch {batch_size}, beside {other.name}")
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from lconvnet import bake, models
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy, certify
+from lconvnet.certify.evaluation import refuse_other_sums
 from lconvnet.layers import MaxMin, Scale
 
 
@@ -377,3 +378,17 @@ def test_attacks_just_below_the_sound_radius_of_a_network_never_succeed(count):
     inside = (other.double() - images.double()).flatten(1).norm(dim=1) < found.radius
     assert int(inside.sum()) > count / 2
     assert bool((network(other).argmax(dim=1) == found.label)[inside].all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sums_of_an_accelerator_are_not_taken_for_plain_ones(dtype, monkeypatch):
+    """The meta device stands for an accelerator: nothing is computed."""
+    network = nn.Linear(2, 2, device="meta", dtype=dtype)
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    if dtype == torch.float64:
+        refuse_other_sums(network)
+        return
+    with pytest.raises(ValueError, match="no plain sums of float32"):
+        refuse_other_sums(network)
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    refuse_other_sums(network)

@@ -165,6 +165,17 @@ def test_weight_is_remembered_only_where_no_gradient_can_be_asked_for(monkeypatc
     assert len(calls) == 4
 
 
+def test_a_change_of_mode_forgets_a_weight_whose_parameters_changed_without_a_trace():
+    layer, x = build(BCOP).eval(), torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        first = layer(x)
+        layer.kernel.H.data += torch.randn_like(layer.kernel.H)  # as a replayed CUDA graph does: no version changes
+        assert torch.equal(layer(x), first)
+        layer.eval()
+        assert torch.equal(layer(x), first)
+        assert not torch.allclose(layer.train().eval()(x), first)
+
+
 @pytest.mark.parametrize("build_layer", [partial(build, FixedBCOP), lambda: build(BCOP).requires_grad_(False)])
 def test_a_weight_remembered_in_inference_mode_serves_a_gradient_later(build_layer):
     layer = build_layer().eval()

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from lconvnet.bounds import Bound, Trace, in_float64, tensors_of
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.budget import Budget, budget, classes_of, refuse_subnormal
-from lconvnet.certify.evaluation import image_norms, logits_of
+from lconvnet.certify.evaluation import image_norms, logits_of, refuse_other_sums
 from lconvnet.certify.head import find_head, logit_constants
 from lconvnet.ops.margins import margins, row_distances
 from lconvnet.ops.rounding import UNIT_ROUNDOFF
@@ -81,6 +81,7 @@ class Claim:
         tensors = tensors_of(network)
         if level == "sound":
             refuse_subnormal(traced.graph, tensors)
+            refuse_other_sums(network)
         return cls(network, traced.graph, tensors, bound, level, _dtype(network, images, level))
 
     def radii(self, images: Tensor, dtype: torch.dtype, batch_size: int) -> Radii:

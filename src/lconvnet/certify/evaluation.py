@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from lconvnet.ops.rounding import gamma
 
 ONEDNN = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 """Variables of the environment that oneDNN reads, and torch does not report."""
+
+PLAIN = ("none", "ieee", "highest", "strict")
+"""Names of the precision at which float32 is float32."""
 
 
 def runs_as_sums(network: nn.Module) -> bool:
@@ -24,7 +28,32 @@ def runs_as_sums(network: nn.Module) -> bool:
     True
     """
     on_cpu = all(tensor.device.type == "cpu" for tensor in network.parameters())
-    return on_cpu and all(precision in ("none", "ieee", "highest", "strict") for precision in _precisions())
+    return on_cpu and all(precision in PLAIN for precision in _precisions())
+
+
+def refuse_other_sums(network: nn.Module) -> None:
+    """Raise ``ValueError`` where an accelerator may round a float32 network otherwise than level "sound" accounts for.
+
+    cuDNN convolves in TensorFloat-32 unless that is forbidden, and with Winograd or Fourier kernels where it likes.
+
+    >>> refuse_other_sums(nn.Linear(2, 2))
+    """
+    tensors = chain(network.parameters(), network.buffers())
+    if not any(tensor.device.type != "cpu" and tensor.dtype == torch.float32 for tensor in tensors):
+        return
+    if torch.backends.cudnn.enabled or any(precision not in PLAIN for precision in _accelerated_precisions()):
+        raise ValueError(
+            "network is in float32 on an accelerator, whose convolutions and products may be no plain sums of float32: "
+            "for level='sound' set torch.backends.cudnn.enabled = False and "
+            "torch.set_float32_matmul_precision('highest'), also where it is deployed, or use network.double()"
+        )
+
+
+def _accelerated_precisions() -> list[str]:
+    backends: Any = torch.backends
+    if not hasattr(backends, "fp32_precision"):
+        return [torch.get_float32_matmul_precision()]
+    return [backends.fp32_precision, backends.cuda.matmul.fp32_precision]
 
 
 def _precisions() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ class ConstrainedLayer(nn.Module, ABC):
     """Base of the layers whose weight comes from a kernel.
 
     The weight is evaluated anew in training. Where no gradient can be asked for (eval mode under ``no_grad``, or a
-    kernel without trainable parameters) it is remembered, and dropped as soon as the version counter, the storage,
-    the dtype or the device of a parameter or buffer of the kernel changes, so evaluation does not lag training. Writing
-    through ``parameter.data`` leaves no trace that could be seen: write under ``torch.no_grad()`` instead. A compiled
-    model evaluates at every call, since a graph cannot ask whether a parameter has changed: bake it for inference.
+    kernel without trainable parameters) it is remembered, and dropped as soon as the version counter, the storage, the
+    dtype or the device of a parameter or buffer of the kernel changes, so evaluation does not lag training. Writing
+    through ``parameter.data`` and replaying a CUDA graph leave no trace that could be seen, but ``train()`` and
+    ``eval()`` drop the weight, too, where they change the mode: call them around such steps. A compiled model evaluates
+    at every call, since a graph cannot ask whether a parameter has changed: bake it for inference.
     """
 
     def __init__(self, kernel: Kernel, bias_shape: int | None, bias_bound: float) -> None:
@@ -52,6 +53,12 @@ class ConstrainedLayer(nn.Module, ABC):
             with torch.inference_mode(False), torch.no_grad():
                 self._remembered = state, self.kernel()
         return self._remembered[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Change the mode, and forget the weight where that is another one."""
+        if mode != self.training:
+            self._remembered = None
+        return super().train(mode)
 
     def exact_weight(self) -> Tensor:
         """The weight evaluated in float64 and then rounded once to the dtype of the parameters."""
