@@ -382,7 +382,8 @@ def test_sound_certificates_of_float32_want_plain_sums(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     found = lc.certify(there, images, level="sound")
     expected = lc.certify(copy.deepcopy(there).cpu(), images.cpu(), level="sound")
-    torch.testing.assert_close(found.radius, expected.radius, rtol=0, atol=1e-11)
+    # what is taken off for rounding, below 1e-3, goes with the norm of the image, a float32 sum of 256 squares
+    torch.testing.assert_close(found.radius, expected.radius, rtol=0, atol=1e-8)
     set_tf32(True)
     with pytest.raises(ValueError, match="no plain sums"):
         lc.certify(there, images, level="sound")

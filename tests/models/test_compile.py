@@ -1,9 +1,13 @@
 """One graph from image to logits: ``torch.compile(fullgraph=True)`` in training and in eval mode."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from lconvnet import layers, models
+from lconvnet.kernels import Orthogonal
+from lconvnet.ops.polar_express import polar_express
 
 SIDE = 16
 CONVS = {
@@ -14,10 +18,12 @@ CONVS = {
     "ossn": layers.OSSNConv2d,
     "svcm": layers.SVCMConv2d,
 }
+EXPRESS = partial(layers.LipschitzLinear, kernel=partial(Orthogonal, engine=polar_express))  # a GPU's engine
 NETWORKS = {
     "mlp": lambda: models.mlp(3 * SIDE**2, 4, (32, 32)),
     "large": lambda: models.large_convnet(3, SIDE, 4),
     "cholesky": lambda: models.mlp(3 * SIDE**2, 4, (32, 32), linear=layers.CholeskyLinear),
+    "polar-express": lambda: models.mlp(3 * SIDE**2, 4, (32, 32), linear=EXPRESS),
     "spectral-norm": lambda: models.mlp(3 * SIDE**2, 4, (32, 32), linear=layers.SpectralNormLinear),
     "dcgan": lambda: models.dcgan_critic(3, 32, conv=layers.RKOConv2d),
 } | {name: lambda conv=conv: models.small_convnet(3, SIDE, 4, conv=conv) for name, conv in CONVS.items()}

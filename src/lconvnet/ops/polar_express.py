@@ -8,12 +8,11 @@ always ends the composition. With the Taylor coefficients (15/8, -10/8, 3/8) it 
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from lconvnet.ops.bjorck import bjorck_step
 
 CUSHION = 0.02407327424182761  # the published coefficients are reproduced with this value
 SAFETY = 1.01
@@ -55,6 +54,7 @@ def _optimal_step(low: float, high: float) -> Quintic:
 
 
 @cache
+@torch.compiler.assume_constant_result  # a compiler does not follow the root finding
 def coefficients(iterations: int, lower: float = 1e-3) -> tuple[Quintic, ...]:
     """Coefficients of the first ``iterations`` steps for singular values in ``[lower, 1]``, without the safety factor.
 
@@ -94,11 +94,12 @@ def polar_express(W: Tensor, *, iterations: int = 8, cubic_steps: int = 1, lower
     if W.shape[-2] > W.shape[-1]:
         return polar_express(W.mT, iterations=iterations, cubic_steps=cubic_steps, lower=lower).mT
     norm = torch.linalg.matrix_norm(W, keepdim=True)
-    X = W / (SAFETY * norm).clamp_min(torch.finfo(W.dtype).tiny)
+    X = (W / (SAFETY * norm).clamp_min(torch.finfo(W.dtype).tiny)).reshape(prod(W.shape[:-2]), *W.shape[-2:])
     for index, (a, b, c) in enumerate(coefficients(iterations, lower)):
         safety = SAFETY if index < iterations - 1 else 1.0
         S = X @ X.mT
-        X = a / safety * X + (b / safety**3 * S + c / safety**5 * (S @ S)) @ X
+        polynomial = torch.baddbmm(S, S, S, beta=b / safety**3, alpha=c / safety**5)
+        X = torch.baddbmm(X, polynomial, X, beta=a / safety)
     for _ in range(cubic_steps):
-        X = bjorck_step(X, 1)
-    return X
+        X = torch.baddbmm(X, X @ X.mT, X, beta=1.5, alpha=-0.5)
+    return X.reshape(W.shape)
