@@ -53,7 +53,11 @@ def captured(step: Callable[[], object], warm_up: int = 3) -> Callable[[], None]
     torch.cuda.current_stream().wait_stream(stream)
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(alive: Callable[[], object] = step) -> None:  # holds the batch and the optimiser that the graph writes
+        graph.replay()
+
+    return replay
 
 
 def is_finite(network: nn.Module) -> bool:
