@@ -33,7 +33,6 @@ from benchmarks.networks import (
     torchlip,
 )
 from benchmarks.report import Measured, Result, Target, as_json, result, table
-from benchmarks.rows import ROWS as CPU_ROWS
 from benchmarks.steps import captured, classification_step, critic_step_of, training_step
 from benchmarks.timing import Call, Effort, compare
 from benchmarks.training import steps_of
@@ -142,13 +141,6 @@ def arguments_of(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def measure(name: str, effort: Effort, device: str) -> Result:
-    """Measure one row; its random numbers do not depend on which rows ran before."""
-    torch.manual_seed(0)
-    target = CPU_ROWS[name].target if name in CPU_ROWS else Target()
-    return result(name, ROWS[name](effort, device), target)
-
-
 def about(device: str) -> dict[str, object]:
     """The device, and whether float32 is float32 on it."""
     return {
@@ -170,20 +162,31 @@ def main() -> None:
     failed: dict[str, str] = {}
     for name in (name for name in ROWS if name.startswith(tuple(arguments.only))):
         began = perf_counter()
-        if began - start > arguments.seconds:
-            failed[name] = f"not begun within {arguments.seconds:g} s"
-            continue
+        torch.manual_seed(0)
         try:
-            results.append(measure(name, effort, arguments.device))
+            if began - start > arguments.seconds:
+                raise TimeoutError(f"not begun within {arguments.seconds:g} s")
+            row = result(name, ROWS[name](effort, arguments.device), Target())
         except Exception as error:  # the other rows are worth having
             failed[name] = f"{type(error).__name__}: {error}"[:300]
             console.print(f"{name} failed: {failed[name]}", markup=False)
         else:
-            row = results[-1]
+            results.append(row)
             console.print(f"{name}: {row.ratio:.3f} ({row.note}; {perf_counter() - began:.1f} s)", markup=False)
         write_json(arguments.out, {**facts, **as_json(results), "failed": failed})
+        if failed and not _usable(arguments.device):
+            break
     console.print(table(results))
-    write_json(arguments.out, {**facts, **as_json(results), "failed": failed})
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+def _usable(device: str) -> bool:
+    """Whether the process can still use the device: an illegal access is reported by every later call."""
+    try:
+        torch.zeros(1, device=device).item()
+    except RuntimeError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

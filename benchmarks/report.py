@@ -19,6 +19,8 @@ class Target:
     high: float = float("inf")
 
     def __str__(self) -> str:
+        if self == Target():
+            return "none"
         if self.high == float("inf"):
             return f">= {self.low:g}"
         return f"<= {self.high:g}" if self.low == 0 else f"{self.low:g}-{self.high:g}"

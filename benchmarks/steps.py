@@ -1,6 +1,7 @@
 """One training step as a function without arguments."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +55,12 @@ def captured(step: Callable[[], object], warm_up: int = 3) -> Callable[[], None]
     with torch.cuda.graph(graph):
         step()
 
-    def replay(alive: Callable[[], object] = step) -> None:  # holds the batch and the optimiser that the graph writes
-        graph.replay()
+    return partial(_replay, graph, step)
 
-    return replay
+
+def _replay(graph: torch.cuda.CUDAGraph, step: Callable[[], object]) -> None:
+    """Launch a graph; holding the step keeps the batch and the optimiser, whose memory it uses."""
+    graph.replay()
 
 
 def is_finite(network: nn.Module) -> bool:

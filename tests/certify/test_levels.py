@@ -11,7 +11,7 @@ from torch import nn
 from lconvnet import bake, models
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy, certify
-from lconvnet.certify.evaluation import refuse_other_sums
+from lconvnet.certify.evaluation import _lowered, refuse_other_sums, runs_as_sums
 from lconvnet.layers import MaxMin, Scale
 
 
@@ -380,15 +380,43 @@ def test_attacks_just_below_the_sound_radius_of_a_network_never_succeed(count):
     assert bool((network(other).argmax(dim=1) == found.label)[inside].all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_sums_of_an_accelerator_are_not_taken_for_plain_ones(dtype, monkeypatch):
-    """The meta device stands for an accelerator: nothing is computed."""
-    network = nn.Linear(2, 2, device="meta", dtype=dtype)
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
-    if dtype == torch.float64:
+class Buffers(nn.Module):
+    """A network whose numbers are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(2, 2, device="meta"))
+
+
+@pytest.mark.parametrize("network", [nn.Linear(2, 2, device="meta"), Buffers()], ids=["parameters", "buffers"])
+def test_sums_of_an_unknown_accelerator_are_not_taken_for_plain_ones(network):
+    """The meta device stands for one: nothing is computed. Float64 is never rounded to less."""
+    with pytest.raises(ValueError, match="float32 on 'meta'.*something else than the device 'meta'"):
         refuse_other_sums(network)
-        return
-    with pytest.raises(ValueError, match="no plain sums of float32"):
-        refuse_other_sums(network)
+    assert not runs_as_sums(network)
+    refuse_other_sums(network.double())
+
+
+@pytest.mark.parametrize("lowered", ["torch.backends.cudnn.enabled = True", "precision"])
+def test_what_cuda_must_not_be_allowed(lowered, monkeypatch):
+    """cuDNN is on by default; products of less than float32 are off."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", lowered != "precision")
+    torch.set_float32_matmul_precision("high" if lowered == "precision" else "highest")
+    try:
+        (found,) = _lowered("cuda")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert lowered in found
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    refuse_other_sums(network)
+    assert not _lowered("cuda")
+
+
+def test_sound_wants_plain_sums_on_a_cpu_too(monkeypatch):
+    network, images = bake(models.small_convnet(1, 8, 3)), torch.rand(20, 1, 8, 8)
+    claims = [certify(network, images, level="sound"), certify(network, images)]
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    with pytest.raises(ValueError, match="float32 on 'cpu'.*ONEDNN_DEFAULT_FPMATH_MODE = 'bf16'"):
+        certify(network, images, level="sound")
+    assert torch.equal(certify(network, images).radius, claims[1].radius)
+    doubles = certify(network.double(), images.double(), level="sound")
+    assert torch.equal(doubles.label, claims[0].label)

@@ -48,6 +48,22 @@ def test_the_layer_takes_it_where_the_kernel_covers_the_torus_only(side, monkeyp
     assert len(calls) == (side == 4)
 
 
+def test_one_tap_and_other_images_are_left_to_the_general_convolution():
+    x = torch.randn(2, 3, 2, 2)
+    assert four_pixels.covers(x, torch.zeros(8, 3, 2, 2), 1)
+    assert not four_pixels.covers(x, torch.zeros(8, 3, 1, 1), 1)
+    assert not four_pixels.covers(torch.randn(2, 3, 2, 4), torch.zeros(8, 3, 2, 2), 1)
+    layer = BCOPConv2d(3, 8, 1)
+    assert torch.allclose(layer(x), layer.bake()(x), atol=1e-5)
+
+
+def test_a_recorded_graph_takes_any_number_of_images():
+    layer = BCOPConv2d(3, 8, 4, stride=2).requires_grad_(False)
+    few, many = torch.randn(2, 3, 4, 4), torch.randn(5, 3, 4, 4)
+    exported = torch.export.export(layer, (few,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    assert torch.allclose(exported(many), layer(many), atol=1e-6)
+
+
 def test_zero_padding_is_not_the_torus():
     layer = BCOPConv2d(3, 8, 4, stride=2, padding_mode="zeros")
     x = torch.randn(2, 3, 4, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from lconvnet.ops.rounding import gamma
 ONEDNN = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 """Variables of the environment that oneDNN reads, and torch does not report."""
 
-PLAIN = ("none", "ieee", "highest", "strict")
-"""Names of the precision at which float32 is float32."""
+PLAIN = ("none", "ieee", "highest", "strict", False)
+"""Values of the settings under which float32 is float32."""
 
 
 def runs_as_sums(network: nn.Module) -> bool:
@@ -27,43 +28,51 @@ def runs_as_sums(network: nn.Module) -> bool:
     >>> runs_as_sums(nn.Linear(2, 2))
     True
     """
-    on_cpu = all(tensor.device.type == "cpu" for tensor in network.parameters())
-    return on_cpu and all(precision in PLAIN for precision in _precisions())
+    return _devices(network) <= {"cpu"} and not _lowered("cpu")
 
 
 def refuse_other_sums(network: nn.Module) -> None:
-    """Raise ``ValueError`` where an accelerator may round a float32 network otherwise than level "sound" accounts for.
+    """Raise ``ValueError`` where a float32 network may be rounded otherwise than level "sound" accounts for.
 
-    cuDNN convolves in TensorFloat-32 unless that is forbidden, and with Winograd or Fourier kernels where it likes.
+    cuDNN convolves in TensorFloat-32 unless that is forbidden, and with Winograd or Fourier kernels where it likes;
+    oneDNN multiplies in bfloat16 where it is allowed to. Of other accelerators nothing is known.
 
     >>> refuse_other_sums(nn.Linear(2, 2))
     """
+    for device in sorted(_devices(network, torch.float32)):
+        if lowered := _lowered(device):
+            raise ValueError(
+                f"network is in float32 on {device!r}, where its products need not be plain sums of float32: "
+                f"level='sound' needs something else than {', '.join(lowered)}, also where the network is deployed; "
+                "or use network.double()"
+            )
+
+
+def _devices(network: nn.Module, dtype: torch.dtype | None = None) -> set[str]:
     tensors = chain(network.parameters(), network.buffers())
-    if not any(tensor.device.type != "cpu" and tensor.dtype == torch.float32 for tensor in tensors):
-        return
-    if torch.backends.cudnn.enabled or any(precision not in PLAIN for precision in _accelerated_precisions()):
-        raise ValueError(
-            "network is in float32 on an accelerator, whose convolutions and products may be no plain sums of float32: "
-            "for level='sound' set torch.backends.cudnn.enabled = False and "
-            "torch.set_float32_matmul_precision('highest'), also where it is deployed, or use network.double()"
-        )
+    return {tensor.device.type for tensor in tensors if dtype in (None, tensor.dtype)}
 
 
-def _accelerated_precisions() -> list[str]:
-    backends: Any = torch.backends
-    if not hasattr(backends, "fp32_precision"):
-        return [torch.get_float32_matmul_precision()]
-    return [backends.fp32_precision, backends.cuda.matmul.fp32_precision]
+def _lowered(device: str) -> list[str]:
+    """The settings that let float32 products on a device be other than sums of float32."""
+    if device not in ("cpu", "cuda"):
+        return [f"the device {device!r}"]
+    return [f"{name} = {value!r}" for name, value in _settings(device).items() if value not in PLAIN]
 
 
-def _precisions() -> list[str]:
-    """What oneDNN is told about float32, and what torch is: one setting before 2.9, one for each operation since."""
-    told = [os.environ.get(name, "strict").lower() for name in ONEDNN]
+def _settings(device: str) -> dict[str, Any]:
+    """What oneDNN or cuDNN is told about float32, and torch is: one setting before 2.9, one an operation since."""
     backends: Any = torch.backends  # torch declares half of these
+    if device == "cpu":
+        told: dict[str, Any] = {name: os.environ.get(name, "strict").lower() for name in ONEDNN}
+        places = ("mkldnn", "mkldnn.conv", "mkldnn.matmul")
+    else:
+        told = {"torch.backends.cudnn.enabled": backends.cudnn.enabled}
+        places = ("cuda.matmul",)
     if not hasattr(backends, "fp32_precision"):
-        return [*told, torch.get_float32_matmul_precision()]
-    places = (backends, backends.mkldnn, backends.mkldnn.conv, backends.mkldnn.matmul)
-    return [*told, *(place.fp32_precision for place in places)]
+        return told | {"torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision()}
+    names = ("fp32_precision", *(f"{place}.fp32_precision" for place in places))
+    return told | {f"torch.backends.{name}": attrgetter(name)(backends) for name in names}
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:

@@ -102,11 +102,12 @@ class LipschitzConv2d(ConstrainedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        weight, circular_padding = self.weight, self.padding_mode == "circular"
-        if circular_padding and four_pixels.covers(x, weight, self.stride):
+        weight = self.weight
+        on_torus = self.padding_mode == "circular"
+        if on_torus and four_pixels.covers(x, weight, self.stride):
             return four_pixels.conv2d(x, weight, self.bias, self.stride)
         K = to_strided(weight, self.stride)
-        if circular_padding:
+        if on_torus:
             return circular.conv2d(x, K, self.bias, self.stride)
         before, after = self.padding
         return F.conv2d(F.pad(x, (before, after, before, after)), K, self.bias, self.stride)

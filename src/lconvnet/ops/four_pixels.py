@@ -1,4 +1,4 @@
-"""Circular convolution of 2 x 2 taps on the torus of 2 x 2 pixels, where four signs diagonalise it.
+"""Circular convolution of 2 x 2 taps on the torus of 2 x 2 pixels, where signs make it four products.
 
 The characters of Z_2 x Z_2 are ``chi_f(p) = (-1)^{f . p}``. With ``S = (chi_f(p))``, for which ``S S^T = 4 I``,
 
@@ -24,7 +24,9 @@ def covers(x: Tensor, K: Tensor, stride: int) -> bool:
 
 
 def conv2d(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """The map of :func:`lconvnet.ops.circular.conv2d` on such an image, with the kernel of the unshuffled image.
+    """The map of :func:`lconvnet.ops.circular.conv2d` where :func:`covers` holds, K being of the unshuffled image.
+
+    Any number of derivatives; under autocast its products are in half precision.
 
     Args:
         x: ``(B, ci, 2 s, 2 s)``.
@@ -33,19 +35,20 @@ def conv2d(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) ->
         stride: s.
 
     Returns:
-        ``(B, co, 2, 2)``.
+        ``(B, co, 2, 2)``, in memory pixels first.
 
     >>> conv2d(torch.arange(4.0).reshape(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).flatten().tolist()
     [6.0, 6.0, 6.0, 6.0]
     """
     out_channels, channels = K.shape[:2]
-    pixels = x.reshape(len(x), channels // stride**2, 2, stride, 2, stride).permute(2, 4, 0, 1, 3, 5)
+    batch = x.shape[0]  # not len(x), which a recorded graph takes for a constant
+    pixels = x.reshape(batch, channels // stride**2, 2, stride, 2, stride).permute(2, 4, 0, 1, 3, 5)
     S = _signs(x)
-    u = _mix(S, pixels, len(x), channels)
+    u = _mix(S, pixels, batch, channels)
     A = _mix(S.flip(1), K.permute(2, 3, 0, 1), out_channels, channels)
-    y = _mix(S / 4, u @ A.mT, len(x), out_channels)
+    y = _mix(S / 4, u @ A.mT, batch, out_channels)
     y = y if bias is None else y + bias.to(y.dtype)
-    return y.reshape(2, 2, len(x), out_channels).permute(2, 3, 0, 1)
+    return y.reshape(2, 2, batch, out_channels).permute(2, 3, 0, 1)
 
 
 def _signs(like: Tensor) -> Tensor:
