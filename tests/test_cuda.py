@@ -453,6 +453,36 @@ def test_a_run_is_resumed_on_the_device(tmp_path):
     assert record.finished and len(record.epochs) == 2
 
 
+def learned(real, fake, *, width, depth, steps):
+    """What a critic that has seen all samples at every step certifies between them."""
+    x, centre = torch.cat([real, fake]).to(DEVICE), torch.cat([real, fake]).mean(0).to(DEVICE)
+    torch.manual_seed(0)
+    critic = models.mlp(real.shape[1], 1, (width,) * depth).to(DEVICE)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        values = critic_values(critic, x - centre)
+        (-difference(values[: len(real)], values[len(real) :])).backward()
+        optimizer.step()
+        schedule.step()
+    network = lc.bake(critic.cpu())
+    bound = lc.lipschitz_bound(network, input_shape=(real.shape[1],), diagnose=False)
+    values = network.double()((x - centre).cpu().double()).squeeze(1)
+    return float(values[: len(real)].mean() - values[len(real) :].mean()) / bound.upper
+
+
+@only_cuda
+@pytest.mark.slow
+def test_a_deep_critic_learns_nine_tenths_of_the_transport_in_ten_dimensions():
+    """A minute here, an hour on a CPU: 0.8585 is the distance of the distributions, the rest is learned by heart."""
+    pytest.importorskip("ot", reason="exact transport needs POT")
+    real, fake = (torch.randn(1000, 10, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    exact = lc.wasserstein.transport(real + 1, fake)
+    found = learned(real + 1, fake, width=512, depth=8, steps=4000)
+    assert 0.9 * exact <= found <= exact * (1 + 1e-6)
+
+
 # ------------------------------------------------------------------------------------------- graphs, last: they may
 # leave the device in a state that fails what follows
 

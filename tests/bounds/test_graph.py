@@ -14,6 +14,7 @@ from lconvnet.bounds import Graph, Node, fingerprint, lipschitz_bound, register_
 from lconvnet.bounds.functions import AS_MODULES, HANDLERS, OPERATIONS
 from lconvnet.bounds.linear import margin_bounds
 from lconvnet.bounds.propagation import Groups
+from lconvnet.bounds.reading import SAME, _apart
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import LayerBound
 from lconvnet.ops.rounding import root_up
@@ -803,3 +804,12 @@ def test_the_formula_is_never_below_the_worst_atoms():
 def test_nodes_are_frozen():
     with pytest.raises(AttributeError):
         Node("a", "ReLU").name = "b"
+
+
+def test_float32_may_lie_further_apart_on_an_accelerator_only():
+    """TensorFloat-32 rounds operands to 2^-11; float64 is never rounded to it."""
+    assert _apart(torch.zeros(1, device="meta")) == SAME == 2**-7
+    assert _apart(torch.zeros(1)) == torch.finfo(torch.float32).eps ** 0.5 < SAME / 20
+    assert _apart(torch.zeros(1, device="meta", dtype=torch.float64)) == torch.finfo(torch.float64).eps ** 0.5
+    assert _apart(torch.zeros(1, dtype=torch.bfloat16)) == SAME
+    assert _apart(torch.zeros(1, dtype=torch.int64)) == 0

@@ -83,8 +83,8 @@ def digits(brightness: float) -> tuple[torch.Tensor, torch.Tensor]:
     ("real", "fake", "part"),
     [
         (points(1000, 2, 1) * torch.tensor([2.0, 0.5]) + 1.0, points(1000, 2, 2), 0.95),
-        # sqrt(10), the distance of the distributions, is 0.8585 of the 3.683 between these samples: more would have to
-        # be learned by heart, sample by sample.
+        # sqrt(10), the distance of the distributions, is 0.8585 of the 3.683 between these samples: more has to be
+        # learned sample by sample, which takes a larger critic and an hour (tests/test_cuda.py).
         (points(1000, 10, 1) + 1.0, points(1000, 10, 2), 0.85),
         (*digits(0.3), 0.9),
     ],
