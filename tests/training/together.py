@@ -5,6 +5,7 @@
 `trouble` comes in the middle of step number `call` of this process, to the process `rank` or (without it) to all.
 """
 
+import atexit
 import json
 import logging
 import math
@@ -80,7 +81,14 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
     return {"epochs": [epoch.to_dict() for epoch in record.epochs], "sums": sums, "versions": record.versions}
 
 
+def still_connected() -> None:
+    """Called at the end of the process, after what the training has registered for it."""
+    if torch.distributed.is_initialized():
+        sys.stderr.write("still connected when the interpreter ends\n")
+
+
 def main() -> None:
+    atexit.register(still_connected)
     logging.getLogger("lconvnet").addHandler(logging.StreamHandler())
     logging.getLogger("lconvnet").setLevel(logging.INFO)
     options = json.loads(sys.argv[1])

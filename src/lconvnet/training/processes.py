@@ -5,6 +5,7 @@ up over all of them at fixed points, so all go the same way; only the first one 
 connection, and who loses the connection ends*, so nobody waits for a process that is gone.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -126,8 +127,8 @@ class Processes:
                 dist.all_gather([torch.zeros(1) for _ in range(self.count)], torch.zeros(1), group=self.farewell)
 
     def _leave(self) -> None:
-        if self.count > 1 and _joined():
-            dist.destroy_process_group()
+        if self.count > 1:
+            _disconnect()
 
 
 def is_first_process() -> bool:
@@ -193,6 +194,8 @@ def launched(fabric: "Fabric") -> Processes:
         return Processes()
     if not _joined() and STARTED in os.environ and not dist.is_torchelastic_launched():
         threading.Thread(target=_end_with, args=(int(os.environ[STARTED]),), daemon=True).start()
+    if not _joined():
+        atexit.register(_disconnect)
     silent = contextlib.nullcontext() if is_first_process() else _ended_by_signals()
     os.environ.setdefault(STARTED, str(os.getpid()))
     with silent, _warnings_only("lightning_fabric"):
@@ -200,6 +203,12 @@ def launched(fabric: "Fabric") -> Processes:
         with _connected():
             groups = dist.new_group(backend="gloo"), dist.new_group(backend="gloo", timeout=FAREWELL)
     return Processes(fabric.global_rank, fabric.world_size, *groups)
+
+
+def _disconnect() -> None:
+    """End gloo's threads while the interpreter lives: one that lets go of a tensor afterwards aborts the process."""
+    if _joined():
+        dist.destroy_process_group()
 
 
 def _launch(fabric: "Fabric") -> None:
