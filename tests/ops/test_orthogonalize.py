@@ -7,10 +7,9 @@ import torch
 
 from lconvnet.ops.bjorck import bjorck, bjorck_step, safe_scale
 from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize, residual
-from lconvnet.ops.polar import apply_gram_inverse_root, polar_eigh
+from lconvnet.ops.polar import polar_eigh, polar_linear
 from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
-from lconvnet.ops.products import BLOCK, gram
-from lconvnet.ops.whitening import apply_cholesky, cholesky
+from lconvnet.ops.whitening import cholesky, cholesky_linear
 
 ENGINES = [
     polar_eigh,
@@ -60,13 +59,14 @@ def test_cholesky_orthonormalises_in_the_order_of_the_rows(shape):
     assert torch.autograd.gradcheck(cholesky, (W,), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "apply", [apply_cholesky, partial(apply_cholesky, transposed=True), apply_gram_inverse_root], ids=str
-)
-def test_gradients_of_applying_a_factor(apply):
-    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    W = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(apply, (z, W), atol=1e-6)
+@pytest.mark.parametrize("linear", [cholesky_linear, polar_linear])
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)], ids=str)
+def test_gradients_of_products_that_form_no_factor(linear, shape):
+    x = torch.randn(3, shape[1], dtype=torch.float64, requires_grad=True)
+    W = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(linear, (x, W), atol=1e-6)
+    for frozen in ((x.detach(), W), (x, W.detach())):
+        assert torch.autograd.gradcheck(linear, frozen, atol=1e-6)
 
 
 @pytest.mark.parametrize("engine", [None, cholesky])
@@ -85,12 +85,6 @@ def test_applying_the_factor_equals_forming_it(shape, dtype, engine):
     # rounding of products with at most nine terms, of matrices with condition numbers of about two
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
     assert all(torch.allclose(a, b, atol=tolerance) for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.parametrize("shape", [(1, 3), (BLOCK, 5), (BLOCK + 1, 7), (2, 2 * BLOCK + 40, 3)], ids=str)
-def test_gram_by_blocks(shape):
-    W = torch.randn(shape, dtype=torch.float64)
-    assert torch.allclose(gram(W), W @ W.mT, atol=1e-13)
 
 
 def apply_to_scalars(step, s):

@@ -8,24 +8,19 @@ in at least float32, and ``residual`` says how far the result is from orthogonal
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lconvnet.ops.polar import apply_gram_inverse_root, polar_eigh
+from lconvnet.ops.polar import polar_eigh, polar_linear
 from lconvnet.ops.polar_express import polar_express
-from lconvnet.ops.whitening import apply_cholesky, cholesky
+from lconvnet.ops.whitening import cholesky, cholesky_linear
 
 Engine = Callable[[Tensor], Tensor]
-Applier = Callable[[Tensor, Tensor], Tensor]
 
-# engines U = A W whose factor A = A(W W^T) can be applied to rows without forming U: as z A^T, and as z A
-APPLIERS: dict[Engine, tuple[Applier, Applier]] = {
-    polar_eigh: (apply_gram_inverse_root, apply_gram_inverse_root),
-    cholesky: (apply_cholesky, partial(apply_cholesky, transposed=True)),
-}
+# what multiplies rows by the result of an engine and never forms it
+LINEAR: dict[Engine, Callable[[Tensor, Tensor], Tensor]] = {polar_eigh: polar_linear, cholesky: cholesky_linear}
 
 
 def default_engine(W: Tensor) -> Engine:
@@ -72,18 +67,10 @@ def orthogonal_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: 
     tensor([[1., 2.]])
     """
     engine = engine or default_engine(W)
-    if engine not in APPLIERS or W.dtype == torch.float64 or torch.is_autocast_enabled(x.device.type):
+    if engine not in LINEAR or W.dtype == torch.float64 or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, orthogonalize(W, engine), bias)
-    plain, transposed = APPLIERS[engine]
-    if W.shape[0] > W.shape[1]:
-        return F.linear(_rows(transposed, x, W.mT), W, bias)
-    y = _rows(plain, F.linear(x, W), W)
+    y = LINEAR[engine](x.reshape(-1, W.shape[1]), W).reshape(*x.shape[:-1], W.shape[0])
     return y if bias is None else y + bias
-
-
-def _rows(apply: Applier, z: Tensor, W: Tensor) -> Tensor:
-    """Apply a factor to the last axis."""
-    return apply(z.reshape(-1, W.shape[0]), W).reshape(z.shape)
 
 
 def residual(W: Tensor) -> Tensor:

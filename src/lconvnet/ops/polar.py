@@ -88,13 +88,19 @@ def gram_inverse_root(W: Tensor) -> Tensor:
     return _GramInverseRoot.apply(W)
 
 
-def apply_gram_inverse_root(z: Tensor, W: Tensor) -> Tensor:
-    """``z (W W^T)^{-1/2}`` for rows z ``(B, m)`` and one wide matrix W ``(m, n)`` of full rank; differentiable once.
+def polar_linear(x: Tensor, W: Tensor) -> Tensor:
+    """``x U^T`` with U the polar factor of W, which is never formed; differentiable once.
 
-    >>> round(apply_gram_inverse_root(torch.tensor([[5.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
-    1.0
+    Args:
+        x: rows ``(B, n)``.
+        W: one matrix ``(m, n)`` of full rank.
+
+    >>> round(polar_linear(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
+    2.0
     """
-    return _ApplyGramInverseRoot.apply(z, W)
+    if W.shape[0] > W.shape[1]:
+        return _ApplyGramInverseRoot.apply(x, W.mT) @ W.mT
+    return _ApplyGramInverseRoot.apply(x @ W.mT, W)
 
 
 def polar_eigh(W: Tensor) -> Tensor:

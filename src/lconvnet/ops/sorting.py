@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,26 +12,31 @@ class _MaxMin(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         a, b = x.chunk(2, dim)
-        ctx.save_for_backward(a >= b)
-        ctx.dim = dim
-        return _joined(partial(torch.maximum, a, b), partial(torch.minimum, a, b), x, dim)
+        y = _max_min(a, b, x, dim)
+        ctx.save_for_backward(a < b)
+        ctx.dim, ctx.strides = dim, y.stride()
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (keep,) = ctx.saved_tensors
+        (swapped,) = ctx.saved_tensors
         a, b = grad.chunk(2, ctx.dim)
+        dx = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
         # with weights 0 and 1 the interpolation is an exact choice where a - b is finite, and faster than torch.where
-        weight = keep.to(grad.dtype)
-        return torch.cat([torch.lerp(b, a, weight), torch.lerp(a, b, weight)], ctx.dim), None
+        weight = swapped.to(grad.dtype)
+        half = a.shape[ctx.dim]
+        dx.narrow(ctx.dim, 0, half).lerp_(b, weight)
+        dx.narrow(ctx.dim, half, half).lerp_(a, weight)
+        return dx, None
 
 
-def _joined(first: Callable[..., Tensor], second: Callable[..., Tensor], like: Tensor, dim: int) -> Tensor:
-    """Two halves along a dimension, each computed in its place; a compiler fuses the concatenation itself."""
+def _max_min(a: Tensor, b: Tensor, like: Tensor, dim: int) -> Tensor:
+    """The two halves of the result, each computed in its place; a compiler fuses the concatenation itself."""
     if torch.compiler.is_compiling():
-        return torch.cat([first(), second()], dim)
+        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim)
     y = torch.empty_like(like)
-    for half, operation in zip(y.chunk(2, dim), (first, second), strict=True):
-        operation(out=half)
+    for half, operation in zip(y.chunk(2, dim), (torch.maximum, torch.minimum), strict=True):
+        operation(a, b, out=half)
     return y
 
 

@@ -7,8 +7,9 @@ the rows of a wide X in place of the columns of R, ``U = A X``, and with C = dl/
 
     dl/dX = A^T (dl/dU - S U),       S = tril(C) + tril(C, -1)^T.
 
-Applied to B vectors as ``x U^T = (x X^T) A^T``, it costs two products with X, one of them of a symmetric result, and
-never forms U. The inverse A of the small factor is formed: products with it are faster than triangular solves.
+A dense layer takes ``x U^T = (x X^T) A^T`` and never forms U: the constraint costs two products with X, the half one
+of its Gram matrix and, in the gradient, ``(A^T S A) X``. The inverse A is formed, by blocks: products with it are
+faster than triangular solves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lconvnet.ops.products import gram
+from lconvnet.ops.products import BLOCK, congruence, gram, mirrored
 
 
 def _factor(S: Tensor) -> Tensor:
@@ -41,10 +42,22 @@ def _factor_or_nan(S: Tensor) -> Tensor:
 
 
 def _inverse_factor(S: Tensor) -> Tensor:
-    """A with ``A S A^T = I``, lower triangular."""
-    L = _factor(S)
-    identity = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    return torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
+    """A with ``A S A^T = I``, lower triangular, from the lower triangle of S.
+
+    By halves, ``L_21 = S_21 A_11^T`` and ``A_21 = -A_22 L_21 A_11``: most of it is products.
+    """
+    m = S.shape[-1]
+    if m <= BLOCK or S.device.type != "cpu":
+        L = _factor(S)
+        identity = torch.eye(m, dtype=L.dtype, device=L.device)
+        return torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
+    first, second = slice(0, m // 2), slice(m // 2, m)
+    A = torch.zeros_like(S)
+    A[..., first, first] = A_11 = _inverse_factor(S[..., first, first])
+    L_21 = S[..., second, first] @ A_11.mT
+    A[..., second, second] = A_22 = _inverse_factor(S[..., second, second] - L_21 @ L_21.mT)
+    A[..., second, first] = -A_22 @ (L_21 @ A_11)
+    return A
 
 
 def whiten(R: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,30 +99,42 @@ class _Cholesky(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         U, A = ctx.saved_tensors
-        return A.mT @ (grad - _from_lower(grad @ U.mT) @ U)
+        return A.mT @ (grad - mirrored(grad @ U.mT) @ U)
 
 
-class _ApplyCholesky(torch.autograd.Function):
+class _WideLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, X: Tensor, transposed: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, X: Tensor) -> Tensor:
         A = _inverse_factor(gram(X))
-        y = z @ (A if transposed else A.mT)
-        ctx.transposed = transposed
-        ctx.save_for_backward(z if transposed else y, X, A)
+        y = (x @ X.mT) @ A.mT
+        ctx.save_for_backward(x, X, A, y)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        saved, X, A = ctx.saved_tensors
-        dz = grad @ (A.mT if ctx.transposed else A)
-        C = saved.mT @ dz if ctx.transposed else grad.mT @ saved
-        return dz, (A.mT @ (_from_lower(C) @ -A)) @ X, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, X, A, y = ctx.saved_tensors
+        image, weight = ctx.needs_input_grad
+        dz = grad @ A
+        dX = (dz.mT @ x).addmm_(congruence(A, grad.mT @ y), X, alpha=-1) if weight else None
+        return dz @ X if image else None, dX
 
 
-def _from_lower(C: Tensor) -> Tensor:
-    """The symmetric matrix with the lower triangle of C."""
-    return C.tril() + C.tril(-1).mT
+class _TallLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, X: Tensor) -> Tensor:
+        A = _inverse_factor(gram(X))
+        z = x @ A
+        ctx.save_for_backward(x, X, A, z)
+        return z @ X
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, X, A, z = ctx.saved_tensors
+        dx = (grad @ X.mT) @ A.mT
+        weight = ctx.needs_input_grad[1]
+        return dx, (z.mT @ grad).addmm_(congruence(A, x.mT @ dx), X, alpha=-1) if weight else None
 
 
 def cholesky(W: Tensor) -> Tensor:
@@ -140,14 +165,16 @@ def cholesky(W: Tensor) -> Tensor:
     return _Cholesky.apply(W)
 
 
-def apply_cholesky(z: Tensor, X: Tensor, transposed: bool = False) -> Tensor:
-    """``z L^{-T}``, or ``z L^{-1}`` if transposed, with ``X X^T = L L^T``; differentiable once.
+def cholesky_linear(x: Tensor, W: Tensor) -> Tensor:
+    """``x U^T`` with ``U = cholesky(W)``, which is never formed; differentiable once.
 
     Args:
-        z: rows ``(B, m)``.
-        X: one wide matrix ``(m, n)`` of full rank.
+        x: rows ``(B, n)``.
+        W: one matrix ``(m, n)`` of full rank.
 
-    >>> round(apply_cholesky(torch.tensor([[5.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
-    1.0
+    >>> round(cholesky_linear(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
+    2.0
     """
-    return _ApplyCholesky.apply(z, X, transposed)
+    if W.shape[0] > W.shape[1]:
+        return _TallLinear.apply(x, W.mT)
+    return _WideLinear.apply(x, W)
