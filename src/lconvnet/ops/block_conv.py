@@ -37,34 +37,37 @@ def append_factor(kept: Tensor, moved: Tensor, dim: int) -> Tensor:
 class _BlockOrthogonalKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, H: Tensor, R: Tensor) -> Tensor:
-        Y, A = whiten(R)
+        bases, A = whiten(R)
         X, saved = H[None, None], []
-        for index, basis in enumerate(Y):
-            C = X @ basis
-            kept = C @ basis.mT
+        for index, Y in enumerate(bases):
+            C = _rows(X) @ Y
+            kept = (C @ Y.mT).view_as(X)
             moved = X - kept
             saved += [moved, C]
             X = append_factor(kept, moved, index % 2)
-        ctx.save_for_backward(Y, A, *saved)
+        ctx.save_for_backward(bases, A, *saved)
         return X
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        Y, A, *saved = ctx.saved_tensors
-        dR = Y.new_empty(Y.shape)  # contiguous, which Y need not be
-        for index in reversed(range(len(Y))):
-            moved, C, dim = saved[2 * index], saved[2 * index + 1], index % 2
-            size = moved.shape[dim]
-            last = grad.narrow(dim, 1, size)
-            D = grad.narrow(dim, 0, size) - last
-            DY = D @ Y[index]
-            DP = DY @ Y[index].mT
+        bases, A, *saved = ctx.saved_tensors
+        dR = bases.new_empty(bases.shape)  # contiguous, which the bases need not be
+        for index in reversed(range(len(bases))):
+            Y, moved, C, dim = bases[index], saved[2 * index], saved[2 * index + 1], index % 2
+            last = grad.narrow(dim, 1, moved.shape[dim])
+            D = grad.narrow(dim, 0, moved.shape[dim]) - last
+            DY = _rows(D) @ Y
+            DP = (DY @ Y.mT).view_as(D)
             grad = last + DP
             D -= DP
-            rows = [M.flatten(0, -2) for M in (moved, DY, D, C)]
-            torch.mm(rows[0].mT, rows[1], out=dR[index]).addmm_(rows[2].mT, rows[3])
+            torch.mm(_rows(moved).mT, DY, out=dR[index]).addmm_(_rows(D).mT, C)
         return grad[0, 0], dR @ A
+
+
+def _rows(X: Tensor) -> Tensor:
+    """The rows of all taps below each other: products of two matrices are cheaper to call than of four dimensions."""
+    return X.flatten(0, -2)
 
 
 def block_orthogonal_kernel(H: Tensor, R: Tensor) -> Tensor:

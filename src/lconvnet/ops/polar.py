@@ -25,18 +25,19 @@ from lconvnet.ops.bjorck import bjorck_step
 from lconvnet.ops.products import gram
 
 
-class _GramInverseRoot(torch.autograd.Function):
+class _PolarFactor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
         Q, h = _square_roots(gram(W))
-        ctx.save_for_backward(W, Q, h)
-        return (Q / h.unsqueeze(-2)) @ Q.mT
+        R = (Q / h.unsqueeze(-2)) @ Q.mT
+        ctx.save_for_backward(W, R, Q, h)
+        return R @ W
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        W, Q, h = ctx.saved_tensors
-        return _through_gram(Q.mT @ grad @ Q, Q, h) @ W
+        W, R, Q, h = ctx.saved_tensors
+        return R @ grad + _through_gram(Q.mT @ (grad @ W.mT) @ Q, Q, h) @ W
 
 
 class _ApplyGramInverseRoot(torch.autograd.Function):
@@ -79,15 +80,6 @@ def _clamped(eigenvalues: Tensor) -> Tensor:
     return torch.maximum(eigenvalues, information.eps * eigenvalues[..., -1:]).clamp_min(information.tiny)
 
 
-def gram_inverse_root(W: Tensor) -> Tensor:
-    """``(W W^T)^{-1/2}`` of wide matrices ``(..., m, n)`` of full rank: shape ``(..., m, m)``; differentiable once.
-
-    >>> gram_inverse_root(torch.tensor([[3.0, 4.0]])).item()
-    0.20000000298023224
-    """
-    return _GramInverseRoot.apply(W)
-
-
 def polar_linear(x: Tensor, W: Tensor) -> Tensor:
     """``x U^T`` with U the polar factor of W, which is never formed; differentiable once.
 
@@ -125,5 +117,5 @@ def polar_eigh(W: Tensor) -> Tensor:
         return W
     if W.shape[-2] > W.shape[-1]:
         return polar_eigh(W.mT).mT
-    U = gram_inverse_root(W) @ W
+    U = _PolarFactor.apply(W)
     return bjorck_step(U, 1) if U.dtype == torch.float64 else U
