@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.kernels.base import Kernel, Promise, require_input_size, require_positive
-from lconvnet.ops.spectrum import transfer_matrices
+from lconvnet.ops.fourier import transfer_matrices
 
 
 def clip_and_mask(K: Tensor, size: tuple[int, int]) -> Tensor:
     """One pass: singular values above 1 on the h x w frequency grid become 1, taps outside the support become 0."""
     U, s, Vh = torch.linalg.svd(transfer_matrices(K, size), full_matrices=False)
-    clipped = (U * s.clamp_max(1).unsqueeze(-2)) @ Vh
+    clipped = ((U * s.clamp_max(1).unsqueeze(-2)) @ Vh).unflatten(0, (size[0], -1))
     return torch.fft.irfft2(clipped.permute(2, 3, 0, 1), s=size)[..., : K.shape[-2], : K.shape[-1]]
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .fourier import by_taps, phases
 from .norms import power_of_two, rescaled, row_norms
 from .residual import as_kernel, self_correlation, to_float64
 from .rounding import UNIT_ROUNDOFF, gamma, up
@@ -220,25 +221,15 @@ def _transfer_chunks(K: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     real)."""
     if min(size) < 1:
         raise ValueError(f"size={size}: an image has at least one pixel")
-    rows, columns = _phases(size[0], size[0], K.shape[2]), _phases(size[1], size[1] // 2 + 1, K.shape[3])
-    phases = torch.einsum("ua,vb->uvab", rows, columns).reshape(-1, K.shape[2] * K.shape[3])
-    taps = K.flatten(2).permute(2, 0, 1).flatten(1).to(torch.complex128)
+    frequencies, taps = phases(size, (K.shape[2], K.shape[3])), by_taps(K).to(torch.complex128)
     step = max(1, CHUNK_ELEMENTS // taps.shape[1])
-    for start in range(0, phases.shape[0], step):
-        yield (phases[start : start + step] @ taps).unflatten(1, K.shape[:2])
-
-
-def _phases(period: int, count: int, taps: int) -> Tensor:
-    """``exp(2 pi i u a / period)`` for u < count and a < taps, (count, taps); angles are reduced in integers
-    first."""
-    turns = (torch.arange(count)[:, None] * torch.arange(taps)[None, :] + period // 2) % period - period // 2
-    angles = 2 * math.pi * (turns.double() / period)
-    return torch.complex(torch.cos(angles), torch.sin(angles))
+    for chunk in frequencies.split(step):
+        yield (chunk @ taps).unflatten(1, K.shape[:2])
 
 
 def _transfer_error(K: Tensor) -> float:
     """What rounding can have changed in a ``K_hat(w)``: 30 u for a phase and one u for every addition, times
     sum_a |K_a|_F."""
     taps = K.shape[2] * K.shape[3]
-    total = float(row_norms(K.flatten(2).permute(2, 0, 1).flatten(1)).sum())
+    total = float(row_norms(by_taps(K)).sum())
     return (32 + 4 * taps) * UNIT_ROUNDOFF * total if taps > 1 else 0.0

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-CHUNKS_PER_WORKER = 4
-"""Enough that the workers end together where some matrices take longer."""
+CHUNKS_PER_WORKER = 32
+"""Enough that the workers end together, and that what a few large matrices need on the way stays near the processor."""
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:

@@ -1,0 +1,47 @@
+"""A convolution on the torus, frequency by frequency (Sedghi, Gupta & Long 2019).
+
+    K_hat(w) = sum_a K[:, :, a] exp(-i <w, a>),        w = 2 pi (u / height, v / width),
+
+on the half plane v <= width / 2; the rest is conjugate, as K is real. A kernel has few taps, so the sum is one product
+of matrices, several times faster than a transform of the kernel filled up to the image; no image is too small for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def phases(size: tuple[int, int], taps: tuple[int, int]) -> Tensor:
+    """``exp(-i <w, a>)``, one row a frequency and one column a tap: ``(height (width // 2 + 1), kh kw)``, complex.
+
+    >>> phases((2, 1), (2, 1)).real.tolist()
+    [[1.0, 1.0], [1.0, -1.0]]
+    """
+    height, width = size
+    rows, columns = _powers(height, height, taps[0]), _powers(width, width // 2 + 1, taps[1])
+    return torch.einsum("ua,vb->uvab", rows, columns).reshape(-1, taps[0] * taps[1])
+
+
+def _powers(period: int, count: int, taps: int) -> Tensor:
+    """``exp(-2 pi i u a / period)`` for u < count and a < taps; angles are reduced in integers first."""
+    turns = (torch.arange(count)[:, None] * torch.arange(taps)[None, :] + period // 2) % period - period // 2
+    angles = 2 * math.pi * (turns.double() / period)
+    return torch.complex(torch.cos(angles), -torch.sin(angles))
+
+
+def by_taps(K: Tensor) -> Tensor:
+    """A kernel ``(co, ci, kh, kw)`` as one row a tap, ``(kh kw, co ci)``."""
+    return K.flatten(2).permute(2, 0, 1).flatten(1)
+
+
+def transfer_matrices(K: Tensor, size: tuple[int, int]) -> Tensor:
+    """``K_hat``, ``(height (width // 2 + 1), co, ci)``, complex, of the precision of K.
+
+    >>> transfer_matrices(torch.ones(1, 1, 2, 1), (2, 1)).real.flatten().tolist()
+    [2.0, 0.0]
+    """
+    taps = by_taps(K).to(K.dtype.to_complex())
+    return (phases(size, (K.shape[2], K.shape[3])).to(taps) @ taps).unflatten(1, K.shape[:2])
