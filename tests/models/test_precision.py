@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lconvnet import layers, models
+from lconvnet.kernels import BCOP, Orthogonal
 from lconvnet.losses import OffsetCrossEntropy
 from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize, residual
 from lconvnet.ops.whitening import cholesky
@@ -60,3 +61,24 @@ def test_autocast_rounds_the_orthogonal_weight_and_not_the_raw_one(engine, shape
 def test_float64(linear):
     losses, worst = train(torch.float64, nullcontext, linear)
     assert losses[-1] < losses[0] and worst < 1e-13
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler's own code
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "kernel",
+    [lambda: BCOP(4, 6, 3), lambda: Orthogonal(6, 4), lambda: Orthogonal(6, 4, engine=cholesky)],
+    ids=["bcop", "polar", "cholesky"],
+)
+def test_gradients_of_factorisations_do_not_feel_autocast(kernel, compiled):
+    torch.manual_seed(0)
+    kernel = kernel()
+    weight = torch.compile(kernel, fullgraph=True, backend="aot_eager") if compiled else kernel
+    G, gradients = torch.randn_like(kernel()), []
+    for context in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        kernel.zero_grad()
+        with context:
+            (weight() * G).sum().backward()
+        gradients.append([p.grad for p in kernel.parameters()])
+    # the same operations on the same numbers, but for what a compiler reorders
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))

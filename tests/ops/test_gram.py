@@ -200,3 +200,32 @@ def test_reshaped_orthogonal_kernel_is_one_by_the_unfolding():
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_every_chunk_of_frequencies_counts(monkeypatch):
+    """The norm of a difference filter is reached at the last frequencies only, that of a mean at the first."""
+    difference, mean = torch.tensor([1.0, -1.0]).reshape(1, 1, 1, 2), torch.full((1, 1, 1, 2), 0.5)
+    whole = [gram.circular_bound(K.double(), (6, 8)) for K in (difference, mean)]
+    monkeypatch.setattr(gram, "CHUNK_ELEMENTS", 4)
+    for K, expected, truth in zip((difference, mean), whole, (2.0, 1.0), strict=True):
+        assert truth <= gram.circular_bound(K.double(), (6, 8)) <= truth * (1 + SLACK)
+        assert truth <= expected <= truth * (1 + SLACK)
+
+
+@pytest.mark.parametrize("period", [7, 97, 1021])
+def test_the_transfer_error_bounds_what_rounding_does(period):
+    """The largest entry's error against long doubles of eleven more bits: not zero, and below what is allowed."""
+    K = torch.randn(3, 2, 3, 5, dtype=torch.float64)
+    found = np.concatenate([M.numpy() for M in gram._transfer_chunks(K, (period, 3))])
+    u, v = np.divmod(np.arange(period * 2), 2)
+    pi = np.longdouble("3.14159265358979323846264338327950288")
+    turns = [np.outer(f, np.arange(k)) % n for f, k, n in ((u, 3, period), (v, 5, 3))]
+    angle = (
+        2 * pi * (turns[0][:, :, None] * np.longdouble(1) / period + turns[1][:, None, :] * np.longdouble(1) / 3)
+    ).reshape(len(u), -1)
+    taps = K.flatten(2).permute(2, 0, 1).flatten(1).numpy().astype(np.longdouble)
+    real, imaginary = (part.reshape(-1, 3, 2) for part in (np.cos(angle) @ taps, -np.sin(angle) @ taps))
+    error = np.hypot(found.real - real, found.imag - imaginary)
+    allowed = gram._transfer_error(K)
+    assert 0 < np.sqrt((error**2).sum((1, 2))).max() <= allowed
+    assert allowed < 1e-12 * float(K.abs().sum())

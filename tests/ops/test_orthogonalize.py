@@ -9,6 +9,7 @@ from lconvnet.ops.bjorck import bjorck, bjorck_step, safe_scale
 from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize, residual
 from lconvnet.ops.polar import polar_eigh, polar_linear
 from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
+from lconvnet.ops.products import BLOCK
 from lconvnet.ops.whitening import cholesky, cholesky_linear
 
 ENGINES = [
@@ -67,6 +68,30 @@ def test_gradients_of_products_that_form_no_factor(linear, shape):
     assert torch.autograd.gradcheck(linear, (x, W), atol=1e-6)
     for frozen in ((x.detach(), W), (x, W.detach())):
         assert torch.autograd.gradcheck(linear, frozen, atol=1e-6)
+
+
+def conditioned(*shape):
+    """A matrix with singular values between 0.9 and 1.1, so that rounding is that of one product."""
+    U, _, Vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    return (U * torch.linspace(0.9, 1.1, min(shape), dtype=torch.float64)) @ Vh
+
+
+@pytest.mark.parametrize("linear", [cholesky_linear, polar_linear])
+@pytest.mark.parametrize("shape", [(BLOCK + 1, BLOCK + 9), (BLOCK + 9, BLOCK + 1), (2 * BLOCK + 3,) * 2], ids=str)
+def test_gradients_beyond_one_block(linear, shape):
+    """Forming the factor is the oracle, whose gradient is checked above; batched gradients agree with single ones."""
+    x = torch.randn(7, shape[1], dtype=torch.float64, requires_grad=True)
+    W = conditioned(*shape).requires_grad_()
+    engine = cholesky if linear is cholesky_linear else polar_eigh
+    G = torch.randn(2, 7, shape[0], dtype=torch.float64)
+    y, formed = linear(x, W), x @ engine(W).mT
+    assert torch.allclose(y, formed, rtol=0, atol=1e-11)
+    expected = [torch.autograd.grad(formed, (x, W), g, retain_graph=True) for g in G]
+    batched = torch.autograd.grad(y, (x, W), G, is_grads_batched=True, retain_graph=True)
+    for index, theirs in enumerate(expected):
+        ours = torch.autograd.grad(y, (x, W), G[index], retain_graph=True)
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-11) for a, b in zip(ours, theirs, strict=True))
+        assert all(torch.allclose(a[index], b, rtol=0, atol=1e-12) for a, b in zip(batched, ours, strict=True))
 
 
 @pytest.mark.parametrize("engine", [None, cholesky])

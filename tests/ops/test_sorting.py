@@ -33,6 +33,17 @@ def test_max_min_jacobian_in_one_batch():
     assert torch.autograd.gradgradcheck(lambda x: max_min(x) ** 2, (x.requires_grad_(),))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_comes_in_the_layout_of_the_image(layout):
+    x = torch.randn(2, 4, 3, 5).contiguous(memory_format=layout).requires_grad_()
+    for other in (torch.contiguous_format, torch.channels_last):
+        (grad,) = torch.autograd.grad(max_min(x), x, torch.randn(2, 4, 3, 5).contiguous(memory_format=other))
+        assert grad.is_contiguous(memory_format=layout)
+    repeated = torch.randn(1, 4, 1, 1).expand(2, 4, 3, 5).requires_grad_()
+    (grad,) = torch.autograd.grad(max_min(repeated).sum(), repeated)
+    assert torch.equal(grad, torch.ones(2, 4, 3, 5))
+
+
 @pytest.mark.parametrize("group_size", [1, 2, 3, 4, 12])
 def test_group_sort_sorts_every_group(group_size):
     x = torch.randn(2, 12, 3)

@@ -58,3 +58,12 @@ def test_the_inverse_factor_by_halves(m):
     assert torch.equal(A, A.tril())
     # condition numbers of about 34
     assert torch.allclose(A @ torch.linalg.cholesky(S), torch.eye(m, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("row", [3, BLOCK + 2])
+@pytest.mark.parametrize("entry", [0.0, float("nan"), float("inf")])
+def test_what_spans_no_basis_is_refused_in_every_block(row, entry):
+    R = torch.eye(BLOCK + 5)
+    R[row, row] = entry
+    with pytest.raises(ValueError, match="span no basis"):
+        whiten(R)

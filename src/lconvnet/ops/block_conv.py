@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lconvnet.ops.precision import without_autocast
 from lconvnet.ops.whitening import whiten
 
 
@@ -50,6 +51,7 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         bases, A, *saved = ctx.saved_tensors
         dR = bases.new_empty(bases.shape)  # contiguous, which the bases need not be

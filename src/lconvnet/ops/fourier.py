@@ -2,8 +2,7 @@
 
     K_hat(w) = sum_a K[:, :, a] exp(-i <w, a>),        w = 2 pi (u / height, v / width),
 
-on the half plane v <= width / 2; the rest is conjugate, as K is real. A kernel has few taps, so the sum is one product
-of matrices, several times faster than a transform of the kernel filled up to the image; no image is too small for it.
+on the half plane v <= width / 2; the rest is conjugate, as K is real. No image is too small for a kernel.
 """
 
 from __future__ import annotations
@@ -20,9 +19,16 @@ def phases(size: tuple[int, int], taps: tuple[int, int]) -> Tensor:
     >>> phases((2, 1), (2, 1)).real.tolist()
     [[1.0, 1.0], [1.0, -1.0]]
     """
-    height, width = size
-    rows, columns = _powers(height, height, taps[0]), _powers(width, width // 2 + 1, taps[1])
+    rows, columns = _axes(size, taps)
     return torch.einsum("ua,vb->uvab", rows, columns).reshape(-1, taps[0] * taps[1])
+
+
+def _axes(size: tuple[int, int], taps: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The factors of a phase along height and width, frequencies by taps."""
+    if min(size) < 1:
+        raise ValueError(f"size={size}: an image has at least one pixel")
+    height, width = size
+    return _powers(height, height, taps[0]), _powers(width, width // 2 + 1, taps[1])
 
 
 def _powers(period: int, count: int, taps: int) -> Tensor:
@@ -38,10 +44,16 @@ def by_taps(K: Tensor) -> Tensor:
 
 
 def transfer_matrices(K: Tensor, size: tuple[int, int]) -> Tensor:
-    """``K_hat``, ``(height (width // 2 + 1), co, ci)``, complex, of the precision of K.
+    """``K_hat``, ``(height (width // 2 + 1), co, ci)``, complex, of the precision of K: one axis after the other.
+
+    For the few taps of a kernel, two products are faster than the transform of a kernel filled up to the image.
+
+    Raises:
+        ValueError: for an image without pixels.
 
     >>> transfer_matrices(torch.ones(1, 1, 2, 1), (2, 1)).real.flatten().tolist()
     [2.0, 0.0]
     """
-    taps = by_taps(K).to(K.dtype.to_complex())
-    return (phases(size, (K.shape[2], K.shape[3])).to(taps) @ taps).unflatten(1, K.shape[:2])
+    taps = by_taps(K).to(K.dtype.to_complex()).unflatten(0, K.shape[2:])
+    rows, columns = (axis.to(taps) for axis in _axes(size, (K.shape[2], K.shape[3])))
+    return (rows @ (columns @ taps).flatten(1)).reshape(-1, *K.shape[:2])

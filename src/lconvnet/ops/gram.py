@@ -219,8 +219,6 @@ def _root(mantissa: Tensor, exponent: Tensor, steps: int) -> Tensor:
 def _transfer_chunks(K: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     """Yield ``K_hat`` as ``(F, co, ci)`` on the half plane of frequencies that determines the rest (K is
     real)."""
-    if min(size) < 1:
-        raise ValueError(f"size={size}: an image has at least one pixel")
     frequencies, taps = phases(size, (K.shape[2], K.shape[3])), by_taps(K).to(torch.complex128)
     step = max(1, CHUNK_ELEMENTS // taps.shape[1])
     for chunk in frequencies.split(step):

@@ -69,7 +69,7 @@ def orthogonal_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: 
     engine = engine or default_engine(W)
     if engine not in LINEAR or W.dtype == torch.float64 or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, orthogonalize(W, engine), bias)
-    y = LINEAR[engine](x.reshape(-1, W.shape[1]), W).reshape(*x.shape[:-1], W.shape[0])
+    y = LINEAR[engine](x.reshape(-1, x.shape[-1]), W).reshape(*x.shape[:-1], W.shape[0])
     return y if bias is None else y + bias
 
 

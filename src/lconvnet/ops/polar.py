@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lconvnet.ops.bjorck import bjorck_step
+from lconvnet.ops.precision import without_autocast
 from lconvnet.ops.products import gram
 
 
@@ -35,6 +36,7 @@ class _PolarFactor(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         W, R, Q, h = ctx.saved_tensors
         return R @ grad + _through_gram(Q.mT @ (grad @ W.mT) @ Q, Q, h) @ W
@@ -50,6 +52,7 @@ class _ApplyGramInverseRoot(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         W, Q, h, rotated = ctx.saved_tensors
         grad = grad @ Q

@@ -8,13 +8,13 @@ from torch import Tensor
 BLOCK = 128
 
 
-def blocks(size: int) -> list[slice]:
-    """Neighbouring ranges that cover a side.
+def blocks(size: int) -> list[tuple[int, int]]:
+    """Where neighbouring blocks of a side begin, and their sizes.
 
     >>> blocks(BLOCK + 1)
-    [slice(0, 128, None), slice(128, 129, None)]
+    [(0, 128), (128, 1)]
     """
-    return [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+    return [(start, min(BLOCK, size - start)) for start in range(0, size, BLOCK)]
 
 
 def gram(W: Tensor) -> Tensor:
@@ -28,8 +28,10 @@ def gram(W: Tensor) -> Tensor:
     if m <= BLOCK:
         return W @ W.mT
     S = W.new_zeros(*W.shape[:-1], m)
-    for columns in blocks(m):
-        S[..., columns.start :, columns] = W[..., columns.start :, :] @ W[..., columns, :].mT
+    for start, size in blocks(m):
+        below = m - start
+        product = W.narrow(-2, start, below) @ W.narrow(-2, start, size).mT
+        S.narrow(-2, start, below).narrow(-1, start, size).copy_(product)
     return S
 
 
@@ -54,11 +56,13 @@ def congruence(A: Tensor, C: Tensor) -> Tensor:
     m = A.shape[-1]
     if m <= BLOCK:
         return A.mT @ (S @ A)
-    SA, upper = torch.empty_like(A), torch.empty_like(A)
-    for columns in blocks(m):
-        below = slice(columns.start, m)
-        SA[..., below, columns] = S[..., below, below] @ A[..., below, columns]
-    for columns in blocks(m):
-        below = slice(columns.start, m)
-        upper[..., : columns.stop, columns] = SA[..., below, : columns.stop].mT @ A[..., below, columns]
+    SA, upper = torch.empty_like(S), torch.empty_like(S)
+    for start, size in blocks(m):
+        below, columns = m - start, A.narrow(-2, start, m - start).narrow(-1, start, size)
+        product = S.narrow(-2, start, below).narrow(-1, start, below) @ columns
+        SA.narrow(-2, start, below).narrow(-1, start, size).copy_(product)
+    for start, size in blocks(m):
+        below, columns = m - start, A.narrow(-2, start, m - start).narrow(-1, start, size)
+        product = SA.narrow(-2, start, below).narrow(-1, 0, start + size).mT @ columns
+        upper.narrow(-2, 0, start + size).narrow(-1, start, size).copy_(product)
     return mirrored(upper.mT)

@@ -20,14 +20,12 @@ class _MaxMin(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (swapped,) = ctx.saved_tensors
+        if grad.stride() != ctx.strides:
+            grad = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
         a, b = grad.chunk(2, ctx.dim)
-        dx = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
         # with weights 0 and 1 the interpolation is an exact choice where a - b is finite, and faster than torch.where
         weight = swapped.to(grad.dtype)
-        half = a.shape[ctx.dim]
-        dx.narrow(ctx.dim, 0, half).lerp_(b, weight)
-        dx.narrow(ctx.dim, half, half).lerp_(a, weight)
-        return dx, None
+        return torch.cat([torch.lerp(a, b, weight), torch.lerp(b, a, weight)], ctx.dim), None
 
 
 def _max_min(a: Tensor, b: Tensor, like: Tensor, dim: int) -> Tensor:

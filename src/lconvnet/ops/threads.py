@@ -12,8 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-CHUNKS_PER_WORKER = 32
-"""Enough that the workers end together, and that what a few large matrices need on the way stays near the processor."""
+CHUNKS_PER_WORKER = 4
+"""At least, so that the workers end together where some matrices take longer."""
+
+CHUNK_ELEMENTS = 2**19
+"""At most, so that what a chunk needs on the way stays near the processor; a matrix may be larger."""
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -26,6 +29,11 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         return function(batch)
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return torch.cat(list(pool.map(function, batch.chunk(CHUNKS_PER_WORKER * workers))))
+            return torch.cat(list(pool.map(function, batch.split(_chunk_size(batch, workers)))))
     finally:
         torch.set_num_threads(workers)  # a worker's setting is its own, but later threads would inherit it
+
+
+def _chunk_size(batch: Tensor, workers: int) -> int:
+    """Matrices in a chunk."""
+    return max(1, min(-(-len(batch) // (CHUNKS_PER_WORKER * workers)), CHUNK_ELEMENTS // max(1, batch[0].numel())))

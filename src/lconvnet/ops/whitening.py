@@ -7,9 +7,13 @@ the rows of a wide X in place of the columns of R, ``U = A X``, and with C = dl/
 
     dl/dX = A^T (dl/dU - S U),       S = tril(C) + tril(C, -1)^T.
 
-A dense layer takes ``x U^T = (x X^T) A^T`` and never forms U: the constraint costs two products with X, the half one
-of its Gram matrix and, in the gradient, ``(A^T S A) X``. The inverse A is formed, by blocks: products with it are
-faster than triangular solves.
+A dense layer takes ``y = x U^T = (x X^T) A^T`` and never forms U: with dz = dl/dy A and C = (dl/dy)^T y,
+
+    dl/dX = dz^T x - (A^T S A) X,        dl/dx = dz X,
+
+so the constraint costs two products with X, the half one of its Gram matrix and that of the gradient. A tall layer
+takes ``y = x U = (x A) X``, whose C is x^T dl/dx. The inverse A is formed, by blocks: products with it are faster
+than triangular solves.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lconvnet.ops.precision import without_autocast
 from lconvnet.ops.products import BLOCK, congruence, gram, mirrored
 
 
@@ -97,6 +102,7 @@ class _Cholesky(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         U, A = ctx.saved_tensors
         return A.mT @ (grad - mirrored(grad @ U.mT) @ U)
@@ -112,6 +118,7 @@ class _WideLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, X, A, y = ctx.saved_tensors
         image, weight = ctx.needs_input_grad
@@ -130,6 +137,7 @@ class _TallLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, X, A, z = ctx.saved_tensors
         dx = (grad @ X.mT) @ A.mT
