@@ -217,6 +217,23 @@ def test_double_networks_stay_double(dtype):
         assert upper(model, (2, 4, 4)) < 1 + 1e-11  # what float32 weights would not reach
 
 
+class Pooled(nn.Module):
+    """One pooling layer called twice, as in PyTorch's tutorial."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+        self.pool, self.flatten, self.linear = nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 5)
+
+    def forward(self, x):
+        return self.linear(self.flatten(self.pool(self.conv2(self.pool(self.conv1(x))))))
+
+
+def test_a_layer_that_is_called_twice_is_numbered():
+    names = [name for name, _ in convert(Pooled(), (3, 8, 8)).model.named_children()]
+    assert names == ["conv1", "pool", "conv2", "pool_2", "flatten", "linear"]
+
+
 def test_lost_paddings_and_shared_weights_are_changes():
     shared = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
     changes = convert(nn.Sequential(shared, nn.Identity(), shared), (4, 4, 4)).changes

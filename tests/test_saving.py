@@ -186,3 +186,13 @@ def test_forged_files_are_refused(path, change, line):
 def test_every_operation_of_the_table_has_a_name_of_its_own():
     kinds = [entry.model_fields["op"].default for entry in OPERATIONS.values()]
     assert len(set(kinds)) == len(kinds) == 20
+
+
+def test_a_bound_of_something_else_is_refused(tmp_path):
+    network, other = (bake(models.small_convnet(1, 8, 3)) for _ in range(2))
+    path = tmp_path / "network.safetensors"
+    with pytest.raises(ValueError, match="another network"):
+        save(network, path, bound=lipschitz_bound(other, input_shape=(1, 8, 8)), input_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match=r"input_shape=\(1, 8, 8\) is not input_shape=\(1, 16, 16\)"):
+        save(network, path, bound=lipschitz_bound(network, input_shape=(1, 8, 8)), input_shape=(1, 16, 16))
+    assert not path.exists()

@@ -16,7 +16,7 @@ the free ones tell nothing about constrained ones.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -107,6 +107,7 @@ def convert(
     changes: list[Change] = []
     shape: tuple[int, ...] = tuple(input_shape)
     seen: set[nn.Module] = set()
+    calls: Counter[str] = Counter()
     last = max((i for i, link in enumerate(chain) if type(link.layer) in WEIGHTED), default=len(chain))
     for i, (name, leaf, _) in enumerate(chain):
         try:
@@ -114,7 +115,8 @@ def convert(
             shape = _output_shape(new, shape)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{_at(name, leaf)} cannot be converted at {shape}: {error}") from None
-        named = _named(name, new)
+        calls[name] += 1
+        named = _named(name if calls[name] == 1 else f"{name}_{calls[name]}", new)
         if taken := layers.keys() & named:
             raise ValueError(
                 f"{_at(name, leaf)} and an earlier layer are both {taken.pop()!r} here; rename one of them"

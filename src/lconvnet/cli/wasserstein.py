@@ -63,7 +63,10 @@ def show(found: wasserstein.Estimate, files: list[Path], console: Console) -> No
     """Say what was found, what it covers, and where it is written."""
     low, high = found.interval
     count = " and ".join(map(str, found.held_out))
-    console.print(f"W1 >= {found.lower_bound:.6g}, interval [{low:.6g}, {high:.6g}] at {found.confidence:.4g}")
+    console.print(
+        f"W1 >= {low:.6g} with confidence {(1 + found.confidence) / 2:.4g}; "
+        f"estimate {found.lower_bound:.6g}, interval [{low:.6g}, {high:.6g}] at {found.confidence:.4g}"
+    )
     console.print(f"{found.units}; held out {count}; on training batches {found.training:.6g}")
     console.print(f"Lipschitz bound {rounded_up(found.lipschitz, 9)} ({found.level})")
     if files:

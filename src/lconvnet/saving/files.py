@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from lconvnet import atomic
-from lconvnet.bounds import Bound, lipschitz_bound
+from lconvnet.bounds import Bound, fingerprint, lipschitz_bound
 from lconvnet.saving.architecture import Operation, Size, architecture, build
 
 FORMAT = "lconvnet-network-1"
@@ -71,8 +71,8 @@ def save(
     """Write a baked network with its architecture and bound, atomically.
 
     `bound` is computed where it is not given; `input_shape` is the (C, H, W) of the images, `class_names` has
-    a name for each output. Raises ValueError for a module that is none of the baked operations, and
-    `atomic.WriteError` where the file cannot be written.
+    a name for each output. Raises ValueError for a module that is none of the baked operations and for a bound
+    of another network or another shape, and `atomic.WriteError` where the file cannot be written.
     """
     data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes)
     atomic.write_bytes(path, data)
@@ -88,8 +88,13 @@ def encode(
 ) -> bytes:
     """Return the bytes that `save` writes, a function of the arguments alone."""
     bound = bound or lipschitz_bound(network, input_shape=input_shape)
+    described = architecture(network)
+    if bound.fingerprint != fingerprint(network):
+        raise ValueError("bound is of other weights or another network than this one: leave it out")
+    if input_shape is not None and bound.input_shape not in (None, input_shape):
+        raise ValueError(f"bound.input_shape={bound.input_shape} is not input_shape={input_shape}: leave the bound out")
     description = Description(
-        architecture=architecture(network),
+        architecture=described,
         input_shape=input_shape,
         bound=RecordedBound(upper=bound.upper, lower=bound.lower, level=bound.level),
         class_names=class_names,
