@@ -276,7 +276,8 @@ def test_an_imported_critic_is_not_estimated_with(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("lconvnet.importing.original.baked", lambda model, weights: bake(model))
     monkeypatch.setattr("lconvnet.importing.original.unfinished", lambda model, weights: 0.0)
     monkeypatch.setattr("lconvnet.importing.pickles.state_dict", lambda content, path: content)
-    monkeypatch.setattr("lconvnet.importing.runs.lipschitz_bound", lambda network, **_: Bound(1.0, None, ()))
+    bound_of = lambda network, **_: Bound(1.0, None, (), fingerprint=fingerprint(network))  # noqa: E731
+    monkeypatch.setattr("lconvnet.importing.runs.lipschitz_bound", bound_of)
     before = sorted(folder.rglob("*"))
     for command in (["--resume", "--test"], ["--test"], ["--resume"]):
         assert invoke(run, ["--cfg", str(folder / "cfg.yaml"), *command]) == 2
