@@ -1,7 +1,7 @@
 r"""Losses that ask for a margin, because a margin is what a certificate is made of.
 
 A network with Lipschitz constant $L$ is certified at radius eps for a label $y$ as soon as
-$f_y - f_j > \sqrt2\,L\,\varepsilon$ for every other class $j$ (methods.md C.1), so a loss that stops rewarding
+$f_y - f_j > \sqrt2\,L\,\varepsilon$ for every other class $j$, so a loss that stops rewarding
 an image at margin 0 wastes what the architecture gives. Both losses are frozen dataclasses: they hold no
 parameter, compare by value, print as the call that makes them, and are called as `loss(logits, labels)`.
 """
@@ -74,7 +74,7 @@ class OffsetCrossEntropy:
     $\sqrt2$ (AOL) or $3\sqrt2/2$ (SLL) whatever eps is; pass `offset` for those. More offset trades clean for certified
     accuracy.
 
-    Units, shapes as in `Hinge`. Source: Prach & Lampert, ECCV 2022 (AOL); methods.md 7. Raises `ValueError` for a
+    Units, shapes as in `Hinge`. Source: Prach & Lampert, ECCV 2022 (AOL). Raises `ValueError` for a
     non-positive `eps` or `temperature` and for a negative `offset`.
 
     >>> import torch

@@ -58,7 +58,7 @@ def test_certified_and_attacked_never_both(subject):
 
 
 def test_attack_just_below_each_radius_fails_and_far_above_succeeds(subject):
-    """methods.md H.2: PGD at 0.99 r has zero successes; the certificate is not vacuous either."""
+    """PGD at 0.99 r has zero successes; the certificate is not vacuous either."""
     network, images, found = subject
     assert not pgd(network, images, found.label, 0.99 * found.radius).success.any()
     far = pgd(network, images, found.label, 8 * float(found.radius.max()))

@@ -47,7 +47,7 @@ def linear(node, x, state):
 
 
 def convolution(node, x, state):
-    """Taps, stride, dilation, groups, zero or circular padding, by the definition of 0.2 in methods.md."""
+    """Taps, stride, dilation, groups, zero or circular padding."""
     o, (channels, height, width) = node.options, x.shape
     K, bias = state[node.tensors["weight"]], node.tensors.get("bias")
     circular = "circular_padding" in o or o["padding_mode"] == "circular"

@@ -253,7 +253,7 @@ def test_three_pieces_of_two_branches():
 
 
 def test_input_normalisation_divides_by_the_smallest_deviation():
-    """methods.md G.10: 1 / min(std), not 1 / max(std)."""
+    """1 / min(std), not 1 / max(std)."""
     net = Normalise(4).eval().requires_grad_(False)
     net.std.copy_(torch.tensor([0.5, 0.25, 1.0, 2.0]).reshape(4, 1, 1))
     net.gain.copy_(torch.tensor([1.0, 1.0, -2.0, 2.0]).reshape(4, 1, 1))
@@ -312,7 +312,7 @@ def test_overlapping_l2_pooling(pool, expected):
 @pytest.mark.parametrize("pad", [(1, 1, 1, 1), (2, 0, 1, 1), (0, 2, 2, 2)])
 @pytest.mark.parametrize("size", [(3, 3), (5, 4)])
 def test_repeated_pixels_multiply(kind, pad, size):
-    """methods.md 0.3, 7: the root of the largest number of copies, an axis at a time."""
+    """The root of the largest number of copies, an axis at a time."""
     check(kind(pad), seen(kind(pad), (1, *size)), 1e-12, (1, *size))
 
 
@@ -326,7 +326,7 @@ def test_the_copies_of_a_reflected_pixel():
 @pytest.mark.parametrize("stride", [1, 2, (1, 2)])
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"dilation": 2}, {"padding": 1}], ids=str)
 def test_transposed_convolutions_are_adjoints(k, stride, options):
-    """methods.md 0.3, 6: bounded as the convolution with the same kernel; a finite image reaches less."""
+    """Bounded as the convolution with the same kernel; a finite image reaches less."""
     options = {**options, "padding": min(options.get("padding", 0), k - 1)}
     conv = nn.ConvTranspose2d(2, 4, k, stride, **options).requires_grad_(False)
     truth, known, bound = seen(conv, (2, 6, 6)), upper(conv, (2, 6, 6)), lipschitz_bound(conv).upper

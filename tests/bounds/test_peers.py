@@ -1,4 +1,4 @@
-"""What published libraries get wrong about Lipschitz constants (field.md, methods.md G), each with the true constant:
+"""What published libraries get wrong about Lipschitz constants, each with the true constant:
 here it is bounded from above, or refused."""
 
 import dataclasses

@@ -75,7 +75,7 @@ def test_what_treats_logits_differently_has_the_global_radius():
 
 
 def test_normalised_rows_are_never_worse_than_the_global_radius():
-    """methods.md C.1: with unit rows the pairwise radius is at least that of logits that are each 1-Lipschitz."""
+    """With unit rows the pairwise radius is at least that of logits that are each 1-Lipschitz."""
     head = nn.Linear(8, 5, bias=False).requires_grad_(False)
     head.weight.data = nn.functional.normalize(head.weight, dim=1)
     network, x = nn.Sequential(head), torch.rand(20, 8)

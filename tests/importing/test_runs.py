@@ -19,6 +19,7 @@ from pyarrow import parquet
 from torch import nn
 
 from lconvnet import Bound, atomic, bake, layers, load, models, saving
+from lconvnet.bounds import fingerprint
 from lconvnet.cli import app, invoke
 from lconvnet.experiments import build
 from lconvnet.experiments.execute import evaluate

@@ -43,7 +43,7 @@ def test_dense_bound_is_two_sided(shape, steps, dtype):
     truth, rank = np.linalg.norm(W.double().numpy(), 2), min(shape)
     bound = gram.dense_bound(W, steps=steps)
     assert truth * (1 - 1e-15 * max(shape)) <= bound  # numpy's own error
-    assert bound <= truth * rank ** (0.5 ** (steps + 1)) * (1 + SLACK)  # methods.md B.4
+    assert bound <= truth * rank ** (0.5 ** (steps + 1)) * (1 + SLACK)  # the slack of Gram iteration
 
 
 def test_dense_bound_in_exact_rationals():
@@ -104,7 +104,7 @@ def test_zero_has_norm_zero():
 
 
 def test_steps_decrease_to_the_truth_from_above():
-    """methods.md H.2: monotone decrease towards the truth, never below; B.4's t = 3 is within 1e-4."""
+    """Monotone decrease towards the truth, never below; B.4's t = 3 is within 1e-4."""
     K, size = torch.randn(5, 4, 3, 3), (8, 8)
     truth = np.linalg.norm(dense_circular(K, size), 2)
     bounds = [gram.circular_bound(K, size, steps=t) for t in range(7)]
@@ -135,7 +135,7 @@ def test_size_free_bounds_are_above_the_supremum(bound, k):
 
 
 def test_how_tight_the_size_free_bounds_are():
-    """methods.md B: the running example's ratios are 1.09 (three steps) and 1.6 (unfoldings). The grid:
+    """The running example's ratios are 1.09 (three steps) and 1.6 (unfoldings). The grid:
     1 / cos^2(pi / 64) = 1.0024, ten steps of rank 4 leave 0.07 %, and that of the truth misses at most
     1 / cos^2(pi / 96) = 1.0011."""
     K = torch.randn(5, 4, 3, 3)
@@ -148,7 +148,7 @@ def test_how_tight_the_size_free_bounds_are():
 
 
 def test_grid_factor_on_random_kernels():
-    """methods.md B.2 and H.2: grids barely finer than the kernel are never below the truth."""
+    """Grids barely finer than the kernel are never below the truth."""
     smallest = np.inf
     for trial in range(150):
         k = (2, 3, 5)[trial % 3]

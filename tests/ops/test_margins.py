@@ -36,7 +36,7 @@ def test_pairwise_radius_is_never_below_the_global_one():
 
 
 def test_equality_for_orthonormal_rows():
-    """methods.md H.2: the two radii agree, because then |w_i - w_j| = sqrt(2)."""
+    """The two radii agree, because then |w_i - w_j| = sqrt(2)."""
     W, logits = orthonormal_rows(4, 6), torch.randn(8, 4, dtype=torch.float64)
     label = logits.argmax(1)
     ahead = margins(logits, label)

@@ -44,7 +44,7 @@ def test_long_sums_are_rounded_outward():
 
 @pytest.mark.parametrize("shape", [(256, 256), (256, 100), (10, 256)])
 def test_dense_float32(shape):
-    """methods.md C.4: n = 256, float32-rounded: bound 1.00000026, truth 1.000000035."""
+    """N = 256, float32-rounded: bound 1.00000026, truth 1.000000035."""
     m, n = max(shape), min(shape)
     Q = torch.linalg.qr(torch.randn(m, n, dtype=torch.float64))[0].float().reshape(m, n)
     W = Q if shape[0] >= shape[1] else Q.T
@@ -59,7 +59,7 @@ def test_float32_bcop_is_certified_to_six_digits(ci, co, k):
         K = BCOP(ci, co, k).double()().float()
     hat = np.fft.fft2(K.double().numpy(), (32, 32)).transpose(2, 3, 0, 1)
     truth = np.linalg.norm(hat, 2, axis=(2, 3)).max()
-    assert truth <= residual_bound(K) < 1 + 1e-6  # methods.md H.2: 1 + 1e-7, some kernels a little more
+    assert truth <= residual_bound(K) < 1 + 1e-6  # 1 + 1e-7, some kernels a little more
 
 
 def test_stays_tight_under_noise():

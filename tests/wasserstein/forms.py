@@ -1,4 +1,4 @@
-"""Pairs of distributions whose Wasserstein-1 distance has a closed form (methods.md F.3)."""
+"""Pairs of distributions whose Wasserstein-1 distance has a closed form."""
 
 import math
 from collections.abc import Callable

@@ -1,5 +1,4 @@
-"""Upper bounds for ``nn.Conv2d``, alone or behind its circular padding, and ``nn.ConvTranspose2d`` (methods.md
-0.3 and B.10).
+"""Upper bounds for ``nn.Conv2d``, alone or behind its circular padding, and ``nn.ConvTranspose2d``.
 
 - Zero padding of any amount is a restriction of the unbounded convolution: norm <= sup_w |K_hat(w)|. Where the size is
   known it is one of the convolution on any torus that holds the image with its zeros: norm <= the maximum over the

@@ -161,8 +161,8 @@ ERROR_RULES: dict[str, Rule] = {
 def absolute_bound(node: Node, shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> float:
     """An upper bound on |abs(W)|_2 of a dense layer or a convolution.
 
-    The kernel of a convolution is summed over its taps, for |K_hat(w)| is largest at w = 0 where no entry is negative
-    (methods.md B.8); a stride is taken apart first where it can be, groups are one matrix each.
+    The kernel of a convolution is summed over its taps, for |K_hat(w)| is largest at w = 0 where no entry is negative;
+    a stride is taken apart first where it can be, groups are one matrix each.
     """
     key = node.tensors["weight"]
     weight = to_float64(tensors[key], key).abs()

@@ -1,4 +1,4 @@
-"""Affine subgraphs as one kernel: where no activation lies between, the joint map is bounded (methods.md 4.2).
+"""Affine subgraphs as one kernel: where no activation lies between, the joint map is bounded.
 
     x + K x = (delta + K) x,      W (K x) = (W K) x,      D (K x) = (D K) x
 

@@ -1,4 +1,4 @@
-"""What rounding can change in a forward pass: an a-priori bound, linear in the norm of the image (methods.md C.4, S2).
+"""What rounding can change in a forward pass: an a-priori bound, linear in the norm of the image.
 
 Every sum of products z_i = sum_j W_ij x_j + b_i of n products, however it is ordered and whether or not it fuses
 multiplication and addition, is computed as z^ with

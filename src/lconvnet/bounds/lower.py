@@ -1,4 +1,4 @@
-"""Lower bounds by power iteration on the Jacobian (methods.md B.7): they diagnose, they never certify."""
+"""Lower bounds by power iteration on the Jacobian: they diagnose, they never certify."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def lipschitz_bound(
 ) -> Bound:
     """Bound the l2 Lipschitz constant of a baked network.
 
-        upper >= L >= lower                                                     (methods.md C.2)
+        upper >= L >= lower
 
     ``upper`` is the product over a chain, the sum over branches that are added, the root of the sum of squares over
     what is concatenated, the maximum over branches that read disjoint parts (:mod:`lconvnet.bounds.propagation`), and

@@ -1,4 +1,4 @@
-"""Pooling and padding that repeats pixels (methods.md 4.3, 0.3 and B.8).
+"""Pooling and padding that repeats pixels.
 
 An axis at a time, with k taps and stride s:
 

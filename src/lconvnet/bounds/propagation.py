@@ -1,4 +1,4 @@
-"""How far the nodes of a graph move when its input moves by one (methods.md C.2).
+"""How far the nodes of a graph move when its input moves by one.
 
 The change of every node is bounded by lengths of *atoms*, pieces of which one knows how far they move together:
 

@@ -11,7 +11,7 @@ from lconvnet.ops.images import check_eps, check_labels
 def certified_accuracy(certificates: Certificates, labels: Tensor, eps: float) -> float:
     """Fraction of images with the right answer and a radius above eps, strictly.
 
-        #{ n : label_n = labels_n and radius_n > eps } / N                      (methods.md C.1)
+        #{ n : label_n = labels_n and radius_n > eps } / N
 
     Args:
         certificates: of N images.

@@ -1,4 +1,4 @@
-"""How far rounding can move the difference of two logits, for every pair of classes (methods.md C.4, S2)."""
+"""How far rounding can move the difference of two logits, for every pair of classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certified radii: no l2 perturbation below it can change the answer (methods.md C.1 and C.4).
+"""Certified radii: no l2 perturbation below it can change the answer.
 
 What the levels account for:
 

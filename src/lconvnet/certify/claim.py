@@ -1,4 +1,4 @@
-"""From logits to radii (methods.md C.1 and C.4).
+"""From logits to radii.
 
 With i the answer, m_j = f_i - f_j as evaluated, t at least the norm of the image, and
 

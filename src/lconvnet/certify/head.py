@@ -1,4 +1,4 @@
-"""The last dense layer of a classifier, whose rows tell how fast a pair of logits can drift apart (methods.md C.1)."""
+"""The last dense layer of a classifier, whose rows tell how fast a pair of logits can drift apart."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ polar factor,
     BCOP           the block convolution of the original LConvNet (importing/original.py) with the factors U
     CayleyLinear   [(I - Z)(I + Z)^{-1}; -2 Y (I + Z)^{-1}],   Z = X - X^T + Y^T Y,   [X; Y] = alpha W / |W|_F
 
-Source: methods.md 3.14 (AOL), 3.1 (BCOP), 2.8 and 3.7 (Cayley). A state dict does not say which of them a `weight` is
-of, so the layers are named by whoever loads it.
+Sources: Prach & Lampert 2022 (AOL), Li et al. 2019 (BCOP), Trockman & Kolter 2021 (Cayley). A state dict does
+not say which of them a `weight` is of, so the layers are named by whoever loads it.
 """
 
 from __future__ import annotations

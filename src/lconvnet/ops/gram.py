@@ -6,8 +6,8 @@ From |G|_2 <= |G|_F and |G^* G|_2 = |G|_2^2, repeating G <- G^* G and taking the
     |G|_2 <= |G_t|_F^(2^-t),        relative slack at most r^(2^-(t+1)) - 1 with r the rank.
 
 G is rescaled by powers of two, which is exact, and the exponents are kept as integers; the root is t square
-roots, each followed by a step upward; what the products can have lost is added at the end (methods.md C.4,
-S1). Source: methods.md B.1, B.2, B.4, B.5.
+roots, each followed by a step upward; what the products can have lost is added at the end.
+Sources: Delattre et al. 2023 (matrices) and 2024 (kernels), Pfister & Bresler 2019 (grids).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def dense_bound(matrix: Tensor, *, steps: int = 20) -> float:
     """An upper bound on the largest singular value of a matrix: never below it, at most ``r^(2^-(steps+1))``
     times it.
 
-        |W|_2 <= |W_t|_F^(2^-t),        W_{i+1} = W_i^T W_i        (methods.md B.4)
+        |W|_2 <= |W_t|_F^(2^-t),        W_{i+1} = W_i^T W_i        (Delattre et al. 2023)
 
     Args:
         matrix: ``(m, n)``.
@@ -52,7 +52,7 @@ def dense_bound(matrix: Tensor, *, steps: int = 20) -> float:
 def circular_bound(K: Tensor, size: tuple[int, int], *, steps: int = 12) -> float:
     """An upper bound on the norm of a circular convolution on an h x w image: never below it, nearly exact.
 
-        max over the h w frequencies of |K_hat(w)|_2, each from Gram iteration        (methods.md B.1, B.4)
+        max over the h w frequencies of |K_hat(w)|_2, each from Gram iteration
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
@@ -78,7 +78,7 @@ def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 10) -> float:
     with M_N the maximum over the N x N frequency grid. The first holds because Re v* K_hat u is, up to a shift, a
     trigonometric polynomial of degree (k - 1) / 2: within delta of its maximum it is at least cos((k - 1) delta / 2)
     times that (M. Riesz; Ehlich & Zeller 1964), and a frequency of the grid lies within pi / N. The second is
-    methods.md B.2 (Pfister & Bresler 2019), better below N = 2 (k - 1).
+    of Pfister & Bresler 2019, better below N = 2 (k - 1).
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
@@ -104,7 +104,7 @@ def kernel_space_bound(K: Tensor, *, steps: int = 3) -> float:
     padded.
 
         |K|_sup <= (max_i sum_{j, s} |H_ij(s)|)^(2^-t),        H the t-fold self-correlation
-        (methods.md B.5)
+        (Delattre et al. 2024)
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
@@ -136,7 +136,7 @@ def unfolding_bound(K: Tensor, *, steps: int = 12) -> float:
     """An upper bound on ``sup_w |K_hat(w)|_2``: never below the norm, for every image size, circular or zero
     padded.
 
-        |K|_sup <= sqrt(kh kw) min(|R|, |S|, |T|, |U|)_2        (methods.md B.3)
+        |K|_sup <= sqrt(kh kw) min(|R|, |S|, |T|, |U|)_2
 
     with the four unfoldings (co kh, ci kw), (co kw, ci kh), (co, ci kh kw), (co kh kw, ci) (Singla & Feizi,
     ICLR 2021), their norms from Gram iteration. Exact for a reshaped orthogonal kernel (RKO).
@@ -160,7 +160,7 @@ def spectrum_bound(weight: Tensor, size: tuple[int, int]) -> float:
     """The largest singular value of a circular convolution on an h x w image by SVD over all frequencies,
     rounded outward.
 
-        max over the h w frequencies of sigma_max(K_hat(w))        (methods.md B.1)
+        max over the h w frequencies of sigma_max(K_hat(w))        (Sedghi et al. 2019)
 
     Promise: not below the norm, given that LAPACK's singular values are within 32 max(m, n) u of the norm
     (they are backward stable).

@@ -1,4 +1,4 @@
-"""Margins of a classifier and what they certify (methods.md C.1).
+"""Margins of a classifier and what they certify (Tsuzuku et al. 2018).
 
 With f = (logits), i the answer, m_j = f_i - f_j and an L-Lipschitz f, the answer cannot change within
 

@@ -8,12 +8,10 @@ With the lag-s correlation of the taps, A(s) = sum_a K[:, :, a]^T K[:, :, a + s]
 
 because ``K_hat^* K_hat - I`` is the Fourier transform of R, and a Hermitian matrix is bounded by its largest
 row sum. The supremum bounds the convolution for every image size, circular or zero padded, strided or
-dilated. Where there are fewer outputs than inputs the same holds for K K^T. Rounding is accounted for (C.4,
-S1): for N = (terms of one sum),
+dilated. Where there are fewer outputs than inputs the same holds for K K^T. Rounding is accounted
+for: with N = (terms of one sum),
 
     rho_sound = (max_i sum_{j, s} |R_ij(s)| + g(N) Abs_ij(s)) (1 + ...),    Abs = the same correlation of |K|.
-
-Source: methods.md B.9 (derived there), 0.3 for strides, C.4 for rounding.
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ def residual_bound(weight: Tensor, *, stride: int = 1) -> float:
     """An upper bound on the norm of a dense matrix or of a convolution: never below the norm, tight when it
     is nearly orthogonal.
 
-        sup_w |K_hat(w)|_2 <= sqrt(1 + max_i sum_{j, s} |R_ij(s)|)        (methods.md B.9)
+        sup_w |K_hat(w)|_2 <= sqrt(1 + max_i sum_{j, s} |R_ij(s)|)
 
     Args:
         weight: matrix ``(m, n)`` or kernel ``(co, ci, kh, kw)``, any floating dtype; read as exact numbers.

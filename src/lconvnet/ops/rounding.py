@@ -1,7 +1,7 @@
 """Outward rounding for bounds that are computed in float64.
 
 Every upper bound of this package is the exact value of a formula plus what rounding can have taken away from
-it (methods.md C.4, S1). The tools are Higham's constant for ``n`` rounded operations,
+it. The tools are Higham's constant for ``n`` rounded operations,
 
     g(n) = n u / (1 - n u),        u = 2^-53  (float64),
 
