@@ -104,7 +104,7 @@ def test_zero_has_norm_zero():
 
 
 def test_steps_decrease_to_the_truth_from_above():
-    """Monotone decrease towards the truth, never below; B.4's t = 3 is within 1e-4."""
+    """Monotone decrease towards the truth, never below; three steps are within 1e-4."""
     K, size = torch.randn(5, 4, 3, 3), (8, 8)
     truth = np.linalg.norm(dense_circular(K, size), 2)
     bounds = [gram.circular_bound(K, size, steps=t) for t in range(7)]

@@ -44,7 +44,7 @@ def test_long_sums_are_rounded_outward():
 
 @pytest.mark.parametrize("shape", [(256, 256), (256, 100), (10, 256)])
 def test_dense_float32(shape):
-    """N = 256, float32-rounded: bound 1.00000026, truth 1.000000035."""
+    """For n = 256, float32-rounded: bound 1.00000026, truth 1.000000035."""
     m, n = max(shape), min(shape)
     Q = torch.linalg.qr(torch.randn(m, n, dtype=torch.float64))[0].float().reshape(m, n)
     W = Q if shape[0] >= shape[1] else Q.T
