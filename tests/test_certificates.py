@@ -63,6 +63,32 @@ def test_certificates_of_a_split_are_written_and_verified(command, model, tmp_pa
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
+def test_certificates_of_something_else_are_kept(command, model, tmp_path):
+    out, other = tmp_path / "certificates", tmp_path / "other.safetensors"
+    save(bake(models.mlp(784, 10, widths=(8,))), other, input_shape=(1, 28, 28))
+    asked = ("--data", "digits", "--out", out)
+    assert command("certify", model, *asked, "--first", 3)[0] == 0
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    for changed in (
+        (other, *asked, "--first", 3),
+        (other, *asked, "--first", 1),
+        (model, *asked, "--first", 3, "--level", "sound"),
+        (model, *asked, "--first", 3, "--split", "train"),
+    ):
+        code, _, err = command("certify", *changed)
+        assert code == 2 and "is of another network, level or image; name another folder" in err
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    for count in (2, 4):
+        assert command("certify", model, *asked, "--first", count)[0] == 0
+    (out / "00000.json").write_text("{")
+    assert command("certify", model, *asked, "--first", 1)[0] == 2
+
+
+def test_a_folder_is_no_image(command, model, tmp_path):
+    code, _, err = command("certify", model, tmp_path)
+    assert code == 2 and "is a folder; name its files, or the folder with --data" in err
+
+
 def test_levels_are_named(command, model):
     radii = []
     for level in ("estimate", "analytic", "sound"):

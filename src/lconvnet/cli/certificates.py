@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from lconvnet import atomic, data, extras, saving
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, Level, certify
-from lconvnet.certify.files import documents, finite
+from lconvnet.certify.files import documents, encoded, finite
 from lconvnet.cli import options, output
 from lconvnet.experiments.images import read_images
 from lconvnet.experiments.run_folder import find_run
@@ -107,15 +109,33 @@ def _subjects(
 def _certified(
     network: nn.Module, subjects: Subjects, bound: Bound, level: Level, out: Path | None
 ) -> tuple[Certificates, int]:
-    """Certify, and write what is certified; a certificate that exists is written anew."""
+    """Certify, and write what is certified; the same certificate is written anew, one of something else refused."""
     if out is None:
         return certify(network, subjects.images, level=level, bound=bound), 0
     found, certificates = documents(network, subjects.images, bound=bound, level=level, sources=subjects.sources)
+    first = next(certificates)
+    _refuse_others(out, first, subjects)
     out.mkdir(parents=True, exist_ok=True)
-    for i, certificate in enumerate(certificates):
+    for i, certificate in enumerate(chain([first], certificates)):
         if found.radius[i] > 0:
             atomic.write_json(out / f"{i:05}.json", certificate, indent=None)
     return found, int((found.radius > 0).sum())
+
+
+def _refuse_others(out: Path, first: Mapping[str, Any], subjects: Subjects) -> None:
+    """Refuse a folder whose certificates are of another network, level or image, which would be lost or mixed in."""
+    common = {key: first[key] for key in ("format", "level", "network")}
+    for path in sorted(out.glob("[0-9]" * 5 + ".json")):
+        i, wanted = int(path.stem), common
+        if i < len(subjects.sources):
+            wanted = common | {"source": subjects.sources[i], "input": encoded(subjects.images[i])}
+        try:
+            found = json.loads(path.read_bytes())
+            same = all(found[key] == value for key, value in wanted.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise ValueError(f"--out {out}: {path.name} is of another network, level or image; name another folder")
 
 
 def _rows(

@@ -22,6 +22,8 @@ def read_images(paths: Sequence[str | Path], shape: tuple[int, int, int]) -> Ten
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    if path.is_dir():
+        raise ValueError(f"image {str(path)!r} is a folder; name its files, or the folder with --data")
     if not path.is_file():
         raise ValueError(f"image {str(path)!r} does not exist; name a png, jpg or npy file")
     if path.suffix == ".npy":
