@@ -185,7 +185,11 @@ def test_several_trainings_in_one_script() -> None:
 
 @pytest.mark.slow
 def test_two_processes_on_mnist(tmp_path: Path, data_dir: Path) -> None:
-    """Certified accuracy on the test images within three of 10,000 (float32 rounds other sums otherwise)."""
+    """Certified accuracy on the test images within three of 10,000.
+
+    In float32 losses part by up to 3e-4 in two epochs, as Adam divides by what rounding made; that float64 agrees to
+    round-off is tested above.
+    """
     data = {"name": "mnist", "directory": str(data_dir), "limit": 10_000}
     certified, clean = [], []
     for devices in (1, 2):
@@ -198,7 +202,7 @@ def test_two_processes_on_mnist(tmp_path: Path, data_dir: Path) -> None:
         clean.append(results["accuracy"])
     losses = [[epoch.loss for epoch in load_record(tmp_path / name).epochs] for name in "12"]
     print(certified, clean, losses)
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert certified[1] == pytest.approx(certified[0], abs=3e-4)
     assert clean[1] == pytest.approx(clean[0], abs=3e-4)
     assert certified[0] > 0.1
