@@ -12,7 +12,7 @@ from torch import Tensor
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """The ``backward`` of an autograd function with autocast off: it may be called inside a region of autocast, and a
-    compiler calls it in that of the forward pass."""
+    compiler calls it in that of the forward pass. `torch.amp.custom_bwd` would be for one type of device."""
 
     @wraps(backward)
     def in_full_precision(ctx: Any, grad: Tensor) -> Any:

@@ -87,14 +87,15 @@ def encode(
     notes: Mapping[str, str | int | float | None] | None = None,
 ) -> bytes:
     """Return the bytes that `save` writes, a function of the arguments alone."""
-    bound = bound or lipschitz_bound(network, input_shape=input_shape)
-    described = architecture(network)
-    if bound.fingerprint != fingerprint(network):
+    operations = architecture(network)
+    if bound is None:
+        bound = lipschitz_bound(network, input_shape=input_shape)
+    elif bound.fingerprint != fingerprint(network):
         raise ValueError("bound is of other weights or another network than this one: leave it out")
-    if input_shape is not None and bound.input_shape not in (None, input_shape):
+    elif input_shape is not None and bound.input_shape not in (None, input_shape):
         raise ValueError(f"bound.input_shape={bound.input_shape} is not input_shape={input_shape}: leave the bound out")
     description = Description(
-        architecture=described,
+        architecture=operations,
         input_shape=input_shape,
         bound=RecordedBound(upper=bound.upper, lower=bound.lower, level=bound.level),
         class_names=class_names,
