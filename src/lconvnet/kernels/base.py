@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum
-from typing import ClassVar
+from math import sqrt
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -23,14 +24,23 @@ class Kernel(nn.Module, ABC):
     Attributes:
         promise: the guarantee of the method, under circular padding for convolutions.
         sound_padding: padding modes under which the promise's upper half (norm at most 1, or the estimate) holds.
+        bias_fan: a layer draws its bias uniformly within 1 / sqrt(inputs) or 1 / sqrt(outputs) of its weight.
+        frozen: the weight stays as it was drawn, and so does the bias of its layer.
     """
 
     promise: ClassVar[Promise]
     sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
+    bias_fan: ClassVar[Literal["inputs", "outputs"]] = "inputs"
+    frozen: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self) -> Tensor:
         """The weight: ``(out_channels, in_channels, k, k)`` for a stride-1 convolution, ``(out, in)`` for dense."""
+
+    def reset_parameters(self) -> None:
+        """Draw the free parameters anew. Raises ValueError if the kernel has some and does not say how."""
+        if next(self.parameters(), None) is not None:
+            raise ValueError(f"{type(self).__name__} does not say how to draw its parameters: define reset_parameters")
 
 
 class DenseKernel(Kernel):
@@ -39,6 +49,28 @@ class DenseKernel(Kernel):
     @abstractmethod
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``x W^T + b`` with W the weight: ``(..., in)`` to ``(..., out)``."""
+
+
+def draw_orthogonal_(W: Tensor) -> None:
+    """Fill matrices ``(..., m, n)``, in place, with semi-orthogonal ones times 1 / sqrt(n), Haar distributed.
+
+    The scale changes no weight that is orthogonalised, only how far a step of the optimiser turns it: Adam moves
+    every entry by about its learning rate. Source: the initial values of Li et al. 2019.
+
+    >>> import torch
+    >>> W = torch.empty(2, 3, 4)
+    >>> draw_orthogonal_(W)
+    >>> torch.allclose(4 * W @ W.mT, torch.eye(3).expand(2, 3, 3), atol=1e-6)
+    True
+    """
+    for matrix in W.flatten(0, -3) if W.ndim > 2 else W[None]:
+        if matrix.numel():
+            nn.init.orthogonal_(matrix, gain=1 / sqrt(matrix.shape[-1]))
+
+
+def draw_uniform_(W: Tensor) -> None:
+    """Fill a weight ``(out, in, ...)`` as ``nn.Conv2d`` and ``nn.Linear`` do: uniform within 1 / sqrt(inputs)."""
+    nn.init.kaiming_uniform_(W, a=sqrt(5))
 
 
 def require_positive(**sizes: int) -> None:

@@ -8,12 +8,12 @@ convolution is orthogonal at every image size; under zero padding its norm is at
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import Kernel, Promise, require_positive
+from lconvnet.kernels.base import Kernel, Promise, draw_orthogonal_, require_positive
 from lconvnet.ops.block_conv import block_orthogonal_kernel
 from lconvnet.ops.orthogonalize import Engine, orthogonalize
 
@@ -36,6 +36,7 @@ class BCOP(Kernel):
     """
 
     promise: ClassVar[Promise] = Promise.ORTHOGONAL
+    bias_fan: ClassVar[Literal["inputs", "outputs"]] = "outputs"
 
     def __init__(
         self,
@@ -58,11 +59,9 @@ class BCOP(Kernel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every free matrix orthogonal (Haar)."""
-        nn.init.orthogonal_(self.H)
-        for R in self.R:
-            if R.numel():
-                nn.init.orthogonal_(R)
+        """Draw every free matrix orthogonal times 1 / sqrt(c)."""
+        draw_orthogonal_(self.H)
+        draw_orthogonal_(self.R.mT)
 
     def forward(self) -> Tensor:
         H = orthogonalize(self.H, self.engine)
@@ -73,7 +72,12 @@ class BCOP(Kernel):
 
 
 class FixedBCOP(BCOP):
-    """BCOP with its random initial value frozen: the paper's control for how much training the kernel matters."""
+    """BCOP with its random initial value frozen: the paper's control for how much training the kernel matters.
+
+    A layer with this kernel freezes its bias, too.
+    """
+
+    frozen: ClassVar[bool] = True
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import DenseKernel, Promise, require_positive
+from lconvnet.kernels.base import DenseKernel, Promise, draw_orthogonal_, require_positive
 from lconvnet.ops.orthogonalize import Engine, orthogonal_linear, orthogonalize
 
 
@@ -44,7 +44,11 @@ class Orthogonal(DenseKernel):
         require_positive(in_features=in_features, out_features=out_features)
         self.engine = engine
         self.V = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        nn.init.orthogonal_(self.V)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw V orthogonal times 1 / sqrt(in_features)."""
+        draw_orthogonal_(self.V)
 
     def forward(self) -> Tensor:
         return orthogonalize(self.V, self.engine)

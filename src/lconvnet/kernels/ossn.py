@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import Kernel, Promise, require_input_size, require_positive
+from lconvnet.kernels.base import Kernel, Promise, draw_uniform_, require_input_size, require_positive
 from lconvnet.ops import circular
 
 WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
@@ -62,11 +62,16 @@ class OSSN(Kernel):
         self.iterations = iterations
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         self.W = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        nn.init.orthogonal_(self.W)
-        self.register_buffer("u", torch.randn(1, out_channels, *size, device=device, dtype=dtype))
+        self.register_buffer("u", torch.empty(1, out_channels, *size, device=device, dtype=dtype))
         self.register_buffer("factor", torch.ones((), device=device, dtype=dtype))
-        with torch.no_grad():
-            self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw W as PyTorch does, and estimate its norm."""
+        draw_uniform_(self.W)
+        self.u.normal_()
+        self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
 
     def _estimate(self, iterations: int) -> Tensor:
         with torch.no_grad():

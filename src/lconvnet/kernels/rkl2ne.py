@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import DenseKernel, Kernel, Promise, require_positive
+from lconvnet.kernels.base import DenseKernel, Kernel, Promise, draw_uniform_, require_positive
 
 
 class RKL2NE(Kernel):
@@ -45,7 +45,11 @@ class RKL2NE(Kernel):
         require_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         self.W = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        nn.init.orthogonal_(self.W)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw W as PyTorch does."""
+        draw_uniform_(self.W)
 
     def forward(self) -> Tensor:
         W = _accurate(self.W)
@@ -72,7 +76,11 @@ class L2NE(DenseKernel):
         super().__init__()
         require_positive(in_features=in_features, out_features=out_features)
         self.W = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        nn.init.orthogonal_(self.W)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw W as PyTorch does."""
+        draw_uniform_(self.W)
 
     def forward(self) -> Tensor:
         W = _accurate(self.W)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import Kernel, Promise, require_positive
+from lconvnet.kernels.base import Kernel, Promise, draw_orthogonal_, require_positive
 from lconvnet.ops.orthogonalize import Engine, orthogonalize
 
 
@@ -47,7 +47,11 @@ class RKO(Kernel):
         require_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
         self.in_channels, self.kernel_size, self.engine = in_channels, kernel_size, engine
         self.W = nn.Parameter(torch.empty(out_channels, in_channels * kernel_size**2, device=device, dtype=dtype))
-        nn.init.orthogonal_(self.W)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw W orthogonal times 1 / sqrt(ci k^2)."""
+        draw_orthogonal_(self.W)
 
     def forward(self) -> Tensor:
         k = self.kernel_size

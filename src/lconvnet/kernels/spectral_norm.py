@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import DenseKernel, Promise, require_positive
+from lconvnet.kernels.base import DenseKernel, Promise, draw_uniform_, require_positive
 
 WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
 
@@ -49,11 +49,16 @@ class SpectralNorm(DenseKernel):
         require_positive(in_features=in_features, out_features=out_features, iterations=iterations)
         self.iterations = iterations
         self.W = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        nn.init.orthogonal_(self.W)
-        self.register_buffer("u", torch.randn(out_features, device=device, dtype=dtype))
+        self.register_buffer("u", torch.empty(out_features, device=device, dtype=dtype))
         self.register_buffer("factor", torch.ones((), device=device, dtype=dtype))
-        with torch.no_grad():
-            self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw W as PyTorch does, and estimate its norm."""
+        draw_uniform_(self.W)
+        self.u.normal_()
+        self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
 
     def _estimate(self, iterations: int) -> Tensor:
         with torch.no_grad():

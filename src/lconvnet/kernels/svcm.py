@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import Kernel, Promise, require_input_size, require_positive
+from lconvnet.kernels.base import Kernel, Promise, draw_uniform_, require_input_size, require_positive
 from lconvnet.ops.fourier import transfer_matrices
 
 
@@ -61,7 +61,11 @@ class SVCM(Kernel):
         self.passes = passes
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         self.W = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        nn.init.orthogonal_(self.W)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw W as PyTorch does, and project it."""
+        draw_uniform_(self.W)
         self.project_()
 
     @torch.no_grad()

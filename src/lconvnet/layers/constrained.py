@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from itertools import chain
+from math import sqrt
 from typing import Any, Self
 
 import torch
@@ -24,15 +25,26 @@ class ConstrainedLayer(nn.Module, ABC):
     at every call, since a graph cannot ask whether a parameter has changed: bake it for inference.
     """
 
-    def __init__(self, kernel: Kernel, bias_shape: int | None, bias_bound: float) -> None:
+    def __init__(self, kernel: Kernel, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
         self.kernel = kernel
         self.bias: nn.Parameter | None = None
-        if bias_shape is not None:
+        if bias:
             like = next(kernel.parameters())
-            self.bias = nn.Parameter(torch.empty(bias_shape, device=like.device, dtype=like.dtype))
-            nn.init.uniform_(self.bias, -bias_bound, bias_bound)
+            empty = torch.empty(outputs, device=like.device, dtype=like.dtype)
+            self.bias = nn.Parameter(empty, requires_grad=not kernel.frozen)
+        self._bias_bound = 1 / sqrt(inputs if kernel.bias_fan == "inputs" else outputs)
+        self._reset_bias()
         self._remembered: tuple[Any, Tensor] | None = None
+
+    def reset_parameters(self) -> None:
+        """Draw the kernel's parameters and the bias anew."""
+        self.kernel.reset_parameters()
+        self._reset_bias()
+
+    def _reset_bias(self) -> None:
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -self._bias_bound, self._bias_bound)
 
     @property
     def weight_may_learn(self) -> bool:

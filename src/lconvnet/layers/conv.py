@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +90,7 @@ class LipschitzConv2d(ConstrainedLayer):
                 f"padding_mode={padding_mode!r} is not sound with {type(built).__name__}, "
                 f"which controls the norm on the torus only: use 'circular', or another kernel"
             )
-        super().__init__(built, out_channels if bias else None, 1 / sqrt(out_channels))
+        super().__init__(built, in_channels * k**2, out_channels, bias)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding_mode = k, s, padding_mode
 

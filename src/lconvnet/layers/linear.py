@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +43,7 @@ class LipschitzLinear(ConstrainedLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         built = kernel(in_features, out_features, device=device, dtype=dtype)
-        super().__init__(built, out_features if bias else None, 1 / sqrt(in_features))
+        super().__init__(built, in_features, out_features, bias)
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, x: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ def fit(
         augment: `augment(images, generator=...)` on every training batch: `lconvnet.data.crop_and_flip` for CIFAR-10.
         eps: l2 radii over pixels in [0, 1] to certify; the first one chooses the best epoch (ties: clean accuracy, then
             the earlier epoch). By default the radius of `loss`.
-        project_every: steps between two projections of kernels that have one (SVCM); the last of an epoch always does.
+        project_every: kernels that have a projection (SVCM) project after the first step of an epoch, every so many
+            from there, and after its last one.
         checkpoint_every: steps between two checkpoints within an epoch: what a kill can cost at most.
         accelerator, precision: as in Lightning Fabric, without MPS ("auto" is CUDA or the CPU); `model` is moved and,
             for "64-true", converted in place.

@@ -23,9 +23,9 @@ def project_(model: nn.Module) -> int:
 
 
 def is_due(step: int, steps_per_epoch: int, every: int) -> bool:
-    """Whether to project after `step` steps of an epoch: every `every` steps and after its last one.
+    """Whether to project after `step` steps of an epoch: after its first, every `every` from there, and its last.
 
     >>> [step for step in range(1, 11) if is_due(step, 10, 4)]
-    [4, 8, 10]
+    [1, 5, 9, 10]
     """
-    return step % every == 0 or step == steps_per_epoch
+    return (step - 1) % every == 0 or step == steps_per_epoch

@@ -1,7 +1,7 @@
 r"""Learning-rate schedules as values: `schedule(optimizer, epochs, steps_per_epoch)` gives a torch scheduler.
 
 Each is a closed form in the number of optimiser steps done, stepped once after every optimiser step; the learning
-rate given to the optimiser is the peak (and, for `Exponential`, the start). Anything with the same signature that
+rate given to the optimiser is the peak. Anything with the same signature that
 returns an `LRScheduler` can stand in their place.
 """
 
@@ -25,17 +25,20 @@ class Constant:
 
 @dataclass(frozen=True)
 class Exponential:
-    r"""Multiply by gamma after every epoch: $\mathrm{lr}\,\gamma^{\lfloor t/n\rfloor}$ at step $t$, $n$ steps an epoch.
+    r"""$\mathrm{lr}\,\gamma^e$ in epoch $e = 1, 2, \ldots$: $e = 1 + \lfloor t/n\rfloor$ at step $t$, $n$ per epoch.
 
-    The paper's schedule, with gamma 0.96235 over 200 epochs. Raises `ValueError` unless gamma is positive.
+    The paper's schedule, with gamma 0.96235 over 200 epochs; its first epoch is epoch 1, so that gamma lowers the rate
+    from the first step on. Raises `ValueError` unless gamma is positive.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     >>> scheduler = Exponential(0.5)(optimizer, epochs=2, steps_per_epoch=2)
+    >>> scheduler.get_last_lr()
+    [0.5]
     >>> for step in range(2):
     ...     optimizer.step(); scheduler.step()
     >>> scheduler.get_last_lr()
-    [0.5]
+    [0.25]
     """
 
     gamma: float = 0.96235
@@ -45,7 +48,7 @@ class Exponential:
             raise ValueError(f"gamma={self.gamma!r}: must be positive and finite; 1 keeps the learning rate")
 
     def __call__(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
-        return LambdaLR(optimizer, lambda step: self.gamma ** (step // steps_per_epoch))
+        return LambdaLR(optimizer, lambda step: self.gamma ** (1 + step // steps_per_epoch))
 
 
 @dataclass(frozen=True)
