@@ -16,8 +16,8 @@ import lconvnet as lc
 from benchmarks.steps import captured, training_step
 from lconvnet import kernels, layers, models
 from lconvnet.losses import Hinge, OffsetCrossEntropy
-from lconvnet.ops.bjorck import bjorck
-from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize, residual
+from lconvnet.ops.bjorck import bjorck, residual
+from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize
 from lconvnet.ops.polar import polar_eigh
 from lconvnet.ops.polar_express import polar_express
 from lconvnet.ops.spectrum import circular_singular_values

@@ -1,4 +1,7 @@
-"""Products of symmetric and triangular matrices, block by block, so that no half is computed twice or is zero."""
+"""Products of symmetric and triangular matrices, block by block, so that no half is computed twice or is zero.
+
+Gram matrices square the range of their entries, so matrices are brought to entries of at most 1 before.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 128
+NOT_FINITE = "a matrix to be made orthogonal holds NaN or infinity: load weights that are finite"
 
 
 def blocks(size: int) -> list[tuple[int, int]]:
@@ -15,6 +19,22 @@ def blocks(size: int) -> list[tuple[int, int]]:
     [(0, 128), (128, 1)]
     """
     return [(start, min(BLOCK, size - start)) for start in range(0, size, BLOCK)]
+
+
+def unit_scaled(W: Tensor) -> Tensor:
+    """Matrices times the power of two that brings their largest entry into [1/2, 1): no product of rows overflows.
+
+    What is made of the result may not depend on the scale of W: the gradient treats the factor as a constant.
+
+    >>> import torch
+    >>> unit_scaled(torch.tensor([[3.0e30, 4.0e30]])), unit_scaled(torch.zeros(1, 2))
+    (tensor([[0.5916, 0.7889]]), tensor([[0., 0.]]))
+    """
+    if W.numel() == 0:
+        return W
+    low, high = W.detach().flatten(-2).aminmax(dim=-1, keepdim=True)
+    exponent = torch.frexp(torch.maximum(-low, high))[1].clamp(-125, 125)
+    return W * torch.ldexp(torch.ones_like(low), -exponent)[..., None]
 
 
 def gram(W: Tensor) -> Tensor:
