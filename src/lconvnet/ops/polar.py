@@ -49,7 +49,7 @@ class _Roots(NamedTuple):
         """
         x, Q = _eigenvalues(gram(W))
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1 / 4)  # which it is, but for zeros
-        x = x + torch.finfo(x.dtype).eps * norm
+        x = x + 2 * torch.finfo(x.dtype).eps * norm
         rho = RIDGE * norm
         t = (1 - x / rho).clamp_min(0)
         return cls(Q, x, norm, (1 + t * (1 / 2 + 3 / 8 * t)) / torch.maximum(x, rho).sqrt())

@@ -8,15 +8,16 @@ contraction whose rows are orthonormal up to t^2, and a smooth function of X wit
 X passes through a singular matrix the direction that vanishes is lost and found again. RIDGE lies above what rounding
 to float32 adds to a Gram matrix, and is the same in float64, since it is a part of the function.
 
-Rows are multiplied without forming U. With ``B = (I + rho/2 A A^T) A`` and ``M = A^T A``,
+Rows are multiplied without forming U. With ``B = (I + rho/2 A A^T) A``
 
-    z B^T = v A^T,   v = z + rho/2 w,   w = z M,         dl/dz = dv + rho/2 u,   u = dv M,   dv = dl/dy A,
+    y = z B^T = v A^T,    v = z + rho/2 a A,   a = z A^T,       dl/dz = dv + rho/2 b A,   b = dv A^T,   dv = dl/dy A,
 
-    dl/d(X X^T + rho I) = -K / 2,       K = A^T S A + rho/2 (u^T w + w^T u),
+    dl/d(X X^T + rho I) = -K / 2,       K = A^T C A,
 
-where S is symmetric with the lower triangle of ``(dl/dy)^T y``; ``x B = q`` is its mirror image. ``dl/d rho`` is the
-sum of ``w dv / 2`` less half the trace of K. A dense layer costs two products with X, the half one of its Gram matrix
-and that of the gradient. The inverse A is formed, by blocks: products with it are faster than triangular solves.
+where C is symmetric with the lower triangle of ``(dl/dy)^T y + rho/2 (a^T b + b^T a)``, and ``dl/d rho`` is the sum of
+``a b / 2`` less half the trace of K. A wide dense layer has ``z = x X^T``, a tall one ``y = (x B) X``, the mirror
+image. Either costs two products with X, the half one of its Gram matrix and that of the gradient. The inverse A is
+formed, by blocks: products with it are faster than triangular solves. X enters times a power of two, s.
 """
 
 from __future__ import annotations
@@ -29,43 +30,39 @@ from torch.autograd.function import once_differentiable
 
 from lconvnet.ops.bjorck import finished
 from lconvnet.ops.precision import without_autocast
-from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, gram, mirrored, unit_scaled
+from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, gram, mirrored, unit
 
 RIDGE = 2.0**-18
 
 
 class _Factor(NamedTuple):
-    """``A (S + rho I) A^T = I`` with A lower triangular, and the derivative of rho by S."""
+    """``A (S + rho I) A^T = I`` with A lower triangular, and the derivative of rho by S, for ``S = (s X) (s X)^T``."""
 
+    s: Tensor
     A: Tensor
     rho: Tensor
     slope: Tensor
 
     @classmethod
     def of(cls, X: Tensor) -> _Factor:
-        """The factor of rows whose largest entry is in [1/2, 1), or that are 0."""
-        lower = gram(X)
-        S = mirrored(lower)
+        scale = unit(X)
+        lower = gram(X, scale)
+        S = mirrored(lower) if lower.shape[-1] > BLOCK else lower.clone()
         norm = torch.linalg.matrix_norm(S, keepdim=True).clamp_min(1 / 4)  # which it is, but for a matrix of zeros
-        rho = RIDGE * norm
-        lower.diagonal(dim1=-2, dim2=-1).add_(rho[..., 0])
-        return cls(_inverse_factor(lower), rho, S.mul_(RIDGE / norm))
+        lower.diagonal(dim1=-2, dim2=-1).add_(RIDGE * norm[..., 0])
+        return cls(scale, _inverse_factor(lower), RIDGE * norm, S.mul_(RIDGE / norm))
 
     def polished(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """``v (I + rho/2 M)`` and ``v M``."""
-        w = (v @ self.A.mT) @ self.A
-        return v + self.rho / 2 * w, w
+        """``v (I + rho/2 A^T A)`` and ``v A^T``."""
+        a = v @ self.A.mT
+        return torch.addcmul(v, self.rho / 2, a @ self.A), a
 
-    def through(self, C: Tensor, w: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """``-(dl/dS + dl/dS^T)`` from C, w and u of the equations above, and v of which u is the product with M."""
-        cross = u.mT @ w
-        K = congruence(self.A, C).add_(self.rho / 2 * (cross + cross.mT))
-        trace = K.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return K.sub_((_total(w * v) - trace)[..., None, None] * self.slope)
-
-
-def _total(products: Tensor) -> Tensor:
-    return products.sum((-2, -1))
+    def through(self, C: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """``K s`` from C, a and b of the equations above, with what rho changes."""
+        cross = b.mT @ a
+        K = congruence(self.A, C + self.rho / 2 * (cross + cross.mT))
+        by_rho = (a * b).sum((-2, -1)) - K.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return torch.addcmul(K, by_rho[..., None, None], self.slope, value=-1).mul_(self.s)
 
 
 def _cholesky(S: Tensor) -> Tensor:
@@ -102,47 +99,69 @@ def _inverse_factor(S: Tensor) -> Tensor:
     return A
 
 
-class _ApplyWhitening(torch.autograd.Function):
-    """``z B^T``."""
+class _Whiten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, R: Tensor) -> Tensor:
+        factor = _Factor.of(R.mT)
+        v, a = factor.polished(R * factor.s)
+        Y = v @ factor.A.mT
+        ctx.save_for_backward(R, a, Y, *factor)
+        return Y
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, X: Tensor) -> Tensor:
+    @once_differentiable
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        R, a, Y, *factor = ctx.saved_tensors
+        factor = _Factor(*factor)
+        dz, b = factor.polished(grad @ factor.A)
+        return (dz - R @ factor.through(grad.mT @ Y, a, b)) * factor.s
+
+
+class _WideLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, X: Tensor) -> Tensor:
         factor = _Factor.of(X)
-        v, w = factor.polished(z)
+        v, a = factor.polished((x @ X.mT).mul_(factor.s))
         y = v @ factor.A.mT
-        ctx.save_for_backward(X, w, y, *factor)
+        ctx.save_for_backward(x, X, a, y, *factor)
         return y
 
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        X, w, y, *factor = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, X, a, y, *factor = ctx.saved_tensors
         factor = _Factor(*factor)
-        dv = grad @ factor.A
-        dz, u = factor.polished(dv)
-        return dz, -factor.through(grad.mT @ y, w, u, dv) @ X if ctx.needs_input_grad[1] else None
+        image, weight = ctx.needs_input_grad
+        dz, b = factor.polished(grad @ factor.A)
+        dz = dz * factor.s
+        if not weight:
+            return dz @ X, None
+        dX = (factor.through(grad.mT @ y, a, b) @ X).mul_(-factor.s).addmm_(dz.mT, x)
+        return dz @ X if image else None, dX
 
 
-class _ApplyAdjoint(torch.autograd.Function):
-    """``x B``."""
-
+class _TallLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, X: Tensor) -> Tensor:
         factor = _Factor.of(X)
-        q, w = factor.polished(x @ factor.A)
-        ctx.save_for_backward(x, X, w, *factor)
-        return q
+        q, a = factor.polished(x @ factor.A)
+        q = q * factor.s
+        ctx.save_for_backward(x, X, a, q, *factor)
+        return q @ X
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, X, w, *factor = ctx.saved_tensors
+        x, X, a, q, *factor = ctx.saved_tensors
         factor = _Factor(*factor)
-        dv, u = factor.polished(grad)
+        dv, b = factor.polished((grad @ X.mT).mul_(factor.s))
         dx = dv @ factor.A.mT
-        return dx, -factor.through(x.mT @ dx, w, u, grad) @ X if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[1]:
+            return dx, None
+        return dx, (factor.through(x.mT @ dx, a, b) @ X).mul_(-factor.s).addmm_(q.mT, grad)
 
 
 def whiten(R: Tensor) -> Tensor:
@@ -164,9 +183,7 @@ def whiten(R: Tensor) -> Tensor:
     """
     if R.numel() == 0:
         return R
-    R = unit_scaled(R)
-    Y = _ApplyWhitening.apply(R, R.mT)
-    return finished(Y.mT).mT
+    return finished(_Whiten.apply(R).mT).mT
 
 
 def cholesky(W: Tensor) -> Tensor:
@@ -202,7 +219,6 @@ def cholesky_linear(x: Tensor, W: Tensor) -> Tensor:
     >>> round(cholesky_linear(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
     2.0
     """
-    W = unit_scaled(W)
     if W.shape[0] > W.shape[1]:
-        return _ApplyAdjoint.apply(x, W.mT) @ W.mT
-    return _ApplyWhitening.apply(x @ W.mT, W)
+        return _TallLinear.apply(x, W.mT)
+    return _WideLinear.apply(x, W)
