@@ -16,8 +16,8 @@ import lconvnet as lc
 from benchmarks.steps import captured, training_step
 from lconvnet import kernels, layers, models
 from lconvnet.losses import Hinge, OffsetCrossEntropy
-from lconvnet.ops.bjorck import bjorck
-from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize, residual
+from lconvnet.ops.bjorck import bjorck, residual
+from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize
 from lconvnet.ops.polar import polar_eigh
 from lconvnet.ops.polar_express import polar_express
 from lconvnet.ops.spectrum import circular_singular_values
@@ -139,10 +139,24 @@ def test_a_dense_factor_is_applied_as_it_is_formed(engine, shape):
 
 
 @only_cuda
-def test_what_has_no_factor_is_nan_and_stops_nobody():
+def test_what_is_not_finite_is_nan_and_stops_nobody():
     with without_waiting():
-        found = cholesky(torch.zeros(4, 8, device=DEVICE))
+        found = cholesky(torch.full((4, 8), math.nan, device=DEVICE))
     assert bool(found.isnan().any())
+
+
+@only_cuda
+@pytest.mark.parametrize("engine", ENGINES)
+def test_singular_matrices_of_any_scale_are_finite(engine):
+    """Zeros, rank 1 and two equal rows; `polar_eigh` waits for the host by itself."""
+    twice = torch.randn(6, 9)
+    twice[1] = twice[0]
+    for W in (torch.zeros(6, 9), torch.randn(6, 1) @ torch.randn(1, 9), twice, 1e30 * twice, 1e-30 * twice):
+        leaf = W.to(DEVICE).requires_grad_()
+        U = orthogonalize(leaf, ENGINES[engine])
+        (U * torch.linspace(-1, 1, 54, device=DEVICE).view(6, 9)).sum().backward()
+        assert leaf.grad is not None and bool(leaf.grad.isfinite().all())
+        assert float(torch.linalg.matrix_norm(U.detach().double(), 2)) <= 1 + 1e-4
 
 
 @pytest.mark.parametrize("padding_mode", ["circular", "zeros"])

@@ -8,7 +8,8 @@ import torch
 from lconvnet import layers, models
 from lconvnet.kernels import BCOP, Orthogonal
 from lconvnet.losses import OffsetCrossEntropy
-from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize, residual
+from lconvnet.ops.bjorck import residual
+from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize
 from lconvnet.ops.whitening import cholesky
 
 

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from lconvnet.ops.bjorck import bjorck, bjorck_step, safe_scale
-from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize, residual
+from lconvnet.ops.bjorck import bjorck, bjorck_step, residual, safe_scale
+from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize
 from lconvnet.ops.polar import polar_eigh, polar_linear
 from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
 from lconvnet.ops.products import BLOCK
@@ -19,6 +19,12 @@ ENGINES = [
     partial(bjorck, order=3, iterations=25),
     partial(polar_express, iterations=9, cubic_steps=2),
 ]
+
+
+def conditioned(*shape):
+    """A matrix with singular values between 0.9 and 1.1, so that rounding is that of one product."""
+    U, _, Vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    return (U * torch.linspace(0.9, 1.1, min(shape[-2:]), dtype=torch.float64)) @ Vh
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (3, 4, 7), (1, 6)], ids=str)
@@ -50,13 +56,15 @@ def test_engines_agree_on_the_gradient(shape):
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (2, 4, 6)], ids=str)
 def test_cholesky_orthonormalises_in_the_order_of_the_rows(shape):
-    W = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    wide = W.detach() if shape[-2] <= shape[-1] else W.detach().mT
+    W = conditioned(*shape)
+    wide = W if shape[-2] <= shape[-1] else W.mT
     Q, R = torch.linalg.qr(wide.mT)
     expected = (Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).mT
     U = cholesky(W)
-    assert torch.allclose(U, expected if shape[-2] <= shape[-1] else expected.mT, atol=1e-10)
-    assert residual(U.detach()).max() < 1e-13
+    # the ridge, 2^-18 |S|_F with |S|_F below 2.5, turns rows by half of what it is relative to the eigenvalues of S
+    assert torch.allclose(U, expected if shape[-2] <= shape[-1] else expected.mT, rtol=0, atol=1e-5)
+    assert residual(U).max() < 1e-14
+    W = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(cholesky, (W,), atol=1e-6)
 
 
@@ -70,12 +78,6 @@ def test_gradients_of_products_that_form_no_factor(linear, shape):
         assert torch.autograd.gradcheck(linear, frozen, atol=1e-6)
 
 
-def conditioned(*shape):
-    """A matrix with singular values between 0.9 and 1.1, so that rounding is that of one product."""
-    U, _, Vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
-    return (U * torch.linspace(0.9, 1.1, min(shape), dtype=torch.float64)) @ Vh
-
-
 @pytest.mark.parametrize("linear", [cholesky_linear, polar_linear])
 @pytest.mark.parametrize("shape", [(BLOCK + 1, BLOCK + 9), (BLOCK + 9, BLOCK + 1), (2 * BLOCK + 3,) * 2], ids=str)
 def test_gradients_beyond_one_block(linear, shape):
@@ -85,12 +87,14 @@ def test_gradients_beyond_one_block(linear, shape):
     engine = cholesky if linear is cholesky_linear else polar_eigh
     G = torch.randn(2, 7, shape[0], dtype=torch.float64)
     y, formed = linear(x, W), x @ engine(W).mT
-    assert torch.allclose(y, formed, rtol=0, atol=1e-11)
+    # what forms no factor is not finished: 3/8 t^2 with t = 2^-18 sqrt(259) / 0.9^2, and what gradients make of it
+    atol = 1e-6 if linear is cholesky_linear else 1e-11
+    assert torch.allclose(y, formed, rtol=0, atol=atol)
     expected = [torch.autograd.grad(formed, (x, W), g, retain_graph=True) for g in G]
     batched = torch.autograd.grad(y, (x, W), G, is_grads_batched=True, retain_graph=True)
     for index, theirs in enumerate(expected):
         ours = torch.autograd.grad(y, (x, W), G[index], retain_graph=True)
-        assert all(torch.allclose(a, b, rtol=0, atol=1e-11) for a, b in zip(ours, theirs, strict=True))
+        assert all(torch.allclose(a, b, rtol=0, atol=atol) for a, b in zip(ours, theirs, strict=True))
         assert all(torch.allclose(a[index], b, rtol=0, atol=1e-12) for a, b in zip(batched, ours, strict=True))
 
 
@@ -192,11 +196,11 @@ def test_residual_bounds_the_singular_values():
     U = orthogonalize(torch.randn(6, 9, dtype=torch.float64))
     W = U * torch.linspace(0.9, 1.1, 6, dtype=torch.float64)[:, None]
     deviation = (torch.linalg.svdvals(W) ** 2 - 1).abs().max()
-    assert deviation <= residual(W) <= 6 * deviation
+    assert deviation <= residual(W) + 1e-14 and residual(W) <= 6 * deviation  # equal but for rounding
     assert residual(W.T) == pytest.approx(float(residual(W)))
 
 
-@pytest.mark.parametrize("condition", [1e1, 1e3, 1e5])
+@pytest.mark.parametrize("condition", [1e1, 1e2, 2e2])
 def test_float64_is_orthogonal_to_round_off(condition):
     U, _, Vh = torch.linalg.svd(torch.randn(32, 48, dtype=torch.float64), full_matrices=False)
     W = (U * torch.logspace(0, -torch.tensor(condition).log10().item(), 32, dtype=torch.float64)) @ Vh
@@ -241,7 +245,8 @@ def test_options_are_checked(call, message):
         call(torch.eye(2))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-def test_matrices_without_a_polar_factor_are_refused(value):
-    with pytest.raises(ValueError, match="no polar factor"):
-        orthogonalize(torch.full((3, 4), value))
+@pytest.mark.parametrize("engine", [polar_eigh, cholesky])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_matrices_that_are_not_finite_are_refused(value, engine):
+    with pytest.raises(ValueError, match="holds NaN or infinity: load weights that are finite"):
+        orthogonalize(torch.full((3, 4), value), engine)

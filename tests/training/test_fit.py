@@ -21,7 +21,7 @@ from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certified_accuracy, certify
 from lconvnet.data import Splits, batch
 from lconvnet.kernels import Orthogonal
-from lconvnet.layers import LipschitzLinear
+from lconvnet.layers import CholeskyLinear, LipschitzLinear, OrthogonalLinear
 from lconvnet.losses import Hinge, OffsetCrossEntropy
 from lconvnet.models import mlp
 from lconvnet.training import Diverged, Interrupted, Record, fit, is_started, load_record, schedules
@@ -297,6 +297,16 @@ def test_a_loss_that_is_no_longer_finite_stops_with_step_and_rate(train: Train, 
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["progress"]["step"] == 3
     assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize("linear", [CholeskyLinear, OrthogonalLinear, torch.nn.Linear])
+def test_the_layer_that_is_not_finite_is_named(train: Train, linear: Any) -> None:
+    """A kernel raises where asking costs nothing; elsewhere, as in a plain layer, NaN arrives in the loss."""
+    model = mlp(784, 10, widths=(16, 16), linear=linear)
+    next(model.get_submodule("linear2").parameters()).register_hook(lambda gradient: gradient * math.nan)
+    message = r"diverged at step 2 \(epoch 1\): .*linear2\.\S+ is not finite"
+    with pytest.raises(Diverged, match=message):
+        train(model)
 
 
 def test_weights_that_are_no_longer_finite_are_never_saved(train: Train, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lconvnet.gan.checkpoint import Progress
 from lconvnet.gan.objective import generator_loss
 from lconvnet.gan.record import Epoch
 from lconvnet.gan.reporting import Display
-from lconvnet.gan.state import Run, diverged, save
+from lconvnet.gan.state import Run, diverged, divergence, require_finite, save
 from lconvnet.gan.streams import RealSamples, latents
 from lconvnet.training.folder import interrupted
 from lconvnet.training.interruption import Interruption
@@ -64,9 +64,10 @@ def _critic_step(run: Run, step: int) -> None:
     with torch.no_grad():
         fake = run.generator(z)
     run.critic_optimizer.zero_grad()
-    loss, difference = plan.objective.critic_loss(
-        run.critic, real, fake, generator(plan.seed, "interpolation", 0, step)
-    )
+    with divergence(run):
+        loss, difference = plan.objective.critic_loss(
+            run.critic, real, fake, generator(plan.seed, "interpolation", 0, step)
+        )
     loss.backward()
     run.critic_optimizer.step()
     plan.objective.constrain_(run.critic)
@@ -82,7 +83,8 @@ def _generator_step(run: Run, step: int) -> None:
     run.generator_optimizer.zero_grad()
     run.critic.requires_grad_(False)
     try:
-        loss = generator_loss(run.critic, run.generator(z))
+        with divergence(run):
+            loss = generator_loss(run.critic, run.generator(z))
         loss.backward()
     finally:
         run.critic.requires_grad_(True)
@@ -93,6 +95,7 @@ def _generator_step(run: Run, step: int) -> None:
 def _finite(run: Run, loss: torch.Tensor, what: str) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
+        require_finite(run)
         raise diverged(run, f"{what} is {value}")
     return value
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lconvnet.kernels.base import Kernel, Promise, draw_uniform_, require_input_size, require_positive
 from lconvnet.ops import circular
+from lconvnet.ops.products import unit_scaled
 
 WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
 
@@ -75,10 +76,10 @@ class OSSN(Kernel):
 
     def _estimate(self, iterations: int) -> Tensor:
         with torch.no_grad():
-            u, v = self.u, self.u
+            W, u, v = unit_scaled(self.W.flatten(1)).view_as(self.W), self.u, self.u
             for _ in range(iterations):
-                v = _unit(circular.conv2d_adjoint(u, self.W))
-                u = _unit(circular.conv2d(v, self.W))
+                v = _unit(circular.conv2d_adjoint(u, W))
+                u = _unit(circular.conv2d(v, W))
             self.u.copy_(u)
         return (u * circular.conv2d(v, self.W)).sum()
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.kernels.base import DenseKernel, Kernel, Promise, draw_uniform_, require_positive
+from lconvnet.ops.products import unit_scaled
 
 
 class RKL2NE(Kernel):
@@ -103,4 +104,6 @@ def norm_estimate(W: Tensor) -> Tensor:
 
 
 def _accurate(W: Tensor) -> Tensor:
-    return W.to(torch.promote_types(W.dtype, torch.float32))
+    """W in at least float32, times a power of two on which its quotient by f does not depend: f squares its entries."""
+    W = W.to(torch.promote_types(W.dtype, torch.float32))
+    return unit_scaled(W.flatten(1)).view_as(W)

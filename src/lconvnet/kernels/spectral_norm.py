@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.kernels.base import DenseKernel, Promise, draw_uniform_, require_positive
+from lconvnet.ops.products import unit_scaled
 
 WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
 
@@ -62,10 +63,10 @@ class SpectralNorm(DenseKernel):
 
     def _estimate(self, iterations: int) -> Tensor:
         with torch.no_grad():
-            u, v = self.u, self.u
+            W, u, v = unit_scaled(self.W), self.u, self.u
             for _ in range(iterations):
-                v = F.normalize(self.W.mT @ u, dim=0)
-                u = F.normalize(self.W @ v, dim=0)
+                v = F.normalize(W.mT @ u, dim=0)
+                u = F.normalize(W @ v, dim=0)
             self.u.copy_(u)
         return u @ (self.W @ v)
 

@@ -2,10 +2,13 @@
 
 Matrix-valued kernels compose by ``(A [] B)[i] = sum_p A[p] B[i - p]``. The elementary orthogonal factor along one
 axis is ``P + (I - P) z`` with a symmetric projector P onto a column span; a 2 x 2 factor is one along each axis, its
-four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). With Y = R A^T, Y^T Y = I and P = Y Y^T, which is of twice the
-size of Y and never formed, a loss changes through Z = X P = (X Y) Y^T by
+four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). ``P = Y Y^T`` is of twice the size of the basis Y and never
+formed: ``Z = X P = (X Y) Y^T``, and with ``D = dl/dZ``
 
-    dl/dR = (I - P) dl/dY A = ((X - Z)^T (D Y) + (D - D P)^T (X Y)) A,        D = dl/dZ.
+    dl/dY = X^T (D Y) + D^T (X Y).
+
+Where Y is a contraction, since its columns were nearly dependent, so is the factor: it is ``p + (1 - p) z`` on the
+eigenvectors of P, with eigenvalues p between 0 and 1.
 """
 
 from __future__ import annotations
@@ -37,34 +40,30 @@ def append_factor(kept: Tensor, moved: Tensor, dim: int) -> Tensor:
 
 class _BlockOrthogonalKernel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, H: Tensor, R: Tensor) -> Tensor:
-        bases, A = whiten(R)
+    def forward(ctx: Any, H: Tensor, bases: Tensor) -> Tensor:
         X, saved = H[None, None], []
         for index, Y in enumerate(bases):
             C = _rows(X) @ Y
             kept = (C @ Y.mT).view_as(X)
-            moved = X - kept
-            saved += [moved, C]
-            X = append_factor(kept, moved, index % 2)
-        ctx.save_for_backward(bases, A, *saved)
+            saved += [X, C]
+            X = append_factor(kept, X - kept, index % 2)
+        ctx.save_for_backward(bases, *saved)
         return X
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        bases, A, *saved = ctx.saved_tensors
-        dR = bases.new_empty(bases.shape)  # contiguous, which the bases need not be
+        bases, *saved = ctx.saved_tensors
+        gradients = bases.new_empty(bases.shape)  # contiguous, which the bases need not be
         for index in reversed(range(len(bases))):
-            Y, moved, C, dim = bases[index], saved[2 * index], saved[2 * index + 1], index % 2
-            last = grad.narrow(dim, 1, moved.shape[dim])
-            D = grad.narrow(dim, 0, moved.shape[dim]) - last
+            Y, X, C, dim = bases[index], saved[2 * index], saved[2 * index + 1], index % 2
+            last = grad.narrow(dim, 1, X.shape[dim])
+            D = grad.narrow(dim, 0, X.shape[dim]) - last
             DY = _rows(D) @ Y
-            DP = (DY @ Y.mT).view_as(D)
-            grad = last + DP
-            D -= DP
-            torch.mm(_rows(moved).mT, DY, out=dR[index]).addmm_(_rows(D).mT, C)
-        return grad[0, 0], dR @ A
+            torch.mm(_rows(X).mT, DY, out=gradients[index]).addmm_(_rows(D).mT, C)
+            grad = last + (DY @ Y.mT).view_as(D)
+        return grad[0, 0], gradients
 
 
 def _rows(X: Tensor) -> Tensor:
@@ -77,16 +76,17 @@ def block_orthogonal_kernel(H: Tensor, R: Tensor) -> Tensor:
 
     Args:
         H: semi-orthogonal ``(m, n)``, m <= n; being the thin side, it is multiplied first.
-        R: ``(2(k - 1), n, r)`` of full column rank; the columns of consecutive pairs span the ranges of P_j (first
-            axis) and Q_j (second axis).
+        R: ``(2(k - 1), n, r)``; the columns of consecutive pairs span the ranges of P_j (first axis) and Q_j (second
+            axis).
 
     Returns:
-        Kernel ``(k, k, m, n)`` whose polyphase matrix has orthonormal rows at every frequency.
+        Kernel ``(k, k, m, n)`` whose polyphase matrix has orthonormal rows at every frequency, as far as :func:`whiten`
+        finds orthonormal bases, and norm at most 1 whatever R is.
 
     Raises:
-        ValueError: if columns of R are dependent to working precision, or not finite (on an accelerator, NaN instead).
+        ValueError: if R is not finite (on an accelerator, NaN instead).
 
     >>> block_orthogonal_kernel(torch.eye(2), torch.eye(2)[:, :1].expand(4, 2, 1)).shape
     torch.Size([3, 3, 2, 2])
     """
-    return _BlockOrthogonalKernel.apply(H, R)
+    return _BlockOrthogonalKernel.apply(H, whiten(R))

@@ -1,86 +1,125 @@
-"""Exact polar factor with its implicit gradient.
+"""Polar factor through eigenvalues with its implicit gradient, for any matrix, singular ones included.
 
 The polar factor of a wide matrix W (m <= n) is the nearest semi-orthogonal matrix,
 
-    U = R W,        R = S^{-1/2},   S = W W^T.
+    U = R W,        R = f(S),   S = W W^T,        f(x) = x^{-1/2} for x >= rho,       rho = RIDGE |S|_F.
 
-Only S is decomposed, S = Q diag(h^2) Q^T, and only m x m matrices are needed to differentiate its inverse root:
+Below rho, where W is nearly singular, f is the Taylor polynomial at rho, ``(1 + t/2 + 3/8 t^2) / sqrt(rho)`` with
+``t = 1 - x / rho``: what a quintic Newton-Schulz step makes of ``W / sqrt(rho)``. So U is a contraction, and a smooth
+function of W with slopes below ``2 / sqrt(rho)``: where W passes through a singular matrix the direction that vanishes
+is lost and found again. RIDGE is the same in float32 and float64, since it is a part of the function.
 
-    dl/dS = -Q [ (Q^T dl/dR Q)_{ij} / (h_i h_j (h_i + h_j)) ] Q^T,        dl/dW = (dl/dS + dl/dS^T) W,
+Only S is decomposed, S = Q diag(x) Q^T, and only m x m matrices are needed to differentiate f,
 
-from ``H dR + dR H = -R dS R`` with H = S^{1/2}. Forming U costs five m^2 n products, forward and backward together;
-applying it to B vectors as ``x U^T = (x W^T) R`` costs two, and R is never formed: with z = x W^T and g = dl/d(z R),
+    dl/dS = Q [ (Q^T dl/dR Q)_{ij} (f(x_i) - f(x_j)) / (x_i - x_j) ] Q^T + what rho changes,     dl/dW = 2 dl/dS W,
+
+with divided differences in closed form. Forming U costs five m^2 n products, forward and backward together; applying it
+to B vectors as ``x U^T = (x W^T) R`` costs two, and R is never formed: with z = x W^T and g = dl/d(z R),
 ``Q^T dl/dR Q = (z Q)^T (g Q)`` needs products with B rows only.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lconvnet.ops.bjorck import bjorck_step
+from lconvnet.ops.bjorck import finished
 from lconvnet.ops.precision import without_autocast
-from lconvnet.ops.products import gram
+from lconvnet.ops.products import NOT_FINITE, gram, unit_scaled
+
+RIDGE = 2.0**-16
+
+
+class _Roots(NamedTuple):
+    """Eigenvectors Q of S, eigenvalues x, their norm, and f(x)."""
+
+    Q: Tensor
+    x: Tensor
+    norm: Tensor
+    f: Tensor
+
+    @classmethod
+    def of(cls, W: Tensor) -> _Roots:
+        """Roots for a matrix whose largest entry is in [1/2, 1), or that is 0.
+
+        Eigenvalues are raised by what rounding may have taken from them, so that it makes U smaller and not larger.
+        """
+        x, Q = _eigenvalues(gram(W))
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1 / 4)  # which it is, but for zeros
+        x = x + 2 * torch.finfo(x.dtype).eps * norm
+        rho = RIDGE * norm
+        t = (1 - x / rho).clamp_min(0)
+        return cls(Q, x, norm, (1 + t * (1 / 2 + 3 / 8 * t)) / torch.maximum(x, rho).sqrt())
+
+    def through(self, grad: Tensor) -> Tensor:
+        """``dl/dS + dl/dS^T`` from ``dl/dR`` in the basis Q."""
+        rho = RIDGE * self.norm
+        t = (1 - self.x / rho).clamp_min(0)
+        by_rho = (grad.diagonal(dim1=-2, dim2=-1) * (-15 / 8 * RIDGE) * t * t / rho.pow(1.5)).sum(-1, keepdim=True)
+        grad = (grad + grad.mT) * _divided_differences(self.x, rho)
+        grad.diagonal(dim1=-2, dim2=-1).add_(by_rho * self.x / self.norm)
+        return self.Q @ grad @ self.Q.mT
+
+
+def _divided_differences(x: Tensor, rho: Tensor) -> Tensor:
+    """``(f(x_i) - f(x_j)) / (x_i - x_j)``, and the derivative where the two are equal.
+
+    f is a function of ``max(x, rho)`` plus one of ``min(x, rho)``: the mean of their divided differences, weighted by
+    how much of the way from x_i to x_j lies above rho.
+    """
+    h, t = torch.maximum(x, rho).sqrt(), (1 - x / rho).clamp_min(0)
+    rows, columns = h.unsqueeze(-1), h.unsqueeze(-2)
+    above = -1 / (rows * columns * (rows + columns))
+    below = -(1 / 2 + 3 / 8 * (t.unsqueeze(-1) + t.unsqueeze(-2))) / rho.pow(1.5).unsqueeze(-1)
+    way = (x.unsqueeze(-1) - x.unsqueeze(-2)).abs()
+    part = (torch.maximum(x, rho).unsqueeze(-1) - torch.maximum(x, rho).unsqueeze(-2)).abs()
+    share = torch.where(way > 0, part / way, (x >= rho).to(x.dtype).unsqueeze(-1))
+    return share * above + (1 - share) * below  # in this order, for below may be by far the larger one
+
+
+def _eigenvalues(S: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return torch.linalg.eigh(S)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(NOT_FINITE) from error
 
 
 class _PolarFactor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
-        Q, h = _square_roots(gram(W))
-        R = (Q / h.unsqueeze(-2)) @ Q.mT
-        ctx.save_for_backward(W, R, Q, h)
+        roots = _Roots.of(W)
+        R = (roots.Q * roots.f.unsqueeze(-2)) @ roots.Q.mT
+        ctx.save_for_backward(W, R, *roots)
         return R @ W
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        W, R, Q, h = ctx.saved_tensors
-        return R @ grad + _through_gram(Q.mT @ (grad @ W.mT) @ Q, Q, h) @ W
+        W, R, *roots = ctx.saved_tensors
+        roots = _Roots(*roots)
+        return R @ grad + roots.through(roots.Q.mT @ (grad @ W.mT) @ roots.Q) @ W
 
 
 class _ApplyGramInverseRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, W: Tensor) -> Tensor:
-        Q, h = _square_roots(gram(W))
-        rotated = z @ Q
-        ctx.save_for_backward(W, Q, h, rotated)
-        return (rotated / h) @ Q.mT
+        roots = _Roots.of(W)
+        rotated = z @ roots.Q
+        ctx.save_for_backward(W, rotated, *roots)
+        return (rotated * roots.f) @ roots.Q.mT
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        W, Q, h, rotated = ctx.saved_tensors
-        grad = grad @ Q
-        return (grad / h) @ Q.mT, _through_gram(rotated.mT @ grad, Q, h) @ W
-
-
-def _through_gram(grad: Tensor, Q: Tensor, h: Tensor) -> Tensor:
-    """``dl/dS + dl/dS^T`` from ``dl/dR`` in the basis Q."""
-    rows, columns = h.unsqueeze(-1), h.unsqueeze(-2)
-    return Q @ ((grad + grad.mT) / (-rows * columns * (rows + columns))) @ Q.mT
-
-
-def _square_roots(S: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors of S and the roots of its eigenvalues."""
-    try:
-        eigenvalues, Q = torch.linalg.eigh(S)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            f"W holds NaN or infinity, or its square overflows {S.dtype}: it has no polar factor; "
-            "lower the learning rate, or load weights that are finite"
-        ) from error
-    return Q, _clamped(eigenvalues).sqrt()
-
-
-def _clamped(eigenvalues: Tensor) -> Tensor:
-    """Raise eigenvalues below round-off: a rank-deficient W then gives a contraction, never infinities."""
-    information = torch.finfo(eigenvalues.dtype)
-    return torch.maximum(eigenvalues, information.eps * eigenvalues[..., -1:]).clamp_min(information.tiny)
+        W, rotated, *roots = ctx.saved_tensors
+        roots = _Roots(*roots)
+        grad = grad @ roots.Q
+        return (grad * roots.f) @ roots.Q.mT, roots.through(rotated.mT @ grad) @ W
 
 
 def polar_linear(x: Tensor, W: Tensor) -> Tensor:
@@ -88,11 +127,12 @@ def polar_linear(x: Tensor, W: Tensor) -> Tensor:
 
     Args:
         x: rows ``(B, n)``.
-        W: one matrix ``(m, n)`` of full rank.
+        W: one matrix ``(m, n)``.
 
     >>> round(polar_linear(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
     2.0
     """
+    W = unit_scaled(W)
     if W.shape[0] > W.shape[1]:
         return _ApplyGramInverseRoot.apply(x, W.mT) @ W.mT
     return _ApplyGramInverseRoot.apply(x @ W.mT, W)
@@ -102,23 +142,24 @@ def polar_eigh(W: Tensor) -> Tensor:
     """Polar factor through the eigen-decomposition of the small Gram matrix.
 
     Args:
-        W: matrices ``(..., m, n)`` of full rank, float32 or float64.
+        W: matrices ``(..., m, n)``, float32 or float64.
 
     Returns:
-        The semi-orthogonal factor, same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``.
+        The semi-orthogonal factor, same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, where the smallest singular
+        value s has ``s^2 >= 2^-16 |W W^T|_F``; else a contraction. Differentiable once.
 
-    The residual is about ``eps * cond(W)^2`` in float32: it is for training, where condition numbers stay small. In
-    float64, which is what gets baked, one cubic step follows and squares it, so that the result is orthogonal to
-    round-off up to condition numbers of about 1e6, and a contraction where ``W`` is rank-deficient. Differentiable
-    once. Source: the derivation in the module docstring.
+    The residual is about ``eps * cond(W)^2`` in float32, and round-off in float64. Source: the derivation in the module
+    docstring.
+
+    Raises:
+        ValueError: if W is not finite.
 
     >>> U = polar_eigh(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.5, 0.0]]))
-    >>> torch.allclose(U, torch.eye(2, 3))
+    >>> torch.allclose(U, torch.eye(2, 3), atol=1e-5)
     True
     """
     if W.numel() == 0:
         return W
     if W.shape[-2] > W.shape[-1]:
         return polar_eigh(W.mT).mT
-    U = _PolarFactor.apply(W)
-    return bjorck_step(U, 1) if U.dtype == torch.float64 else U
+    return finished(_PolarFactor.apply(unit_scaled(W)))

@@ -13,6 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lconvnet.ops.products import unit_scaled
+
 CUSHION = 0.02407327424182761  # the published coefficients are reproduced with this value
 SAFETY = 1.01
 TAYLOR = (15 / 8, -10 / 8, 3 / 8)
@@ -83,7 +85,7 @@ def polar_express(W: Tensor, *, iterations: int = 8, cubic_steps: int = 1, lower
     """Polar factor by Polar Express, ended by cubic steps; autograd records every step.
 
     Args:
-        W: matrices ``(..., m, n)`` of full rank.
+        W: matrices ``(..., m, n)``; singular values below ``lower`` end below 1, since all steps are polynomials.
         iterations: quintic steps, three products each.
         cubic_steps: closing steps of order 1; at least one, since the quintics may overshoot 1.
         lower: smallest singular value, relative to the Frobenius norm, that the coefficients are optimal for.
@@ -101,8 +103,9 @@ def polar_express(W: Tensor, *, iterations: int = 8, cubic_steps: int = 1, lower
         raise ValueError(f"lower={lower} must lie strictly between 0 and 1")
     if W.shape[-2] > W.shape[-1]:
         return polar_express(W.mT, iterations=iterations, cubic_steps=cubic_steps, lower=lower).mT
-    norm = torch.linalg.matrix_norm(W, keepdim=True)
-    X = (W / (SAFETY * norm).clamp_min(torch.finfo(W.dtype).tiny)).reshape(math.prod(W.shape[:-2]), *W.shape[-2:])
+    W = unit_scaled(W)
+    norm = torch.linalg.matrix_norm(W, keepdim=True).clamp_min(1 / 4)  # which it is, but for a matrix of zeros
+    X = (W / (SAFETY * norm)).reshape(math.prod(W.shape[:-2]), *W.shape[-2:])
     for index, (a, b, c) in enumerate(coefficients(iterations, lower)):
         safety = SAFETY if index < iterations - 1 else 1.0
         S = X @ X.mT

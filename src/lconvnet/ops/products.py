@@ -1,4 +1,7 @@
-"""Products of symmetric and triangular matrices, block by block, so that no half is computed twice or is zero."""
+"""Products of symmetric and triangular matrices, block by block, so that no half is computed twice or is zero.
+
+Products of rows square the range of their entries, so these are brought to at most 1 before.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 128
+NOT_FINITE = "a matrix to be made orthogonal holds NaN or infinity: load weights that are finite"
 
 
 def blocks(size: int) -> list[tuple[int, int]]:
@@ -17,22 +21,45 @@ def blocks(size: int) -> list[tuple[int, int]]:
     return [(start, min(BLOCK, size - start)) for start in range(0, size, BLOCK)]
 
 
-def gram(W: Tensor) -> Tensor:
-    """The lower triangle of ``W W^T``, ``(..., m, m)``, which is what factorisations read; above it stands no result.
+def unit(W: Tensor) -> Tensor:
+    """The powers of two ``(..., 1, 1)`` that bring the largest entry of matrices into [1/2, 1); 1/2 for zeros.
 
     >>> import torch
-    >>> gram(torch.tensor([[3.0, 4.0]]))
-    tensor([[25.]])
+    >>> unit(torch.tensor([[3.0, 4.0]])).item()
+    0.125
+    """
+    largest = W.detach().abs().amax((-2, -1), keepdim=True)
+    largest = largest.masked_fill(largest == 0, 1).clamp_min(torch.finfo(W.dtype).tiny)
+    return torch.frexp(largest)[0] / largest
+
+
+def unit_scaled(W: Tensor) -> Tensor:
+    """Matrices times their :func:`unit`, which the gradient treats as a constant, for functions that ignore scale.
+
+    >>> import torch
+    >>> unit_scaled(torch.tensor([[3.0e30, 4.0e30]])), unit_scaled(torch.zeros(1, 2))
+    (tensor([[0.5916, 0.7889]]), tensor([[0., 0.]]))
+    """
+    return W * unit(W) if W.numel() else W
+
+
+def gram(W: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """The lower triangle of ``X X^T``, ``(..., m, m)``, with ``X = scale W``; above it stands no result.
+
+    >>> import torch
+    >>> gram(torch.tensor([[3.0, 4.0]]), 0.5)
+    tensor([[6.2500]])
     """
     m = W.shape[-2]
     if m <= BLOCK:
-        return W @ W.mT
+        X = W * scale
+        return X @ X.mT
     S = W.new_zeros(*W.shape[:-1], m)
     for start, size in blocks(m):
         below = m - start
-        product = W.narrow(-2, start, below) @ W.narrow(-2, start, size).mT
+        product = W.narrow(-2, start, below) @ (W.narrow(-2, start, size) * scale).mT
         S.narrow(-2, start, below).narrow(-1, start, size).copy_(product)
-    return S
+    return S.mul_(scale)
 
 
 def mirrored(S: Tensor) -> Tensor:

@@ -1,47 +1,81 @@
-"""Orthonormal basis of a span by Cholesky whitening.
+"""Orthonormal basis of a span by Cholesky whitening, for any matrix, singular ones included.
 
-    Y = R A^T,       A = L^{-1},       R^T R = L L^T,       Y^T Y = I.
+    U = (I + rho/2 A A^T) A X,       A = L^{-1},       X X^T + rho I = L L^T,       rho = RIDGE |X X^T|_F.
 
-A projector Y Y^T depends on the span alone, so the polar factor's extra work would be lost on it. As an engine, with
-the rows of a wide X in place of the columns of R, ``U = A X``, and with C = dl/dU U^T
+``A X X^T A^T = I - rho A A^T``, so A X has the singular values ``sqrt(1 - t)`` with t between 0 and ``rho |A|^2``; the
+first factor is a step of Björck's, which makes them ``sqrt(1 - t) (1 + t / 2) = 1 - 3/8 t^2 - ...``. So U is a
+contraction whose rows are orthonormal up to t^2, and a smooth function of X with slopes below ``2 / sqrt(rho)``: where
+X passes through a singular matrix the direction that vanishes is lost and found again. RIDGE lies above what rounding
+to float32 adds to a Gram matrix, and is the same in float64, since it is a part of the function.
 
-    dl/dX = A^T (dl/dU - S U),       S = tril(C) + tril(C, -1)^T.
+Rows are multiplied without forming U. With ``B = (I + rho/2 A A^T) A``
 
-A dense layer takes ``y = x U^T = (x X^T) A^T`` and never forms U: with dz = dl/dy A and C = (dl/dy)^T y,
+    y = z B^T = v A^T,    v = z + rho/2 a A,   a = z A^T,       dl/dz = dv + rho/2 b A,   b = dv A^T,   dv = dl/dy A,
 
-    dl/dX = dz^T x - (A^T S A) X,        dl/dx = dz X,
+    dl/d(X X^T + rho I) = -K / 2,       K = A^T C A,
 
-so the constraint costs two products with X, the half one of its Gram matrix and that of the gradient. A tall layer
-takes ``y = x U = (x A) X``, whose C is x^T dl/dx. The inverse A is formed, by blocks: products with it are faster
-than triangular solves.
+where C is symmetric with the lower triangle of ``(dl/dy)^T y + rho/2 (a^T b + b^T a)``, and ``dl/d rho`` is the sum of
+``a b / 2`` less half the trace of K. A wide dense layer has ``z = x X^T``, a tall one ``y = (x B) X``, the mirror
+image. Either costs two products with X, the half one of its Gram matrix and that of the gradient. The inverse A is
+formed, by blocks: products with it are faster than triangular solves. X enters times a power of two, s.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lconvnet.ops.bjorck import finished
 from lconvnet.ops.precision import without_autocast
-from lconvnet.ops.products import BLOCK, congruence, gram, mirrored
+from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, gram, mirrored, unit
+
+RIDGE = 2.0**-18
 
 
-def _factor(S: Tensor) -> Tensor:
+class _Factor(NamedTuple):
+    """``A (S + rho I) A^T = I`` with A lower triangular, and the derivative of rho by S, for ``S = (s X) (s X)^T``."""
+
+    s: Tensor
+    A: Tensor
+    rho: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, X: Tensor) -> _Factor:
+        scale = unit(X)
+        lower = gram(X, scale)
+        S = mirrored(lower) if lower.shape[-1] > BLOCK else lower.clone()
+        norm = torch.linalg.matrix_norm(S, keepdim=True).clamp_min(1 / 4)  # which it is, but for a matrix of zeros
+        lower.diagonal(dim1=-2, dim2=-1).add_(RIDGE * norm[..., 0])
+        return cls(scale, _inverse_factor(lower), RIDGE * norm, S.mul_(RIDGE / norm))
+
+    def polished(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``v (I + rho/2 A^T A)`` and ``v A^T``."""
+        a = v @ self.A.mT
+        return torch.addcmul(v, self.rho / 2, a @ self.A), a
+
+    def through(self, C: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """``K s`` from C, a and b of the equations above, with what rho changes."""
+        cross = b.mT @ a
+        K = congruence(self.A, C + self.rho / 2 * (cross + cross.mT))
+        by_rho = (a * b).sum((-2, -1)) - K.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return torch.addcmul(K, by_rho[..., None, None], self.slope, value=-1).mul_(self.s)
+
+
+def _cholesky(S: Tensor) -> Tensor:
     """Cholesky factor; where asking whether it exists would stall an accelerator, NaN if it does not."""
     if S.device.type != "cpu":
-        return _factor_or_nan(S)
+        return _cholesky_or_nan(S)
     try:
         return torch.linalg.cholesky(S)
     except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            "a matrix holds NaN or infinity, or its columns (rows, if wide) are dependent: they span no basis; "
-            "lower the learning rate, or load weights of full rank"
-        ) from error
+        raise ValueError(NOT_FINITE) from error
 
 
-def _factor_or_nan(S: Tensor) -> Tensor:
+def _cholesky_or_nan(S: Tensor) -> Tensor:
     L, info = torch.linalg.cholesky_ex(S)
     return L.masked_fill((info != 0)[..., None, None], torch.nan)
 
@@ -53,7 +87,7 @@ def _inverse_factor(S: Tensor) -> Tensor:
     """
     m = S.shape[-1]
     if m <= BLOCK or S.device.type != "cpu":
-        L = _factor(S)
+        L = _cholesky(S)
         identity = torch.eye(m, dtype=L.dtype, device=L.device)
         return torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
     first, second = slice(0, m // 2), slice(m // 2, m)
@@ -65,112 +99,114 @@ def _inverse_factor(S: Tensor) -> Tensor:
     return A
 
 
-def whiten(R: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns with the span of the columns of R, and the triangular matrix that makes them, ``Y = R A^T``.
-
-    Args:
-        R: ``(..., n, r)`` of full column rank, r <= n, float32 or float64.
-
-    Returns:
-        Y of the same shape and A ``(..., r, r)``, lower triangular. In float64 the step is taken twice, which makes Y
-        orthonormal to round-off up to condition numbers of about 1e7 (CholeskyQR2, Yamamoto et al. 2015).
-
-    Raises:
-        ValueError: if the columns are dependent to working precision, or not finite (on an accelerator, NaN instead).
-
-    >>> Y, A = whiten(torch.tensor([[3.0], [4.0]]))
-    >>> torch.allclose(Y, torch.tensor([[0.6], [0.8]])), round(1 / A.item(), 5)
-    (True, 5.0)
-    """
-    if R.numel() == 0:
-        return R, R.new_zeros(*R.shape[:-2], R.shape[-1], R.shape[-1])
-    A = _inverse_factor(gram(R.mT))
-    Y = R @ A.mT
-    if R.dtype != torch.float64:
-        return Y, A
-    correction = _inverse_factor(gram(Y.mT))
-    return Y @ correction.mT, correction @ A
-
-
-class _Cholesky(torch.autograd.Function):
+class _Whiten(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, X: Tensor) -> Tensor:
-        Y, A = whiten(X.mT)
-        U = Y.mT
-        ctx.save_for_backward(U, A)
-        return U
+    def forward(ctx: Any, R: Tensor) -> Tensor:
+        factor = _Factor.of(R.mT)
+        v, a = factor.polished(R * factor.s)
+        Y = v @ factor.A.mT
+        ctx.save_for_backward(R, a, Y, *factor)
+        return Y
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        U, A = ctx.saved_tensors
-        return A.mT @ (grad - mirrored(grad @ U.mT) @ U)
+        R, a, Y, *factor = ctx.saved_tensors
+        factor = _Factor(*factor)
+        dz, b = factor.polished(grad @ factor.A)
+        return (dz - R @ factor.through(grad.mT @ Y, a, b)) * factor.s
 
 
 class _WideLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, X: Tensor) -> Tensor:
-        A = _inverse_factor(gram(X))
-        y = (x @ X.mT) @ A.mT
-        ctx.save_for_backward(x, X, A, y)
+        factor = _Factor.of(X)
+        v, a = factor.polished((x @ X.mT).mul_(factor.s))
+        y = v @ factor.A.mT
+        ctx.save_for_backward(x, X, a, y, *factor)
         return y
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, X, A, y = ctx.saved_tensors
+        x, X, a, y, *factor = ctx.saved_tensors
+        factor = _Factor(*factor)
         image, weight = ctx.needs_input_grad
-        dz = grad @ A
-        dX = (dz.mT @ x).addmm_(congruence(A, grad.mT @ y), X, alpha=-1) if weight else None
+        dz, b = factor.polished(grad @ factor.A)
+        dz = dz * factor.s
+        if not weight:
+            return dz @ X, None
+        dX = (factor.through(grad.mT @ y, a, b) @ X).mul_(-factor.s).addmm_(dz.mT, x)
         return dz @ X if image else None, dX
 
 
 class _TallLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, X: Tensor) -> Tensor:
-        A = _inverse_factor(gram(X))
-        z = x @ A
-        ctx.save_for_backward(x, X, A, z)
-        return z @ X
+        factor = _Factor.of(X)
+        q, a = factor.polished(x @ factor.A)
+        q = q * factor.s
+        ctx.save_for_backward(x, X, a, q, *factor)
+        return q @ X
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, X, A, z = ctx.saved_tensors
-        dx = (grad @ X.mT) @ A.mT
-        weight = ctx.needs_input_grad[1]
-        return dx, (z.mT @ grad).addmm_(congruence(A, x.mT @ dx), X, alpha=-1) if weight else None
+        x, X, a, q, *factor = ctx.saved_tensors
+        factor = _Factor(*factor)
+        dv, b = factor.polished((grad @ X.mT).mul_(factor.s))
+        dx = dv @ factor.A.mT
+        if not ctx.needs_input_grad[1]:
+            return dx, None
+        return dx, (factor.through(x.mT @ dx, a, b) @ X).mul_(-factor.s).addmm_(q.mT, grad)
+
+
+def whiten(R: Tensor) -> Tensor:
+    """Orthonormal columns with the span of the columns of R.
+
+    Args:
+        R: ``(..., n, r)``, r <= n, float32 or float64.
+
+    Returns:
+        The same shape: ``Y^T Y = I`` up to the square of ``t = 2^-18 |R^T R|_F / s^2``, s the smallest singular value,
+        in float64 up to round-off where that is below 2^-14; a contraction where columns are dependent. Differentiable
+        once.
+
+    Raises:
+        ValueError: if R is not finite (on an accelerator, NaN instead).
+
+    >>> torch.allclose(whiten(torch.tensor([[3.0], [4.0]])), torch.tensor([[0.6], [0.8]]))
+    True
+    """
+    if R.numel() == 0:
+        return R
+    return finished(_Whiten.apply(R).mT).mT
 
 
 def cholesky(W: Tensor) -> Tensor:
     """Whiten the rows of a wide matrix, or the columns of a tall one: Gram-Schmidt in one factorisation.
 
-        U = L^{-1} W,      W W^T = L L^T.
+        U = L^{-1} W,      W W^T = L L^T,      regularised as in :mod:`lconvnet.ops.whitening`.
 
     Not the polar factor: it depends on the order of the rows, and is a parametrisation of its own (the Cholesky dense
-    layer of LiResNet, Hu et al. 2023, without their ridge), several times cheaper.
+    layer of LiResNet, Hu et al. 2023), several times cheaper.
 
     Args:
-        W: matrices ``(..., m, n)`` of full rank, float32 or float64.
+        W: matrices ``(..., m, n)``, float32 or float64.
 
     Returns:
-        The same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, up to ``eps cond(W)^2`` in float32 and to round-off
-        in float64. Differentiable once.
+        The same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, as :func:`whiten` makes it. Differentiable once.
 
     Raises:
-        ValueError: if W is rank-deficient to working precision (in float32, of a condition number above about 3000), or
-            not finite. On an accelerator, NaN instead.
+        ValueError: if W is not finite. On an accelerator, NaN instead.
 
-    >>> cholesky(torch.tensor([[2.0, 0.0, 0.0], [1.0, 3.0, 0.0]]))
-    tensor([[1., 0., 0.],
-            [0., 1., 0.]])
+    >>> torch.allclose(cholesky(torch.tensor([[2.0, 0.0, 0.0], [1.0, 3.0, 0.0]])), torch.eye(2, 3), atol=1e-4)
+    True
     """
-    if W.shape[-2] > W.shape[-1]:
-        return cholesky(W.mT).mT
-    return _Cholesky.apply(W)
+    return whiten(W) if W.shape[-2] > W.shape[-1] else whiten(W.mT).mT
 
 
 def cholesky_linear(x: Tensor, W: Tensor) -> Tensor:
@@ -178,7 +214,7 @@ def cholesky_linear(x: Tensor, W: Tensor) -> Tensor:
 
     Args:
         x: rows ``(B, n)``.
-        W: one matrix ``(m, n)`` of full rank.
+        W: one matrix ``(m, n)``.
 
     >>> round(cholesky_linear(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
     2.0

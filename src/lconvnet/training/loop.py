@@ -24,7 +24,7 @@ from lconvnet.training.projection import is_due, project_
 from lconvnet.training.randomness import derive_seed, epoch_order, generator, seed_global
 from lconvnet.training.record import Epoch
 from lconvnet.training.reporting import Curves, Display
-from lconvnet.training.state import Run, diverged, require_finite, save
+from lconvnet.training.state import Run, diverged, divergence, require_finite, save, with_name
 
 
 def train(run: Run, interruption: Interruption, display: Display, curves: Curves) -> None:
@@ -74,7 +74,7 @@ def _step(run: Run, indices: Tensor, rate: float, interruption: Interruption) ->
     images, labels, own = _share(processes, images, labels)
     images, labels = run.fabric.to_device((images, labels))
     run.optimizer.zero_grad()
-    with run.fabric.autocast():
+    with divergence(run, rate), run.fabric.autocast():
         logits = run.model(images.to(run.dtype))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     loss = plan.loss(logits, labels)
@@ -82,7 +82,7 @@ def _step(run: Run, indices: Tensor, rate: float, interruption: Interruption) ->
     sums = processes.gather(float(loss.detach()) * own, correct, own, interruption.number)
     value, correct, seen = sums[:, :3].sum(dim=0).tolist()
     if not math.isfinite(value):
-        raise diverged(run, f"loss is {value}", rate)
+        raise diverged(run, with_name(f"loss is {value}", run.model), rate)
     run.fabric.backward(loss * (own / len(indices)))  # added up, the gradient of the mean over the joint batch
     processes.add_gradients_(run.model.parameters())
     run.optimizer.step()

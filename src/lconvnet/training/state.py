@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,27 @@ def first_not_finite(module: nn.Module) -> str:
     """
     values = module.state_dict().items()
     return next((name for name, value in values if value.is_floating_point() and not value.isfinite().all()), "")
+
+
+def with_name(what: str, module: nn.Module) -> str:
+    """What happened, and the first stored value that is not finite, where one is the reason.
+
+    >>> with_name("loss is nan", nn.Linear(1, 1))
+    'loss is nan'
+    """
+    name = first_not_finite(module)
+    return f"{what} ({name} is not finite)" if name else what
+
+
+@contextmanager
+def divergence(run: Run, rate: float) -> Iterator[None]:
+    """What a kernel raises for weights that are not finite is a divergence, by the name of the weight."""
+    try:
+        yield
+    except ValueError as error:
+        if name := first_not_finite(run.model):
+            raise diverged(run, f"{name} is not finite", rate) from error
+        raise
 
 
 def require_finite(run: Run, rate: float) -> None:

@@ -23,7 +23,7 @@ from lconvnet.training.folder import RunFolder, interrupted
 from lconvnet.training.interruption import Interruption
 from lconvnet.training.projection import is_due, project_
 from lconvnet.training.randomness import derive_seed, seed_global
-from lconvnet.training.state import first_not_finite
+from lconvnet.training.state import first_not_finite, with_name
 from lconvnet.wasserstein import checkpoint
 from lconvnet.wasserstein.objective import critic_values, difference
 from lconvnet.wasserstein.progress import OnStep
@@ -82,7 +82,7 @@ def _step(run: Run) -> None:
         (-gap).backward()
     value = float(gap.detach())
     if not math.isfinite(value):
-        raise diverged(run, f"the difference is {value}")
+        raise diverged(run, with_name(f"the difference is {value}", run.critic))
     run.optimizer.step()
     run.scheduler.step()
     run.values.append(value)
@@ -96,7 +96,7 @@ def _divergence(run: Run) -> Iterator[None]:
     except (ValueError, torch.linalg.LinAlgError) as error:
         if not run.values:
             raise
-        raise diverged(run, str(error)) from error
+        raise diverged(run, with_name(str(error), run.critic)) from error
 
 
 def diverged(run: Run, what: str) -> Diverged:
