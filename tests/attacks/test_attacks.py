@@ -9,7 +9,7 @@ from torch import nn
 
 from lconvnet import bake, models
 from lconvnet.attacks import Attack, fgsm, pgd, score
-from lconvnet.attacks.gradient import _uniform_ball
+from lconvnet.attacks.gradient import _uniform_cube
 from lconvnet.certify import certify
 
 
@@ -104,11 +104,11 @@ def test_score_does_not_trust_the_attack():
     assert outside.norm.tolist() == pytest.approx([math.sqrt(8) / 2] * 3)
 
 
-def test_random_starts_are_uniform_in_the_ball():
-    points = _uniform_ball(torch.zeros(20000, 3), torch.Generator().manual_seed(0))
-    norms = points.norm(dim=1)
-    assert norms.max() <= 1
-    assert norms.pow(3).mean() == pytest.approx(0.5, abs=0.01)  # U^(1/3): four standard errors are 0.008
+def test_random_starts_are_uniform_in_the_cube():
+    points = _uniform_cube(torch.zeros(20000, 3), torch.Generator().manual_seed(0))
+    assert points.abs().max() <= 1
+    assert points.square().mean() == pytest.approx(1 / 3, abs=5e-3)  # four standard errors
+    assert points.norm(dim=1).max() > 1.6, "the corners, at norm 1.73, are reached"
     assert points.mean(0).abs().max() < 0.02
 
 
