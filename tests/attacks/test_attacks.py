@@ -112,6 +112,34 @@ def test_random_starts_are_uniform_in_the_cube():
     assert points.mean(0).abs().max() < 0.02
 
 
+def test_the_margin_is_what_is_climbed():
+    """Behind a linear map its gradient is the nearest class's row less the label's; a step leads straight there."""
+    torch.manual_seed(0)
+    network, x = nn.Linear(8, 4).requires_grad_(False), torch.full((1, 8), 0.5)
+    logits = network(x)[0]
+    order = logits.argsort(descending=True)
+    towards = network.weight[order[1]] - network.weight[order[0]]
+    moved = fgsm(network, x, order[:1], 0.01).adversarial - x
+    assert F.cosine_similarity(moved[0], towards, dim=0) == pytest.approx(
+        1, abs=1e-4
+    )  # rounding of x + step to float32
+    blurred = fgsm(network, x, order[:1], 0.01, loss="cross-entropy").adversarial - x
+    assert F.cosine_similarity(blurred[0], towards, dim=0) < 0.99
+
+
+def test_pgd_starts_from_the_cube():
+    """Where nothing is climbed the start stays: a point of the cube is nearly always beyond the ball and projected."""
+    network = nn.Linear(64, 2).requires_grad_(False)
+    network.weight.zero_()
+    network.bias.copy_(torch.tensor([1.0, 0.0]))
+    images, labels = torch.full((100, 64), 0.5), torch.zeros(100, dtype=torch.long)
+    result = pgd(network, images, labels, 0.3)
+    assert result.zero_gradient.all()
+    assert torch.allclose(result.norm, torch.full_like(result.norm, 0.3), rtol=1e-5)  # ends 1e-6 inside the ball
+    cube = (pgd(network, images, labels, 0.3, norm="linf").adversarial - images) / 0.3
+    assert cube.square().mean() == pytest.approx(1 / 3, abs=0.015)  # four standard errors of 6,400 uniform points
+
+
 def test_the_seed_decides_and_the_global_generator_is_left_alone(subject):
     network, images, found = subject
     state = torch.get_rng_state()
