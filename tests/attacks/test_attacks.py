@@ -11,6 +11,7 @@ from lconvnet import bake, models
 from lconvnet.attacks import Attack, fgsm, pgd, score
 from lconvnet.attacks.gradient import _uniform_cube
 from lconvnet.certify import certify
+from lconvnet.ops.margins import margin
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +67,14 @@ def test_attack_just_below_each_radius_fails_and_far_above_succeeds(subject):
 
 
 def test_pgd_is_at_least_as_strong_as_fgsm_on_average(subject):
+    """Three starts, for every wrong class has a maximum of its own, and a start on the sphere may be near another."""
     network, images, found = subject
     for eps in (0.05, 0.1, 0.2):
-        one, many = fgsm(network, images, found.label, eps), pgd(network, images, found.label, eps)
+        one, many = fgsm(network, images, found.label, eps), pgd(network, images, found.label, eps, restarts=3)
         assert many.success.sum() >= one.success.sum()
         left = ~many.success  # the others stop where the answer turns
-        losses = [F.cross_entropy(network(r.adversarial[left]), found.label[left]) for r in (one, many)]
-        assert losses[1] >= losses[0] * (1 - 1e-3)
+        ahead = [margin(network(r.adversarial[left]), found.label[left]).mean() for r in (one, many)]
+        assert ahead[1] <= ahead[0] * (1 + 1e-2)
 
 
 @pytest.mark.parametrize("run", [fgsm, pgd], ids=["fgsm", "pgd"])
