@@ -21,7 +21,7 @@ LIBRARIES = {
     "ddn": {"steps": 10},
     "carlini_wagner": {"steps": 20, "binary_search_steps": 3, "step_size": 0.05},
 }
-OURS = {f"{name}-{loss}": {"loss": loss} for name in ("pgd", "fgsm") for loss in LOSSES}
+OURS: dict[str, dict[str, object]] = {f"{name}-{loss}": {"loss": loss} for name in ("pgd", "fgsm") for loss in LOSSES}
 OURS["pgd-callable"] = {"loss": F.cross_entropy}
 BALLS = ("pgd", "fgsm", "apgd", "autoattack", "square")
 

@@ -219,7 +219,7 @@ def _stated(evaluation: Any) -> Any:
     if not isinstance(evaluation, Mapping) or not isinstance(evaluation.get("attacks"), list):
         return evaluation
     older = {name: {"loss": "cross-entropy"} for name in ("pgd", "fgsm")}
-    attacks = [older.get(a.get("name"), {}) | a if isinstance(a, dict) else a for a in evaluation["attacks"]]
+    attacks = [older.get(str(a.get("name")), {}) | a if isinstance(a, dict) else a for a in evaluation["attacks"]]
     return {**evaluation, "attacks": attacks}
 
 
