@@ -102,7 +102,7 @@ def test_evaluate(command, run):
         "0.3": results["adv_robustness"][0.3]["lb"],
     }
     assert found["bound"] == results["sanity_check/layer-l-constant"]
-    assert set(found["attacks"]["0.3"]) == {"fgsm-ub", "fgsm-ub-dist", "fgsm-ub-success-rate"}
+    assert set(found["attacks"]["0.3"]) == {"fgsm-ub", "fgsm-ub-dist", "fgsm-ub-success-rate", "fgsm-ub-zero-gradient"}
     code, out, _ = command("evaluate", run / "cfg.yaml", "--no-attacks", "--set", "evaluation.eps=[0.2]")
     assert code == 0
     assert re.search(r"0\.2 .*%", out)

@@ -46,6 +46,18 @@ def test_accuracies_are_ordered(subject):
     assert pgd <= fgsm <= int(correct.sum())
 
 
+def test_the_margin_fools_more_than_cross_entropy(subject):
+    """Cross-entropy also pushes the logits of classes that are far away; on a Lipschitz network that costs points."""
+    network, images, labels, found = subject
+    correct = found.label == labels
+    for attack in (attacks.fgsm, partial(attacks.pgd, steps=10)):
+        margin, entropy = (
+            left(correct, attack(network, images, labels, EPS, loss=n)) for n in ("margin", "cross-entropy")
+        )
+        print(f"of 1,000: margin {margin}, cross-entropy {entropy}")
+        assert margin < entropy
+
+
 SHORTEST = {
     "deepfool": partial(attacks.deepfool, steps=50),
     "ddn": attacks.ddn,

@@ -1,10 +1,12 @@
 """Configurations: what is accepted, and one clear line for what is not."""
 
+from inspect import signature
 from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
+from lconvnet import attacks
 from lconvnet.experiments import config, names
 from lconvnet.experiments.explain import sections
 from lconvnet.experiments.generation_config import GanExperiment
@@ -165,3 +167,13 @@ def test_every_allowed_name_has_its_callable():
     assert {*names.ATTACKS, *names.MINIMUM_NORM_ATTACKS} == member_names(
         config.Evaluation.model_fields["attacks"].annotation
     )
+    assert set(attacks.LOSSES) == literals(config.Pgd, "loss") == literals(config.Fgsm, "loss")
+
+
+def test_a_default_of_an_attack_is_its_functions():
+    """`{name: NAME}` and the bare call are the same attack: every key of a section is an argument, with one default."""
+    for section in sections(config.Evaluation.model_fields["attacks"].annotation):
+        (name,) = literals(section, "name")
+        defaults = {key: one.default for key, one in signature(getattr(attacks, name)).parameters.items()}
+        options = {key: one for key, one in section.model_fields.items() if key not in ("name", "eps", "mini")}
+        assert {key: one.default for key, one in options.items()} == {key: defaults[key] for key in options}, name

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import lconvnet.experiments.robustness as robustness
 from lconvnet import atomic, saving
 from lconvnet.bounds import lipschitz_bound
-from lconvnet.experiments import build, execute
+from lconvnet.experiments import build, execute, names
 from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.loading import dump, parse
 from lconvnet.experiments.run_folder import RunFolder, find_run
@@ -62,7 +62,7 @@ def test_results_have_the_originals_keys_and_obey_the_laws(run, evaluated, refer
     original = yaml.safe_load((folder / "results.yaml").read_text())
     assert {"accuracy", "loss", "sanity_check/layer-l-constant", "adv_robustness"} <= set(original) & set(results)
     row, theirs = results["adv_robustness"][0.3], original["adv_robustness"][1.58]
-    assert set(row) == {key for key in theirs if not key.startswith("fgsm")}
+    assert set(row) == {key for key in theirs if not key.startswith("fgsm")} | {"pgd-ub-zero-gradient"}
     assert {"fgsm-ub", "fgsm-ub-dist", "fgsm-ub-success-rate"} <= set(results["adv_robustness_mini_eval"][0.1])
     for eps, row in results["adv_robustness"].items():
         assert row["lb"] <= row.get("pgd-ub", row["natural"]) <= row["natural"] == results["accuracy"], eps
@@ -77,7 +77,7 @@ def test_results_have_the_originals_keys_and_obey_the_laws(run, evaluated, refer
 
 
 def test_numbers_follow_from_the_certificates(run, evaluated):
-    """An independent oracle: the parquet rows alone give clean and certified accuracy and the mean radius."""
+    """An independent oracle: the parquet rows alone give clean and certified accuracy and the mean distances."""
     rows = pyarrow.parquet.read_table(run.examples).to_pandas()
     assert list(rows.columns)[:5] == ["index", "label", "prediction", "margin", "radius"]
     assert [name for name in rows if name.endswith("norm")] == ["pgd@0.3 norm", "fgsm@0.1 norm", "fgsm@0.3 norm"]
@@ -87,7 +87,11 @@ def test_numbers_follow_from_the_certificates(run, evaluated):
     assert evaluated.results["accuracy"] == len(correct) / 60
     for eps, row in evaluated.results["adv_robustness"].items():
         assert row["lb"] == pytest.approx((correct.radius > eps).sum() / 60, abs=1e-12)
-        assert row["lb_dist"] == pytest.approx(correct.radius.mean(), rel=1e-12)
+        assert row["lb_dist"] == pytest.approx(correct.radius.sum() / 60, rel=1e-12), "wrong answers have distance 0"
+    row, fooled = evaluated.results["adv_robustness"][0.3], rows[rows["pgd@0.3 success"]]
+    assert row["pgd-ub-dist"] == pytest.approx(fooled["pgd@0.3 norm"].mean(), rel=1e-12)
+    assert len(correct) < 60, "some of these were wrong before, at norm 0"
+    assert row["pgd-ub-success-rate"] == pytest.approx(len(fooled) / 60, abs=1e-12)
     mini = evaluated.results["adv_robustness_mini_eval"][0.3]
     assert mini["natural"] == pytest.approx((rows.label == rows.prediction)[:20].mean(), abs=1e-12)
 
@@ -360,9 +364,80 @@ def test_minimum_norm_attacks_run_once_for_every_eps(run, tmp_path):
     assert (rows["deepfool norm"][~correct] == 0).all()
 
 
+SIBLINGS = """evaluation.attacks=[
+    {name: deepfool, steps: 3, eps: [0.1]}, {name: deepfool, steps: 20, eps: [0.3]},
+    {name: ddn, steps: 2, eps: [0.1]}, {name: ddn, steps: 2, eps: [0.3]},
+    {name: fgsm, eps: [0.3]}, {name: fgsm, eps: [0.3], loss: cross-entropy}, {name: fgsm, eps: [0.3], mini: true},
+    {name: fgsm, eps: [0.02], norm: linf}, {name: pgd, steps: 2, eps: [0.1]}, {name: pgd, steps: 2, eps: [0.3]}]"""
+
+
+def test_attacks_of_one_name_keep_their_own_columns_and_keys(run, tmp_path):
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    found = execute.evaluate(copy, [SIBLINGS])
+    rows = pyarrow.parquet.read_table(copy.examples).to_pandas()
+    columns = [name.removesuffix(" norm") for name in rows if name.endswith(" norm")]
+    assert columns == [
+        "deepfool(eps=0.1, steps=3)",
+        "deepfool(eps=0.3, steps=20)",
+        "ddn(eps=0.1)",
+        "ddn(eps=0.3)",
+        "fgsm(mini=False, loss=margin)@0.3",
+        "fgsm(mini=False, loss=cross-entropy)@0.3",
+        "fgsm(mini=True, loss=margin)@0.3",
+        "fgsm-linf@0.02",
+        "pgd@0.1",
+        "pgd@0.3",
+    ]
+    sections = ("adv_robustness", "adv_robustness_mini_eval", "adv_robustness_linf")
+    full, mini, linf = (found.results[section] for section in sections)
+    keys = [{key for key in section[0.3] if key.endswith("-ub")} for section in (full, mini)]
+    assert keys[0] == {
+        "deepfool(steps=20)-ub",
+        "ddn-ub",
+        "fgsm(loss=margin)-ub",
+        "fgsm(loss=cross-entropy)-ub",
+        "pgd-ub",
+    }
+    assert keys[1] == {"fgsm-ub"}
+    assert {key for key in full[0.1] if key.endswith("-ub")} == {"deepfool(steps=3)-ub", "ddn-ub", "pgd-ub"}
+    assert "fgsm-ub" in linf[0.02]
+    for key, column in {
+        "deepfool(steps=20)-ub": "deepfool(eps=0.3, steps=20)",
+        "fgsm(loss=cross-entropy)-ub": "fgsm(mini=False, loss=cross-entropy)@0.3",
+    }.items():
+        assert full[0.3][key] == pytest.approx(1 - (rows[f"{column} norm"] <= 0.3).mean(), abs=1e-12)
+
+
 def test_the_same_attack_twice_at_one_eps_is_refused():
-    twice = [{"name": "pgd", "eps": [0.3]}, {"name": "pgd", "steps": 5}]
-    with pytest.raises(ValueError, match=r"attacks has pgd at eps 0\.3 twice"):
-        parse({**VALUES, "evaluation": {"eps": [0.3], "attacks": twice}})
+    for twice in (
+        [{"name": "pgd", "eps": [0.3]}, {"name": "pgd"}],
+        [{"name": "deepfool", "eps": [0.1, 0.3]}, {"name": "deepfool", "eps": [0.3, 0.5]}],
+    ):
+        with pytest.raises(ValueError, match=rf"attacks has {twice[0]['name']} at eps 0\.3 twice"):
+            parse({**VALUES, "evaluation": {"eps": [0.3], "attacks": twice}})
     with pytest.raises(ValueError, match=r"fgsm has norm linf but no eps"):
         parse({**VALUES, "evaluation": {"attacks": [{"name": "fgsm", "norm": "linf"}]}})
+
+
+def test_images_without_a_gradient_are_counted_and_told(run, tmp_path, monkeypatch, caplog):
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    for table, name in ((names.ATTACKS, "fgsm"), (names.MINIMUM_NORM_ATTACKS, "ddn")):
+        monkeypatch.setitem(table, name, on_rounded_images(table[name]))
+    attacks = "[{name: fgsm, eps: [0.3]}, {name: ddn, steps: 2, eps: [0.3], mini: true}, {name: pointwise, eps: [0.1]}]"
+    results = execute.evaluate(copy, [f"evaluation.attacks={attacks}"]).results
+    right = round(results["accuracy"] * 60)
+    assert results["adv_robustness"][0.3]["fgsm-ub-zero-gradient"] == right > 0
+    assert 0 < results["adv_robustness_mini_eval"][0.3]["ddn-ub-zero-gradient"] <= min(right, 20)
+    assert not any("zero" in key for key in results["adv_robustness"][0.1]), "pointwise needs no gradient"
+    assert f"fgsm@0.3 found no gradient at {right} of 60 images" in caplog.text
+
+
+def on_rounded_images(attack):
+    return lambda network, *rest, **options: attack(torch.nn.Sequential(Rounded(), network).eval(), *rest, **options)
+
+
+class Rounded(torch.nn.Module):
+    """Colours of eight bits, as a camera would see them: flat almost everywhere."""
+
+    def forward(self, images):
+        return (images * 255).round() / 255

@@ -106,6 +106,23 @@ def test_an_attack_that_was_set_differently_is_not_averaged(runs, cells):
     assert "pgd was set differently in these runs" in cell.fill
 
 
+def test_results_from_before_the_loss_was_a_key_are_not_averaged_with_later_ones(runs, cells):
+    """They climbed cross-entropy, and say so by silence."""
+    pgd = {"name": "pgd", "steps": 20}
+    for seed, attack in enumerate((pgd, pgd | {"loss": "margin"})):
+        runs.recorded(f"{seed}", [f"seed={seed}"], top={"evaluation": {"eps": [1.58], "attacks": [attack]}})
+    assert "pgd was set differently in these runs" in cells("9")[SMALL, "BCOP", "PGD"].fill
+
+
+def test_attacks_of_one_name_have_a_column_each(runs, cells):
+    twice = "evaluation.attacks=[{name: pgd, steps: 20}, {name: pgd, steps: 40}]"
+    runs.recorded("a", [twice], **{"pgd(steps=20)_ub": 0.5, "pgd(steps=40)_ub": 0.45}, drop=["pgd-ub"])
+    runs.recorded("b", [twice, "seed=1"], **{"pgd(steps=20)_ub": 0.6, "pgd(steps=40)_ub": 0.55}, drop=["pgd-ub"])
+    found = cells("9")
+    assert found[SMALL, "BCOP", "PGD (steps=20)"].mean == pytest.approx(55)
+    assert found[SMALL, "BCOP", "PGD (steps=40)"].mean == pytest.approx(50)
+
+
 def test_every_configuration_named_in_a_command_exists_or_is_of_the_critics(runs):
     runs.named("adv-rob-mnist/small/BCOP-Bjorck/multi-trial-A")
     runs.critic("wde_stl10/lr-0.1/conv/RKO/relu/multi-trial-A", -1, 1)

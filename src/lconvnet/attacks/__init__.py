@@ -5,6 +5,7 @@
 
 from lconvnet.attacks.ensemble import apgd, autoattack, square
 from lconvnet.attacks.gradient import fgsm, pgd
+from lconvnet.attacks.losses import LOSSES, Loss, LossName
 from lconvnet.attacks.minimum_norm import (
     boundary_attack,
     carlini_wagner,
@@ -14,12 +15,14 @@ from lconvnet.attacks.minimum_norm import (
     hop_skip_jump,
     pointwise,
 )
-from lconvnet.attacks.result import Attack, AttackResult, Loss, MinimumNormAttack, Norm, norms, score
+from lconvnet.attacks.result import Attack, AttackResult, MinimumNormAttack, Norm, norms, score
 
 __all__ = [
+    "LOSSES",
     "Attack",
     "AttackResult",
     "Loss",
+    "LossName",
     "MinimumNormAttack",
     "Norm",
     "apgd",

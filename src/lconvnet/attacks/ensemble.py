@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lconvnet.attacks.gradient import marked
+from lconvnet.attacks.losses import Normalized, require_three
 from lconvnet.attacks.randomness import seeded
 from lconvnet.attacks.result import AttackResult, Norm, score
 from lconvnet.extras import require
@@ -24,17 +25,7 @@ from lconvnet.ops.images import check_eps, check_images, check_labels
 INSIDE = 1 - 1e-5
 NORMS = {"l2": "L2", "linf": "Linf"}
 TARGETS = 9
-
-
-class Fresh(nn.Module):
-    """The network with answers that belong to the caller: the library writes into them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = deepcopy(network).eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images).clone()
+APGD = {"cross-entropy": "apgd-ce", "logit-difference-ratio": "apgd-dlr"}
 
 
 def apgd(
@@ -47,8 +38,9 @@ def apgd(
     restarts: int = 1,
     norm: Norm = "l2",
     seed: int = 0,
+    loss: Literal["cross-entropy", "logit-difference-ratio"] = "cross-entropy",
 ) -> AttackResult:
-    """Gradient ascent of the cross-entropy that halves its step where it stops to help.
+    """Gradient ascent of the loss that halves its step where it stops to help.
 
     >>> result = apgd(nn.Linear(4, 4), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3)
     >>> result.norm.item() <= 0.25
@@ -58,7 +50,11 @@ def apgd(
     def tune(ensemble: Any) -> None:
         ensemble.apgd.n_iter, ensemble.apgd.n_restarts = steps, restarts
 
-    return _run(["apgd-ce"], tune, network, images, labels, eps, norm, seed)
+    if loss not in APGD:
+        raise ValueError(f"loss={loss!r}: apgd climbs {' or '.join(map(repr, APGD))}")
+    if loss == "logit-difference-ratio":
+        require_three(_classes(network, images))
+    return _run([APGD[loss]], tune, network, images, labels, eps, norm, seed)
 
 
 def square(
@@ -91,10 +87,14 @@ def autoattack(
         ensemble.apgd.n_restarts = ensemble.fab.n_restarts = ensemble.apgd_targeted.n_restarts = 1
         ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = targets
 
-    with torch.no_grad():
-        classes = network(images[:1]).shape[1]
+    classes = _classes(network, images)
     members = ["apgd-ce", "apgd-t", "fab-t", "square"] if classes > 3 else ["apgd-ce", "fab-t", "square"]
     return _run(members, tune, network, images, labels, eps, norm, seed)
+
+
+@torch.no_grad()
+def _classes(network: nn.Module, images: Tensor) -> int:
+    return network(images[:1]).shape[1]
 
 
 def _run(
@@ -115,7 +115,7 @@ def _run(
         raise ValueError(f"images has dtype {images.dtype}: AutoAttack works in float32, use images.float()")
     library = require("pyautoattack", "attacks")
     ensemble = library.AutoAttack(
-        Fresh(network),
+        Normalized(network, images),
         attacks=list(members),
         device=images.device,
         eps=eps * INSIDE,
@@ -130,4 +130,5 @@ def _run(
             found, _ = ensemble.run_standard_evaluation(images, labels, batch_size=max(1, len(images)))
         finally:
             sys.settrace(trace)
-    return score(network, images, labels, found, eps, norm=norm)
+    result = score(network, images, labels, found, eps, norm=norm)
+    return result if members == ["square"] else marked(network, images, labels, result)

@@ -2,15 +2,20 @@
 
 x <- Pi( x + step d ),      d = grad / |grad| in l2, sign(grad) in l-infinity,
                             Pi: into the ball of radius eps around the image, then into [0, 1]
+
+They climb the margin (see :mod:`lconvnet.attacks.losses`): FGSM from the image, PGD from Pi of a uniform point of the
+cube of side 2 eps around it, as the paper's code does (Li et al. 2019).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.attacks.result import AttackResult, Loss, Norm, norms, score
+from lconvnet.attacks.losses import Loss, LossName, loss_of, unit
+from lconvnet.attacks.result import AttackResult, Norm, norms, score
 from lconvnet.ops.images import check_eps, check_images, check_labels
 
 INSIDE = 1 - 1e-6
@@ -24,7 +29,7 @@ def fgsm(
     eps: float | Tensor,
     *,
     norm: Norm = "l2",
-    loss: Loss = F.cross_entropy,
+    loss: Loss | LossName = "margin",
 ) -> AttackResult:
     """One step of length eps along the gradient of the loss.
 
@@ -34,15 +39,15 @@ def fgsm(
         labels: true classes ``(B,)``.
         eps: radius of the ball, or one for each image ``(B,)``.
         norm: "l2" or "linf", of the ball and of the step.
-        loss: what the attack increases.
+        loss: what the attack increases: a name, or a callable of the logits at spread 10 and the labels.
 
     >>> fgsm(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25).norm.item() <= 0.25
     True
     """
     labels, eps = _checked(images, labels, eps)
-    direction, _ = _ascent(network, images, labels, loss, norm)
+    direction, fooled = _ascent(network, images, labels, _objective(network, images, loss), norm)
     moved = _projected(images, images + _like_images(eps, images) * direction, eps, norm)
-    return score(network, images, labels, moved, eps, norm=norm)
+    return replace(score(network, images, labels, moved, eps, norm=norm), zero_gradient=_flat(direction) & ~fooled)
 
 
 def pgd(
@@ -56,9 +61,9 @@ def pgd(
     restarts: int = 1,
     norm: Norm = "l2",
     seed: int = 0,
-    loss: Loss = F.cross_entropy,
+    loss: Loss | LossName = "margin",
 ) -> AttackResult:
-    """Projected gradient ascent of the loss from uniformly random points of the ball.
+    """Projected gradient ascent of the loss from random points of the ball.
 
     Args:
         network: in eval mode; evaluated in its own dtype.
@@ -70,7 +75,7 @@ def pgd(
         restarts: attempts; an image stays with its first success, within an attempt too.
         norm: "l2" or "linf", of the ball and of the steps.
         seed: decides the random starts.
-        loss: what the attack increases.
+        loss: what the attack increases: a name, or a callable of the logits at spread 10 and the labels.
 
     >>> pgd(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3).norm.item() <= 0.25
     True
@@ -79,21 +84,29 @@ def pgd(
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps={steps} and restarts={restarts} must be at least 1")
     step = 2.5 * eps / steps if step_size is None else eps.new_full(eps.shape, check_eps(step_size))
-    generator = torch.Generator().manual_seed(seed)
+    generator, objective = torch.Generator().manual_seed(seed), _objective(network, images, loss)
     best = score(network, images, labels, images, eps, norm=norm)
+    flat = ~best.success
     for _ in range(restarts):
-        start = _like_images(eps, images) * _uniform_ball(images, generator, norm)
+        start = images + _like_images(eps, images) * _uniform_cube(images, generator)
         left = (~best.success).nonzero().flatten()
         if not len(left):
             break
         original, right, radius = images[left], labels[left], eps[left]
-        x = _projected(original, original + start[left], radius, norm)
+        x = _projected(original, start[left].clamp(0, 1), radius, norm)
         for _ in range(steps):
-            direction, fooled = _ascent(network, x, right, loss, norm)
+            direction, fooled = _ascent(network, x, right, objective, norm)
+            flat[left] &= _flat(direction)
             moved = _projected(original, x + _like_images(step[left], x) * direction, radius, norm)
             x = torch.where(_like_images(fooled, x), x, moved)
         best = replaced(best, left, score(network, original, right, x, radius, norm=norm))
-    return best
+    return replace(best, zero_gradient=flat)
+
+
+def marked(network: nn.Module, images: Tensor, labels: Tensor, result: AttackResult) -> AttackResult:
+    """Return the result with the rightly answered images whose margin has a gradient of zero."""
+    direction, fooled = _ascent(network, images, labels, _objective(network, images, "margin"), "linf")
+    return replace(result, zero_gradient=_flat(direction) & ~fooled)
 
 
 def replaced(result: AttackResult, index: Tensor, new: AttackResult) -> AttackResult:
@@ -102,7 +115,19 @@ def replaced(result: AttackResult, index: Tensor, new: AttackResult) -> AttackRe
         result.adversarial.index_copy(0, index, new.adversarial),
         result.success.index_copy(0, index, new.success),
         result.norm.index_copy(0, index, new.norm),
+        result.zero_gradient.index_copy(0, index, new.zero_gradient),
     )
+
+
+def _objective(network: nn.Module, images: Tensor, loss: Loss | LossName) -> Loss:
+    """The loss of logits brought to the spread that losses expect."""
+    scale, climbed = unit(network, images), loss_of(loss)
+    return lambda logits, labels: climbed(logits / scale, labels)
+
+
+def _flat(direction: Tensor) -> Tensor:
+    """Which images have nowhere to go."""
+    return (direction == 0).flatten(1).all(dim=1)
 
 
 def _ascent(network: nn.Module, x: Tensor, labels: Tensor, loss: Loss, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -131,14 +156,10 @@ def _projected(images: Tensor, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     return (images.double() + delta).clamp(0, 1).to(images.dtype)
 
 
-def _uniform_ball(images: Tensor, generator: torch.Generator, norm: Norm = "l2") -> Tensor:
-    """Uniform points of the unit ball: in l2 a random direction times U^(1/d)."""
-    shape, options = images.shape, {"generator": generator, "dtype": torch.float64, "device": generator.device}
-    if norm == "linf":
-        return (2 * torch.rand(shape, **options) - 1).to(images)
-    direction = torch.randn(shape, **options)
-    radius = torch.rand(shape[0], **options) ** (1 / images[0].numel())
-    return (direction * _like_images(radius / norms(direction), direction)).to(images.device)
+def _uniform_cube(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform points of the cube [-1, 1]^d."""
+    points = torch.rand(images.shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return (2 * points - 1).to(images)
 
 
 def _like_images(values: Tensor, images: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lconvnet.attacks.gradient import replaced
+from lconvnet.attacks.gradient import marked, replaced
+from lconvnet.attacks.losses import Normalized, frozen
 from lconvnet.attacks.randomness import seeded
 from lconvnet.attacks.result import AttackResult, Norm, score
 from lconvnet.extras import require
@@ -101,18 +101,18 @@ def pointwise(network: nn.Module, images: Tensor, labels: Tensor, *, seed: int =
 def _by_gradient(
     kind: str, network: nn.Module, images: Tensor, labels: Tensor, norm: Norm, seed: int, **options: Any
 ) -> AttackResult:
-    attacks, network, labels = require("foolbox.attacks", "attacks"), _frozen(network), _checked(images, labels)
-    attack = getattr(attacks, kind)(**options)
+    attacks, labels = require("foolbox.attacks", "attacks"), _checked(images, labels)
+    attack, normalized = getattr(attacks, kind)(**options), Normalized(network, images)
     with seeded(seed, images.device), _silent_root_logger():
-        found = attack.run(_foolbox(network, images), images, _misclassified(labels))
-    return score(network, images, labels, found, math.inf, norm=norm)
+        found = attack.run(_foolbox(normalized, images), images, _misclassified(labels))
+    return marked(network, images, labels, score(network, images, labels, found, math.inf, norm=norm))
 
 
 def _by_answers(
     kind: str, network: nn.Module, images: Tensor, labels: Tensor, seed: int, norm: Norm = "l2", **options: Any
 ) -> AttackResult:
     """Run on the images that have a start; the others keep their own pixels and count as not attacked."""
-    attacks, network, labels = require("foolbox.attacks", "attacks"), _frozen(network), _checked(images, labels)
+    attacks, network, labels = require("foolbox.attacks", "attacks"), frozen(network), _checked(images, labels)
     result = score(network, images, labels, images, math.inf, norm=norm)
     with seeded(seed, images.device), _silent_root_logger():
         starts, found = _starts(network, images, labels, salt_and_pepper=kind == "PointwiseAttack")
@@ -161,11 +161,6 @@ def _foolbox(network: nn.Module, images: Tensor) -> Any:
 
 def _misclassified(labels: Tensor) -> Any:
     return require("foolbox", "attacks").Misclassification(labels)
-
-
-def _frozen(network: nn.Module) -> nn.Module:
-    """A copy in eval mode that gathers no gradients."""
-    return deepcopy(network).eval().requires_grad_(False)
 
 
 def _checked(images: Tensor, labels: Tensor) -> Tensor:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits ``(B, classes)`` and labels ``(B,)`` to a number that grows as the answers get worse, summed or
-averaged."""
 
 Norm = Literal["l2", "linf"]
 """How a perturbation is measured: Euclidean length, or the largest change of a pixel."""
@@ -26,11 +21,14 @@ class AttackResult:
         success: bool ``(B,)``: the answer differs from the label, and the norm is at most eps (where the attack
             was given one).
         norm: exact distance to the original in the norm of the attack, float64 ``(B,)``.
+        zero_gradient: bool ``(B,)``: rightly answered, and an attack along the gradient had none to follow (zero or not
+            finite): at every point that `fgsm` and `pgd` looked at, at the image for attacks of the libraries.
     """
 
     adversarial: Tensor
     success: Tensor
     norm: Tensor
+    zero_gradient: Tensor
 
 
 class Attack(Protocol):
@@ -65,7 +63,7 @@ def score(
     clipped = adversarial.to(images.dtype).clamp(0, 1)
     distance = norms(clipped.double() - images.double(), norm)
     fooled = network(clipped).argmax(dim=1) != labels
-    return AttackResult(clipped, fooled & (distance <= eps), distance)
+    return AttackResult(clipped, fooled & (distance <= eps), distance, torch.zeros_like(fooled))
 
 
 def norms(perturbation: Tensor, norm: Norm = "l2") -> Tensor:

@@ -1,9 +1,11 @@
 """From records of single images to the accuracies of `results.yaml`, under the original's keys.
 
 For each eps: `natural` is the clean accuracy, `lb` the certified accuracy (correct and radius > eps), `lb_dist` the
-mean certified radius of the correctly classified images; for each attack, `NAME-ub` is the accuracy that remains
-(correct and not fooled within eps), `NAME-ub-success-rate` one minus that, `NAME-ub-dist` the mean norm of the
-successful perturbations of correctly classified images (0 where there is none). Then lb <= NAME-ub <= natural.
+mean certified radius over all images, 0 for those answered wrongly; for each attack, `NAME-ub` is the accuracy that
+remains (correct and not fooled within eps), `NAME-ub-success-rate` one minus that, `NAME-ub-dist` the mean norm that
+the images answered wrongly within eps needed, 0 for those that were wrong before (0 where there is none), and, where it
+goes along the gradient, `NAME-ub-zero-gradient` the number of images that had none. Then lb <= NAME-ub <= natural. NAME
+is that of the attack, with the options in which two of one name differ: `pgd(steps=20)-ub`.
 
 `adv_robustness` is about all test images, `adv_robustness_mini_eval` about the first few that slow attacks are given;
 `adv_robustness_linf` and `adv_robustness_linf_mini_eval` measure eps in l-infinity, where |x|_2 <= sqrt(d) |x|_inf:
@@ -39,7 +41,7 @@ def accuracies(
                 row = _certified(certificates, labels, eps, math.sqrt(pixels) if norm == "linf" else 1.0, count)
                 for outcome in chosen:
                     if eps in outcome_radii(outcome, evaluation):
-                        row |= _under_attack(certificates, labels, outcome, eps)
+                        row |= _under_attack(outcome, eps, evaluation.key(outcome.attack))
                 rows[eps] = row
             if rows:
                 section = "adv_robustness" + ("_linf" if norm == "linf" else "") + ("_mini_eval" if mini else "")
@@ -68,17 +70,15 @@ def _certified(certificates: Certificates, labels: Tensor, eps: float, factor: f
     return {
         "natural": _mean(correct),
         "lb": certified_accuracy(part, labels[:count], eps * factor),
-        "lb_dist": _mean(part.radius[correct]) / factor,
+        "lb_dist": _mean(part.radius.where(correct, 0.0)) / factor,
     }
 
 
-def _under_attack(certificates: Certificates, labels: Tensor, outcome: Outcome, eps: float) -> dict[str, float]:
-    count = len(outcome.success)
-    correct = certificates.label[:count] == labels[:count]
-    fooled = correct & outcome.success & (outcome.norm <= eps)
-    remaining = _mean(correct & ~fooled)
-    key = f"{outcome.attack.name}-ub"
-    return {key: remaining, f"{key}-dist": _mean(outcome.norm[fooled]), f"{key}-success-rate": 1 - remaining}
+def _under_attack(outcome: Outcome, eps: float, name: str) -> dict[str, float]:
+    wrong = outcome.success & (outcome.norm <= eps)
+    remaining, key = _mean(~wrong), f"{name}-ub"
+    flat = {f"{key}-zero-gradient": int(outcome.zero_gradient.sum())} if outcome.attack.by_gradient else {}
+    return {key: remaining, f"{key}-dist": _mean(outcome.norm[wrong]), f"{key}-success-rate": 1 - remaining} | flat
 
 
 def _mean(values: Tensor) -> float:

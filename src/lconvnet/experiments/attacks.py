@@ -1,17 +1,26 @@
-"""The attacks of an evaluation: a section for each, whose keys are the arguments of its function.
+"""The attacks of an evaluation: a section for each, whose keys are the arguments of its function with its defaults.
 
 Of the functions in `lconvnet.attacks`, `pgd`, `fgsm`, `apgd`, `square` and `autoattack` search a ball of radius eps,
 the others look for the shortest perturbation, once for every eps. `boundary_attack` and `pointwise` are called as in
 the original's results.
 """
 
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Annotated, ClassVar, Literal, Protocol
+from inspect import signature
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, Strict, model_validator
 
+from lconvnet import attacks
+from lconvnet.attacks import LossName
 from lconvnet.experiments.section import PositiveFloat, PositiveInt, Section
 from lconvnet.extras import require
+
+
+def _default(attack: Callable[..., Any], option: str) -> Any:
+    """The default of a function's argument, which stands there alone."""
+    return signature(attack).parameters[option].default
 
 
 class HasRadii(Protocol):
@@ -34,6 +43,7 @@ class Attack(Section):
     eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] | None = None
     mini: bool = False
     library: ClassVar[str] = ""
+    by_gradient: ClassVar[bool] = True
 
     def made_with(self) -> str:
         """The library behind it with its version, nothing for this package; MissingExtraError where it is absent."""
@@ -52,9 +62,30 @@ class Attack(Section):
         """The name, with the norm where it is not l2."""
         return self.name if self.norm_name == "l2" else f"{self.name}-{self.norm_name}"
 
+    @property
+    def place(self) -> tuple[str, bool]:
+        """Norm and images, which decide the section of results.yaml that it is in."""
+        return self.norm_name, self.mini
+
+    def apart(self, others: Sequence["Attack"], *, without: set[str]) -> str:
+        """`(OPTION=VALUE, ...)` of the options, but for some, that are not alike in all attacks of this name among
+        `others`; "" where all are."""
+        options = [one.model_dump(mode="json", exclude=without | {"name"}) for one in others if one.name == self.name]
+        own = self.model_dump(mode="json")
+        differing = [
+            f"{key}={_short(own[key])}" for key in own if any(key in o and o[key] != own[key] for o in options)
+        ]
+        return f"({', '.join(differing)})" if differing else ""
+
     def radii(self, evaluation: HasRadii) -> tuple[float, ...]:
         """The eps it is asked for."""
         return self.eps or evaluation.eps
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "default"
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 class Normed(Attack):
@@ -80,18 +111,20 @@ class MinimumNorm(Attack):
 
 
 class Pgd(Normed):
-    """Projected gradient ascent; the paper: 200 steps of 0.01 from a random start."""
+    """Projected gradient ascent from a random start; the paper: `steps` 200 and `step_size` 0.01."""
 
     name: Literal["pgd"]
-    steps: PositiveInt = 200
-    step_size: PositiveFloat | None = 0.01
-    restarts: PositiveInt = 1
+    steps: PositiveInt = _default(attacks.pgd, "steps")
+    step_size: PositiveFloat | None = _default(attacks.pgd, "step_size")
+    restarts: PositiveInt = _default(attacks.pgd, "restarts")
+    loss: LossName = _default(attacks.pgd, "loss")
 
 
 class Fgsm(Normed):
     """One gradient step to the surface of the ball."""
 
     name: Literal["fgsm"]
+    loss: LossName = _default(attacks.fgsm, "loss")
 
 
 class Apgd(Normed):
@@ -99,16 +132,18 @@ class Apgd(Normed):
 
     name: Literal["apgd"]
     library: ClassVar[str] = "pyautoattack"
-    steps: PositiveInt = 100
-    restarts: PositiveInt = 1
+    steps: PositiveInt = _default(attacks.apgd, "steps")
+    restarts: PositiveInt = _default(attacks.apgd, "restarts")
+    loss: Literal["cross-entropy", "logit-difference-ratio"] = _default(attacks.apgd, "loss")
 
 
 class Square(Normed):
     """Random search that asks for logits only."""
 
     name: Literal["square"]
+    by_gradient: ClassVar[bool] = False
     library: ClassVar[str] = "pyautoattack"
-    queries: PositiveInt = 5000
+    queries: PositiveInt = _default(attacks.square, "queries")
 
 
 class AutoAttack(Normed):
@@ -122,51 +157,54 @@ class DeepFool(Normed, MinimumNorm):
     """Steps over the nearest linearised boundary."""
 
     name: Literal["deepfool"]
-    steps: PositiveInt = 50
+    steps: PositiveInt = _default(attacks.deepfool, "steps")
 
 
 class CarliniWagner(MinimumNorm):
     """Adam on norm plus c times margin."""
 
     name: Literal["carlini_wagner"]
-    steps: PositiveInt = 1000
-    binary_search_steps: PositiveInt = 9
-    step_size: PositiveFloat = 0.01
+    steps: PositiveInt = _default(attacks.carlini_wagner, "steps")
+    binary_search_steps: PositiveInt = _default(attacks.carlini_wagner, "binary_search_steps")
+    step_size: PositiveFloat = _default(attacks.carlini_wagner, "step_size")
 
 
 class Ddn(MinimumNorm):
     """Decoupled direction and norm."""
 
     name: Literal["ddn"]
-    steps: PositiveInt = 100
+    steps: PositiveInt = _default(attacks.ddn, "steps")
 
 
 class Fmn(Normed, MinimumNorm):
     """Fast minimum norm."""
 
     name: Literal["fmn"]
-    steps: PositiveInt = 100
+    steps: PositiveInt = _default(attacks.fmn, "steps")
 
 
 class BoundaryAttack(MinimumNorm):
     """A random walk along the boundary, by the answers alone."""
 
     name: Literal["boundary_attack"]
-    steps: PositiveInt = 5000
+    by_gradient: ClassVar[bool] = False
+    steps: PositiveInt = _default(attacks.boundary_attack, "steps")
 
 
 class Pointwise(MinimumNorm):
     """From noise back to the image, pixel after pixel, by the answers alone."""
 
     name: Literal["pointwise"]
+    by_gradient: ClassVar[bool] = False
 
 
 class HopSkipJump(Normed, MinimumNorm):
     """Estimated gradients of the boundary, by the answers alone."""
 
     name: Literal["hop_skip_jump"]
-    steps: PositiveInt = 64
-    max_gradient_eval_steps: PositiveInt = 10000
+    by_gradient: ClassVar[bool] = False
+    steps: PositiveInt = _default(attacks.hop_skip_jump, "steps")
+    max_gradient_eval_steps: PositiveInt = _default(attacks.hop_skip_jump, "max_gradient_eval_steps")
 
 
 AnyAttack = Annotated[

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from lconvnet.experiments.attacks import AnyAttack, Fgsm, Pgd
+from lconvnet.experiments.attacks import AnyAttack, Attack, Fgsm, MinimumNorm, Pgd
 from lconvnet.experiments.section import Fraction, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, Section
 
 ConvName = Literal["bcop", "bcop-fixed", "rko", "ossn", "svcm", "rkl2ne", "unconstrained"]
@@ -206,13 +206,27 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _one_result_for_each_attack_and_eps(self) -> "Evaluation":
-        seen: set[tuple[str, float]] = set()
+        seen: set[tuple[object, ...]] = set()
         for attack in self.attacks:
-            for eps in attack.eps or self.eps:
-                if (attack.label, eps) in seen:
-                    raise ValueError(f"attacks has {attack.label} at eps {eps} twice; keep one, or give them other eps")
-                seen.add((attack.label, eps))
+            for eps in attack.radii(self):
+                one = (*attack.place, self.key(attack), eps)
+                if one in seen:
+                    raise ValueError(
+                        f"attacks has {attack.label} at eps {eps} twice; keep one, or give them other eps or options"
+                    )
+                seen.add(one)
         return self
+
+    def key(self, attack: Attack) -> str:
+        """What an attack is called in results.yaml and tables: its name, with what sets it apart from others there."""
+        others = [other for other in self.attacks if other.place == attack.place]
+        return attack.name + attack.apart(others, without={"eps", "mini", "norm"})
+
+    def column(self, attack: Attack) -> str:
+        """What an attack is called in examples.parquet: name and norm, with what sets it apart from others there; the
+        eps of an attack within a ball is named by whoever asks."""
+        others = [other for other in self.attacks if other.label == attack.label]
+        return attack.label + attack.apart(others, without=set() if isinstance(attack, MinimumNorm) else {"eps"})
 
 
 class Experiment(Section):

@@ -171,7 +171,7 @@ def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, repor
     for eps, row in measured["adv_robustness"].items() if experiment.evaluation.linear_bounds else ():
         row["lb_lipschitz"] = certified_accuracy(lipschitz, labels, eps)
     results = _results(trained, splits, certificates, loss) | measured | made
-    folder.write_evaluation(results, robustness.columns(certificates, labels, outcomes))
+    folder.write_evaluation(results, robustness.columns(certificates, labels, outcomes, experiment.evaluation))
     return Evaluated(certificates, trained.bound, results, folder.results)
 
 

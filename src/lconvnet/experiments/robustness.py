@@ -7,9 +7,10 @@ with the records of one that was not.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,18 +23,21 @@ from lconvnet.certify import Certificates, certified_at, certify, linear_margins
 from lconvnet.data import Images, batch
 from lconvnet.experiments import names
 from lconvnet.experiments.attacks import AnyAttack, Fgsm, MinimumNorm
+from lconvnet.experiments.config import Evaluation
 from lconvnet.experiments.crosscheck import Certified, check
 from lconvnet.experiments.journal import Journal, Row
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.training.randomness import derive_seed
 from lconvnet.training.settings import describe_images, versions
 
+logger = logging.getLogger("lconvnet")
+
 Report = Callable[[str, int, int], None]
 """Hears what is measured, how many images are done, and of how many."""
 
 CERTIFICATE = {"label": (int,), "prediction": (int,), "margin": (float,), "radius": (float,)}
 LINEAR = {"margin": (float, type(None))}
-OUTCOME = {"success": (bool,), "norm": (float, type(None)), "l2": (float, type(None))}
+OUTCOME = {"success": (bool,), "norm": (float, type(None)), "l2": (float, type(None)), "zero_gradient": (bool,)}
 
 
 @dataclass(frozen=True)
@@ -67,18 +71,15 @@ class Outcome:
     """What an attack did to the first N images, wrongly answered ones included (success, norm 0).
 
     `norm` is that of the successful perturbations in the attack's own norm, infinity elsewhere. For an attack within
-    a ball success means within eps; for one that looks for the shortest perturbation eps is None.
+    a ball success means within eps; for one that looks for the shortest perturbation eps is None. `zero_gradient` is
+    where an attack along the gradient had none to follow.
     """
 
     attack: AnyAttack
     eps: float | None
     success: Tensor
     norm: Tensor
-
-    @property
-    def name(self) -> str:
-        """The attack with its eps, as columns and journals are called."""
-        return self.attack.label if self.eps is None else f"{self.attack.label}@{self.eps}"
+    zero_gradient: Tensor
 
 
 def certify_all(subject: Subject) -> Certificates:
@@ -131,9 +132,10 @@ def attack_all(
     subject: Subject, certificates: Certificates, attack: AnyAttack, eps: float | None, count: int
 ) -> Outcome:
     """Attack the first `count` images; raise ContradictionError where a certificate breaks."""
-    label = attack.label if eps is None else f"{attack.label}@{eps}"
+    label = _with_eps(attack.label, eps)
     options = attack.model_dump(mode="json", exclude={"eps", "mini"})
     facts = {"attack": options, "eps": eps, "seed": subject.seed, "count": count, "library": attack.made_with()}
+    facts |= {"format": 2}
     journal = subject.journal(label, facts, OUTCOME)
 
     def measure(places: range) -> list[Row]:
@@ -146,8 +148,11 @@ def attack_all(
 
     rows = _complete(subject, journal, count, measure, usable=consistent)
     norm = [torch.inf if row["norm"] is None else row["norm"] for row in rows]
-    success = torch.tensor([row["success"] for row in rows])
-    return Outcome(attack, eps, success, torch.tensor(norm, dtype=torch.float64))
+    success, flat = (torch.tensor([row[key] for row in rows]) for key in ("success", "zero_gradient"))
+    if flat.any():
+        what = "%s found no gradient at %d of %d images (zero or not finite): of these it says nothing, square would"
+        logger.warning(what, label, int(flat.sum()), count)
+    return Outcome(attack, eps, success, torch.tensor(norm, dtype=torch.float64), flat)
 
 
 def mean_loss(subject: Subject, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
@@ -186,7 +191,8 @@ def _attacked(
     index = torch.arange(places.start, places.stop)
     right = (certificates.label[index] == labels).nonzero().flatten()
     zero = torch.zeros(len(labels), dtype=torch.float64)
-    result = AttackResult(images, torch.ones(len(labels), dtype=torch.bool), zero)
+    wrong = torch.ones(len(labels), dtype=torch.bool)
+    result = AttackResult(images, wrong, zero, ~wrong)
     if len(right):
         chosen = index[right]
         known = Certified(
@@ -196,12 +202,18 @@ def _attacked(
         found = _run(subject.network, attack, known.images, known.labels, eps, seed)
         network, bound, level = subject.network, subject.bound, certificates.level
         success = check(network, bound, level, known, found, name=label, evidence=subject.folder.evidence)
-        result = replaced(result, right, AttackResult(found.adversarial, success, found.norm))
+        result = replaced(result, right, replace(found, success=success))
     length = norms(result.adversarial.double() - images.double())
-    columns = (index, result.success, result.norm, length)
+    columns = (index, result.success, result.norm, length, result.zero_gradient)
     return [
-        {"index": i, "success": fooled, "norm": norm if fooled else None, "l2": l2 if fooled else None}
-        for i, fooled, norm, l2 in zip(*(column.tolist() for column in columns), strict=True)
+        {
+            "index": i,
+            "success": fooled,
+            "norm": norm if fooled else None,
+            "l2": l2 if fooled else None,
+            "zero_gradient": z,
+        }
+        for i, fooled, norm, l2, z in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
@@ -215,7 +227,9 @@ def _run(
     return names.ATTACKS[attack.name](network, images, labels, eps or 0.0, **options, **random)
 
 
-def columns(certificates: Certificates, labels: Tensor, outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
+def columns(
+    certificates: Certificates, labels: Tensor, outcomes: Sequence[Outcome], evaluation: Evaluation
+) -> dict[str, list[Any]]:
     """Return one row an image as columns: index, label, prediction, margin, radius, and for every attack `NAME
     success` and `NAME norm`, null where it was not run or did not succeed."""
     table: dict[str, list[Any]] = {
@@ -227,6 +241,11 @@ def columns(certificates: Certificates, labels: Tensor, outcomes: Sequence[Outco
     }
     for outcome in outcomes:
         rest = [None] * (len(labels) - len(outcome.success))
-        table[f"{outcome.name} success"] = outcome.success.tolist() + rest
-        table[f"{outcome.name} norm"] = [n if n < torch.inf else None for n in outcome.norm.tolist()] + rest
+        name = _with_eps(evaluation.column(outcome.attack), outcome.eps)
+        table[f"{name} success"] = outcome.success.tolist() + rest
+        table[f"{name} norm"] = [n if n < torch.inf else None for n in outcome.norm.tolist()] + rest
     return table
+
+
+def _with_eps(name: str, eps: float | None) -> str:
+    return name if eps is None else f"{name}@{eps}"

@@ -73,7 +73,7 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
     if isinstance(experiment, GanExperiment):
         raise ValueError("its cfg.yaml trains a generator (task: gan), of which no table tells")
     if experiment is not None:
-        ran = experiment.evaluation if evaluation is None else Evaluation.model_validate(evaluation)
+        ran = experiment.evaluation if evaluation is None else Evaluation.model_validate(_stated(evaluation))
         return replace(facts_of_experiment(experiment), **_published(folder, experiment)), _attacks(ran)
     return facts_of_name(folder.resolve().as_posix()), {}
 
@@ -214,12 +214,22 @@ def _data_name(experiment: Experiment) -> str:
     return PurePosixPath(experiment.data.name).name or experiment.data.name
 
 
+def _stated(evaluation: Any) -> Any:
+    """The evaluation of a results.yaml; those that name no loss are older than the key, and climbed cross-entropy."""
+    if not isinstance(evaluation, Mapping) or not isinstance(evaluation.get("attacks"), list):
+        return evaluation
+    older = {name: {"loss": "cross-entropy"} for name in ("pgd", "fgsm")}
+    attacks = [older.get(str(a.get("name")), {}) | a if isinstance(a, dict) else a for a in evaluation["attacks"]]
+    return {**evaluation, "attacks": attacks}
+
+
 def _attacks(evaluation: Evaluation) -> Mapping[str, Recipe]:
     found: dict[str, Recipe] = {}
     for attack in evaluation.attacks:
         values = attack.model_dump(mode="json", exclude={"name", "eps"})
         values |= {"mini_test_size": evaluation.mini_test_size} if attack.mini else {}
-        found[attack.name] = (*found.get(attack.name, ()), *flatten(values))
+        key = evaluation.key(attack)
+        found[key] = (*found.get(key, ()), *flatten(values))
     return found
 
 

@@ -107,8 +107,9 @@ def data_label(data: str) -> str:
 def attack_label(key: str) -> str:
     """Return the name of an attack from its key in results.yaml.
 
-    >>> attack_label("boundary_attack-ub"), attack_label("my_attack-ub")
-    ('Boundary attack', 'my attack')
+    >>> attack_label("boundary_attack-ub"), attack_label("my_attack-ub"), attack_label("pgd(steps=20)-ub")
+    ('Boundary attack', 'my attack', 'PGD (steps=20)')
     """
-    name = key.removesuffix("-ub")
-    return ATTACKS.get(name, name.replace("_", " "))
+    name, bracket, options = key.removesuffix("-ub").partition("(")
+    label = ATTACKS.get(name, name.replace("_", " "))
+    return f"{label} ({options}" if bracket else label

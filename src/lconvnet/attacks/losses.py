@@ -1,0 +1,99 @@
+"""What an attack climbs, whatever the scale of the logits.
+
+Logits z are first divided by a tenth of their spread: the median over the images of max z − min z. So no attack depends
+on a positive factor of the network, no softmax saturates and no gradient under- or overflows. With y the label, and
+π the classes in descending order of their logits, the losses of an image are
+
+    margin                    max_{j≠y} z_j − z_y                          (Li et al. 2019)
+    cross-entropy             log Σ_j exp z_j − z_y                        (Madry et al. 2018)
+    logit-difference-ratio    (max_{j≠y} z_j − z_y) / (z_π1 − z_π3)        (Croce & Hein 2020, equation 6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lconvnet.ops.margins import margin
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits ``(B, classes)`` of spread :data:`SPREAD` and labels ``(B,)`` to a number that grows as the answers get worse,
+summed or averaged."""
+
+LossName = Literal["margin", "cross-entropy", "logit-difference-ratio"]
+
+SPREAD = 10.0
+"""The spread of logits that losses and libraries see: cross-entropy heeds the nearest classes and has digits left."""
+
+
+def require_three(classes: int) -> None:
+    """Raise ValueError where the logit-difference ratio has no third logit."""
+    if classes < 3:
+        raise ValueError(f"loss='logit-difference-ratio' needs three classes or more, the network has {classes}")
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    return -margin(logits, labels).sum()
+
+
+def _logit_difference_ratio(logits: Tensor, labels: Tensor) -> Tensor:
+    require_three(logits.shape[1])
+    top = logits.topk(3).values
+    return -(margin(logits, labels) / (top[:, 0] - top[:, 2])).sum()
+
+
+LOSSES: Mapping[str, Loss] = {
+    "margin": _margin,
+    "cross-entropy": F.cross_entropy,
+    "logit-difference-ratio": _logit_difference_ratio,
+}
+
+
+def loss_of(loss: Loss | LossName) -> Loss:
+    """Return the loss of that name, or the callable itself.
+
+    >>> loss_of("margin")(torch.tensor([[1.0, 3.0]]), torch.tensor([0])).item()
+    2.0
+    """
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r}: must be one of {', '.join(get_args(LossName))}, or a callable")
+    return LOSSES[loss]
+
+
+@torch.no_grad()
+def unit(network: nn.Module, images: Tensor) -> float:
+    """Return the number by which the logits are divided to have spread :data:`SPREAD` on these images; 1 where every
+    image has equal logits.
+
+    >>> unit(nn.Flatten(), torch.tensor([[0.0, 0.5], [0.0, 1.0], [0.0, 0.0]]))
+    0.05
+    """
+    logits = network(images).double()
+    spread = logits.amax(dim=1) - logits.amin(dim=1)
+    spread = spread[(spread > 0) & spread.isfinite()]
+    return float(spread.median()) / SPREAD if len(spread) else 1.0
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """Return a copy in eval mode that gathers no gradients."""
+    return deepcopy(network).eval().requires_grad_(False)
+
+
+class Normalized(nn.Module):
+    """A frozen copy of a network whose logits have spread :data:`SPREAD` and belong to the caller."""
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.network = frozen(network)
+        self.unit = unit(self.network, images)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images) / self.unit
