@@ -232,7 +232,7 @@ def test_circular_padding_that_the_forward_pass_does_not_apply_is_refused(change
     conv = nn.Conv2d(1, 1, 3, padding=4, padding_mode="circular")
     for name, value in change.items():
         setattr(conv, name, value)
-    with pytest.raises(ValueError, match=r"'0' \(Conv2d\) declares .* but its forward pass pads by \[4, 4, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"'0' \(Conv2d\) has _reversed_padding.*\(4, 4, 4, 4\), where a new one"):
         lipschitz_bound(nn.Sequential(conv), input_shape=(1, 5, 5))
 
 
@@ -242,13 +242,13 @@ def test_circular_padding_that_the_forward_pass_does_not_apply_is_refused(change
 def test_attributes_that_are_no_pairs_are_refused(kind, name, value):
     conv = kind(1, 1, 2)
     setattr(conv, name, value)
-    with pytest.raises(ValueError, match=rf"'0' \({kind.__name__}\) has {name}=.*two numbers"):
+    with pytest.raises(ValueError, match=rf"'0' \({kind.__name__}\) has .*{name}.*(two numbers|where a new one)"):
         lipschitz_bound(nn.Sequential(conv), input_shape=(1, 4, 4))
 
 
-def test_reach_is_that_of_the_weight_not_of_the_attribute():
+def test_a_weight_of_another_shape_than_declared_is_refused():
     conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
     conv.weight.data = torch.ones(1, 1, 1, 1)
     assert norm(conv, (1, 4, 4)) > 1.9  # corner outputs four times
-    with pytest.raises(ValueError, match="2 pixels of circular padding along the height"):
+    with pytest.raises(ValueError, match=r"has weight=a tensor of shape \(1, 1, 1, 1\), where a new one"):
         lipschitz_bound(nn.Sequential(conv), input_shape=(1, 4, 4))

@@ -229,8 +229,6 @@ class Normalization(Step):
     """``(x - mean) / std`` for each channel."""
 
     def __init__(self, module: Normalize, shape: Shape, name: str) -> None:
-        if not all(0 < std < inf for std in module.std):
-            raise ValueError(f"network module {name!r} has std={module.std}: deviations are positive numbers")
         self.mean, self.std = (
             torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (module.mean, module.std)
         )

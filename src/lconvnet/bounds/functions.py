@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from lconvnet.bounds.graph import Node
 from lconvnet.layers import Abs
 
-BATCH = object()
+
+
+class _Batch:
+    def __repr__(self) -> str:
+        return "the number of examples"
+
+
+BATCH = _Batch()
 """Stands for the number of examples in a batch, the only size that is not known."""
 
 
@@ -29,6 +36,9 @@ class Constant:
 
     key: str
     tensor: Tensor
+
+    def __repr__(self) -> str:
+        return f"the parameter or buffer {self.key!r}"
 
 
 @dataclass(frozen=True)
@@ -85,13 +95,19 @@ def _join(call: Call, operation: str, *inputs: Any, **options: Any) -> Node:
 
 def _with_constant(call: Call, operation: str, x: Node, constant: Any, **options: Any) -> Node:
     """A tensor and a number, parameter or buffer that is the same for every example."""
+    if not isinstance(x, Node):
+        raise call.refuse(f"has the operand {_named(x)}: it works on one tensor at a time")
     if isinstance(constant, Constant):
         tensor = constant.tensor
         if _rank(x) != call.result.ndim or (tensor.ndim == call.result.ndim and tensor.shape[0] != 1):
             raise call.refuse(f"meets a constant of shape {tuple(tensor.shape)}, which reaches into the batch")
     elif isinstance(constant, bool) or not isinstance(constant, int | float) or not math.isfinite(constant):
-        raise call.refuse(f"has the operand {constant!r}: a constant is a finite number, a parameter or a buffer")
+        raise call.refuse(f"has the operand {_named(constant)}: a constant is a finite number, a parameter or a buffer")
     return call.emit(operation, x, constant=constant, **options)
+
+
+def _named(operand: Any) -> str:
+    return "several tensors" if isinstance(operand, tuple | list) else repr(operand)
 
 
 def _sum(call: Call, a: Any, b: Any, sign: int) -> Node:
@@ -158,7 +174,7 @@ def _getitem(call: Call, x: Any, index: Any) -> Any:
     if isinstance(x, tuple):
         return x[index]
     if not isinstance(x, Node):
-        raise call.refuse("takes a part of a constant: make that part a buffer")
+        raise call.refuse(f"takes a part of {x!r}: register_buffer that part")
     entries = list(index) if isinstance(index, tuple) else [index]
     if entries.count(Ellipsis) == 1:
         place = entries.index(Ellipsis)
@@ -208,14 +224,14 @@ def _hypot(call: Call, input: Any, other: Any) -> Node:  # noqa: A002
     return _join(call, "hypot", input, other)
 
 
-def _size(call: Call, input: Node, dim: int | None = None) -> Any:  # noqa: A002
-    sizes = (BATCH, *_shape(input))
+def _size(call: Call, input: Node | Constant, dim: int | None = None) -> Any:  # noqa: A002
+    sizes = tuple(input.tensor.shape) if isinstance(input, Constant) else (BATCH, *_shape(input))
     return sizes if dim is None else sizes[dim]
 
 
 def _getattr(call: Call, x: Any, name: str) -> Any:
-    if name != "shape" or not isinstance(x, Node):
-        raise call.refuse(f"reads the attribute {name!r} of a tensor: only its shape has a rule")
+    if name != "shape":
+        raise call.refuse(f"reads .{name} of a tensor, which no rule knows: read .shape only, call methods otherwise")
     return _size(call, x)
 
 
@@ -268,9 +284,15 @@ AS_MODULES: Mapping[Any, Callable[..., nn.Module]] = {
 
 NUMERIC: Mapping[Any, Callable[..., Any]] = {
     function: function
-    for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.neg)
+    for function in (
+        operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.neg, operator.pow,
+        math.sqrt,
+    )  # fmt: skip
 }
 """Arithmetic of sizes, which is done while reading."""
+
+SIZES = (operator.getitem, getattr, "size")
+"""Functions that read sizes, which need no input."""
 
 OPERATIONS = (
     "add", "subtract", "shift", "multiply", "divide", "negate", "concatenate", "slice", "reshape", "permute", "mean",

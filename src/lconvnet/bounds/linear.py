@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lconvnet.bounds.attributes import fault
 from lconvnet.bounds.backward import (
     TINY,
     Branches,
@@ -95,6 +96,8 @@ class Relaxation:
             raise ValueError(f"network module {name!r} has a hook or a replaced {method}: remove it, or bake the model")
         if type(module) is nn.Sequential:
             return self._through_all(module, name)
+        if type(module) in (nn.ReLU, *STEPS) and (problem := fault(module)):
+            raise ValueError(f"network module {name!r} ({type(module).__name__}) {problem}: build a new one")
         if type(module) is nn.ReLU:
             return self._then(Line(*self.output_bounds()))
         if type(module) is Sum:

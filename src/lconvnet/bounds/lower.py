@@ -40,7 +40,7 @@ def jacobian_norm(function: Callable[[Tensor], Tensor], points: Tensor, *, itera
         v = _normalized(pulled.detach())
         for _ in range(iterations):
             (pushed,) = torch.autograd.grad(pulled, u, v, retain_graph=True)  # J v, because J^T u is linear in u
-            norm = torch.maximum(norm, pushed.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1).clamp(min=0.5))
+            norm = torch.maximum(norm, _norms(pushed) / _norms(v).clamp(min=0.5))
             (back,) = torch.autograd.grad(y, x, _normalized(pushed), retain_graph=True)
             v = _normalized(back)
     return float(norm.nan_to_num(nan=0.0).max()) * ROUNDING  # a root of zero has no slope
@@ -60,6 +60,10 @@ def network_lower(network: nn.Module, input_shape: tuple[int, ...], *, points: i
     return jacobian_norm(copy, images)
 
 
+def _norms(vectors: Tensor) -> Tensor:
+    return vectors.reshape(len(vectors), -1).norm(dim=1)
+
+
 def _normalized(vectors: Tensor) -> Tensor:
-    norms = vectors.flatten(1).norm(dim=1).clamp(min=torch.finfo(vectors.dtype).tiny)
+    norms = _norms(vectors).clamp(min=torch.finfo(vectors.dtype).tiny)
     return vectors / norms.reshape(-1, *[1] * (vectors.ndim - 1))

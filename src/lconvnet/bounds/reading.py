@@ -7,21 +7,26 @@ what the network itself makes of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from lconvnet.bounds.attributes import plain_attributes, version
-from lconvnet.bounds.functions import AS_MODULES, HANDLERS, NUMERIC, Call, Constant
+from lconvnet.bounds.attributes import fault, plain_attributes, version
+from lconvnet.bounds.functions import AS_MODULES, HANDLERS, NUMERIC, SIZES, Call, Constant
 from lconvnet.bounds.graph import INPUT, Graph, Node
-from lconvnet.bounds.rules import CHECKS, ON_IMAGES, RULES
+from lconvnet.bounds.rules import BUILT_IN, CHECKS, ON_IMAGES, RULES
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
+
+Refuse = Callable[[str], ValueError]
+"""The error that names a call, from what is wrong with it."""
 
 EXAMPLES = 2
 """Images that a call runs on: more than one, so that mixing them shows."""
@@ -66,7 +71,8 @@ class Reader:
     def __init__(self, network: nn.Module, shape: tuple[int, ...] | None) -> None:
         self.network, self.shape = network, shape
         self.tensors = tensors_of(network)
-        self.like = next(iter(self.tensors.values()), torch.zeros(()))
+        floats = (tensor for tensor in self.tensors.values() if tensor.is_floating_point())
+        self.like = next(floats, torch.zeros(()))
         self.nodes: dict[str, Node] = {}
         self.operations: dict[str, Operation] = {}
         self.constants: dict[str, Tensor] = {}
@@ -136,19 +142,20 @@ class Reader:
         key = local(target)
         if key not in self.tensors or not target.startswith("network."):
             raise ValueError(
-                f"network module {call.meta['caller']!r} computes with a tensor that is neither parameter nor buffer: "
-                "register_buffer it"
+                f"network module {call.meta['caller']!r} computes with a tensor that is neither parameter nor buffer, "
+                "or works one out anew in each call: work it out once, in __init__, and register_buffer it"
             )
         self.values[call], self.examples[call] = Constant(key, self.tensors[key]), self.tensors[key]
         self.constants[key] = self.tensors[key]
 
     def _read_function(self, call: fx.Node) -> None:
         args, kwargs = _replaced(call.args, self.values), _replaced(call.kwargs, self.values)
-        if call.target in NUMERIC and all(isinstance(value, int | float) for value in args):
-            self.values[call] = self.examples[call] = NUMERIC[call.target](*args)
-            return
         name, caller = str(getattr(call.target, "__name__", call.target)), call.meta["caller"]
         refuse = partial(_refuse_call, name, caller, self.network.get_submodule(caller))
+        if call.target in NUMERIC and all(isinstance(value, int | float) for value in args):
+            self.values[call] = self.examples[call] = _computed(call.target, args, refuse)
+            return
+        _check_operands(call, [self.values[node] for node in call.all_input_nodes], refuse)
         if call.target not in HANDLERS and call.target not in AS_MODULES:
             raise refuse(
                 "has no Lipschitz rule, and none is assumed: call a module instead, and give it one by "
@@ -156,18 +163,25 @@ class Reader:
             )
         if self.shape is None:
             raise refuse("needs the size of its input: pass input_shape")
-        try:
-            if call.target in AS_MODULES:
-                operation = Operation(
-                    _join(caller, name), AS_MODULES[call.target](*args[1:], **kwargs), None, args[0].shape
-                )
-                self._append(call, operation, args[0], _replaced(call.args[0], self.examples), {})
-                return
-            result = self.examples[call] = self._result(call)
-            record = partial(self._record, caller)
-            self.values[call] = HANDLERS[call.target](Call(result, refuse, record), *args, **kwargs)
-        except (RuntimeError, TypeError, IndexError, AttributeError, OverflowError) as error:
-            raise refuse(f"cannot take these arguments: {str(error).splitlines()[0]}") from error
+        if call.target in AS_MODULES:
+            self._read_as_module(call, _join(caller, name), args, kwargs, refuse)
+            return
+        result = self.examples[call] = self._result(call, refuse)
+        with _known_forms(HANDLERS[call.target], refuse):
+            read = HANDLERS[call.target](Call(result, refuse, partial(self._record, caller)), *args, **kwargs)
+        self.values[call] = read
+
+    def _read_as_module(
+        self, call: fx.Node, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], refuse: Refuse
+    ) -> None:
+        """A function that is a module with the same arguments."""
+        source, options = call.args[0] if call.args else call.kwargs["input"], {**kwargs}
+        value = args[0] if args else options.pop("input")
+        if not isinstance(value, Node):
+            raise refuse("takes something else than one tensor: no rule is known")
+        with _known_forms(AS_MODULES[call.target], refuse):
+            module = AS_MODULES[call.target](*args[1:], **options)
+        self._append(call, Operation(name, module, None, value.shape), value, _replaced(source, self.examples), {})
 
     def _record(
         self,
@@ -189,11 +203,15 @@ class Reader:
         self.nodes[name] = Node(name, operation, names, caller, options, tensors, shape)
         return self.nodes[name]
 
-    def _result(self, call: fx.Node) -> Any:
+    def _result(self, call: fx.Node, refuse: Refuse) -> Any:
+        """What a function returns, or why it cannot, in its own words."""
         args, kwargs = _replaced(call.args, self.examples), _replaced(call.kwargs, self.examples)
-        if isinstance(call.target, str):
-            return getattr(args[0], call.target)(*args[1:], **kwargs)
-        return call.target(*args, **kwargs)
+        try:
+            if isinstance(call.target, str):
+                return getattr(args[0], call.target)(*args[1:], **kwargs)
+            return call.target(*args, **kwargs)
+        except Exception as error:  # whatever a function raises
+            raise refuse(f"cannot take these arguments: {_first_line(error)}") from error
 
     def _images(self) -> Tensor | None:
         if self.shape is None:
@@ -269,8 +287,50 @@ def _tensors(module: nn.Module, path: str) -> dict[str, str]:
 
 def _kind(module: nn.Module) -> str:
     kind = type(module)
-    known = kind.__module__.startswith(("torch.nn", "lconvnet.layers"))
-    return kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}"
+    return kind.__name__ if kind in BUILT_IN else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _computed(function: Any, args: Sequence[Any], refuse: Refuse) -> Any:
+    """A number from numbers."""
+    try:
+        return NUMERIC[function](*args)
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise refuse(f"cannot take the numbers {tuple(args)}: {_first_line(error)}") from error
+
+
+def _check_operands(call: fx.Node, operands: Sequence[Any], refuse: Refuse) -> None:
+    """Refuse a padding that waits for its convolution, and what is computed without the input of the network."""
+    for value in operands:
+        if isinstance(value, _Padded):
+            raise value.refuse()
+    if any(map(_depends, operands)) or call.target in SIZES:
+        return
+    held = [value for value in operands if isinstance(value, Constant)]
+    if held:
+        raise refuse(
+            f"computes with {held[0]!r} alone, whatever the input is: do that once, in __init__, and register_buffer "
+            "the result"
+        )
+    raise refuse("computes with the number of examples, which differs from batch to batch: write a number")
+
+
+def _depends(value: Any) -> bool:
+    """Whether a value is a tensor that depends on the input, or holds one."""
+    return isinstance(value, Node) or (isinstance(value, tuple) and any(map(_depends, value)))
+
+
+@contextmanager
+def _known_forms(rule: Any, refuse: Refuse) -> Iterator[None]:
+    """What a rule raises where it does not have the arguments of a call, as what it has."""
+    try:
+        yield
+    except (TypeError, AttributeError, IndexError, OverflowError) as error:
+        names = [name for name in signature(rule).parameters if name not in ("self", "call")]
+        raise refuse(f"is called in a form that no rule knows: known is only ({', '.join(names)})") from error
 
 
 def _refuse_call(function: str, caller: str, module: nn.Module, problem: str) -> ValueError:
@@ -295,6 +355,9 @@ def _check(operation: Operation) -> None:
     loose = [name for name, value in vars(operation.module).items() if isinstance(value, Tensor)]
     if loose:
         raise operation.refuse(f"has a {loose[0]} that is neither parameter nor buffer: make it an nn.Parameter")
+    for part in operation.parts if kind in BUILT_IN else ():
+        if problem := fault(part):
+            raise Operation(operation.name, part).refuse(f"{problem}: build a new one")
     if kind in CHECKS:
         CHECKS[kind](operation)
 
@@ -322,9 +385,9 @@ def _run(operation: Operation, example: Tensor) -> Tensor:
     try:
         alone = [operation.parts(one.clone()) for one in example.split(1)]
         result = operation.parts(example)
-    except (RuntimeError, ValueError, IndexError) as error:
-        shape, reason = tuple(example.shape[1:]), str(error).splitlines()[0]
-        raise operation.refuse(f"cannot take an input of shape {shape}: {reason}") from error
+    except Exception as error:  # whatever a module raises
+        shape = tuple(example.shape[1:])
+        raise operation.refuse(f"cannot take an input of shape {shape}: {_first_line(error)}") from error
     if not isinstance(result, Tensor) or result.ndim < 1 or len(result) != len(example):
         raise operation.refuse("returns something else than one tensor for each example: no rule is known")
     if 0 in result.shape:

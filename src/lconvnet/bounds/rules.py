@@ -105,15 +105,8 @@ def batch_norm(operation: Operation, method: Method) -> LayerBound:
 
 def scale(operation: Operation, method: Method) -> LayerBound:
     """The absolute value of the factor."""
-    factor = abs(cast(Scale, operation.module).factor)
+    factor = abs(float(cast(Scale, operation.module).factor))
     return LayerBound(operation.name, factor, factor, "exact")
-
-
-def check_normalization(operation: Operation) -> None:
-    """Raise ``ValueError`` unless every deviation is a positive number."""
-    std = cast(Normalize, operation.module).std
-    if not all(0 < s < math.inf for s in std):
-        raise operation.refuse(f"has std={std}: deviations are positive numbers")
 
 
 def normalization(operation: Operation, method: Method) -> LayerBound:
@@ -187,6 +180,9 @@ RULES: dict[type[nn.Module], Rule] = {
     Scale: scale,
 }
 
+BUILT_IN = frozenset(RULES)
+"""Those whose constructors are known here, unlike the ones that users register."""
+
 CHECKS: dict[type[nn.Module], Check] = {
     nn.Conv2d: check_convolution,
     nn.ConvTranspose2d: check_pairs,
@@ -199,7 +195,6 @@ CHECKS: dict[type[nn.Module], Check] = {
     nn.MaxPool2d: pooling.check_maximum,
     nn.LPPool2d: pooling.check_power,
     **dict.fromkeys((MaxMin, GroupSort, FullSort), check_sorting),
-    Normalize: check_normalization,
 }
 
 ON_IMAGES = {

@@ -126,7 +126,7 @@ class _Recorder(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.callers = [""]
+        self.callers, self.learns = [""], _learns()
         self.entered: set[str] = set()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -146,9 +146,16 @@ class _Recorder(fx.Tracer):
         return result
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _learns() != self.learns:
+            raise TypeError("it switches gradients on or off, which no recording shows: do that outside")
         node = super().create_node(*args, **kwargs)
         node.meta["caller"] = self.callers[-1]
         return node
+
+
+def _learns() -> tuple[bool, bool]:
+    """The mode that gradients are in."""
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def _refuse_altered(module: nn.Module, name: str) -> None:
