@@ -9,6 +9,7 @@ from collections import OrderedDict
 from copy import deepcopy
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.altered import altered, refuse_global_hooks
@@ -19,7 +20,7 @@ def bake(model: nn.Module) -> nn.Module:
 
     Weights are evaluated in float64 and rounded once to the dtype of the model. A convolution whose padding is
     asymmetric (even kernels) becomes a padding layer and an ``nn.Conv2d``. Sequences inside a sequence are flattened.
-    Modules without a kernel are copied.
+    Modules without a kernel are copied. Of an ``AveragedModel`` the averaged network is taken.
 
     Args:
         model: any module; it is left as it is.
@@ -57,6 +58,8 @@ def _refuse_altered(model: nn.Module) -> None:
 def _baked(module: nn.Module) -> nn.Module:
     if isinstance(module, ConstrainedLayer):
         return _baked_layer(module)
+    if type(module) is AveragedModel:
+        return _baked(module.module)
     if type(module) is nn.Sequential:
         return _baked_sequence(module)
     copy = deepcopy(module)

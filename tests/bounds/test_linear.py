@@ -476,7 +476,7 @@ def replaced():
         (nn.Sequential(nn.Flatten(0)), (4,), "Flatten"),
         (nn.Sequential(Sum(nn.Linear(4, 3), nn.Linear(4, 2))), (4,), "shapes"),
         (hooked(), (2,), "'1' has a hook"),
-        (negated(), (1, 2, 2), "'0' has std="),
+        (negated(), (1, 2, 2), "std=.*both must be finite, std positive"),
         (replaced(), (1, 2, 2), "'0' has a hook or a replaced _conv_forward"),
         (nn.Sequential(Sum(nn.ReLU(inplace=True), nn.Linear(2, 2))), (2,), "'0.0' works in place.*inplace=False"),
         (nn.Sequential(Sum(nn.Flatten(), nn.Sequential(nn.ReLU(inplace=True)))), (2,), "'0.1.0' works in place"),

@@ -20,7 +20,6 @@ from lconvnet.bounds.graph import Node
 from lconvnet.layers import Abs
 
 
-
 class _Batch:
     def __repr__(self) -> str:
         return "the number of examples"
@@ -282,13 +281,8 @@ AS_MODULES: Mapping[Any, Callable[..., nn.Module]] = {
 }
 """Functions that are read as the module with the same arguments."""
 
-NUMERIC: Mapping[Any, Callable[..., Any]] = {
-    function: function
-    for function in (
-        operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.neg, operator.pow,
-        math.sqrt,
-    )  # fmt: skip
-}
+ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.neg, operator.pow)
+NUMERIC: Mapping[Any, Callable[..., Any]] = {function: function for function in (*ARITHMETIC, math.sqrt)}
 """Arithmetic of sizes, which is done while reading."""
 
 SIZES = (operator.getitem, getattr, "size")

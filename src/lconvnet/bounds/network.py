@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -24,7 +25,7 @@ ROUNDING = 1e-9
 def lipschitz_bound(
     network: nn.Module,
     *,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: Sequence[int] | None = None,
     method: Method = "auto",
     diagnose: bool = True,
 ) -> Bound:
@@ -68,8 +69,7 @@ def lipschitz_bound(
         raise ValueError(
             "input_shape=None: method='spectrum' is exact at one image size only, pass input_shape=(C, H, W)"
         )
-    shape = None if input_shape is None else tuple(input_shape)
-    traced = trace(network, shape)
+    traced = trace(network, input_shape)
     bound = bound_of(traced, network, method)
     return _diagnosed(network, traced, bound) if diagnose else bound
 

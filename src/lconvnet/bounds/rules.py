@@ -7,7 +7,6 @@ unsound as configured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import cast
 

@@ -6,7 +6,9 @@ turns each recorded call into nodes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
+from operator import index
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from lconvnet.ops.altered import altered, refuse_foreign
 from lconvnet.ops.flushing import refuse_flushing
 
 
-def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Trace:
+def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace:
     """Read the graph of a network.
 
     Args:
@@ -37,7 +39,7 @@ def trace(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> Tra
     >>> [(node.name, node.operation) for node in trace(network).graph.nodes]
     [('input', 'input'), ('0', 'Flatten'), ('1.0', 'Linear'), ('1.1', 'ReLU')]
     """
-    shape = None if input_shape is None else _checked_shape(input_shape)
+    shape = None if input_shape is None else checked_shape(input_shape)
     refuse_foreign(network)
     refuse_flushing()
     for name, module in network.named_modules():
@@ -174,9 +176,19 @@ def _refuse_training(module: nn.Module, name: str) -> None:
         )
 
 
-def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one input as a tuple of positive integers; ValueError for anything else.
+
+    >>> checked_shape([3, 8, 8])
+    (3, 8, 8)
+    """
+    try:
+        sizes = tuple(shape)
+        positive = all(not isinstance(n, bool) and index(n) > 0 for n in sizes)
+    except TypeError:
+        sizes, positive = (), False
+    if not sizes or not positive:
         raise ValueError(
             f"input_shape={shape!r} must hold positive integers, such as (channels, height, width), without the batch"
         )
-    return tuple(shape)
+    return tuple(map(index, sizes))

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet import atomic
-from lconvnet.bounds import Bound, Trace, trace
-from lconvnet.bounds.error_rules import absolute_bound
+from lconvnet.bounds import Bound, Trace, tensors_of, trace
+from lconvnet.bounds.error_rules import ERROR_RULES, absolute_bound, linear
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.certificates import Certificates, certify
 from lconvnet.certify.claim import Level
@@ -126,16 +126,17 @@ def _graph(graph: Graph) -> dict[str, Any]:
 
 
 def _tensors(network: nn.Module, traced: Trace) -> dict[str, Tensor]:
-    return {**network.state_dict(), **traced.constants}
+    return {**tensors_of(network), **traced.constants}
 
 
 def layer_claims(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """For every operation its bound, the method, and the norm of its absolute weights where it has weights."""
+    """For every operation its bound, the method, and the norm of its absolute weights where it sums products."""
     shapes = {node.name: node.shape or () for node in graph.nodes}
     claims = []
     for layer in bound.layers:
         node = graph[layer.name]
-        absolute = absolute_bound(node, shapes, tensors).hex() if "weight" in node.tensors else None
+        sums = ERROR_RULES.get(node.operation) is linear
+        absolute = absolute_bound(node, shapes, tensors).hex() if sums else None
         claims.append({"name": node.name, "upper": layer.upper.hex(), "absolute": absolute, "method": layer.method})
     return claims
 
@@ -149,6 +150,11 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"network tensor {name!r} is {tensor.dtype}: a certificate is about tensors of "
+                f"{', '.join(map(str, DTYPES))}; convert it"
+            )
         about = json.dumps([name, DTYPES[tensor.dtype], list(tensor.shape)])  # one line, whatever the name
         digest.update(f"{about}\n".encode() + _little_endian(tensor))
     return digest.hexdigest()

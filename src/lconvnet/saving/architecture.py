@@ -1,23 +1,39 @@
-"""The architecture of a baked network as data: a frozen model for each operation, a literal table to find it.
+"""The architecture of a network as data: one line of :data:`KINDS` an operation, and how a user's own classes join.
 
-Building from such data imports nothing by name, and every size in it is bounded.
+Building from such data imports nothing by name, and every size in it is bounded. An operation is saved as the arguments
+of its constructor, each an attribute of the same name; a class of a user as its attributes, tensors and modules.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from lconvnet import layers
+from lconvnet.bounds.rules import BUILT_IN, RULES
+from lconvnet.layers import ConstrainedLayer
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
 Side = Annotated[int, Field(ge=1, le=2**10)]
 Pad = Annotated[int, Field(ge=0, le=2**10)]
-Axis = Annotated[int, Field(ge=-4, le=3)]
+Crop = Annotated[int, Field(ge=-(2**10), le=2**10)]
+Axis = Annotated[int, Field(ge=-8, le=7)]
+Sides: TypeAlias = Side | Annotated[tuple[Side, ...], Field(min_length=1, max_length=2)]
+Pads: TypeAlias = Pad | Annotated[tuple[Pad, ...], Field(min_length=1, max_length=2)]
+Stride: TypeAlias = Sides | None
+Divisor: TypeAlias = Annotated[int, Field(ge=-(2**20), le=2**20)] | None
+Output: TypeAlias = Side | None
+Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=1024)]
+
+Classes: TypeAlias = Mapping[str, type[nn.Module]]
+"""Classes of users by their qualified names, the only ones that a file can name."""
 
 
 class Entry(BaseModel):
@@ -27,235 +43,326 @@ class Entry(BaseModel):
     module: ClassVar[type[nn.Module]]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
 
-    def build(self) -> nn.Module:
+    def build(self, classes: Classes) -> nn.Module:
         """Return the module, on the device of the surrounding context."""
-        return self.module(**self.model_dump(exclude={"name", "op"}))
+        return self.module(**{field: getattr(self, field) for field in arguments(type(self))})
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
+        """Return the entry of a module."""
+        held = {field: getattr(module, field) for field in arguments(cls)}
+        return cls(
+            name=name, **{field: value is not None if field == "bias" else value for field, value in held.items()}
+        )
 
 
-Branches = Annotated[
-    tuple[tuple[Annotated["Operation", Field(discriminator="op")], ...], ...], Field(min_length=1, max_length=2**10)
-]
+def arguments(kind: type[Entry]) -> list[str]:
+    """The fields that are arguments."""
+    return [field for field in kind.model_fields if field not in ("name", "op")]
 
 
-def build(entries: Sequence[Entry]) -> nn.Sequential:
-    """Return the operations as a network."""
-    return nn.Sequential(OrderedDict((entry.name, entry.build()) for entry in entries))
+KINDS: Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
+    "conv2d": (nn.Conv2d, {
+        "in_channels": Size, "out_channels": Size, "kernel_size": tuple[Side, Side], "stride": tuple[Side, Side],
+        "padding": tuple[Pad, Pad] | Literal["same", "valid"], "padding_mode": Literal["circular", "zeros"],
+        "dilation": tuple[Side, Side], "groups": Size, "bias": bool,
+    }),
+    "conv-transpose2d": (nn.ConvTranspose2d, {
+        "in_channels": Size, "out_channels": Size, "kernel_size": tuple[Side, Side], "stride": tuple[Side, Side],
+        "padding": tuple[Pad, Pad], "output_padding": tuple[Pad, Pad], "dilation": tuple[Side, Side], "groups": Size,
+        "bias": bool,
+    }),
+    "linear": (nn.Linear, {"in_features": Size, "out_features": Size, "bias": bool}),
+    "circular-pad": (nn.CircularPad2d, {"padding": tuple[Pad, Pad, Pad, Pad]}),
+    "zero-pad": (nn.ZeroPad2d, {"padding": tuple[Crop, Crop, Crop, Crop]}),
+    "reflection-pad": (nn.ReflectionPad2d, {"padding": tuple[Crop, Crop, Crop, Crop]}),
+    "replication-pad": (nn.ReplicationPad2d, {"padding": tuple[Crop, Crop, Crop, Crop]}),
+    "flatten": (nn.Flatten, {"start_dim": Axis, "end_dim": Axis}),
+    "identity": (nn.Identity, {}),
+    "relu": (nn.ReLU, {"inplace": (bool, False)}),
+    "dropout": (nn.Dropout, {"p": float, "inplace": bool}),
+    "dropout2d": (nn.Dropout2d, {"p": float, "inplace": bool}),
+    **{op: (kind, {
+        "num_features": Size, "eps": float, "momentum": float | None, "affine": bool,
+        "track_running_stats": Literal[True],
+    }) for op, kind in {"batch-norm1d": nn.BatchNorm1d, "batch-norm2d": nn.BatchNorm2d}.items()},
+    "avg-pool": (nn.AvgPool2d, {
+        "kernel_size": Sides, "stride": Sides, "padding": Pads, "ceil_mode": bool, "count_include_pad": bool,
+        "divisor_override": Divisor,
+    }),
+    "adaptive-avg-pool": (nn.AdaptiveAvgPool2d, {"output_size": Output | tuple[Output, Output]}),
+    "max-pool": (nn.MaxPool2d, {
+        "kernel_size": Sides, "stride": Sides, "padding": Pads, "dilation": Sides, "return_indices": Literal[False],
+        "ceil_mode": bool,
+    }),
+    "lp-pool": (nn.LPPool2d, {"norm_type": int | float, "kernel_size": Sides, "stride": Stride, "ceil_mode": bool}),
+    "pixel-shuffle": (nn.PixelShuffle, {"upscale_factor": Side}),
+    "pixel-unshuffle": (nn.PixelUnshuffle, {"downscale_factor": Side}),
+    "maxmin": (layers.MaxMin, {"dim": Axis}),
+    "groupsort": (layers.GroupSort, {"group_size": Size, "dim": Axis}),
+    "fullsort": (layers.FullSort, {"dim": Axis}),
+    "abs": (layers.Abs, {}),
+    "two-sided-relu": (layers.TwoSidedReLU, {}),
+    "scale": (layers.Scale, {"factor": float}),
+    "downsampling": (layers.InvertibleDownsampling, {"factor": Side}),
+    "upsampling": (layers.InvertibleUpsampling, {"factor": Side}),
+    "nearest-upsampling": (layers.NearestUpsampling, {"factor": Side}),
+    "normalize": (layers.Normalize, {"mean": Channels, "std": Channels}),
+    "norm-pool": (layers.NormPool, {"factor": Side}),
+}  # fmt: skip
+"""Operations by their names in a file: the module, and the types of the arguments that are saved."""
 
 
-class Conv2d(Entry):
-    """A convolution with circular or zero padding."""
-
-    module = nn.Conv2d
-    op: Literal["conv2d"] = "conv2d"
-    in_channels: Size
-    out_channels: Size
-    kernel_size: tuple[Side, Side]
-    stride: tuple[Side, Side]
-    padding: tuple[Pad, Pad]
-    padding_mode: Literal["circular", "zeros"]
-    dilation: tuple[Side, Side]
-    groups: Size
-    bias: bool
+MOST = 10_000
+"""Layers of one sequence."""
 
 
-class Linear(Entry):
-    """A dense layer."""
-
-    module = nn.Linear
-    op: Literal["linear"] = "linear"
-    in_features: Size
-    out_features: Size
-    bias: bool
+def unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """Return the entries; ValueError for two of one name, of which a sequence would keep one."""
+    if len({entry.name for entry in entries}) < len(entries):
+        raise ValueError("two layers share a name")
+    return entries
 
 
-class CircularPad(Entry):
-    """Circular padding (left, right, top, bottom) before an unpadded convolution."""
-
-    module = nn.CircularPad2d
-    op: Literal["circular-pad"] = "circular-pad"
-    padding: tuple[Pad, Pad, Pad, Pad]
+if TYPE_CHECKING:  # at run time below, where the classes are known
+    Operation: TypeAlias = Entry
+    Layers: TypeAlias = tuple[Entry, ...]
 
 
-class ZeroPad(Entry):
-    """Zero padding (left, right, top, bottom)."""
+class Container(Entry):
+    """Modules by their names: in order, or as a class of a user holds them."""
 
-    module = nn.ZeroPad2d
-    op: Literal["zero-pad"] = "zero-pad"
-    padding: tuple[Pad, Pad, Pad, Pad]
+    op: Literal["sequence", "list", "dict"]
+    layers: Layers
 
+    def build(self, classes: Classes) -> nn.Module:
+        """Return the modules."""
+        named = OrderedDict((entry.name, entry.build(classes)) for entry in self.layers)
+        return nn.ModuleList(named.values()) if self.op == "list" else CONTAINERS[self.op](named)
 
-class Flatten(Entry):
-    """Images to vectors."""
-
-    module = nn.Flatten
-    op: Literal["flatten"] = "flatten"
-    start_dim: Axis
-    end_dim: Axis
-
-
-class MaxMin(Entry):
-    """Pairs of channels, the larger first."""
-
-    module = layers.MaxMin
-    op: Literal["maxmin"] = "maxmin"
-    dim: Axis
+    @classmethod
+    def of(cls, name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
+        """Return the entry of a container."""
+        op = next(op for op, kind in CONTAINERS.items() if kind is type(module))
+        return cls(name=name, op=cast(Any, op), layers=entries(module, path, classes))
 
 
-class GroupSort(Entry):
-    """Sorting in groups of channels."""
-
-    module = layers.GroupSort
-    op: Literal["groupsort"] = "groupsort"
-    group_size: Size
-    dim: Axis
+CONTAINERS: Mapping[str, type[Any]] = {"sequence": nn.Sequential, "list": nn.ModuleList, "dict": nn.ModuleDict}
 
 
-class FullSort(Entry):
-    """Sorting of all channels."""
+class Branches(Entry):
+    """Branches on one input: each a sequence of operations, or one operation."""
 
-    module = layers.FullSort
-    op: Literal["fullsort"] = "fullsort"
-    dim: Axis
+    branches: Annotated[tuple[Layers | Operation, ...], Field(min_length=1, max_length=2**10)]
 
+    def build(self, classes: Classes) -> nn.Module:
+        """Return the module with its branches."""
+        branches = (build(b, classes) if isinstance(b, tuple) else b.build(classes) for b in self.branches)
+        return self.module(*branches)
 
-class Abs(Entry):
-    """Absolute values."""
-
-    module = layers.Abs
-    op: Literal["abs"] = "abs"
-
-
-class ReLU(Entry):
-    """Positive parts."""
-
-    module = nn.ReLU
-    op: Literal["relu"] = "relu"
-
-
-class Identity(Entry):
-    """Nothing."""
-
-    module = nn.Identity
-    op: Literal["identity"] = "identity"
+    @classmethod
+    def of(cls, name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
+        """Return the entry of a module with branches."""
+        children = cast(nn.ModuleList, module.branches)._modules.items()
+        paths = {i: f"{path}.branches.{i}" for i, _ in children}
+        branches = (
+            entries(cast(nn.Module, child), paths[i], classes)
+            if type(child) is nn.Sequential
+            else _entry(i, cast(nn.Module, child), paths[i], classes)
+            for i, child in children
+        )
+        return cls(name=name, branches=tuple(branches))
 
 
-class Scale(Entry):
-    """Multiplication by a constant."""
-
-    module = layers.Scale
-    op: Literal["scale"] = "scale"
-    factor: float
-
-
-class Downsampling(Entry):
-    """Invertible downsampling."""
-
-    module = layers.InvertibleDownsampling
-    op: Literal["downsampling"] = "downsampling"
-    factor: Side
-
-
-class Upsampling(Entry):
-    """Invertible upsampling."""
-
-    module = layers.InvertibleUpsampling
-    op: Literal["upsampling"] = "upsampling"
-    factor: Side
-
-
-class NearestUpsampling(Entry):
-    """Every pixel as factor x factor equal ones."""
-
-    module = layers.NearestUpsampling
-    op: Literal["nearest-upsampling"] = "nearest-upsampling"
-    factor: Side
-
-
-class Normalize(Entry):
-    """Input normalisation, a mean and a standard deviation for each channel."""
-
-    module = layers.Normalize
-    op: Literal["normalize"] = "normalize"
-    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=1024)]
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=1024)]
-
-
-class TwoSidedReLU(Entry):
-    """Positive parts and negative parts."""
-
-    module = layers.TwoSidedReLU
-    op: Literal["two-sided-relu"] = "two-sided-relu"
-
-
-class NormPool(Entry):
-    """Norms of windows side by side."""
-
-    module = layers.NormPool
-    op: Literal["norm-pool"] = "norm-pool"
-    factor: Side
-
-
-class Sum(Entry):
-    """The sum of sequences of operations on one input."""
+class Sum(Branches):
+    """The sum of the branches."""
 
     module = layers.Sum
     op: Literal["sum"] = "sum"
-    branches: Branches
-
-    def build(self) -> nn.Module:
-        """Return the module with its branches."""
-        return layers.Sum(*map(build, self.branches))
 
 
-class Concat(Entry):
-    """The outputs of sequences of operations on one input, one behind the other."""
+class Concat(Branches):
+    """The outputs of the branches, one behind the other."""
 
     module = layers.Concat
     op: Literal["concat"] = "concat"
-    branches: Branches
-
-    def build(self) -> nn.Module:
-        """Return the module with its branches."""
-        return layers.Concat(*map(build, self.branches))
 
 
-Operation: TypeAlias = (
-    Conv2d | Linear | CircularPad | ZeroPad | Flatten | MaxMin | GroupSort | FullSort | Abs | ReLU | Identity
-    | Scale | Downsampling | Upsampling | NearestUpsampling | Normalize | TwoSidedReLU | NormPool
-    | Sum | Concat
-)  # fmt: skip
-Sum.model_rebuild()
-Concat.model_rebuild()
-OPERATIONS: Mapping[type[nn.Module], type[Entry]] = {entry.module: entry for entry in Entry.__subclasses__()}
+class Stored(BaseModel):
+    """A parameter or buffer whose values are among the tensors of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=2**30)], ...], Field(max_length=8)]
+    dtype: Literal[
+        "float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"
+    ]  # fmt: skip
+
+    def empty(self) -> Tensor:
+        """Return such a tensor, on the device of the surrounding context."""
+        return torch.empty(self.shape, dtype=getattr(torch, self.dtype))
 
 
-def architecture(network: nn.Module) -> tuple[Any, ...]:
+def _own_attributes(held: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    if common := held.keys() & vars(nn.Module()).keys():
+        raise ValueError(f"{min(common)} is an attribute of every module")
+    return held
+
+
+class Own(Entry):
+    """A module of a user's class, as a copy has it: no constructor runs, its attributes are set."""
+
+    op: Literal["own"] = "own"
+    kind: Annotated[str, Field(max_length=256)]
+    attributes: Annotated[Mapping[str, JsonValue], AfterValidator(_own_attributes)]
+    parameters: Mapping[str, Stored | None]
+    buffers: Mapping[str, Stored | None]
+    layers: Layers
+
+    def build(self, classes: Classes) -> nn.Module:
+        """Return the module; ValueError for a class that was not given, or a name that hides one of its methods."""
+        if self.kind not in classes:
+            raise ValueError(
+                f"layer {self.name!r} is a {self.kind}, and a file never imports a class: pass it to load, "
+                f"classes=[{self.kind.rpartition('.')[2]}]"
+            )
+        module = object.__new__(classes[self.kind])
+        nn.Module.__init__(module)
+        vars(module).update({name: _decoded(value) for name, value in self.attributes.items()})
+        for name, kept in self.parameters.items():
+            module.register_parameter(name, None if kept is None else nn.Parameter(kept.empty(), requires_grad=False))
+        for name, kept in self.buffers.items():
+            module.register_buffer(name, None if kept is None else kept.empty())
+        for entry in self.layers:
+            module.add_module(entry.name, entry.build(classes))
+        return module
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
+        """Return the entry of a module; ValueError for an attribute that is not plain data."""
+        held = {key: value for key, value in vars(module).items() if key not in vars(nn.Module())}
+        return cls(
+            name=name,
+            kind=qualified(type(module)),
+            attributes={key: _coded(value, f"{path}.{key}") for key, value in held.items()},
+            parameters=_stored(module._parameters),
+            buffers=_stored(module._buffers),
+            layers=entries(module, path, classes),
+        )
+
+
+def _stored(tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
+    return {
+        name: tensor if tensor is None else {"shape": tuple(tensor.shape), "dtype": str(tensor.dtype).split(".")[1]}
+        for name, tensor in tensors.items()
+    }
+
+
+def _coded(value: Any, path: str) -> JsonValue:
+    """Plain data as JSON, a tuple told from a list."""
+    if isinstance(value, tuple | list):
+        items: list[JsonValue] = [_coded(item, path) for item in value]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise ValueError(
+        f"attribute {path!r} is a {type(value).__name__}, which a file does not hold: keep a number, a text, a list or "
+        "tuple of those, a module, a parameter or a buffer"
+    )
+
+
+def _decoded(value: JsonValue) -> Any:
+    if isinstance(value, dict):
+        return tuple(_decoded(item) for item in cast(list[JsonValue], value["tuple"]))
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
+
+
+def _made(op: str, module: type[nn.Module], fields: Mapping[str, Any]) -> type[Entry]:
+    typed = {name: kind if type(kind) is tuple else (kind, ...) for name, kind in fields.items()}
+    made = cast(Any, create_model)(module.__name__, __base__=Entry, op=(Literal[op], op), **typed)
+    made.module = module
+    return made
+
+
+OPERATIONS: Mapping[type[nn.Module], type[Entry]] = {
+    **{module: _made(op, module, fields) for op, (module, fields) in KINDS.items()},
+    **dict.fromkeys(CONTAINERS.values(), Container),
+    layers.Sum: Sum,
+    layers.Concat: Concat,
+}
+if not TYPE_CHECKING:
+    Operation = Annotated[Union[tuple(dict.fromkeys((*OPERATIONS.values(), Own)))], Field(discriminator="op")]  # noqa: UP007
+    Layers = Annotated[tuple[Operation, ...], Field(max_length=MOST), AfterValidator(unique)]
+for model in (Container, Sum, Concat, Own):
+    model.model_rebuild()
+
+
+def build(operations: Iterable[Entry], classes: Classes) -> nn.Sequential:
+    """Return the operations as a network."""
+    return nn.Sequential(OrderedDict((entry.name, entry.build(classes)) for entry in operations))
+
+
+def qualified(kind: type) -> str:
+    """The name of a class with its module's, by which a file names it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def known_classes(classes: Iterable[type[nn.Module]]) -> Classes:
+    """The given classes and those that have a rule by :func:`lconvnet.bounds.register_rule`, by their names."""
+    return {qualified(kind): kind for kind in chain((nn.ParameterList,), RULES.keys() - BUILT_IN, classes)}
+
+
+def architecture(network: nn.Module, classes: Iterable[type[nn.Module]] = ()) -> tuple[Entry, ...]:
     """Return the operations of a baked network in order; ValueError names the layer that is not one of them.
 
     >>> [entry.op for entry in architecture(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))]
     ['flatten', 'linear']
     """
-    if not isinstance(network, nn.Sequential):
-        raise ValueError(
-            f"network is a {type(network).__name__}; save takes the nn.Sequential that bake(model) returns"
-        )
+    if type(network) is not nn.Sequential:
+        wrap = "save takes the nn.Sequential that bake returns: wrap it, nn.Sequential(network)"
+        raise ValueError(f"network is a {type(network).__name__}; {_unbaked(network) or wrap}")
+    return entries(network, "", known_classes(classes))
+
+
+def entries(module: nn.Module, path: str, classes: Classes) -> tuple[Entry, ...]:
+    """Return the modules of a module, by their names in it."""
     # Not named_children: it leaves out a module that is used a second time.
-    children = [item for item in network.named_modules(remove_duplicate=False) if item[0] and "." not in item[0]]
-    return tuple(_entry(name, module) for name, module in children)
+    return tuple(
+        _entry(name, cast(nn.Module, child), f"{path}.{name}" if path else name, classes)
+        for name, child in module._modules.items()
+    )
 
 
-def _entry(name: str, module: nn.Module) -> Entry:
-    kind = OPERATIONS.get(type(module))
+def _entry(name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
+    own = classes.get(qualified(type(module))) is type(module)
+    kind = Own if own else OPERATIONS.get(type(module))
     if kind is None:
-        raise ValueError(
-            f"layer {name!r} is a {type(module).__name__}; save takes baked networks only, use bake(model)"
-        )
-    fields = {field: getattr(module, field) for field in kind.model_fields if field not in ("op", "name", "bias")}
-    if "branches" in kind.model_fields:
-        fields["branches"] = tuple(architecture(branch) for branch in cast(nn.ModuleList, module.branches))
-    if "bias" in kind.model_fields:
-        fields["bias"] = module.bias is not None
+        raise ValueError(f"layer {path!r} is a {type(module).__name__}; {_way(module)}")
     try:
-        return kind(name=name, **fields)
+        return kind.of(name, module, path, classes)
     except ValidationError as error:
-        raise ValueError(f"layer {name!r} ({module}) cannot be saved: {error.errors()[0]['msg']}") from None
+        problem = error.errors(include_url=False)[0]
+        where, why = ".".join(str(part) for part in problem["loc"]), problem["msg"]
+        if where == "name":
+            why = "rename it, with at most 64 letters (a to z), digits and _"
+        raise ValueError(f"layer {path!r} ({type(module).__name__}) cannot be saved: {where}: {why}") from None
+
+
+def _way(module: nn.Module) -> str:
+    """What to do about a module that is none of the operations."""
+    kind = type(module)
+    if kind.__module__.startswith("torch."):
+        known = ", ".join(sorted(known.__name__ for known in OPERATIONS))
+        return _unbaked(module) or f"build the network from {known}"
+    return _unbaked(module) or (
+        f"its forward pass is its own, which no file holds: pass classes=[{kind.__name__}] to save and to load, or "
+        "build it from lconvnet.layers"
+    )
+
+
+def _unbaked(module: nn.Module) -> str:
+    """The advice to bake, for what that changes."""
+    if isinstance(module, ConstrainedLayer):
+        return "save takes baked networks only, use bake(model)"
+    if type(module).__name__ == "OptimizedModule":
+        return "save the module that was compiled"
+    return "use bake(model), which takes the averaged network out" if type(module) is AveragedModel else ""

@@ -18,18 +18,21 @@ it again from the weights (`lconvnet.lipschitz_bound`), which takes milliseconds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
 import safetensors
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from lconvnet import atomic
-from lconvnet.bounds import Bound, fingerprint, lipschitz_bound
-from lconvnet.saving.architecture import Operation, Size, architecture, build
+from lconvnet.bounds import Bound, checked_shape, fingerprint, lipschitz_bound, program, tensors_of, trace
+from lconvnet.bounds.attributes import difference
+from lconvnet.saving.architecture import MOST, Operation, Size, architecture, build, known_classes, unique
 
 FORMAT = "lconvnet-network-1"
 MAXIMAL_METADATA = 1_000_000
@@ -46,17 +49,19 @@ class RecordedBound(BaseModel):
 
 
 class Description(BaseModel):
-    """What a saved file says of itself: architecture, shape (C, H, W) of its images, bound, notes."""
+    """What a saved file says of itself: architecture, shape of one input, such as (C, H, W), bound, notes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     format: Literal["lconvnet-network-1"] = FORMAT
-    architecture: Annotated[
-        tuple[Annotated[Operation, Field(discriminator="op")], ...], Field(min_length=1, max_length=10_000)
-    ]
-    input_shape: tuple[Size, Size, Size] | None = None
+    architecture: Annotated[tuple[Operation, ...], Field(min_length=1, max_length=MOST), AfterValidator(unique)]
+    input_shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)] | None = None
     bound: RecordedBound
     class_names: tuple[str, ...] | None = None
     notes: Mapping[str, str | int | float | None] = {}
+
+
+Notes = Mapping[str, str | int | float | None]
+"""What else a file keeps for people."""
 
 
 def save(
@@ -64,17 +69,21 @@ def save(
     path: str | Path,
     *,
     bound: Bound | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: Sequence[int] | None = None,
     class_names: tuple[str, ...] | None = None,
-    notes: Mapping[str, str | int | float | None] | None = None,
+    notes: Notes | None = None,
+    classes: Iterable[type[nn.Module]] = (),
 ) -> None:
-    """Write a baked network with its architecture and bound, atomically.
+    """Write a baked network with its architecture and bound, atomically, if what will be read is the same network.
 
-    `bound` is computed where it is not given; `input_shape` is the (C, H, W) of the images, `class_names` has
-    a name for each output. Raises ValueError for a module that is none of the baked operations and for a bound
-    of another network or another shape, and `atomic.WriteError` where the file cannot be written.
+    `bound` is computed where it is not given; `input_shape` is the shape of one input without the batch, such as
+    (C, H, W), `class_names` has a name for each output. `classes` are those of your own that the network holds; each
+    instance is kept as its numbers, texts, lists of those, tensors and modules, and `load` needs the classes again.
+    Those with a rule of their own (`lconvnet.bounds.register_rule`) are known without. Raises ValueError for a module
+    that is none of the baked operations, or that a file would not give back as it is, and for a bound of another
+    network or another shape, and `atomic.WriteError` where the file cannot be written.
     """
-    data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes)
+    data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes, classes=classes)
     atomic.write_bytes(path, data)
 
 
@@ -82,40 +91,85 @@ def encode(
     network: nn.Module,
     *,
     bound: Bound | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: Sequence[int] | None = None,
     class_names: tuple[str, ...] | None = None,
-    notes: Mapping[str, str | int | float | None] | None = None,
+    notes: Notes | None = None,
+    classes: Iterable[type[nn.Module]] = (),
 ) -> bytes:
     """Return the bytes that `save` writes, a function of the arguments alone."""
-    operations = architecture(network)
+    known = tuple(classes)
+    operations = architecture(network, known)
+    shape = None if input_shape is None else checked_shape(input_shape)
     if bound is None:
-        bound = lipschitz_bound(network, input_shape=input_shape)
-    elif bound.fingerprint != fingerprint(network):
+        bound = lipschitz_bound(network, input_shape=shape)
+    else:
+        _check_bound(bound, network, shape)
+    if not math.isfinite(bound.upper):
+        raise ValueError(
+            f"bound.upper={bound.upper}: the weights overflow, so nothing holds of the network; train again"
+        )
+    try:
+        description = Description(
+            architecture=operations,
+            input_shape=shape,
+            bound=RecordedBound(upper=bound.upper, lower=bound.lower, level=bound.level),
+            class_names=class_names,
+            notes=notes or {},
+        )
+    except ValidationError as error:
+        raise ValueError(f"network cannot be saved: {_problem(error)}") from None
+    metadata, tensors = description.model_dump_json(), tensors_of(network)
+    _check_same(network, _assembled("network", _parse("network", metadata), tensors, known))
+    return atomic.encode_safetensors(tensors, metadata=metadata)
+
+
+def _check_bound(bound: Bound, network: nn.Module, shape: tuple[int, ...] | None) -> None:
+    if bound.fingerprint != fingerprint(network) or bound.program != program(trace(network, bound.input_shape)):
         raise ValueError("bound is of other weights or another network than this one: leave it out")
-    elif input_shape is not None and bound.input_shape not in (None, input_shape):
-        raise ValueError(f"bound.input_shape={bound.input_shape} is not input_shape={input_shape}: leave the bound out")
-    description = Description(
-        architecture=operations,
-        input_shape=input_shape,
-        bound=RecordedBound(upper=bound.upper, lower=bound.lower, level=bound.level),
-        class_names=class_names,
-        notes=notes or {},
-    )
-    return atomic.encode_safetensors(network.state_dict(), metadata=description.model_dump_json())
+    if shape is not None and bound.input_shape not in (None, shape):
+        raise ValueError(f"bound.input_shape={bound.input_shape} is not input_shape={shape}: leave the bound out")
 
 
-def load(path: str | Path) -> nn.Sequential:
+def _check_same(network: nn.Module, read: nn.Module) -> None:
+    """Refuse a network that is not the one that its file gives back, module by module."""
+    pairs = zip_longest(*(part.named_modules(remove_duplicate=False) for part in (network, read)), fillvalue=("", None))
+    for (name, module), (other_name, other) in pairs:
+        if module is None or other is None or name != other_name or type(module) is not type(other):
+            raise ValueError(
+                f"network has a module {name!r} that would be read as {other_name!r} ({type(other).__name__})"
+            )
+        if found := difference(module, other):
+            attribute, value, changed = found
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) cannot be saved: it has {attribute}={value}, which would be "
+                f"read as {changed}; build a new one"
+            )
+
+
+def load(path: str | Path, *, classes: Iterable[type[nn.Module]] = ()) -> nn.Sequential:
     """Return the network saved at `path`, in eval mode, without gradients, on the CPU.
 
-    Raises ValueError for a file that is missing, truncated, pickled, foreign, or inconsistent.
+    `classes` are those of your own that the file may hold: it never imports one. Raises ValueError for a file that is
+    missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given.
     """
     description, tensors = _read(Path(path))
-    with torch.device("meta"):
-        network = build(description.architecture)
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    _check_tensors(Path(path), expected, tensors)
+    return _assembled(str(path), description, tensors, classes)
+
+
+def _assembled(
+    source: str, description: Description, tensors: Mapping[str, Tensor], classes: Iterable[type[nn.Module]]
+) -> nn.Sequential:
+    """The network that a description and tensors are, without memory of its own."""
+    try:
+        with torch.device("meta"):
+            network = build(description.architecture, known_classes(classes)).eval()
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:  # whatever is no such module
+        raise ValueError(
+            f"{source} has an architecture that is refused: {error.args[0] if error.args else error}"
+        ) from None
+    _check_tensors(source, network.state_dict(), tensors)
     network.load_state_dict(tensors, strict=True, assign=True)
-    return network.eval().requires_grad_(False)
+    return network.requires_grad_(False)
 
 
 def describe(path: str | Path) -> Description:
@@ -132,7 +186,7 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} {_what_it_is(path)} ({error})") from None
-    return _parse(path, metadata), tensors
+    return _parse(str(path), metadata), tensors
 
 
 def _what_it_is(path: Path) -> str:
@@ -144,29 +198,31 @@ def _what_it_is(path: Path) -> str:
     return "is truncated or no safetensors file; save or copy it again"
 
 
-def _parse(path: Path, metadata: str) -> Description:
+def _parse(source: str, metadata: str) -> Description:
     if not metadata or len(metadata) > MAXIMAL_METADATA:
-        raise ValueError(f"{path} has no description of a network; name a model.safetensors written by lconvnet.save")
+        raise ValueError(f"{source} has no description of a network; name a model.safetensors written by lconvnet.save")
     try:
-        description = Description.model_validate_json(metadata)
+        return Description.model_validate_json(metadata)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(f"{path} has a description that is refused: {where}: {problem['msg']}") from None
-    names = [entry.name for entry in description.architecture]
-    if len(set(names)) != len(names):
-        raise ValueError(f"{path} has a description that is refused: two layers share a name")
-    return description
+        raise ValueError(f"{source} has a description that is refused: {_problem(error)}") from None
 
 
-def _check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+def _problem(error: ValidationError) -> str:
+    """What is wrong, and where, in one line."""
+    problem = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+
+
+def _check_tensors(source: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse other shapes than those of the architecture, other dtypes than floats for floats, and NaN."""
+    needed, found = ({name: tuple(tensor.shape) for name, tensor in named.items()} for named in (expected, tensors))
+    for name in sorted(needed.keys() | found.keys()):
+        if needed.get(name) != found.get(name):
             raise ValueError(
-                f"{path} is inconsistent: {name} has shape {found.get(name)}, "
-                f"its architecture needs {expected.get(name)}; save the network again"
+                f"{source} is inconsistent: {name} has shape {found.get(name)}, "
+                f"its architecture needs {needed.get(name)}; save the network again"
             )
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES or not tensor.isfinite().all():
-            raise ValueError(f"{path} is refused: {name} ({tensor.dtype}) holds values that are not finite floats")
+        alike = tensor.dtype in DTYPES if expected[name].is_floating_point() else tensor.dtype == expected[name].dtype
+        if not alike or not tensor.isfinite().all():
+            raise ValueError(f"{source} is refused: {name} ({tensor.dtype}) holds values that are not finite floats")
