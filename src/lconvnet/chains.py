@@ -60,7 +60,8 @@ def _traced(module: nn.Module, name: str) -> list[Link]:
     except _NoChainError as error:
         return [Link(name, module, f"its forward pass is no chain of layers: {error}")]
     except Exception as error:  # of whatever the user's forward pass does with a value that is none yet
-        return [Link(name, module, f"its forward pass cannot be traced ({str(error).splitlines()[0]})")]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return [Link(name, module, f"its forward pass cannot be traced ({reason})")]
 
 
 class _NoChainError(Exception):
@@ -80,7 +81,7 @@ def _chain(module: nn.Module, graph: fx.Graph, name: str) -> Iterator[Link]:
                 raise _NoChainError("it returns more than what its last layer does")
         elif not _is_size(node):
             if node.args[:1] != (current,) or any(other is not current for other in _values(node)):
-                raise _NoChainError(f"{node.name} takes another value than the one before it")
+                raise _NoChainError(_apart(node, current))
             yield _link(module, node, name)
             current = node
 
@@ -117,6 +118,31 @@ def _is_size(node: fx.Node) -> bool:
         size, index = node.args
         return isinstance(size, fx.Node) and _is_size(size) and isinstance(index, int) and index == 0
     return False
+
+
+def _apart(node: fx.Node, current: fx.Node) -> str:
+    """What a node reads besides, or instead of, the result before it, and the way out."""
+    others = [other for other in _values(node) if other is not current]
+    if node.op == "get_attr" or any(other.op == "get_attr" for other in others):
+        tensor = next(n for n in (node, *others) if n.op == "get_attr")
+        return f"it computes with its tensor {str(tensor.target)!r} outside of a layer; make that a layer"
+    if any(map(_is_size, node.all_input_nodes)):
+        return f"{_called(node)} computes with the sizes of its input; write numbers, and torch.flatten(x, 1)"
+    if not others:
+        return f"{_called(node)} takes {_called(current)} other than as its first argument; write that first, unnamed"
+    read = " and ".join(map(_called, dict.fromkeys((*node.all_input_nodes, current))))
+    return (
+        f"at {_called(node)} it branches, with {read}; convert the layers of each branch, and join them by "
+        "lconvnet.layers.Sum or Concat"
+    )
+
+
+def _called(node: fx.Node) -> str:
+    """A node in the words of who wrote the forward pass."""
+    if node.op == "placeholder":
+        return f"the input {node.target!r}"
+    what = "" if node.op == "call_module" else "()"
+    return f"{getattr(node.target, '__name__', node.target)}{what}"
 
 
 def _values(node: fx.Node) -> list[fx.Node]:

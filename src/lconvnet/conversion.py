@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 from lconvnet.chains import Link, links
-from lconvnet.kernels.base import require_positive
 from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin, Scale
 from lconvnet.ops.altered import altered
+from lconvnet.ops.images import checked_shape
 
 Part = Callable[..., nn.Module]
 Layers = list[nn.Module]
@@ -96,16 +96,15 @@ def convert(
     >>> [(change.name, change.after) for change in conversion.changes]
     [('1', 'MaxMin'), ('2', 'InvertibleDownsampling')]
     """
-    if len(input_shape) != 3:
-        raise ValueError(f"input_shape is {tuple(input_shape)}; expected (channels, height, width)")
-    require_positive(channels=input_shape[0], height=input_shape[1], width=input_shape[2])
+    shape = checked_shape(input_shape)
+    if len(shape) != 3:
+        raise ValueError(f"input_shape is {shape}; expected (channels, height, width)")
     chain = list(links(module))
     obstacles = [f"{_at(link.name, link.layer)} {reason}" for link in chain if (reason := _obstacle(link))]
     if obstacles:
         raise ValueError(f"{len(obstacles)} of {len(chain)} layers cannot be converted: {'; '.join(obstacles)}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     changes: list[Change] = []
-    shape: tuple[int, ...] = tuple(input_shape)
     seen: set[nn.Module] = set()
     calls: Counter[str] = Counter()
     last = max((i for i, link in enumerate(chain) if type(link.layer) in WEIGHTED), default=len(chain))

@@ -7,7 +7,7 @@ from lconvnet.bounds.reading import tensors_of
 from lconvnet.bounds.rescaling import rescale
 from lconvnet.bounds.rules import register_rule
 from lconvnet.bounds.types import CERTIFYING_LEVELS, Bound, LayerBound, Operation
-from lconvnet.bounds.walk import Trace, checked_shape, in_float64, operations, trace
+from lconvnet.bounds.walk import Trace, in_float64, operations, trace
 
 __all__ = [
     "CERTIFYING_LEVELS",
@@ -18,7 +18,6 @@ __all__ = [
     "Operation",
     "Trace",
     "bound_of",
-    "checked_shape",
     "fingerprint",
     "in_float64",
     "lipschitz_bound",

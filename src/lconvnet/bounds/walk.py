@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from operator import index
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.altered import altered, refuse_foreign
 from lconvnet.ops.flushing import refuse_flushing
+from lconvnet.ops.images import checked_shape
 
 
 def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace:
@@ -174,21 +174,3 @@ def _refuse_training(module: nn.Module, name: str) -> None:
         raise Operation(name, module).refuse(
             "is in training mode, in which its forward pass may differ: call network.eval() first"
         )
-
-
-def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of one input as a tuple of positive integers; ValueError for anything else.
-
-    >>> checked_shape([3, 8, 8])
-    (3, 8, 8)
-    """
-    try:
-        sizes = tuple(shape)
-        positive = all(not isinstance(n, bool) and index(n) > 0 for n in sizes)
-    except TypeError:
-        sizes, positive = (), False
-    if not sizes or not positive:
-        raise ValueError(
-            f"input_shape={shape!r} must hold positive integers, such as (channels, height, width), without the batch"
-        )
-    return tuple(map(index, sizes))

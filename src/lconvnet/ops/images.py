@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -55,6 +57,24 @@ def check_eps(eps: float) -> float:
     if not math.isfinite(eps) or eps < 0:
         raise ValueError(f"eps={eps!r} must be a finite l2 radius, at least 0, over pixels in [0, 1]")
     return float(eps)
+
+
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one input as a tuple of positive integers; ValueError for anything else.
+
+    >>> checked_shape([3, 8, 8])
+    (3, 8, 8)
+    """
+    try:
+        sizes = tuple(shape)
+        positive = all(not isinstance(n, bool) and index(n) > 0 for n in sizes)
+    except TypeError:
+        sizes, positive = (), False
+    if not sizes or not positive:
+        raise ValueError(
+            f"input_shape={shape!r} must hold positive integers, such as (channels, height, width), without the batch"
+        )
+    return tuple(map(index, sizes))
 
 
 def _check_range(flat: Tensor) -> None:

@@ -30,8 +30,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor, nn
 
 from lconvnet import atomic
-from lconvnet.bounds import Bound, checked_shape, fingerprint, lipschitz_bound, program, tensors_of, trace
+from lconvnet.bounds import Bound, fingerprint, lipschitz_bound, program, tensors_of, trace
 from lconvnet.bounds.attributes import difference
+from lconvnet.ops.images import checked_shape
 from lconvnet.saving.architecture import MOST, Operation, Size, architecture, build, known_classes, unique
 
 FORMAT = "lconvnet-network-1"
