@@ -15,6 +15,7 @@ from lconvnet import atomic, certify, layers, models
 from lconvnet.baking import bake
 from lconvnet.bounds import LayerBound, lipschitz_bound, register_rule
 from lconvnet.bounds.rules import BUILT_IN, RULES
+from lconvnet.certify import documents
 from lconvnet.saving import describe, load, save
 from lconvnet.saving.architecture import CONTAINERS, OPERATIONS, Container
 
@@ -444,3 +445,23 @@ def test_a_bound_that_is_not_finite_is_refused_at_once(path):
     nn.init.constant_(large.weight, 1e200)
     with pytest.raises(ValueError, match=r"bound.upper=inf: the weights overflow"):
         save(nn.Sequential(large, large).eval(), path, input_shape=VECTORS)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_bounded_is_certified_and_documented(name):
+    """At the level that looks at the rounding of every operation, with a witness where products are summed."""
+    torch.manual_seed(0)
+    module = EVERY[name]()
+    images = torch.rand(2, *(VECTORS if type(module) is nn.BatchNorm1d else IMAGES))
+    features = module.eval()(images.clone())[0].numel()
+    network = nn.Sequential(module, nn.Flatten(), nn.Linear(features, 3)).eval()
+    bound = lipschitz_bound(network, input_shape=images.shape[1:], diagnose=False)
+    found, certificates = documents(network, images, bound=bound, level="sound", sources=[{}, {}])
+    for radius, certificate in zip(found.radius, certificates, strict=True):
+        assert float.fromhex(certificate["radius"]) == float(radius)
+        sums = {layer["name"] for layer in certificate["layers"] if layer["absolute"] is not None}
+        assert sums == {
+            name
+            for name, part in network.named_modules()
+            if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+        }

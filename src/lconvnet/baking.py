@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.altered import altered, refuse_global_hooks
+from lconvnet.ops.altered import altered, refuse_global_hooks, require_module
 
 
 def bake(model: nn.Module) -> nn.Module:
@@ -41,6 +41,7 @@ def bake(model: nn.Module) -> nn.Module:
       (linear2): Linear(in_features=4, out_features=2, bias=True)
     )
     """
+    require_module(model, "model")
     _refuse_altered(model)
     return _baked(model).eval().requires_grad_(False)
 

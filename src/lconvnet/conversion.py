@@ -27,7 +27,7 @@ from torch import nn
 
 from lconvnet.chains import Link, links
 from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin, Scale
-from lconvnet.ops.altered import altered
+from lconvnet.ops.altered import altered, require_module
 from lconvnet.ops.images import checked_shape
 
 Part = Callable[..., nn.Module]
@@ -96,6 +96,7 @@ def convert(
     >>> [(change.name, change.after) for change in conversion.changes]
     [('1', 'MaxMin'), ('2', 'InvertibleDownsampling')]
     """
+    require_module(module, "module")
     shape = checked_shape(input_shape)
     if len(shape) != 3:
         raise ValueError(f"input_shape is {shape}; expected (channels, height, width)")

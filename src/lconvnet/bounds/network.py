@@ -89,7 +89,7 @@ def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
     for node in traced.graph.nodes[1:]:
         if node.name in traced.operations:
             operation = traced.operations[node.name]
-            layer = RULES[type(operation.module)](operation, method)
+            layer = _ruled(operation, method)
             values[node.name] = groups.scaled(values[node.inputs[0]], layer.upper)
         else:
             values[node.name], constant = functions.apply(node, values)
@@ -101,6 +101,16 @@ def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
             values[node.name] = min(joint, values[node.name], key=groups.norm)
         layers.append(replace(layer, reach=groups.norm(values[node.name])))
     return tuple(layers)
+
+
+def _ruled(operation: Operation, method: Method) -> LayerBound:
+    """What the rule of an operation says, if that is a bound."""
+    layer = RULES[type(operation.module)](operation, method)
+    if not isinstance(layer, LayerBound) or not isinstance(layer.upper, int | float) or not layer.upper >= 0:
+        raise operation.refuse(
+            f"has a rule that returns {layer!r}: a rule returns a LayerBound whose upper is at least 0"
+        )
+    return replace(layer, name=operation.name, upper=float(layer.upper))
 
 
 def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:

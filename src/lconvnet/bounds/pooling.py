@@ -123,7 +123,7 @@ def check_repeating(operation: Operation) -> None:
 def repeating(operation: Operation, method: Method) -> LayerBound:
     """``prod_axes sqrt(largest number of copies of a pixel)``, by padding the indices."""
     module = cast(nn.ReflectionPad2d | nn.ReplicationPad2d, operation.module)
-    mode = "reflect" if isinstance(module, nn.ReflectionPad2d) else "replicate"
+    mode = "reflect" if type(module) is nn.ReflectionPad2d else "replicate"
     height, width = cast(tuple[int, ...], operation.input_shape)[-2:]
     left, right, top, bottom = module.padding
     copies = [_copies(n, pad, mode) for n, pad in ((height, (top, bottom)), (width, (left, right)))]

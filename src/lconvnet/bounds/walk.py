@@ -19,7 +19,7 @@ from lconvnet.bounds.reading import Reader, Trace, local
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.altered import altered, refuse_foreign
+from lconvnet.ops.altered import altered, refuse_foreign, require_module
 from lconvnet.ops.flushing import refuse_flushing
 from lconvnet.ops.images import checked_shape
 
@@ -40,6 +40,7 @@ def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace
     [('input', 'input'), ('0', 'Flatten'), ('1.0', 'Linear'), ('1.1', 'ReLU')]
     """
     shape = None if input_shape is None else checked_shape(input_shape)
+    require_module(network)
     refuse_foreign(network)
     refuse_flushing()
     for name, module in network.named_modules():

@@ -24,6 +24,7 @@ from lconvnet.bounds.convolution import stride_divides
 from lconvnet.certify.claim import Claim, Level
 from lconvnet.certify.estimate import estimated
 from lconvnet.certify.evaluation import logits_of, runs_as_sums
+from lconvnet.ops.altered import require_module
 from lconvnet.ops.images import check_eps, check_images
 
 
@@ -83,9 +84,12 @@ def certify(
     >>> round(float(found.radius), 4)
     0.7071
     """
+    require_module(network)
     check_images(images)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be an integer, at least 1")
+    if isinstance(eps, int | float):
+        raise ValueError(f"eps={eps} is one radius: pass all of them in a sequence, ({eps},)")
     if level not in get_args(Level):
         raise ValueError(f"level={level!r} is unknown: use one of {get_args(Level)}")
     _refuse_half_precision(network)
@@ -93,7 +97,7 @@ def certify(
     traced = trace(network, shape)
     if bound is None:
         bound = lipschitz_bound(network, input_shape=shape) if level == "estimate" else bound_of(traced, network)
-    _check_bound(bound, network, traced)
+    check_bound(bound, network, traced)
     if level == "estimate":
         chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
         label, margin, radius = (torch.cat(column) for column in zip(*chunks, strict=True))
@@ -125,8 +129,10 @@ def _refuse_half_precision(network: nn.Module) -> None:
             )
 
 
-def _check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
+def check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
     """Refuse a bound of another kind, of another network, or for another size of image."""
+    if not isinstance(bound, Bound):
+        raise ValueError(f"bound is a {type(bound).__name__}: use lipschitz_bound(network)")
     if bound.level not in CERTIFYING_LEVELS:
         raise ValueError(
             f"bound.level={bound.level!r} does not certify: use the bound of lipschitz_bound(network), "

@@ -76,15 +76,16 @@ def _settings(device: str) -> dict[str, Any]:
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
-    """The logits in float64 on the CPU, computed in the dtype of the images without autocast or Winograd kernels.
+    """The logits in float64 on the CPU, computed in the dtype of the network without autocast or Winograd kernels.
 
     >>> logits_of(nn.Identity(), torch.ones(1, 2)).dtype
     torch.float64
     """
-    device = next((tensor.device for tensor in network.parameters()), images.device)
+    like = next((tensor for tensor in network.parameters() if tensor.is_floating_point()), images)
+    device = like.device
     unfused = torch.backends.nnpack.flags(enabled=False)
     with torch.no_grad(), unfused, torch.autocast(device.type, enabled=False):
-        logits = network(images.to(device))
+        logits = network(images.to(device, like.dtype))
     return logits.cpu().double()
 
 

@@ -25,8 +25,9 @@ from lconvnet import atomic
 from lconvnet.bounds import Bound, Trace, tensors_of, trace
 from lconvnet.bounds.error_rules import ERROR_RULES, absolute_bound, linear
 from lconvnet.bounds.graph import Graph
-from lconvnet.certify.certificates import Certificates, certify
+from lconvnet.certify.certificates import Certificates, certify, check_bound
 from lconvnet.certify.claim import Level
+from lconvnet.ops.images import check_images
 from lconvnet.ops.rounding import up
 
 FORMAT = "lconvnet-certificate-1"
@@ -97,7 +98,10 @@ def documents(
     """
     if level == "estimate":
         raise ValueError("level='estimate' certifies nothing, so there is no certificate to write: use 'sound'")
-    traced = trace(network, tuple(images.shape[1:]))
+    traced = trace(network, tuple(check_images(images).shape[1:]))
+    check_bound(bound, network, traced)
+    if len(sources) != len(images):
+        raise ValueError(f"sources has {len(sources)} entries for {len(images)} images: give one for each")
     graph, tensors = traced.graph, _tensors(network, traced)
     wide = loosened(bound, graph)
     found = certify(network, images, level=level, bound=wide)

@@ -34,6 +34,24 @@ def _replaces(value: Any, module: nn.Module, name: str) -> bool:
     return callable(method) and not own
 
 
+def require_module(network: Any, name: str = "network") -> None:
+    """Raise ``ValueError`` for what is not a module, or holds one under a name by which it cannot be found.
+
+    >>> require_module([nn.ReLU()])
+    Traceback (most recent call last):
+    ValueError: network is a list: pass an nn.Module, such as nn.Sequential(...)
+    """
+    if not isinstance(network, nn.Module):
+        what = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
+        raise ValueError(f"{name} is {what}: pass an nn.Module, such as nn.Sequential(...)")
+    for module in network.modules():
+        for child, held in module._modules.items():
+            if held is not None and (not child or "." in child or getattr(module, child, None) is not held):
+                raise ValueError(
+                    f"{name} ({type(module).__name__}) holds a module as {child!r}, which is not a name: rename it"
+                )
+
+
 def refuse_global_hooks() -> None:
     """Raise ``ValueError`` where a hook on all modules changes what each of them computes."""
     if every._global_forward_hooks or every._global_forward_pre_hooks:

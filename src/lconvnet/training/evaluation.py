@@ -77,11 +77,11 @@ def singular_values(network: nn.Module, image_shape: tuple[int, int, int]) -> di
     >>> {name: [round(s, 6) for s in value.tolist()] for name, value in values.items()}
     {'linear1': [1.0, 1.0, 1.0, 1.0], 'linear2': [1.0, 1.0]}
     """
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    layers = {name: layer for name, layer in network.named_modules() if type(layer) in (nn.Linear, nn.Conv2d)}
     sizes = _met_sizes(network, image_shape)
     return {
         name: _convolution(layer, sizes[name])
-        if isinstance(layer, nn.Conv2d)
+        if type(layer) is nn.Conv2d
         else torch.linalg.svdvals(layer.weight.double()).cpu()
         for name, layer in layers.items()
         if name in sizes
@@ -94,8 +94,8 @@ def _met_sizes(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
     before: list[tuple[int, ...]] = []
 
     def note(name: str, layer: nn.Module, x: Tensor) -> None:
-        sizes[name] = before.pop() if before and isinstance(layer, nn.Conv2d) else tuple(x.shape[2:])
-        if isinstance(layer, nn.CircularPad2d):
+        sizes[name] = before.pop() if before and type(layer) is nn.Conv2d else tuple(x.shape[2:])
+        if type(layer) is nn.CircularPad2d:
             before.append(sizes[name])
 
     handles = [
