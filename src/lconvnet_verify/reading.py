@@ -205,6 +205,8 @@ def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[lis
             continue
         if op in ("sum", "concat"):
             found, source = _branches(layer, source, path + name)
+        elif op == "sequence":
+            found, source = _sequence(layer["layers"], source, f"{path}{name}.")
         else:
             found = [_layer_node(layer, before, source, path + name)]
             source = found[0].name
@@ -216,7 +218,7 @@ def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[lis
 
 def _branches(layer: dict[str, Any], source: str, name: str) -> tuple[list[Node], str]:
     """The same for branches that meet again: in a sum one after the other, else all at once."""
-    found = [_sequence(branch, source, f"{name}.branches.{i}.") for i, branch in enumerate(layer["branches"])]
+    found = [_branch(branch, source, f"{name}.branches.", str(i)) for i, branch in enumerate(layer["branches"])]
     require(found, f"layer {name!r} has no branches")
     nodes, end = found[0]
     if layer["op"] == "concat":
@@ -227,6 +229,14 @@ def _branches(layer: dict[str, Any], source: str, name: str) -> tuple[list[Node]
         joint = Node(f"{name}/add" if i == 1 else f"{name}/add#{i}", "add", (end, other))
         nodes, end = [*nodes, *branch, joint], joint.name
     return nodes, end
+
+
+def _branch(branch: Any, source: str, path: str, place: str) -> tuple[list[Node], str]:
+    """A branch: a list of layers, or one layer, whose name is its place."""
+    if type(branch) is list:
+        return _sequence(branch, source, f"{path}{place}.")
+    require(branch["name"] == place, f"branch {place} of {path!r} has another name")
+    return _sequence([branch], source, path)
 
 
 def _layer_node(layer: dict[str, Any], before: dict[str, Any], source: str, name: str) -> Node:

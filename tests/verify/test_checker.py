@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from lconvnet import bake, certify, layers, models, save
+from lconvnet import atomic, bake, certify, layers, models, save
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify.files import documents, encoded_model
 
@@ -599,3 +600,27 @@ def test_graphs_that_are_none(tmp_path, capsys, damage, message):
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
     assert code(tmp_path, "{}") == INVALID
     assert message in capsys.readouterr().err
+
+
+def test_sequences_inside_and_branches_of_one_layer_are_read(tmp_path):
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Sequential(), nn.Linear(16, 16), nn.Sequential(nn.ReLU()))
+    branches = layers.Sum(
+        nn.Linear(16, 16), nn.Sequential(nn.Sequential(nn.Linear(16, 16))), layers.Concat(nn.Identity())
+    )
+    network = nn.Sequential(nn.Flatten(), inner, branches, nn.Linear(16, 3)).eval()
+    documents_of = write(tmp_path, network, torch.rand(3, 1, 4, 4))
+    assert documents_of and {code(tmp_path, document) for document in documents_of} == {PROVED}
+    description, tensors = read_model(tmp_path)
+    description["architecture"][2]["branches"][0]["name"] = "1"
+    write_model(tmp_path, description, tensors)
+    assert code(tmp_path, documents_of[0]) == INVALID
+
+
+def read_model(place):
+    with safe_open(place / "model.safetensors", "pt") as file:
+        return json.loads(file.metadata()["lconvnet"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def write_model(place, description, tensors):
+    atomic.write_safetensors(place / "model.safetensors", tensors, metadata=json.dumps(description))

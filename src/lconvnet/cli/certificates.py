@@ -86,7 +86,7 @@ def _subjects(
     split: str,
     first: int | None,
     data_dir: str | None,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> Subjects:
     """Image files, or the first images of a split."""
     if bool(paths) == (name is not None):

@@ -11,7 +11,7 @@ from torch import Tensor
 from lconvnet.data.decoding import Shape, decode
 
 
-def read_images(paths: Sequence[str | Path], shape: tuple[int, int, int]) -> Tensor:
+def read_images(paths: Sequence[str | Path], shape: tuple[int, ...]) -> Tensor:
     """Return float32 images (N, C, H, W) in [0, 1], each of the network's shape (C, H, W).
 
     Grey and colour are converted to the network's channels; a size is never changed, because the certificate
@@ -21,18 +21,20 @@ def read_images(paths: Sequence[str | Path], shape: tuple[int, int, int]) -> Ten
     return torch.cat([_read(Path(path), shape) for path in paths])
 
 
-def _read(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
     if path.is_dir():
         raise ValueError(f"image {str(path)!r} is a folder; name its files, or the folder with --data")
     if not path.is_file():
         raise ValueError(f"image {str(path)!r} does not exist; name a png, jpg or npy file")
     if path.suffix == ".npy":
         return _read_array(path, shape)[None]
+    if len(shape) != 3:
+        raise ValueError(f"image {str(path)!r} is a picture; the network takes inputs of shape {shape}, as npy files")
     expected = Shape(*shape, origin="the network")
     return decode([path], [str(path)], channels=shape[0], shape=expected).images.float() / 255
 
 
-def _read_array(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def _read_array(path: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError):
