@@ -220,6 +220,8 @@ ON_IMAGES = {
 def register_rule(kind: type[nn.Module], rule: Rule) -> None:
     """Give a module of your own its Lipschitz rule; it is then one operation, and its forward pass is not read.
 
+    :func:`lconvnet.save` keeps such a module, and :func:`lconvnet.load` gives it back where the class has its rule.
+
     :func:`lconvnet.certify` needs a rule for its rounding, too: an entry of
     :data:`lconvnet.bounds.error_rules.ERROR_RULES` by the name of its operation in the graph (module and class).
 
