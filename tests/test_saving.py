@@ -465,3 +465,40 @@ def test_what_is_bounded_is_certified_and_documented(name):
             for name, part in network.named_modules()
             if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
         }
+
+
+def test_saving_leaves_the_network_as_it_is(path):
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
+    before = [(id(p), p.requires_grad, p.clone()) for p in network.parameters()]
+    save(network, path, input_shape=VECTORS)
+    after = list(network.parameters())
+    assert all(
+        id(p) == i and p.requires_grad == g and torch.equal(p, v) for p, (i, g, v) in zip(after, before, strict=True)
+    )
+    assert not any(p.requires_grad for p in load(path).parameters())
+
+
+class Doubled(nn.Module):
+    """A class that loads other numbers than it gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x + self.shift
+
+    def _load_from_state_dict(self, state, *rest):
+        super()._load_from_state_dict({name: 2 * tensor for name, tensor in state.items()}, *rest)
+
+
+def test_a_class_that_changes_what_it_loads_is_refused(path):
+    with pytest.raises(ValueError, match=r"network tensor '0.shift' would be read as other numbers"):
+        save(nn.Sequential(Doubled()).eval(), path, input_shape=VECTORS, classes=[Doubled])
+
+
+@pytest.mark.parametrize("classes", [3, ["Res"], [Res(nn.ReLU())]])
+def test_classes_are_classes(classes, path):
+    save(nn.Sequential(nn.ReLU()).eval(), path, input_shape=VECTORS, classes=[nn.Linear])
+    with pytest.raises(ValueError, match=r"pass your classes of modules in a list"):
+        load(path, classes=classes)

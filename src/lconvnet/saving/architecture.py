@@ -308,7 +308,12 @@ def qualified(kind: type) -> str:
 
 def known_classes(classes: Iterable[type[nn.Module]]) -> Classes:
     """The given classes and those that have a rule by :func:`lconvnet.bounds.register_rule`, by their names."""
-    return {qualified(kind): kind for kind in chain((nn.ParameterList,), RULES.keys() - BUILT_IN, classes)}
+    given = tuple(classes) if isinstance(classes, Iterable) else (classes,)
+    for kind in given:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise ValueError(f"classes={classes!r}: pass your classes of modules in a list, such as [Block]")
+    own = chain((nn.ParameterList,), RULES.keys() - BUILT_IN, set(given) - OPERATIONS.keys())
+    return {qualified(kind): kind for kind in own}
 
 
 def architecture(network: nn.Module, classes: Iterable[type[nn.Module]] = ()) -> tuple[Entry, ...]:

@@ -19,7 +19,7 @@ it again from the weights (`lconvnet.lipschitz_bound`), which takes milliseconds
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
@@ -73,7 +73,7 @@ def save(
     input_shape: Sequence[int] | None = None,
     class_names: tuple[str, ...] | None = None,
     notes: Notes | None = None,
-    classes: Iterable[type[nn.Module]] = (),
+    classes: Sequence[type[nn.Module]] = (),
 ) -> None:
     """Write a baked network with its architecture and bound, atomically, if what will be read is the same network.
 
@@ -95,11 +95,10 @@ def encode(
     input_shape: Sequence[int] | None = None,
     class_names: tuple[str, ...] | None = None,
     notes: Notes | None = None,
-    classes: Iterable[type[nn.Module]] = (),
+    classes: Sequence[type[nn.Module]] = (),
 ) -> bytes:
     """Return the bytes that `save` writes, a function of the arguments alone."""
-    known = tuple(classes)
-    operations = architecture(network, known)
+    operations = architecture(network, classes)
     shape = None if input_shape is None else checked_shape(input_shape)
     if bound is None:
         bound = lipschitz_bound(network, input_shape=shape)
@@ -119,8 +118,9 @@ def encode(
         )
     except ValidationError as error:
         raise ValueError(f"network cannot be saved: {_problem(error)}") from None
-    metadata, tensors = description.model_dump_json(), tensors_of(network)
-    _check_same(network, _assembled("network", _parse("network", metadata), tensors, known))
+    metadata = description.model_dump_json()
+    tensors = {name: tensor.detach() for name, tensor in tensors_of(network).items()}
+    _check_same(network, _assembled("network", _parse("network", metadata), tensors, classes))
     return atomic.encode_safetensors(tensors, metadata=metadata)
 
 
@@ -145,9 +145,15 @@ def _check_same(network: nn.Module, read: nn.Module) -> None:
                 f"layer {name!r} ({type(module).__name__}) cannot be saved: it has {attribute}={value}, which would be "
                 f"read as {changed}; build a new one"
             )
+    found = tensors_of(read)
+    for name, tensor in tensors_of(network).items():
+        if not torch.equal(tensor, found[name]):
+            raise ValueError(
+                f"network tensor {name!r} would be read as other numbers: its module changes what it loads"
+            )
 
 
-def load(path: str | Path, *, classes: Iterable[type[nn.Module]] = ()) -> nn.Sequential:
+def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Sequential:
     """Return the network saved at `path`, in eval mode, without gradients, on the CPU.
 
     `classes` are those of your own that the file may hold: it never imports one. Raises ValueError for a file that is
@@ -158,7 +164,7 @@ def load(path: str | Path, *, classes: Iterable[type[nn.Module]] = ()) -> nn.Seq
 
 
 def _assembled(
-    source: str, description: Description, tensors: Mapping[str, Tensor], classes: Iterable[type[nn.Module]]
+    source: str, description: Description, tensors: Mapping[str, Tensor], classes: Sequence[type[nn.Module]]
 ) -> nn.Sequential:
     """The network that a description and tensors are, without memory of its own."""
     try:
