@@ -122,6 +122,7 @@ def show_estimate(found: Estimate, folder: RunFolder, *, as_json: bool) -> None:
     )
     if as_json:
         facts = {"lower_bound": found.lower_bound, "interval": found.interval, "units": found.units}
+        facts |= {"guaranteed": found.guaranteed, "assumes": found.assumes}
         output.show_json({**facts, "bound": found.lipschitz, "results": str(folder.results), "run": str(folder.path)})
 
 
