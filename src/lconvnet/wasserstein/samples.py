@@ -192,10 +192,9 @@ def copies(samples: Tensor) -> Tensor:
     >>> copies(torch.tensor([[1.0], [-0.0], [1.0], [0.0]])).tolist()
     [0, 1, 0, 1]
     """
-    rows = samples.flatten(1).cpu().contiguous()
-    rows = rows + 0.0 if rows.is_floating_point() else rows  # -0.0 becomes 0.0
-    found: dict[bytes, int] = {}
-    keys = (hashlib.blake2b(row.data, digest_size=16).digest() for row in rows.numpy())
+    rows, found = samples.flatten(1).cpu().contiguous().numpy(), dict[bytes, int]()
+    zero = np.zeros((), rows.dtype)  # makes 0.0 of -0.0
+    keys = (hashlib.blake2b((row + zero).data, digest_size=16).digest() for row in rows)
     return torch.tensor([found.setdefault(key, len(found)) for key in keys])
 
 
