@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import lconvnet as lc
-from lconvnet.ops.rounding import rounded_up
+from lconvnet.ops.rounding import percent_down, rounded_up
 from lconvnet.training import CheckpointError, Interrupted, schedules
 
 FOLDER = Path("demo")
@@ -63,7 +63,7 @@ def print_table(console: Console, certificates: lc.Certificates, labels: Tensor,
     clean = (certificates.label == labels).double().mean().item()
     table.add_row("clean", "0", f"{clean:.1%}")
     for eps in RADII:
-        table.add_row("certified", f"{eps:g}", f"{lc.certified_accuracy(certificates, labels, eps):.1%}")
+        table.add_row("certified", f"{eps:g}", percent_down(lc.certified_accuracy(certificates, labels, eps)))
     console.print(table)
 
 
@@ -82,7 +82,7 @@ def draw(path: Path, certificates: lc.Certificates, labels: Tensor, bound: lc.Bo
             "va": "top",
             "fontsize": 9,
         }
-        axes.annotate(f"{value:.1%}", (eps, value), **offset)
+        axes.annotate(percent_down(value), (eps, value), **offset)
     axes.set(xlabel="l2 radius, pixels in [0, 1]", ylabel="certified accuracy", xlim=(0, 3), ylim=(0, 1))
     axes.set_title(headline(bound, len(labels)), fontsize=11)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -196,6 +196,7 @@ def test_qw_outputs_equal_the_network_in_tensorflows_layout(tmp_path):
         (lambda v: v.pop("conv2/biases"), r"'conv2' holds variables of shapes \(3, 3, 4, 4\)"),
         (lambda v: v.update({"extra/weights": np.ones((2, 5)), "extra/biases": np.ones(5)}), r"\(5, 2\); state model"),
         (lambda v: v.update({"conv1/weights": np.ones((3, 3, 1, 3))}), r"shape \(2, 1, 3, 3\) left for conv1"),
+        (lambda v: v.update({"norm1/gamma": np.ones(4, np.float32)}), r"'norm1' holds variables of shapes \(4,\)"),
         (lambda v: v["conv1/weights"].fill(np.nan), "conv1/weights holds NaN"),
     ],
 )  # fmt: skip

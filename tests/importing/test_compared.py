@@ -98,7 +98,7 @@ def test_aol_of_a_channel_that_nobody_reads(tmp_path):
 @pytest.mark.parametrize(("ci", "co"), [(4, 4), (3, 6), (6, 3)])
 def test_bjorck(ci, co, tmp_path):
     W, V = random(co, ci, 1, 1), random(2, 16 * co)
-    weights = {"a.weight": W, "a.bias": random(co), "b.weight": V, "b.bias": random(2)}
+    weights = {"0.weight": W, "0.bias": random(co), "2.weight": V, "2.bias": random(2)}
     frame = nn.Sequential(conv(ci, co, 1), nn.Flatten(), nn.Linear(16 * co, 2))
     network = read(weights, tmp_path, frame, ["BjorckConv2d", "BjorckLinear"])
     assert torch.allclose(network.get_parameter("0.weight")[..., 0, 0], polar(W[..., 0, 0]), rtol=0, atol=1e-10)

@@ -100,13 +100,13 @@ def test_bcop_of_any_size(channels, k):
     model = nn.Sequential(layers.BCOPConv2d(first, second, k), layers.BCOPConv2d(second, third, k)).double()
     n = [max(first, second), max(second, third)]
     weights = {}
-    for name, width, out in zip(("a.conv", "b.conv"), n, (second, third), strict=True):
+    for name, width, out in zip(("conv9", "conv10"), n, (second, third), strict=True):
         weights[f"{name}.param_matrices"] = nearly_orthogonal(2 * k - 1, width)
         weights[f"{name}.mask"] = (torch.arange(width) < width // 2).double().repeat(2 * (k - 1), 1, 1)
         weights[f"{name}.bias"] = torch.zeros(out, dtype=torch.float64)
     original.load(model, weights)
     network = original.baked(model, weights)
-    for index, name in enumerate(("a.conv", "b.conv")):
+    for index, name in enumerate(("conv9", "conv10")):
         expected = bcop(weights[f"{name}.param_matrices"], channels[index], channels[index + 1])
         assert torch.allclose(network.get_parameter(f"{index}.weight"), expected, rtol=0, atol=1e-10)
         assert torch.allclose(torch.as_tensor(model[index].weight), expected, rtol=0, atol=1e-6)
@@ -445,7 +445,7 @@ def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch, capsys
     weight[3] *= 1e-5
     found = import_run(write(tmp_path / "old", config, oracle.weights, monkeypatch), tmp_path / "new")
     assert invoke(app, ["import", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
-    assert "Björck steps left singular values up to 1 from 1" in capsys.readouterr().err
+    assert "Björck steps left singular values up to 1.0 from 1" in capsys.readouterr().err
     values = torch.linalg.svdvals(found.network.get_parameter("linear1.weight").double())
     assert values[0] < 1 + 1e-6 and values[-1] < 0.1
     assert agrees(load(found.path), oracle, SHAPES["mnist"])

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from lconvnet.wasserstein import estimate
 from lconvnet.wasserstein.pictures import ranking, training_curve
 from tests.wasserstein.test_estimate import FAKE, REAL, small
 
+LINE = r"W1 >= (\S+) with confidence 0\.975, assuming .*; estimate (\S+), interval \[(\S+), (\S+)\] at 0\.95\n"
 QUICK = ("--steps", "12", "--batch-size", "16", "--quiet")
 
 
@@ -38,8 +41,12 @@ def test_sentence_and_line_of_json(command, arrays):
     found = estimate(*arrays, steps=12, batch_size=16)
     code, out, _ = command(*arrays, *QUICK)
     assert code == 0
-    least = found.interval[0]  # of a two-sided interval: one end alone fails half as often
-    assert out.startswith(f"W1 >= {least:.6g} with confidence 0.975; estimate {found.lower_bound:.6g}, interval [")
+    # of a two-sided interval: one end alone fails half as often
+    least, estimated, low, high = map(Decimal, re.match(LINE, out).groups())
+    assert least == low and 0 <= found.interval[0] - float(low) < 1e-5
+    assert 0 <= float(high) - found.interval[1] < 1e-5
+    assert 0 <= found.lower_bound - float(estimated) < 1e-5
+    assert found.assumes in out
     assert "l2 over 2 values as given; held out 12 and 10" in out
     code, out, _ = command(*arrays, *QUICK, "--json")
     assert (code, out.count("\n")) == (0, 1)
@@ -47,8 +54,8 @@ def test_sentence_and_line_of_json(command, arrays):
     assert values["lower_bound"] == found.lower_bound
     assert values["interval"] == list(found.interval)
     assert values["units"] == "l2 over 2 values as given"
-    assert set(values) == {"lower_bound", "interval", "confidence", "units", "lipschitz", "level", "held_out",
-                           "training", "files"}  # fmt: skip
+    assert set(values) == {"lower_bound", "interval", "guaranteed", "assumes", "confidence", "units", "lipschitz",
+                           "level", "held_out", "training", "files"}  # fmt: skip
 
 
 def test_folder(command, arrays, tmp_path):

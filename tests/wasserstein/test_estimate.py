@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from lconvnet.layers import NearestUpsampling, OrthogonalLinear, OSSNConv2d
 from lconvnet.models import mlp
 from lconvnet.training import CheckpointError, Diverged, Interrupted
 from lconvnet.wasserstein import certified_values, estimate, transport
-from lconvnet.wasserstein.result import POINTS, thinned
+from lconvnet.wasserstein.result import POINTS, rounding, thinned
 from tests.wasserstein import forms
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,7 @@ def test_swapping_changes_the_sign_of_the_critic_and_nothing_else(sampled):
 
 def test_identical_samples_have_distance_0():
     found = quick(REAL, REAL.clone(), held_out=30)
-    assert found.lower_bound == 0 == found.interval[0] < found.interval[1] < 0.3
+    assert found.lower_bound == 0 == found.interval[0] < found.interval[1] < 0.6  # 30 held-out samples
 
 
 def test_identical_distributions_have_distance_0_within_the_interval():
@@ -201,3 +202,70 @@ def test_degenerate_weights_are_a_divergence():
 def test_unusable_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         quick(REAL, FAKE, **options)
+
+
+def test_integers_far_from_0_are_refused_and_right_when_moved():
+    """float32 reads 1,700,000,065 and 1,700,000,063 as 128 apart; they are 2 apart."""
+    real, fake = np.full((40, 1), 1_700_000_065), np.full((40, 1), 1_700_000_063)
+    with pytest.raises(ValueError, match=r"lie up to 1\.7e\+09 from 0 and at most 2 apart.*subtract one and the same"):
+        quick(real, fake)
+    found = quick(real - 1_700_000_000, fake - 1_700_000_000, steps=100)
+    assert found.interval[0] < found.lower_bound == pytest.approx(2, rel=1e-5)
+    assert found.lower_bound <= transport(*found.samples)
+
+
+def test_rounding_far_from_0_is_in_the_interval():
+    """A critic that is evaluated at 1e5: the interval has room for what float64 loses there, however little."""
+    offset = 1e5
+    near, far = quick(REAL, FAKE, critic=small()), quick(REAL.double() + offset, FAKE.double() + offset, critic=small())
+    errors = [
+        sum(rounding(f.critic, f.bound, *side) for side in zip(f.samples, f.values, strict=True)) for f in (near, far)
+    ]
+    assert 0 < errors[0] < 1e-12 < errors[1] < 1e-8
+
+
+def test_copies_widen_the_interval():
+    """With every sample five times the held-out ones say as much as a fifth of them."""
+    draws = [torch.randn(100, 1, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    critic = lambda: nn.Sequential(OrthogonalLinear(1, 1))  # noqa: E731
+    once = quick(*draws, critic=critic())
+    again = quick(*(side.repeat(5, 1) for side in draws), critic=critic())
+    assert again.held_out == (100, 100) and "copies of others (80 of real and 80 of fake) count once" in again.assumes
+    assert 0.5 < np.diff(again.interval)[0] / np.diff(once.interval)[0] < 2
+    assert "copies" not in once.assumes
+
+
+@pytest.mark.parametrize("support", [None, (0.0, 2.0)])
+def test_what_is_guaranteed_needs_a_support(support):
+    found = quick(REAL, FAKE, held_out=20, support=support)
+    if support is None:
+        assert found.guaranteed is None
+    else:
+        assert found.guaranteed[0] <= found.interval[0] <= found.lower_bound <= found.interval[1] < found.guaranteed[1]
+        assert found.to_dict()["guaranteed"] == list(found.guaranteed)
+
+
+def test_pixels_have_a_support_of_their_own():
+    bright, dark = (torch.randint(k, k + 60, (300, 1, 2, 2), dtype=torch.uint8) for k in (180, 0))
+    critics = [nn.Sequential(nn.Flatten(), OrthogonalLinear(4, 1)) for _ in range(2)]
+    found, copied = (
+        quick(*sides, critic=critic, steps=100, held_out=200)
+        for sides, critic in zip(((bright, dark), (bright[:60].repeat(5, 1, 1, 1), dark)), critics, strict=True)
+    )
+    assert 0 < found.guaranteed[0] < found.interval[0] < 1.5  # of about 1.4
+    assert copied.guaranteed[0] < 0.7 * found.guaranteed[0]  # what fifth parts guarantee, and what other copies would
+
+
+@pytest.mark.parametrize("support", [(0.0, 1.0), (2.0, 0.0), (0.0, math.inf), (math.nan, 3.0)])
+def test_a_support_that_samples_leave_is_refused(support):
+    with pytest.raises(ValueError, match=r"support=.*: held-out values lie in \[0\.\d+, 1\.\d+\]"):
+        quick(REAL, FAKE, support=support)
+
+
+def test_constant_samples_never_give_a_point():
+    found = quick(torch.full((20, 1), 3.0), torch.full((20, 1), 1.0), steps=100)
+    assert found.interval[0] < found.lower_bound < found.interval[1]
+    with pytest.raises(ValueError, match=r"real and fake are one sample again and again.*give support="):
+        quick(torch.ones(20, 1), torch.ones(20, 1))
+    known = quick(torch.ones(20, 1), torch.ones(20, 1), support=(0.0, 1.0))
+    assert known.interval == (0.0, pytest.approx(2 * 0.9875, rel=0.1))  # one sample a side says next to nothing

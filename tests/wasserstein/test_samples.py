@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from lconvnet.wasserstein import estimate
-from lconvnet.wasserstein.samples import batch_indices, floats, prepare, require_comparable, units
+from lconvnet.wasserstein.numbers import floats
+from lconvnet.wasserstein.samples import batch_indices, copies, prepare, require_comparable, units
 from tests.wasserstein.forms import Draw
 
 
@@ -91,6 +92,29 @@ def test_floats():
     assert side(torch.rand(8, 2).bfloat16()).held_out.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"])
+def test_integers_are_kept(kind):
+    """Every one of them is held out or trained on, as the number that it is."""
+    values = np.arange(20).astype(kind) if kind == "bool" else np.iinfo(kind).max // 2**11 - np.arange(20).astype(kind)
+    found = side(values, batch_size=16)
+    exact = sorted(map(float, values))
+    assert sorted([*found.batch(0).flatten().tolist(), *found.held_out.flatten().tolist()]) == exact
+
+
+def test_no_copy_is_on_both_sides_and_copies_count_once():
+    values = torch.rand(12, 3, generator=torch.Generator().manual_seed(0)).repeat(5, 1)
+    found = side(values, batch_size=50)
+    held = set(multiset(found.held_out))
+    assert held.isdisjoint(multiset(found.batch(0))) and len(held) + len(set(multiset(found.batch(0)))) == 12
+    assert (len(found.held_out), len(found.groups.unique())) == (10, 2)
+    assert side(Draw(lambda n, g: torch.zeros(n, 1)), held_out=7).groups.tolist() == list(range(7))
+
+
+def test_copies_are_told_in_every_dtype():
+    for dtype in (torch.uint8, torch.float32, torch.float64):
+        assert copies(torch.tensor([[1, 2], [3, 4], [1, 2]], dtype=dtype)).tolist() == [0, 1, 0]
+
+
 class Forgetful:
     """A sampler that draws from the global generator."""
 
@@ -113,6 +137,10 @@ GOOD = torch.rand(8, 2)
         (np.array(["a", "b"]), "real is <U1: give numbers"),
         (torch.zeros(4, 2, dtype=torch.complex64), "real is torch.complex64"),
         (3, "real is int: give numbers"),
+        (np.ma.masked_array(np.zeros((8, 2)), mask=True), "real is a masked array"),
+        (np.zeros((8, 2), dtype=np.longdouble), "real is float128: give numbers"),
+        (np.full((8, 1), 2**53), r"real has integers of 2\^53 and more, which no float holds: subtract"),
+        (torch.zeros(8, 2).to_sparse(), "real is torch.float32: give numbers"),
         ("no-such-folder", "real: no-such-folder does not exist: give a folder of images"),
         (Forgetful(), "real.sample gives other values for an equal generator"),
         (Draw(lambda n, g: torch.zeros(n + 1, 2)), r"real.sample\(16, generator\) gives \(17, 2\)"),

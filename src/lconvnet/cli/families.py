@@ -16,6 +16,7 @@ from lconvnet.cli.watching import watched
 from lconvnet.experiments import family, sweep
 from lconvnet.experiments.family import Generated
 from lconvnet.experiments.status import Status, count, status
+from lconvnet.ops.rounding import percent_down
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a family: with a template.yaml, or with runs below it.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time; they share the processors.")]
@@ -141,7 +142,8 @@ def status_row(row: Status, folder: Path) -> list[str]:
     """One line of the table of runs."""
     path = row.path.relative_to(folder).as_posix()
     progress = f"{row.epoch}/{row.epochs}" if row.epochs else ""
-    accuracies = ["" if value is None else f"{value:.2%}" for value in (row.clean, row.certified)]
+    accuracies = ["" if row.clean is None else f"{row.clean:.2%}"]
+    accuracies += ["" if row.certified is None else percent_down(row.certified)]
     speed = f"{row.images_per_second:.0f}" if row.images_per_second else ""
     minutes = f"{row.seconds / 60:.1f}" if row.seconds else ""
     memory = f"{row.peak_memory_mb:.0f}" if row.peak_memory_mb else ""

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lconvnet import importing
 from lconvnet.cli import options, output
-from lconvnet.ops.rounding import rounded_up
+from lconvnet.ops.rounding import decimals, rounded_up
 
 Old = Annotated[Path, typer.Argument(metavar="OLD", help="Run folder of the original, or its cfg.yaml.")]
 NOTICEABLE = 1e-3  # of a singular value: nearer to 1, a scale off by a few percent moves it by less than this
@@ -25,8 +25,9 @@ def import_command(old: Old, new: New, as_json: options.Json = False) -> None:
         f"imported epoch {found.epoch}; Lipschitz bound {upper} ({found.bound.level}); saved {found.path}"
     )
     if found.unfinished > NOTICEABLE:
+        left = rounded_up(found.unfinished, decimals(found.unfinished, 1))
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
-            f"note: the original's Björck steps left singular values up to {found.unfinished:.1g} from 1; there its "
+            f"note: the original's Björck steps left singular values up to {left} from 1; there its "
             "outputs depend on the random start of its power iteration, which no file keeps"
         )
     if as_json:

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from lconvnet.experiments import robustness
-from lconvnet.ops.rounding import rounded_up
+from lconvnet.ops.rounding import percent_down, percent_up, rounded_down, rounded_up
 from lconvnet.report import Written, terminal
+from lconvnet.report.names import eps_label
 
 PIPED_WIDTH = 200
 SECTIONS = {
@@ -78,8 +79,9 @@ def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Tab
     attacks = sorted({key for row in rows.values() for key in row if key.endswith("-ub")}, reverse=True)
     table = Table("eps", "clean", "certified", *(f"under {key.removesuffix('-ub')}" for key in attacks), title=title)
     for eps, row in rows.items():
-        cells = [f"{row[key]:.2%}" if key in row else "" for key in ("natural", "lb", *attacks)]
-        table.add_row(f"{eps:g}", *cells)
+        certified = percent_down(row["lb"]) if "lb" in row else ""
+        cells = [percent_up(row[key]) if key in row else "" for key in attacks]
+        table.add_row(eps_label(eps), f"{row['natural']:.2%}" if "natural" in row else "", certified, *cells)
     return table
 
 
@@ -119,8 +121,8 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
             f", {'certified' if held else 'not certified'} at {eps}" for eps, held in row["certified"].items()
         )
         console.print(
-            f"{row['image']}: label {row['label']}{name}, margin {row['margin']:.4f}, "
-            f"radius {row['radius']:.4f}{certified}",
+            f"{row['image']}: label {row['label']}{name}, "
+            f"margin {rounded_down(row['margin'], 4)}, radius {rounded_down(row['radius'], 4)}{certified}",
             soft_wrap=True,
             highlight=False,
             markup=False,

@@ -23,7 +23,7 @@ from lconvnet.gan import Record
 from lconvnet.gan.reporting import summary
 from lconvnet.gan.state import generator_path
 from lconvnet.importing import adopt
-from lconvnet.ops.rounding import rounded_up
+from lconvnet.ops.rounding import decimal, rounded_down, rounded_up
 from lconvnet.training.reporting import validated
 from lconvnet.wasserstein import Estimate
 
@@ -113,13 +113,16 @@ def show_trained(trained: execute.Trained, folder: RunFolder, *, as_json: bool) 
 
 def show_estimate(found: Estimate, folder: RunFolder, *, as_json: bool) -> None:
     """Say what a critic certifies."""
-    interval = "{:.0%} interval {:.4f} to {:.4f}".format(found.confidence, *found.interval)
+    low, high = found.interval
+    interval = f"at {decimal(found.confidence)} from {rounded_down(low, 4)} to {rounded_up(high, 4)}"
     Console(stderr=as_json, soft_wrap=True, highlight=False).print(
-        f"Wasserstein-1 distance at least {found.lower_bound:.4f} ({interval}), {found.units}; "
+        f"estimate {rounded_down(found.lower_bound, 4)} of a lower bound on the Wasserstein-1 distance ({interval}, "
+        f"assuming {found.assumes}), {found.units}; "
         f"Lipschitz bound {rounded_up(found.lipschitz, 9)} ({found.level}); {folder.results}"
     )
     if as_json:
         facts = {"lower_bound": found.lower_bound, "interval": found.interval, "units": found.units}
+        facts |= {"guaranteed": found.guaranteed, "assumes": found.assumes}
         output.show_json({**facts, "bound": found.lipschitz, "results": str(folder.results), "run": str(folder.path)})
 
 

@@ -13,11 +13,14 @@ from torch.optim import RMSprop
 from lconvnet import saving, wasserstein
 from lconvnet.cli import options, output
 from lconvnet.experiments.estimation import distribution
-from lconvnet.ops.rounding import rounded_up
+from lconvnet.ops.rounding import decimal, decimals, rounded_down, rounded_up
 from lconvnet.wasserstein.estimate import RATE
 from lconvnet.wasserstein.pictures import draw
 
 SIDE = "A folder of images, a .parquet or .npy file, a generator's .safetensors, or the name of a data set."
+Support = Annotated[
+    tuple[float, float] | None, typer.Option("--support", help="LOW HIGH that every value is known to lie between.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for checkpoint, record.json, critic and pictures.")]
 
 
@@ -31,6 +34,7 @@ def wasserstein_command(
     rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of RMSprop.")] = RATE,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, held-out samples and batches.")] = 0,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the interval.")] = 0.95,
+    support: Support = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -41,7 +45,7 @@ def wasserstein_command(
     optimizer = partial(RMSprop, lr=rate)
     found = wasserstein.estimate(
         distribution(real), distribution(fake), steps=steps, batch_size=batch_size, optimizer=optimizer, seed=seed,
-        confidence=confidence, directory=out, resume=resume, progress=not quiet,
+        confidence=confidence, support=support, directory=out, resume=resume, progress=not quiet,
     )  # fmt: skip
     files = [] if out is None else write(found, out)
     show(found, files, Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False))
@@ -61,13 +65,27 @@ def write(found: wasserstein.Estimate, out: Path) -> list[Path]:
 
 def show(found: wasserstein.Estimate, files: list[Path], console: Console) -> None:
     """Say what was found, what it covers, and where it is written."""
-    low, high = found.interval
-    count = " and ".join(map(str, found.held_out))
+    confidence, count = decimal((1 + found.confidence) / 2), " and ".join(map(str, found.held_out))
+    if found.guaranteed:
+        least = interval(found.guaranteed)[0]
+        console.print(f"W1 >= {least} with confidence {confidence}, for any number of independent samples")
+    low, high = interval(found.interval)
     console.print(
-        f"W1 >= {low:.6g} with confidence {(1 + found.confidence) / 2:.4g}; "
-        f"estimate {found.lower_bound:.6g}, interval [{low:.6g}, {high:.6g}] at {found.confidence:.4g}"
+        f"W1 >= {low} with confidence {confidence}, assuming {found.assumes}; "
+        f"estimate {down(found.lower_bound)}, interval [{low}, {high}] at {decimal(found.confidence)}"
     )
-    console.print(f"{found.units}; held out {count}; on training batches {found.training:.6g}")
+    console.print(f"{found.units}; held out {count}; on training batches {down(found.training)}")
     console.print(f"Lipschitz bound {rounded_up(found.lipschitz, 9)} ({found.level})")
     if files:
         console.print(f"wrote {', '.join(map(str, files))}")
+
+
+def down(value: float) -> str:
+    """Six digits of a distance, rounded downward."""
+    return rounded_down(value, decimals(value))
+
+
+def interval(ends: tuple[float, float]) -> tuple[str, str]:
+    """Six digits of the larger end of an interval, rounded outward."""
+    digits = decimals(ends[1])
+    return rounded_down(ends[0], digits), rounded_up(ends[1], digits)

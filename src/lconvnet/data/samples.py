@@ -97,4 +97,8 @@ def _numbers(file: Path, table: Any) -> np.ndarray:
             f"{file} has neither a column image or img nor columns of numbers alone, only "
             f"{', '.join(table.column_names) or 'nothing'}: keep those that make up a sample"
         ) from error
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        cells = column.to_pylist() if np.abs(values).max(initial=0) >= 2.0**53 else []  # of few files
+        if np.asarray(cells).dtype.kind in "iuO":
+            raise DataError(f"{file} has integers of 2^53 and more in {name}, which float64 does not hold: save .npy")
     return values.reshape(len(values), -1)

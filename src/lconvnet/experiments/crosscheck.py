@@ -78,8 +78,8 @@ def check(
     atomic.write_bytes(path, data)
     raise ContradictionError(
         f"a certificate is contradicted: {name} changed the label of test image {facts['index']} with a perturbation "
-        f"of norm {facts['norm']:.9g} inside its certified radius {facts['radius']:.9g} (margin "
-        f"{facts['margin']:.9g}, Lipschitz bound {facts['bound']:.9g}, level {level}); evidence: {path}"
+        f"of norm {facts['norm']!r} inside its certified radius {facts['radius']!r} (margin "
+        f"{facts['margin']!r}, Lipschitz bound {facts['bound']!r}, level {level}); evidence: {path}"
     )
 
 

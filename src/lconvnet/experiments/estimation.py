@@ -145,7 +145,8 @@ def _write(
 def results(found: Estimate) -> dict[str, Any]:
     """Return the content of results.yaml: the original's keys, then ours.
 
-    `distance` is the certified lower bound, `distance_interval` its confidence interval, in `units`.
+    `distance` is the critic's mean difference over L, an estimate of a lower bound, `distance_interval` its confidence
+    interval and what that `assumes`, `distance_guaranteed` the one for every number of samples, all in `units`.
     """
     weighted = {name for name, part in found.critic.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
     norms = {f"sanity_check/{part.name}-l2-norm": part.upper for part in found.bound.layers if part.name in weighted}
@@ -155,6 +156,8 @@ def results(found: Estimate) -> dict[str, Any]:
         "sanity_check/layer-l-constant": float(found.lipschitz),
         "distance": found.lower_bound,
         "distance_interval": list(found.interval),
+        "distance_guaranteed": found.guaranteed and list(found.guaranteed),
+        "assumes": found.assumes,
         "confidence": found.confidence,
         "units": found.units,
         "training_distance": found.training,

@@ -17,6 +17,7 @@ from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import load_any, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import Session, is_running, sessions
+from lconvnet.ops.rounding import rounded_down, rounded_up
 from lconvnet.training import CheckpointError, Record, is_started, load_record
 from lconvnet.training.settings import differences
 
@@ -128,7 +129,10 @@ def _state(folder: RunFolder, past: list[Session], record: Record | None, result
         return _evaluated(folder, results)
     if estimated := _estimated(folder):
         low, high = estimated["distance_interval"]
-        return "finished", f"distance at least {estimated['distance']:.4f} ({low:.4f} to {high:.4f})"
+        return (
+            "finished",
+            f"distance {rounded_down(estimated['distance'], 4)} ({rounded_down(low, 4)} to {rounded_up(high, 4)})",
+        )
     if 0 < _generator_epochs(folder) <= _generated(folder):
         return "finished", "generator.safetensors"
     if last and last.outcome == "failed":

@@ -38,7 +38,7 @@ def load_compared(path: str | Path, frame: nn.Sequential, layers: Sequence[str])
     Args:
         path: a `.pth` file that holds a state dict; nothing in it is run.
         frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.frames`.
-        layers: the class of each layer with weights in the order of the file, of `LAYERS`.
+        layers: the class of each layer with weights in the order of the frame, of `LAYERS`.
 
     Raises:
         ValueError: for a file that is missing, damaged, or would run something, where it does not fit the frame, and

@@ -1,13 +1,15 @@
 """Weights of other libraries in a frame: a plain network that says what a file of weights does not.
 
 A state dict knows neither strides and paddings nor activations. The user writes them down as the plain network that is
-to come out, an `nn.Sequential` of `nn.Conv2d`, `nn.Linear` and our activations; each convolution and dense layer of it,
-in order, is given the weight that the other library would compute from its parameters. Nothing is assumed about that
-weight: `lconvnet.lipschitz_bound` of the result measures it.
+to come out, an `nn.Sequential` of `nn.Conv2d`, `nn.Linear` and our activations; each convolution and dense layer of it
+is given the weight that the other library would compute from the parameters of the same name or number
+(`lconvnet.importing.pairing`). Every tensor of the file is used, or named in an error. Nothing is assumed about the
+weights: `lconvnet.lipschitz_bound` of the result measures them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from math import ceil, sqrt
 from pathlib import Path
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 
 from lconvnet.baking import bake
 from lconvnet.importing import pickles
+from lconvnet.importing.pairing import paired
+from lconvnet.layers import ConstrainedLayer
 
 Plain = nn.Conv2d | nn.Linear
 Weight = Callable[[Mapping[str, Tensor], Plain], Tensor]
@@ -30,17 +34,27 @@ def load_plain(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
 
     Args:
         path: a `.pth` file that holds a state dict; nothing in it is run.
-        frame: the plain network; it is left as it is.
+        frame: the plain network; it is left as it is. Its layers are found by name, or by number (`pairing.paired`).
 
     Raises:
         ValueError: for a file that is missing, damaged, or would run something, and where it does not fit the frame.
     """
-    return fill(Path(path), frame, lambda group, layer: taken(group, "weight").double())
+    return fill(Path(path), frame, lambda group, layer: taken(group, "weight").double(), re.compile("weight"))
 
 
-def fill(path: Path, frame: nn.Sequential, weight: Weight) -> nn.Sequential:
-    """Return a baked copy of the frame, the weight of each of its layers made by `weight` from the file."""
-    return placed(path, frame, lambda group, layer: (weight(group, layer), group.get("bias")))
+def fill(path: Path, frame: nn.Sequential, weight: Weight, kept: re.Pattern[str]) -> nn.Sequential:
+    """Return a baked copy of the frame, the weight of each of its layers made by `weight` from the file.
+
+    A layer of the file has tensors with names that are `kept`, and a bias at most.
+    """
+
+    def parameters(group: Mapping[str, Tensor], layer: Plain) -> tuple[Tensor, Tensor | None]:
+        W = weight(group, layer)
+        if unread := [name for name in group if name != "bias" and not kept.fullmatch(name)]:
+            raise ValueError(f"it keeps {', '.join(unread)} besides, which would be lost")
+        return W, group.get("bias")
+
+    return placed(path, frame, parameters)
 
 
 def placed(path: Path, frame: nn.Sequential, parameters: Parameters) -> nn.Sequential:
@@ -48,19 +62,28 @@ def placed(path: Path, frame: nn.Sequential, parameters: Parameters) -> nn.Seque
     network = bake(frame)
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"frame is a {type(frame).__name__}; write the network down as an nn.Sequential")
-    layers = {name: part for name, part in network.named_modules() if isinstance(part, Plain)}
+    names = [name for name, part in frame.named_modules() if isinstance(part, Plain | ConstrainedLayer)]
+    layers = dict(zip(names, (part for part in network.modules() if isinstance(part, Plain)), strict=True))
+    _require_filled(network)
     groups = pickles.by_module(pickles.state_dict(pickles.read(path), path))
-    if len(groups) != len(layers):
-        raise ValueError(
-            f"{path} has weights of {len(groups)} layers ({', '.join(groups)}), the frame has {len(layers)} "
-            f"({', '.join(layers)}); write one layer for each"
-        )
-    for (place, group), (name, layer) in zip(groups.items(), layers.items(), strict=True):
+    try:
+        places = paired(list(groups), list(layers))
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+    for name, layer in layers.items():
         try:
-            _put(layer, *parameters(group, layer))
+            _put(layer, *parameters(groups[places[name]], layer))
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
-            raise ValueError(f"{path}: {place} does not fit layer {name} of the frame: {error}") from None
+            raise ValueError(f"{path}: {places[name]} does not fit layer {name} of the frame: {error}") from None
     return network
+
+
+def _require_filled(network: nn.Sequential) -> None:
+    """Refuse a frame with numbers of its own, which no file would fill."""
+    for name, part in network.named_modules():
+        own = [key for key, _ in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))]
+        if own and not isinstance(part, Plain):
+            raise ValueError(f"frame has {name} ({type(part).__name__}) with {', '.join(own)}, which no file fills")
 
 
 def taken(group: Mapping[str, Tensor], name: str) -> Tensor:
@@ -90,3 +113,5 @@ def _put(layer: Plain, weight: Tensor, bias: Tensor | None) -> None:
         layer.weight.copy_(weight)
         if layer.bias is not None and bias is not None:
             layer.bias.copy_(bias)
+    if not all(bool(value.isfinite().all()) for value in layer.parameters()):
+        raise ValueError(f"it has numbers that {layer.weight.dtype} does not hold; use frame.double()")

@@ -8,8 +8,8 @@ part that is used. With U the polar factors of BCOP's `param_matrices`,
 and the other methods keep their `weight`, RKO a matrix, OSSN also `u` and the divisor `factor`, SVCM a copy of it as
 `buffer_weight`; so no two of them keep the same.
 In our kernels the polar factor, its limit, stands for Björck's iteration; the baked network has what the original's
-steps left. Convolutions are matched in order, and dense layers: those whose names say `linear`, or, where none does,
-those whose names do not say `conv`.
+steps left. Convolutions are matched by their numbers, and dense layers: those whose names say `linear`, or, where none
+does, those whose names do not say `conv`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lconvnet.baking import bake
 from lconvnet.experiments.original.networks import STEPS
 from lconvnet.importing.bjorck import cut_off
+from lconvnet.importing.pairing import numbered
 from lconvnet.importing.pickles import by_module
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
 from lconvnet.layers import ConstrainedLayer, LipschitzConv2d, LipschitzLinear
@@ -80,7 +81,7 @@ def unfinished(model: nn.Module, weights: Weights) -> float:
 def _matched(
     groups: Mapping[str, Weights], model: nn.Module
 ) -> Iterator[tuple[tuple[str, Weights], tuple[str, ConstrainedLayer]]]:
-    """Pair modules with layers in order, dense ones and convolutions apart."""
+    """Pair modules with layers by number, dense ones and convolutions apart."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConstrainedLayer)}
     named = any("linear" in place for place in groups)
     for dense in (False, True):
@@ -93,7 +94,8 @@ def _matched(
                 f"weights of {len(theirs)} {kind} ({', '.join(theirs)}), but the network of the configuration has "
                 f"{len(ours)} ({', '.join(ours)}); they belong to another architecture"
             )
-        yield from zip(theirs.items(), ours.items(), strict=True)
+        ordered = ((place, theirs[place]) for place in numbered(list(theirs)))
+        yield from zip(ordered, ours.items(), strict=True)
 
 
 def _translated(place: str, group: Weights, layer: ConstrainedLayer) -> dict[str, Tensor]:

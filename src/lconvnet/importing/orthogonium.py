@@ -12,6 +12,7 @@ Dense weights are orthonormalised; the rows of the last one may be normalised in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from lconvnet.importing.bjorck import cut_off
 from lconvnet.importing.frames import Plain, fill, patches, taken
 
 STEPS = 12  # of Björck's iteration
+KEPT = re.compile(r"parametrizations\.weight(_[12])?\.(original|0\.(pi\.)?parametrizations\.[uv]\.original)")
 
 
 def load_orthogonium(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
@@ -37,7 +39,7 @@ def load_orthogonium(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
     Raises:
         ValueError: for a file that is missing, damaged, or would run something, and where it does not fit the frame.
     """
-    return fill(Path(path), frame, _weight)
+    return fill(Path(path), frame, _weight, KEPT)
 
 
 def _weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:

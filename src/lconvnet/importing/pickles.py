@@ -101,9 +101,9 @@ def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in weights.items():
-        place, found, leaf = name.partition(".parametrizations.")
+        place, found, leaf = f".{name}".partition(".parametrizations.")
         if found:
-            leaf = f"parametrizations.{leaf}"
+            place, leaf = place.removeprefix("."), f"parametrizations.{leaf}"
         else:
             place, _, leaf = name.rpartition(".")
         groups.setdefault(place, {})[leaf] = value

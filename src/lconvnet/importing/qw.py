@@ -17,8 +17,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lconvnet.importing import tensorflow
+from lconvnet.importing.pairing import natural
 from lconvnet.layers import ConstrainedLayer, LipschitzConv2d, LipschitzLinear
 
+LOSS = "loss"
 OPTIMIZERS = re.compile(r".*/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1|ExponentialMovingAverage)")
 
 
@@ -45,14 +47,14 @@ def load(model: nn.Sequential, architecture: str, path: Path) -> int:
 def _layers(variables: Mapping[str, Tensor], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Kernel ``(out, in, height, width)`` or ``(out, in)`` and bias of every layer, in natural order."""
     scopes: dict[str, list[Tensor]] = {}
-    for name in sorted(variables, key=_natural):
+    for name in sorted(variables, key=natural):
         if not OPTIMIZERS.fullmatch(name) and variables[name].ndim:
             if not bool(variables[name].isfinite().all()):
                 raise ValueError(f"{path}: {name} holds NaN or infinite values")
             scopes.setdefault(name.rpartition("/")[0], []).append(variables[name])
     for scope, found in scopes.items():
         bias, kernel = (min(found, key=Tensor.dim), max(found, key=Tensor.dim))
-        if kernel.ndim == 1:
+        if kernel.ndim == 1 and scope.split("/")[0] == LOSS:
             continue
         if len(found) != 2 or bias.ndim != 1 or kernel.ndim not in (2, 4):
             shapes = ", ".join(str(tuple(value.shape)) for value in found)
@@ -78,12 +80,3 @@ def _channels_first(kernel: Tensor, channels: int) -> Tensor:
     """Columns in the order (C, H, W) of our flattened images, from (H, W, C)."""
     side = isqrt(kernel.shape[1] // channels)
     return kernel.unflatten(1, (side, side, channels)).permute(0, 3, 1, 2).flatten(1)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Numbers inside names are compared as numbers.
-
-    >>> sorted(["a10/b", "a2/b"], key=_natural)
-    ['a2/b', 'a10/b']
-    """
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -11,7 +11,9 @@ of the rows before it and of the columns after it, they are the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,28 +23,59 @@ from lconvnet.importing.frames import Plain, fill, patches, taken
 from lconvnet.layers import Abs, GroupSort, Scale
 
 ORIGINAL = "parametrizations.weight.original"
+KEPT = re.compile(r"parametrizations\.weight\.(original|0\._[uv]|1\._w_bjorck)")
 TRANSPARENT = (nn.ReLU, nn.Identity, nn.ZeroPad2d, nn.CircularPad2d, nn.Flatten, Abs, Scale)
 
 
-def load_torchlip(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
+def load_torchlip(
+    path: str | Path,
+    frame: nn.Sequential,
+    *,
+    k_coef_lip: float | Sequence[float] | None = None,
+    disjoint_neurons: bool | None = None,
+) -> nn.Sequential:
     """Return the plain network of a state dict of deel-torchlip 1.0.5.
 
-    Its `SpectralConv2d`, `SpectralLinear` and `FrobeniusLinear` (with disjoint neurons, the default) are read; write
-    `lconvnet.layers.GroupSort(2)` in the frame for its `GroupSort2`, and `FullSort` for its own.
+    Its `SpectralConv2d`, `SpectralLinear` and `FrobeniusLinear` are read; write `lconvnet.layers.GroupSort(2)` in the
+    frame for its `GroupSort2`, and `FullSort` for its own.
 
     Args:
         path: a `.pth` file that holds a state dict; nothing in it is run.
-        frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.frames`.
+        frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.frames`. Behind a
+            GroupSort with a `k_coef_lip` of its own write `Scale(k_coef_lip)`; in its `Sequential(..., k_coef_lip=K)`
+            of n Lipschitz layers each has K^(1/n), which the weights have not.
+        k_coef_lip: the factor that each layer with weights was built with, or one for all, 1 by its default. No file
+            says it.
+        disjoint_neurons: how a `FrobeniusLinear` of several outputs was built, True by its default. No file says it.
 
     Raises:
-        ValueError: for a file that is missing, damaged, or would run something, and where it does not fit the frame.
+        ValueError: for a file that is missing, damaged, or would run something, where it does not fit the frame, and
+            where an argument is missing that decides what the weights are.
     """
-    network = fill(Path(path), frame, _weight)
+    count = sum(isinstance(part, Plain) for part in frame.modules())
+    factors = iter(_factors(k_coef_lip, count))
+
+    def weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:
+        return _weight(group, layer, disjoint_neurons) * next(factors)
+
+    network = fill(Path(path), frame, weight, KEPT)
     _regroup(network)
     return network
 
 
-def _weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:
+def _factors(k_coef_lip: float | Sequence[float] | None, count: int) -> list[float]:
+    if k_coef_lip is None:
+        raise ValueError(
+            "k_coef_lip is not given and in no file: give 1 for layers that were built without it, else the factor of "
+            "each layer with weights"
+        )
+    factors = [float(k_coef_lip)] * count if isinstance(k_coef_lip, int | float) else list(map(float, k_coef_lip))
+    if len(factors) != count or not all(0 < factor < math.inf for factor in factors):
+        raise ValueError(f"k_coef_lip={k_coef_lip!r}: give one positive number, or {count}, one for each layer")
+    return factors
+
+
+def _weight(group: Mapping[str, Tensor], layer: Plain, disjoint_neurons: bool | None) -> Tensor:
     for name, value in group.items():
         if name.endswith("._w_bjorck"):
             return value.double() / patches(layer)
@@ -52,27 +85,45 @@ def _weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:
         return W / (u @ W.flatten(1) @ v) / patches(layer)
     if isinstance(layer, nn.Conv2d):
         raise ValueError(f"it keeps {', '.join(group)}; of convolutions only SpectralConv2d can be read")
-    return W / W.norm(dim=1, keepdim=True)
+    if disjoint_neurons is None and len(W) > 1:
+        raise ValueError("it is a FrobeniusLinear; give disjoint_neurons as it was built, True by its default")
+    return W / (W.norm() if disjoint_neurons is False else W.norm(dim=1, keepdim=True))
+
+
+def _steps(network: nn.Sequential) -> Iterator[nn.Module]:
+    """The layers in order, those of sequences within it one by one."""
+    for part in network:
+        if type(part) is nn.Sequential:
+            yield from _steps(part)
+        else:
+            yield part
 
 
 def _regroup(network: nn.Sequential) -> None:
     """Renumber the channels around every GroupSort, so that ours sorts together what theirs did."""
     before: nn.Module | None = None
     order: Tensor | None = None
-    for layer in network:
+    flattened = False
+    for layer in _steps(network):
         if isinstance(layer, Plain):
             if order is not None:
                 _permute_columns(layer, order)
-            before, order = layer, None
+            before, order, flattened = layer, None, False
         elif isinstance(layer, GroupSort):
             if not isinstance(before, Plain) or order is not None:
                 raise ValueError(f"frame has {layer} without a layer of weights right before it; put one there")
+            if flattened and isinstance(before, nn.Conv2d):
+                raise ValueError(
+                    f"frame has {layer} behind a Flatten of images, where theirs sorts pixels side by side, which ours "
+                    "cannot; of images of one pixel put it before the Flatten, which is the same"
+                )
             order = _side_by_side(before.weight.shape[0], layer.group_size)
             _permute_rows(before, order)
         elif type(layer) not in TRANSPARENT:
             before = None
-            if order is not None:
+            if order is not None or any(isinstance(part, GroupSort) for part in layer.modules()):
                 raise ValueError(f"frame has {layer} between a GroupSort and the weights after it; take it out")
+        flattened |= isinstance(layer, nn.Flatten)
     if order is not None:
         raise ValueError("frame ends with a GroupSort; its output would be in another order than theirs")
 

@@ -11,11 +11,14 @@ Algorithms* (2002), lemma 3.1.
 
 import math
 from collections.abc import Iterable
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 
 UNIT_ROUNDOFF = 2.0**-53
 """Half the distance from 1 to the next float64."""
+
+LONGEST = 800
+"""Digits that any float64 and its decimals have together, with room."""
 
 
 def gamma(operations: float, unit: float = UNIT_ROUNDOFF) -> float:
@@ -53,15 +56,68 @@ def down(value: float) -> float:
     return math.nextafter(value, -math.inf)
 
 
-def rounded_up(value: float, digits: int) -> str:
-    """A float in decimal, rounded upward, so that a printed upper bound is still one.
+def rounded_up(value: float | Decimal, digits: int) -> str:
+    """A number with so many decimals, rounded upward, so that a printed upper bound is still one.
 
     >>> rounded_up(1.0000001, 6), rounded_up(1.0, 6)
     ('1.000001', '1.000000')
     """
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def rounded_down(value: float | Decimal, digits: int) -> str:
+    """A number with so many decimals, rounded downward, so that a printed radius or lower bound is still one.
+
+    >>> rounded_down(0.12349, 3), rounded_down(-0.5, 0)
+    ('0.123', '-1')
+    """
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def _rounded(value: float | Decimal, digits: int, rounding: str) -> str:
     if not math.isfinite(value):
         return str(value)
-    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
+    exact = Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding, Context(prec=LONGEST))
+    return format(exact, "f")
+
+
+def percent_down(fraction: float) -> str:
+    """A fraction that is known for certain of so many images, as a percentage rounded downward.
+
+    57 of 100 images are 57 %, though the nearest float is below 0.57: its shortest decimal is rounded.
+
+    >>> percent_down(0.57), percent_down(2 / 3)
+    ('57.00%', '66.66%')
+    """
+    return f"{rounded_down(decimal(fraction) * 100, 2)}%"
+
+
+def percent_up(fraction: float) -> str:
+    """The same upward: what an attack leaves is above what is robust.
+
+    >>> percent_up(0.57), percent_up(2 / 3)
+    ('57.00%', '66.67%')
+    """
+    return f"{rounded_up(decimal(fraction) * 100, 2)}%"
+
+
+def decimal(value: float) -> Decimal:
+    """The shortest decimal number that is read as this float.
+
+    >>> decimal(0.1)
+    Decimal('0.1')
+    """
+    return Decimal(repr(float(value)))
+
+
+def decimals(value: float, digits: int = 6) -> int:
+    """After how many decimals a number shows so many digits, 0 for what is large.
+
+    >>> decimals(0.001234), decimals(1.5), decimals(1e9)
+    (8, 5, 0)
+    """
+    exponent = Decimal(value).adjusted() if value and math.isfinite(value) else 0
+    return max(0, digits - 1 - exponent)
 
 
 def product_up(factors: Iterable[float]) -> float:

@@ -1,18 +1,30 @@
 """What a table is made of: cells with a mean over seeds, rows, and which cell is best."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+
+from lconvnet.ops.rounding import decimal, rounded_down, rounded_up
+
+Side = Literal["nearest", "down", "up"]
+NOISE = 5  # decimals of a percentage that files keep: the original's are sums in float32
+ROUNDED: Mapping[Side, Callable[[float], str]] = {
+    "nearest": lambda value: f"{value:.2f}",
+    "down": lambda value: rounded_down(decimal(value), 2),
+    "up": lambda value: rounded_up(decimal(value), 2),
+}
 
 
 @dataclass(frozen=True)
 class Cell:
     """Mean and population standard deviation over `n` seeds, in the printed unit; without a mean it is missing.
 
-    `fill` says what would fill a missing cell: a command where one exists, nothing where nobody asks for it.
+    `side` is where the number of a single seed is rounded to: down what is proved at least, up what is at most; a mean
+    of several is a statistic, and rounded to the nearest. `fill` says what would fill a missing cell: a command where
+    one exists, nothing where nobody asks for it.
     """
 
     mean: float | None = None
@@ -20,6 +32,7 @@ class Cell:
     n: int = 0
     best: bool = False
     fill: str = ""
+    side: Side = "nearest"
 
     @property
     def text(self) -> str:
@@ -30,7 +43,7 @@ class Cell:
         """
         if self.mean is None:
             return "—"
-        return f"{self.mean:.2f}" if self.n == 1 else f"{self.mean:.2f} ± {self.std:.2f}"
+        return f"{self.mean:.2f} ± {self.std:.2f}" if self.n > 1 else ROUNDED[self.side](round(self.mean, NOISE))
 
 
 def is_command(fill: str) -> bool:
@@ -89,14 +102,14 @@ class Table:
         }
 
 
-def summarize(values: Iterable[float]) -> Cell:
+def summarize(values: Iterable[float], side: Side = "nearest") -> Cell:
     """Return the cell of one value for each seed.
 
     >>> summarize([1.0, 3.0])
-    Cell(mean=2.0, std=1.0, n=2, best=False, fill='')
+    Cell(mean=2.0, std=1.0, n=2, best=False, fill='', side='nearest')
     """
     array = np.array(list(values), dtype=np.float64)
-    return Cell(float(array.mean()), float(array.std()), len(array)) if len(array) else Cell()
+    return Cell(float(array.mean()), float(array.std()), len(array), side=side) if len(array) else Cell()
 
 
 def without_empty(table: Table) -> Table:
@@ -130,7 +143,7 @@ def _marked_block(rows: Sequence[Row]) -> list[Row]:
 
 
 def _marked(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    printed = [None if cell.mean is None else round(cell.mean, 2) for cell in cells]
+    printed = [None if cell.mean is None else float(cell.text.split()[0]) for cell in cells]
     present = [value for value in printed if value is not None]
     if len(present) < 2:
         return tuple(cells)

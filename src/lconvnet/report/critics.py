@@ -73,7 +73,7 @@ def _mean_certified(found: Group) -> float:
 def _cell(found: Group | None, measure: Callable[[Results], float | None], fill: str) -> Cell:
     if found is None:
         return Cell(fill=fill)
-    return summarize(value for run in found.runs if (value := measure(run.results)) is not None)
+    return summarize((value for run in found.runs if (value := measure(run.results)) is not None), "down")
 
 
 def _rate(activation: str, label: str, found: Group) -> str:

@@ -20,6 +20,7 @@ from lconvnet.experiments.crosscheck import Certified, check
 from lconvnet.experiments.execute import trained_experiment
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.extras import require
+from lconvnet.ops.rounding import rounded_down, rounded_up
 from lconvnet.report.pictures import Examples, accuracy_curves, adversarial_grid, singular_value_histograms
 from lconvnet.training.evaluation import singular_values
 
@@ -84,9 +85,12 @@ def _nearest(folder: RunFolder, network: nn.Module, count: int, overrides: Seque
     adversarial, norm = _shorter(*results.values())
     answers = network(adversarial.nan_to_num()).argmax(dim=1)
     names = splits.class_names
-    captions = [f"{names[label]}\ncertified {radius:.2f}" for label, radius in zip(labels, found.radius, strict=True)]
+    captions = [
+        f"{names[label]}\ncertified {rounded_down(float(radius), 2)}"
+        for label, radius in zip(labels, found.radius, strict=True)
+    ]
     wrong = [
-        f"{names[answer]}\nat {length:.2f}" if length < math.inf else "none found"
+        f"{names[answer]}\nat {rounded_up(float(length), 2)}" if length < math.inf else "none found"
         for answer, length in zip(answers, norm, strict=True)
     ]
     return adversarial_grid(images, adversarial, captions, wrong)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lconvnet.report import names
-from lconvnet.report.cells import Cell, summarize
+from lconvnet.report.cells import Cell, Side, summarize
 from lconvnet.report.fills import to_measure
 from lconvnet.report.groups import Group
 from lconvnet.report.results import Results
@@ -20,6 +20,11 @@ class Measure:
     label: str
     key: str
     mini: bool = False
+
+    @property
+    def side(self) -> Side:
+        """To which side it is rounded: certified accuracy is a lower bound of the robust one, an attack's an upper."""
+        return "down" if self.key == "lb" else "up" if self.key.endswith("-ub") else "nearest"
 
     def value(self, results: Results, eps: float, norm: str = "l2") -> float | None:
         """Return the percentage, or None where it was not measured."""
@@ -62,5 +67,5 @@ def cell(found: Group, measure: Measure, eps: float, root: str, norm: str = "l2"
         return Cell(fill=f"{name} was set differently in these runs; lconvnet evaluate each with the same: {where}")
     values = [value for _, value in measured if value is not None]
     if values or norm != "l2":
-        return summarize(values)
+        return summarize(values, measure.side)
     return Cell(fill=to_measure(found, measure.key, eps, root, mini=measure.mini))

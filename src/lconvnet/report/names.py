@@ -6,6 +6,8 @@ written 0.1411764706 in some files.
 
 from collections.abc import Iterable
 
+from lconvnet.ops.rounding import decimal
+
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "stl10": "STL-10"}
 ARCHITECTURES = {
     "small": "Small",
@@ -87,7 +89,7 @@ def eps_label(eps: float) -> str:
     """
     whole = round(eps * 255)
     fraction = len(f"{eps:g}") > 4 and whole and same_eps(eps, whole / 255)
-    return f"{whole}/255" if fraction else f"{eps:g}"
+    return f"{whole}/255" if fraction else format(decimal(eps).normalize(), "f")
 
 
 def network_label(method: str, architecture: str = "") -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lconvnet.extras import require
+from lconvnet.ops.rounding import rounded_down, rounded_up
 
 POINTS = 201
 BINS = 60
@@ -96,10 +97,8 @@ def singular_value_histograms(layers: Mapping[str, Tensor]) -> Any:
     figure, axes = _figure(6.5, 1.2 + 1.1 * len(layers), rows=len(layers))
     for place, (name, values) in zip(axes[:, 0], layers.items(), strict=True):
         place.hist(values.numpy(), bins=BINS, range=(0, high))
-        low, top = float(values.min()), float(values.max())
-        place.set_title(
-            f"{name}: {len(values)} singular values in [{low:.9f}, {top:.9f}]", fontsize="small", loc="left"
-        )
+        low, top = rounded_down(float(values.min()), 9), rounded_up(float(values.max()), 9)
+        place.set_title(f"{name}: {len(values)} singular values in [{low}, {top}]", fontsize="small", loc="left")
         place.set_yscale("log")
         place.set_ylim(bottom=0.8)
         place.set_xlim(0, high)

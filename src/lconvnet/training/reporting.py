@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from lconvnet.ops.rounding import rounded_up
+from lconvnet.ops.rounding import percent_down, rounded_up
 from lconvnet.training.evaluation import singular_values
 from lconvnet.training.record import Epoch
 
@@ -66,7 +66,7 @@ def validated(epoch: Epoch) -> str:
     """Clean and certified accuracy in words."""
     if epoch.clean is None:
         return "no validation images"
-    certified = "  ".join(f"certified@{eps:.4g} {value:.2%}" for eps, value in epoch.certified.items())
+    certified = "  ".join(f"certified@{eps!r} {percent_down(value)}" for eps, value in epoch.certified.items())
     return f"clean {epoch.clean:.2%}  {certified}"
 
 

@@ -25,7 +25,14 @@ from lconvnet.wasserstein.critic import default_critic
 from lconvnet.wasserstein.loop import Run, begin, train
 from lconvnet.wasserstein.progress import OnStep, shown
 from lconvnet.wasserstein.result import Estimate, certified_values, judge
-from lconvnet.wasserstein.samples import Distribution, Given, prepare, require_comparable
+from lconvnet.wasserstein.samples import (
+    Distribution,
+    Given,
+    diameter,
+    prepare,
+    require_comparable,
+    require_resolved,
+)
 
 FORMAT = "lconvnet-estimate-1"
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
@@ -47,6 +54,7 @@ def estimate(
     seed: int = 0,
     confidence: float = 0.95,
     held_out: int | float | None = None,
+    support: tuple[float, float] | None = None,
     directory: str | Path | None = None,
     resume: bool = False,
     checkpoint_every: int = 500,
@@ -68,6 +76,8 @@ def estimate(
         confidence: of the interval.
         held_out: how many samples training never sees, a count or a fraction of each side; by default a fifth, and
             10,000 of a sampler.
+        support: (low, high) between which every value of both distributions is known to lie, whatever the samples;
+            pixels of 8 bits lie in (0, 1) by themselves. `Estimate.guaranteed` rests on it.
         directory: folder for record.json, checkpoints/last.ckpt and a lock beside it (.lock); None: nothing is written.
         resume: go on from the folder's checkpoint; without it, a folder that holds a run is refused.
         checkpoint_every: steps between two checkpoints: what a kill can cost at most.
@@ -75,7 +85,8 @@ def estimate(
         on_step: called with the number of steps done and the difference on the last batch.
 
     Raises:
-        ValueError: an argument or the samples do not fit, or the folder holds a run and `resume` is not set.
+        ValueError: an argument or the samples do not fit, the samples lie too far from 0, or the folder holds a run and
+            `resume` is not set.
         CheckpointError: a file in the folder is damaged, foreign, or of other settings.
         Interrupted: SIGINT or SIGTERM, after saving a checkpoint.
         Diverged: the critic left the finite numbers.
@@ -96,6 +107,8 @@ def estimate(
         for given, name in ((real, "real"), (fake, "fake"))
     ]
     require_comparable(*sides)
+    require_resolved(*sides)
+    diameter(support, *sides)
     high, low = sorted(sides, key=lambda side: side.key)  # by content, so that swapping changes only a sign
     if critic is None:
         critic = default_critic(torch.cat([high.batch(0), low.batch(0)]), seed)
@@ -109,7 +122,15 @@ def estimate(
         begin(run)
         _carry_out(run, progress, on_step)
         sign = 1 if high is sides[0] else -1
-        found = judge(critic, *sides, sign=sign, confidence=confidence, history=run.values, settings=run.settings)
+        found = judge(
+            critic,
+            *sides,
+            sign=sign,
+            confidence=confidence,
+            support=support,
+            history=run.values,
+            settings=run.settings,
+        )
         if folder:
             record = {"format": FORMAT, **found.to_dict(), "versions": versions(run.like.device)}
             atomic.write_json(folder.record, record)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lconvnet import atomic
 from lconvnet.extras import require
+from lconvnet.ops.rounding import decimal, decimals, rounded_down
 from lconvnet.wasserstein.result import Estimate
 
 SHOWN = 8  # images of a row
@@ -43,8 +44,9 @@ def training_curve(estimate: Estimate) -> Any:
     steps, values = zip(*estimate.history, strict=True)
     axes.plot(steps, values, label="training batches (not certified)")
     low, high = estimate.interval
-    axes.axhspan(low, high, alpha=0.25, color="C1", label=f"interval at {estimate.confidence:.4g}")
-    axes.axhline(estimate.lower_bound, color="C1", label=f"held out, over L: {estimate.lower_bound:.4g}")
+    found = rounded_down(estimate.lower_bound, decimals(estimate.lower_bound, 4))
+    axes.axhspan(low, high, alpha=0.25, color="C1", label=f"interval at {decimal(estimate.confidence)}")
+    axes.axhline(estimate.lower_bound, color="C1", label=f"held out, over L: {found}")
     axes.set(xlabel="step", ylabel="mean difference of the critic", xlim=(0, steps[-1]))
     axes.set_title(estimate.units, fontsize="small", loc="left")
     axes.grid(alpha=0.3)

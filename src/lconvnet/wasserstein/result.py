@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.baking import bake
-from lconvnet.bounds import Bound, lipschitz_bound
+from lconvnet.bounds import Bound, lipschitz_bound, tensors_of, trace
+from lconvnet.bounds.error_rules import ERROR_RULES
+from lconvnet.bounds.forward_error import INFLATION, Arithmetic, forward_error
 from lconvnet.layers import Scale
+from lconvnet.ops.rounding import down, up
 from lconvnet.training.settings import describe
-from lconvnet.wasserstein.objective import critic_values, difference, welch_interval
-from lconvnet.wasserstein.samples import Distribution, floats, units
+from lconvnet.wasserstein.numbers import floats
+from lconvnet.wasserstein.objective import Mean, bernstein_interval, central_interval, critic_values, difference
+from lconvnet.wasserstein.samples import Distribution, box, diameter, first_of_each, units
 
 CHUNK = 500  # samples evaluated at a time
 POINTS = 200  # of a history
@@ -37,10 +41,12 @@ class Estimate:
 
     Attributes:
         lower_bound: max(0, mean of f over held-out samples of P - mean over those of Q) / L, the estimate of theta.
-        interval: two-sided confidence interval for theta (not for W1, which may lie above it): the interval of Welch
-            for the difference of the means, divided by L and cut at 0. **Asymptotic** in the number of held-out
-            samples; it assumes that they are independent, within and between the two distributions. Its lower end
-            alone is below W1 with confidence (1 + `confidence`) / 2.
+        interval: two-sided confidence interval for theta (not for W1, which may lie above it), `central_interval` of f
+            / L, widened by what rounding can change, and cut at 0. **Asymptotic**: see `assumes`. Its lower end alone
+            is below W1 with confidence (1 + `confidence`) / 2.
+        guaranteed: the same for every number of samples (`bernstein_interval`), where the support is known to be
+            bounded; None elsewhere.
+        assumes: what `interval` takes for granted.
         confidence: probability with which such an interval covers theta.
         units: what a distance of 1 means.
         lipschitz: L, `bound.upper`.
@@ -58,6 +64,8 @@ class Estimate:
 
     lower_bound: float
     interval: tuple[float, float]
+    guaranteed: tuple[float, float] | None
+    assumes: str
     confidence: float
     units: str
     lipschitz: float
@@ -73,8 +81,8 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the content of record.json."""
-        names = ("lower_bound", "interval", "confidence", "units", "lipschitz", "level", "held_out", "training")
-        return {name: describe(getattr(self, name)) for name in (*names, "history", "settings")}
+        names = ("lower_bound", "interval", "guaranteed", "assumes", "confidence", "units", "lipschitz", "level")
+        return {name: describe(getattr(self, name)) for name in (*names, "held_out", "training", "history", "settings")}
 
 
 def judge(
@@ -84,21 +92,25 @@ def judge(
     *,
     sign: int,
     confidence: float,
+    support: tuple[float, float] | None,
     history: list[float],
     settings: dict[str, Any],
 ) -> Estimate:
     """The estimate of a trained critic that was trained to be larger on the real side (`sign` 1) or the fake (-1).
 
-    Raises `ValueError` for a module without a Lipschitz rule.
+    Raises `ValueError` for a module without a Lipschitz rule or one for its rounding, and for samples that say nothing.
     """
     network = oriented(bake(critic), sign)
     bound = lipschitz_bound(network, input_shape=real.shape, diagnose=False)
     values = certified_values(network, bound, real.held_out), certified_values(network, bound, fake.held_out)
-    low, high = welch_interval(*values, confidence)
+    error = sum(rounding(network, bound, *side) for side in zip((real.held_out, fake.held_out), values, strict=True))
+    interval, guaranteed = intervals(values, real, fake, confidence=confidence, support=support)
     last = history[-max(1, round(LAST * len(history))) :]
     return Estimate(
         lower_bound=max(0.0, float(difference(*values))),
-        interval=(max(0.0, low), max(0.0, high)),
+        interval=_widened(interval, error),
+        guaranteed=guaranteed and _widened(guaranteed, error),
+        assumes=assumption(real, fake),
         confidence=confidence,
         units=units(real),
         lipschitz=bound.upper,
@@ -112,6 +124,71 @@ def judge(
         samples=(real.held_out, fake.held_out),
         values=values,
     )
+
+
+def intervals(
+    values: tuple[Tensor, Tensor],
+    real: Distribution,
+    fake: Distribution,
+    *,
+    confidence: float,
+    support: tuple[float, float] | None,
+) -> tuple[tuple[float, float], tuple[float, float] | None]:
+    """The asymptotic interval of f / L, and the one for every number of samples where there is one."""
+    known = diameter(support, real, fake)
+    low, high = torch.cat(values).aminmax()
+    spread = float(high - low) or float(torch.sub(*reversed(box(real, fake))).norm()) or known
+    if not spread:
+        raise ValueError(
+            f"{real.name} and {fake.name} are one sample again and again, so how far others may lie is unknown: "
+            "give support=(low, high), between which every value is known to lie"
+        )
+    means = Mean.of(values[0], real.groups), Mean.of(values[1], fake.groups)
+    guaranteed = _guaranteed(values, (real, fake), confidence, known) if known else None
+    return central_interval(*means, confidence, spread), guaranteed
+
+
+def _guaranteed(
+    values: tuple[Tensor, Tensor], sides: tuple[Distribution, Distribution], confidence: float, diameter: float
+) -> tuple[float, float] | None:
+    """What holds whether equal samples are copies or were drawn: the interval of all, and that of one of each."""
+    single = [part[first_of_each(side.groups)] for part, side in zip(values, sides, strict=True)]
+    if min(map(len, single)) < 2:
+        return None
+    every = bernstein_interval(*values, confidence, diameter)
+    each = bernstein_interval(single[0], single[1], confidence, diameter)
+    return min(every[0], each[0]), max(every[1], each[1])
+
+
+def assumption(real: Distribution, fake: Distribution) -> str:
+    """What the asymptotic interval takes for granted of these samples."""
+    copies = [f"{_copies(side)} of {side.name}" for side in (real, fake) if _copies(side)]
+    counted = f"; copies of others ({' and '.join(copies)}) count once" if copies else ""
+    return f"independent samples, enough for the central limit theorem, and no rare values beyond those seen{counted}"
+
+
+def _copies(side: Distribution) -> int:
+    return len(side.groups) - len(side.groups.unique())
+
+
+def rounding(network: nn.Module, bound: Bound, samples: Tensor, values: Tensor) -> float:
+    """How far the mean of `certified_values` can be from that in real arithmetic."""
+    if bound.upper == 0:
+        return 0.0
+    traced, uppers = trace(network, tuple(samples.shape[1:])), {layer.name: layer.upper for layer in bound.layers}
+    arithmetic = Arithmetic.of(torch.float64)
+    stored = forward_error(traced.graph, uppers, tensors_of(network), arithmetic, ERROR_RULES)
+    end = traced.graph[traced.graph.output]
+    negated = end.operation == "Scale" and abs(end.options["factor"]) == 1  # as `oriented` does, which rounds nothing
+    line = stored[end.inputs[0] if negated else end.name].error
+    norms = samples.flatten(1).double().norm(dim=1)
+    summed = arithmetic.gamma(len(values) + 4) * float(values.abs().mean())
+    return (line.slope * float(norms.mean()) + line.offset) / bound.upper * INFLATION + summed
+
+
+def _widened(interval: tuple[float, float], error: float) -> tuple[float, float]:
+    """With room for rounding, and without what lies below 0, as no distance does."""
+    return max(0.0, down(interval[0] - error)), max(0.0, up(interval[1] + error))
 
 
 def oriented(network: nn.Module, sign: int) -> nn.Module:

@@ -7,6 +7,7 @@ content (`Distribution.key`), so that swapping them changes a sign and nothing e
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from lconvnet.data import NAMES, DataError, load, read_samples
 from lconvnet.training.randomness import derive_seed, epoch_order, generator
+from lconvnet.wasserstein.numbers import floats, is_pixels, numbers
 
 LEAST = 4  # two to train on and two held out
 DRAWN = 10_000  # held-out samples of a sampler
 PROBE = 16  # samples that identify a sampler
+FARTHEST = 2.0**16  # from 0, in diameters: float32 then has seven bits left
 CHUNK = 1000  # held-out samples drawn at a time
 
 
@@ -49,6 +52,8 @@ class Distribution:
         key: a fingerprint of the content.
         batch: `batch(step)` gives the training samples `(batch_size, ...)` of an optimiser step, as floats.
         held_out: samples `(n, ...)`, as floats, that training never sees.
+        groups: `(n,)`, one number for all copies of a held-out sample. Equal rows of an array are copies of one sample;
+            equal draws of a sampler are not, for it draws independently.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Distribution:
     key: str
     batch: Callable[[int], Tensor]
     held_out: Tensor
+    groups: Tensor
 
 
 def prepare(given: Given, name: str, *, held_out: int | float | None, batch_size: int, seed: int) -> Distribution:
@@ -99,41 +105,56 @@ def require_comparable(real: Distribution, fake: Distribution) -> None:
                 )
 
 
+def require_resolved(real: Distribution, fake: Distribution) -> None:
+    """Raise `ValueError` where samples lie so far from 0 and so near together that a critic hardly tells them apart."""
+    low, high = box(real, fake)
+    size, apart = (float(part.norm()) for part in (torch.maximum(low.abs(), high.abs()), high - low))
+    if apart and size > FARTHEST * apart:
+        raise ValueError(
+            f"{real.name} and {fake.name} lie up to {size:.4g} from 0 and at most {apart:.4g} apart, which the "
+            "critic's arithmetic hardly tells: subtract one and the same sample from both (it changes no distance)"
+        )
+
+
+def box(real: Distribution, fake: Distribution) -> tuple[Tensor, Tensor]:
+    """Least and largest value of every entry over the held-out samples of both sides, in float64."""
+    ends = [side.held_out.flatten(1).aminmax(dim=0) for side in (real, fake)]
+    low = torch.minimum(*(end.min.double().cpu() for end in ends))
+    return low, torch.maximum(*(end.max.double().cpu() for end in ends))
+
+
+def diameter(support: tuple[float, float] | None, real: Distribution, fake: Distribution) -> float | None:
+    """The largest l2 distance in the box `[low, high]` of every value; `[0, 1]` of pixels, None where none is known.
+
+    Raises `ValueError` where a held-out sample lies outside.
+    """
+    if support is None:
+        return math.sqrt(math.prod(real.shape)) * (1 + 1e-15) if real.pixels and fake.pixels else None
+    low, high = support
+    least, largest = box(real, fake)
+    if not (math.isfinite(high - low) and low <= float(least.min()) and float(largest.max()) <= high):
+        raise ValueError(
+            f"support={support!r}: held-out values lie in [{float(least.min())!r}, {float(largest.max())!r}]; give the "
+            "(low, high) that every value is known to lie in, whatever the samples"
+        )
+    return math.sqrt(math.prod(real.shape)) * (high - low) * (1 + 1e-15)
+
+
 def units(real: Distribution) -> str:
     """What a distance of 1 means."""
     shape = "x".join(map(str, real.shape))
     return f"l2 over {shape} pixels in [0, 1]" if real.pixels else f"l2 over {shape} values as given"
 
 
-def floats(samples: Tensor) -> Tensor:
-    """Samples as floats: pixels of 8 bits divided by 255, float64 left as it is.
-
-    >>> floats(torch.tensor([[[[255]]]], dtype=torch.uint8)).tolist()
-    [[[[1.0]]]]
-    """
-    if _is_pixels(samples):
-        return samples.float() / 255
-    return samples if samples.dtype == torch.float64 else samples.float()
-
-
-def _is_pixels(samples: Tensor) -> bool:
-    return samples.dtype == torch.uint8 and samples.ndim == 4
-
-
 def _samples(given: Tensor | np.ndarray | str | Path, name: str) -> Tensor:
     """The samples `(N, ...)`, checked."""
     if isinstance(given, str | Path):
         given = _read(given, name)
-    if isinstance(given, np.ndarray) and given.dtype.kind in "fiub":
-        given = torch.from_numpy(np.ascontiguousarray(given))
-    if not isinstance(given, Tensor) or given.is_complex():
-        kind = getattr(given, "dtype", type(given).__name__)
-        raise ValueError(f"{name} is {kind}: give numbers (a tensor or array), a path, or an object with sample()")
-    if not given.ndim or not given[:1].numel():
-        raise ValueError(f"{name} has shape {tuple(given.shape)}: give samples of shape (N, ...), none of them empty")
-    given = given.detach()
-    _require_finite(given, name)
-    return given[:, None] if given.ndim == 1 else given
+    samples = numbers(given, name)
+    if not samples.ndim or not samples[:1].numel():
+        raise ValueError(f"{name} has shape {tuple(samples.shape)}: give samples of shape (N, ...), none of them empty")
+    samples = samples if is_pixels(samples) else floats(samples, name)
+    return samples[:, None] if samples.ndim == 1 else samples
 
 
 def _read(path: str | Path, name: str) -> Tensor:
@@ -146,28 +167,59 @@ def _read(path: str | Path, name: str) -> Tensor:
         raise ValueError(f"{name}: {error}{options if ': pass ' in str(error) else ''}") from error
 
 
-def _require_finite(samples: Tensor, name: str) -> None:
-    wrong = ~torch.isfinite(samples).flatten(1).all(1) if samples.ndim > 1 else ~torch.isfinite(samples)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise ValueError(f"{name} has NaN or infinite values, first in sample {row}: remove or repair them")
-
-
 def _divided(samples: Tensor, name: str, held_out: int | float | None, batch_size: int, seed: int) -> Distribution:
     total = len(samples)
     if total < LEAST:
         raise ValueError(f"{name} has {total} sample{'s'[: total != 1]}: at least {LEAST} are needed to hold some out")
     count = _count(held_out, total, name)
     key = _digest(samples)
-    order = torch.randperm(total, generator=generator(seed, f"hold out of {key}", 0)).to(samples.device)
-    training = samples[order[count:]]
+    order = torch.randperm(total, generator=generator(seed, f"hold out of {key}", 0))
+    groups = copies(samples)
+    order, count = without_copies(order, groups, count)
+    training = samples[order[count:].to(samples.device)]
     order_seed = derive_seed(seed, f"batches of {key}", 0)
 
     def batch(step: int) -> Tensor:
         return floats(training[batch_indices(order_seed, step, len(training), batch_size).to(training.device)])
 
-    held = floats(samples[order[:count]])
-    return Distribution(name, tuple(samples.shape[1:]), _is_pixels(samples), key, batch, held)
+    held = floats(samples[order[:count].to(samples.device)])
+    return Distribution(name, tuple(samples.shape[1:]), is_pixels(samples), key, batch, held, groups[order[:count]])
+
+
+def copies(samples: Tensor) -> Tensor:
+    """`(N,)`: equal samples have equal numbers, from 0.
+
+    >>> copies(torch.tensor([[1.0], [-0.0], [1.0], [0.0]])).tolist()
+    [0, 1, 0, 1]
+    """
+    rows, found = samples.flatten(1).cpu().contiguous().numpy(), dict[bytes, int]()
+    zero = np.zeros((), rows.dtype)  # makes 0.0 of -0.0
+    keys = (hashlib.blake2b((row + zero).data, digest_size=16).digest() for row in rows)
+    return torch.tensor([found.setdefault(key, len(found)) for key in keys])
+
+
+def first_of_each(groups: Tensor) -> Tensor:
+    """Where each group `(n,)` begins.
+
+    >>> first_of_each(torch.tensor([4, 4, 2, 4])).tolist()
+    [2, 0]
+    """
+    _, place = groups.unique(return_inverse=True)
+    return torch.full((int(place.max()) + 1,), len(groups)).scatter_reduce(0, place, torch.arange(len(place)), "amin")
+
+
+def without_copies(order: Tensor, groups: Tensor, count: int) -> tuple[Tensor, int]:
+    """The order with copies side by side, and the place nearest to `count` that parts none of them.
+
+    Where every place would, or leaves fewer than two samples on a side, `count` itself.
+
+    >>> without_copies(torch.tensor([0, 2, 1, 3]), torch.tensor([0, 0, 1, 2]), 1)
+    (tensor([0, 1, 2, 3]), 2)
+    """
+    order = order[first_of_each(groups[order])[groups[order]].argsort(stable=True)]
+    ends = groups[order].diff().nonzero().flatten() + 1
+    ends = ends[(ends >= 2) & (ends <= len(order) - 2)]
+    return order, int(ends[(ends - count).abs().argmin()]) if len(ends) else count
 
 
 def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
@@ -206,7 +258,7 @@ def _drawn(sampler: Sampler, name: str, count: int, batch_size: int, seed: int) 
     chunks = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
     held = torch.cat([draw("hold out of", size, place) for place, size in enumerate(chunks)])
     batch = partial(draw, "batches of", batch_size)
-    return Distribution(name, tuple(first.shape[1:]), _is_pixels(first), key, batch, held)
+    return Distribution(name, tuple(first.shape[1:]), is_pixels(first), key, batch, held, torch.arange(count))
 
 
 @torch.no_grad()
