@@ -77,6 +77,3 @@ class SpectralNorm(DenseKernel):
             factor = self._estimate(self.iterations).clamp_min(1)
             self.factor.copy_(factor.detach())
             return self.W / factor
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self(), bias)
