@@ -70,6 +70,18 @@ def draw_uniform_(W: Tensor) -> None:
     nn.init.kaiming_uniform_(W, a=sqrt(5))
 
 
+def remember(kernel: Kernel, **statistics: Tensor) -> None:
+    """Write values into the buffers of these names, refusing a transform that would lose or mix them up."""
+    for name, value in statistics.items():
+        try:
+            kernel.get_buffer(name).copy_(value.detach())
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(kernel).__name__} writes {name!r} at every call in training mode, which this transform of "
+                "torch.func forbids: call eval() first, or make the buffers arguments (torch.func.functional_call)"
+            ) from error
+
+
 def require_positive(**sizes: int) -> None:
     """Refuse a size that is not a positive integer, by its name."""
     for name, size in sizes.items():

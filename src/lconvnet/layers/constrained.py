@@ -6,12 +6,13 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
+from functools import wraps
 from itertools import chain
 from math import sqrt
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lconvnet.kernels import Kernel
 
@@ -77,6 +78,13 @@ class ConstrainedLayer(nn.Module, ABC):
             f"({self.extra_repr()}) is a floating-point tensor of shape {self.weight_shape}"
         )
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` calls first."""
+        raise ValueError(
+            f"{type(self).__name__}({self.extra_repr()}) computes its weight from free parameters, which torch.jit "
+            "cannot keep: lconvnet.bake(model) is plain layers"
+        )
+
     @abstractmethod
     def bake(self) -> nn.Module:
         """The same map as plain PyTorch modules with fixed weights."""
@@ -118,3 +126,29 @@ def _like(kernel: Kernel) -> Tensor:
     tensors = (tensor for tensor in chain(kernel.parameters(), kernel.buffers()) if tensor.is_floating_point())
     first = next(tensors, None)
     return kernel() if first is None else first
+
+
+Layer = TypeVar("Layer", bound=ConstrainedLayer)
+
+
+def one_call(forward: Callable[[Layer, Tensor], Tensor]) -> Callable[[Layer, Tensor], Tensor]:
+    """A ``forward`` that ``torch.fx`` records as one call of its layer, as it does those of ``torch.nn``, and that
+    ``torch.jit.trace`` refuses."""
+
+    @wraps(forward)
+    def called(layer: Layer, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return _recorded(layer, x)  # pyright: ignore[reportReturnType]
+        if torch.jit.is_tracing():
+            layer.__prepare_scriptable__()
+        return forward(layer, x)
+
+    return called
+
+
+def _recorded(layer: ConstrainedLayer, x: fx.Proxy) -> fx.Proxy:
+    tracer: Any = x.tracer
+    path = tracer.path_of_module(layer)
+    if not path:
+        raise ValueError(f"{type(layer).__name__} is one call for torch.fx: trace a network that holds it")
+    return tracer.create_proxy("call_module", path, (x,), {})

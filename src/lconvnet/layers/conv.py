@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel
-from lconvnet.layers.constrained import ConstrainedLayer, built
+from lconvnet.layers.constrained import ConstrainedLayer, built, one_call
 from lconvnet.ops import circular, four_pixels
 from lconvnet.ops.polyphase import to_strided
 
@@ -106,6 +106,7 @@ class LipschitzConv2d(ConstrainedLayer):
         """Pixels added before and after, along both axes."""
         return circular.padding(self.kernel_size, self.stride)
 
+    @one_call
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         weight = self.current_weight()
@@ -120,12 +121,16 @@ class LipschitzConv2d(ConstrainedLayer):
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"input of shape {tuple(x.shape)}: expected (B, {self.in_channels}, height, width)")
+            raise ValueError(
+                f"{type(self).__name__}: input of shape {tuple(x.shape)}: "
+                f"expected (B, {self.in_channels}, height, width)"
+            )
         height, width = x.shape[-2:]
         if height % self.stride or width % self.stride or min(height, width) < self.kernel_size:
             raise ValueError(
-                f"image of {height}x{width} pixels: both sides must be multiples of stride={self.stride} "
-                f"and at least kernel_size={self.kernel_size}; pad the image with zeros first (nn.ZeroPad2d)"
+                f"{type(self).__name__}: image of {height}x{width} pixels: both sides must be multiples of "
+                f"stride={self.stride} and at least kernel_size={self.kernel_size}; pad the image with zeros first "
+                "(nn.ZeroPad2d)"
             )
 
     def bake(self) -> nn.Module:

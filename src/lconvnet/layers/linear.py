@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.kernels import L2NE, Kernel, Orthogonal, SpectralNorm
-from lconvnet.layers.constrained import ConstrainedLayer, built
+from lconvnet.layers.constrained import ConstrainedLayer, built, one_call
 from lconvnet.ops.orthogonalize import LINEAR, orthogonal_linear
 from lconvnet.ops.whitening import cholesky
 
@@ -46,9 +46,12 @@ class LipschitzLinear(ConstrainedLayer):
         super().__init__(made, in_features, out_features, bias)
         self.in_features, self.out_features = in_features, out_features
 
+    @one_call
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
-            raise ValueError(f"input of shape {tuple(x.shape)}: expected (..., {self.in_features})")
+            raise ValueError(
+                f"{type(self).__name__}: input of shape {tuple(x.shape)}: expected (..., {self.in_features})"
+            )
         if _is_known(self.kernel):  # then the factor need not be formed
             return orthogonal_linear(x, self.checked(self.kernel.V), self.bias, self.kernel.engine)
         return F.linear(x, self.current_weight(), self.bias)
