@@ -17,17 +17,18 @@ from torch.autograd import forward_ad
 
 
 def plain_call(*tensors: Tensor | None) -> bool:
-    """Whether no transform of ``torch.func``, no derivative in forward mode and no ``torch.jit.trace`` sees these.
+    """Whether no transform of ``torch.func``, no derivative in forward mode, no trace and no export sees these.
 
-    A compiler follows hand-written gradients, so it gets them.
+    A compiler follows hand-written gradients, so it gets them; an exported program would lose them.
 
     >>> x = torch.ones(2)
     >>> plain_call(x), torch.func.vmap(lambda row: row + plain_call(row))(x).tolist()
     (True, [1.0, 1.0])
     """
     if torch.compiler.is_compiling():
-        return True
-    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return not torch.compiler.is_exporting()
+    recording = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0  # the latter as by make_fx
+    if recording or torch._C._are_functorch_transforms_active():
         return False
     return not any(t is not None and _watched(t) for t in tensors)
 
