@@ -18,6 +18,7 @@ from lconvnet.ops.polar import polar_linear
 from lconvnet.ops.polar_express import polar_express
 from lconvnet.ops.whitening import cholesky_linear
 
+ROUNDING = 1e-9  # a sign found in float64 leaves 1e-11 in the factors that transforms see, more where it is divided
 FLAT, IMAGE, SQUARE = (4,), (4, 2, 4), (2, 4, 4)
 PLAIN = {
     "abs": (layers.Abs, FLAT),
@@ -144,7 +145,7 @@ PARAMETERS = {
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
 def test_jacobians_by_a_parameter(name, transform):
     layer, x = built(name)
-    for key, parameter in list(layer.named_parameters())[:2]:
+    for key, parameter in [item for item in layer.named_parameters() if item[1].numel()][:2]:
         f = lambda p, key=key: functional_call(layer, {key: p}, (x,))  # noqa: E731
         found = PARAMETERS[transform](f, parameter.detach())
         assert torch.allclose(found, differences(f, parameter.detach()), rtol=0, atol=1e-7)
@@ -156,7 +157,7 @@ def test_vmap_over_another_axis_is_a_loop(name, chunk_size):
     layer, x = built(name)
     batches = torch.stack([x, 2 * x, x.flip(0)], 1)
     found = vmap(layer, in_dims=1, out_dims=1, chunk_size=chunk_size)(batches)
-    assert torch.allclose(found, torch.stack([layer(b) for b in batches.unbind(1)], 1), rtol=0, atol=1e-12)
+    assert torch.allclose(found, torch.stack([layer(b) for b in batches.unbind(1)], 1), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", CONSTRAINED)
@@ -181,7 +182,7 @@ def test_ensembles(name, training):
     call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731
     with torch.no_grad():
         found = vmap(call)(parameters, buffers)
-        assert torch.allclose(found, torch.stack([member(x) for member in members]), rtol=0, atol=1e-10)
+        assert torch.allclose(found, torch.stack([member(x) for member in members]), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -207,7 +208,7 @@ def test_a_gradient_penalty_can_be_differentiated(name):
     """By every parameter, with the squared norm of the gradient by the image in place of the layer."""
     layer, x = built(name)
     for key, parameter in layer.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or not parameter.numel():
             continue
 
         def penalty(p, key=key):
@@ -230,8 +231,8 @@ def test_layers_that_form_no_factor_in_second_order(linear, shape, smallest):
     U, _, Vh = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     W = ((U * torch.tensor([1.0, 0.8, smallest])) @ Vh).requires_grad_()
     x = torch.randn(2, shape[1], dtype=torch.float64, requires_grad=True)
-    # beside a singular matrix slopes reach 1 / sqrt(rho) = 2^9, third derivatives its cube
-    tolerance = 1e-5 if smallest == 1 else 1e-2
+    # the sign in float64 leaves 1e-10 in a gradient, the step is 1e-6; beside a singular matrix slopes reach 2^9
+    tolerance = 1e-3 if smallest == 1 else 1e-2
     assert torch.autograd.gradcheck(linear, (x, W), rtol=tolerance, atol=tolerance, fast_mode=True)
     assert torch.autograd.gradgradcheck(linear, (x, W), rtol=tolerance, atol=tolerance, fast_mode=True)
 
@@ -257,11 +258,11 @@ def test_graphs_compute_the_same_of_other_inputs(name, transform):
         return
     graph = GRAPHS[transform](layer, x)
     other = torch.randn_like(x)
-    assert torch.allclose(graph(other), layer(other), rtol=0, atol=1e-12)
+    assert torch.allclose(graph(other), layer(other), rtol=0, atol=ROUNDING)
     leaves = [other.clone().requires_grad_() for _ in range(2)]
     for call, leaf in zip((graph, layer), leaves, strict=True):
         call(leaf).sin().sum().backward()
-    assert torch.allclose(leaves[0].grad, leaves[1].grad, rtol=0, atol=1e-10)
+    assert torch.allclose(leaves[0].grad, leaves[1].grad, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("transform", ["export", "export-strict", "symbolic_trace"])
@@ -274,7 +275,7 @@ def test_graphs_follow_their_parameters_and_train_them(name, transform):
     with torch.no_grad():
         for parameters in {id(p): p for p in ours + theirs}.values():
             parameters += 0.1
-    assert torch.allclose(graph(x), layer(x), rtol=0, atol=1e-11)
+    assert torch.allclose(graph(x), layer(x), rtol=0, atol=ROUNDING)
     gradients = [torch.autograd.grad(m(x).sin().sum(), ps) for m, ps in ((graph, ours), (layer, theirs))]
     assert all(torch.allclose(a, b, rtol=0, atol=1e-8) for a, b in zip(*gradients, strict=True))
 
