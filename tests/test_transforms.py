@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, stack_module_state, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lconvnet import bake, layers, models
@@ -116,7 +116,6 @@ JACOBIANS = {
     "jacfwd": lambda f, x: jacfwd(f)(x),
     "jvp": lambda f, x: by_columns(lambda unit: jvp(f, (x,), (unit,))[1], x),
     "vjp": by_rows,
-    "linearize": lambda f, x: by_columns(linearize(f, x)[1], x),
     "functional-vectorized": lambda f, x: jacobian(f, x, vectorize=True),
     "functional-forward": lambda f, x: jacobian(f, x, vectorize=True, strategy="forward-mode"),
     "dual-numbers": by_duals,
@@ -127,7 +126,6 @@ JACOBIANS = {
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("transform", JACOBIANS)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")  # inside forward mode
-@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # by linearize, of any function
 def test_jacobians(name, transform):
     layer, x = built(name)
     assert torch.allclose(JACOBIANS[transform](layer, x), differences(layer, x), rtol=0, atol=1e-8)
