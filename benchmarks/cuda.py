@@ -114,7 +114,7 @@ ROWS: dict[str, Callable[[Effort, str], Measured]] = {
     "dense_512x4096": partial(dense, 512, 4096),
     "dense_1024x1024": partial(dense, 1024, 1024),
     "baked_inference": inference.baked_inference,
-    "cached_eval": inference.cached_eval,
+    "unbaked_eval": inference.unbaked_eval,
     "certify_over_forward": inference.certify_over_forward,
     "peak_memory": peak_memory,
     **{

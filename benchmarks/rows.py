@@ -27,7 +27,7 @@ ROWS = {
     "bjorck20_over_ours": Row(training.bjorck20_over_ours, Target(low=10)),
     "critic_step": Row(training.critic_step, Target(high=2.5)),
     "baked_inference": Row(inference.baked_inference, Target(low=0.95, high=1.05)),
-    "cached_eval": Row(inference.cached_eval, Target(high=1.05)),
+    "unbaked_eval": Row(inference.unbaked_eval, Target(high=2.5)),
     "peak_memory": Row(memory.peak_memory, Target(high=1.3)),
     "numpy_spectrum_over_ours": Row(spectrum.numpy_spectrum_over_ours, Target(low=4)),
     "certify_over_forward": Row(inference.certify_over_forward, Target(high=1.3)),

@@ -14,6 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.altered import altered, refuse_global_hooks, require_module
 
+FREE = {"extra_repr", "reset_parameters", "_abc_impl"}  # what a subclass may replace, since no call of it reads this
+CALLS = {"__call__", "__getattr__", "__getattribute__"}  # of the names with double underscores, those that a call reads
+
 
 def bake(model: nn.Module) -> nn.Module:
     """A fresh network of plain layers with fixed weights, equal to the model in eval mode.
@@ -29,8 +32,9 @@ def bake(model: nn.Module) -> nn.Module:
         The network in eval mode, no parameter requiring a gradient.
 
     Raises:
-        ValueError: for forward hooks, replaced methods, and a layer whose ``forward`` and ``bake`` come from different
-            classes.
+        ValueError: for forward hooks, replaced methods, a compiled module, a kernel whose weight is not of the declared
+            shape, a layer whose ``forward`` and ``bake`` come from different classes, and a class that overrides what
+            both of them use.
 
     >>> from lconvnet.models import mlp
     >>> bake(mlp(4, 2, widths=(4,)))
@@ -43,12 +47,17 @@ def bake(model: nn.Module) -> nn.Module:
     """
     require_module(model, "model")
     _refuse_altered(model)
-    return _baked(model).eval().requires_grad_(False)
+    return _baked(deepcopy(model).eval(), "").eval().requires_grad_(False)
 
 
 def _refuse_altered(model: nn.Module) -> None:
     refuse_global_hooks()
     for name, module in model.named_modules():
+        if "_orig_mod" in module._modules:
+            raise ValueError(
+                f"module {name or 'model'!r} is what torch.compile made: bake the module that was compiled "
+                "(its ._orig_mod), and compile what bake returns"
+            )
         if method := altered(module):
             raise ValueError(
                 f"module {name or 'model'!r} ({type(module).__name__}) has forward hooks or a replaced {method}, which "
@@ -56,39 +65,56 @@ def _refuse_altered(model: nn.Module) -> None:
             )
 
 
-def _baked(module: nn.Module) -> nn.Module:
+def _baked(module: nn.Module, name: str) -> nn.Module:
+    """What takes the place of a module, which is changed in place if it is a container other than a sequence."""
     if isinstance(module, ConstrainedLayer):
-        return _baked_layer(module)
+        return _baked_layer(module, name)
     if type(module) is AveragedModel:
-        return _baked(module.module)
+        return _baked(module.module, _join(name, "module"))
     if type(module) is nn.Sequential:
-        return _baked_sequence(module)
-    copy = deepcopy(module)
-    for name, child in module._modules.items():  # unlike named_children(), a module used twice comes twice
+        return _baked_sequence(module, name)
+    for key, child in module._modules.items():  # unlike named_children(), a module used twice comes twice
         if child is not None:
-            setattr(copy, name, _baked(child))
-    return copy
+            module._modules[key] = _baked(child, _join(name, key))
+    return module
 
 
-def _baked_layer(layer: ConstrainedLayer) -> nn.Module:
-    if _definer(layer, "forward") is not _definer(layer, "bake"):
+def _baked_layer(layer: ConstrainedLayer, name: str) -> nn.Module:
+    cls = type(layer)
+    definer = _definer(cls, "bake")
+    if _definer(cls, "forward") is not definer:
         raise ValueError(
-            f"{type(layer).__name__} overrides forward or bake alone, so they need not agree: override both, or neither"
+            f"{cls.__name__} overrides forward or bake alone, so they need not agree: override both, or neither"
         )
-    return layer.bake()
+    if method := _overridden(cls, definer):
+        raise ValueError(
+            f"{cls.__name__} overrides {method}, on which forward and bake of {definer.__name__} may rely differently: "
+            "override forward and bake in the same class, or change the kernel instead"
+        )
+    try:
+        return layer.bake()
+    except ValueError as error:
+        raise ValueError(f"layer {name or 'model'!r} ({cls.__name__}): {error}") from error
 
 
-def _definer(layer: ConstrainedLayer, method: str) -> type:
-    return next(cls for cls in type(layer).__mro__ if method in vars(cls))
+def _definer(cls: type, method: str) -> type:
+    return next(base for base in cls.__mro__ if method in vars(base))
 
 
-def _baked_sequence(sequence: nn.Sequential) -> nn.Sequential:
+def _overridden(cls: type, definer: type) -> str:
+    """An attribute of the class that defines the map which a class derived from it replaces; empty if there is none."""
+    derived = cls.__mro__[: cls.__mro__.index(definer)]
+    names = (name for base in derived for name in vars(base) if name not in FREE and hasattr(definer, name))
+    return next((name for name in names if name in CALLS or not name.startswith("__")), "")
+
+
+def _baked_sequence(sequence: nn.Sequential, place: str) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     taken = set(sequence._modules)
     for name, child in sequence._modules.items():
         if child is None:
             continue
-        for suffix, layer in _parts(child):
+        for suffix, layer in _parts(child, _join(place, name)):
             key = f"{name}_{suffix}" if suffix else name
             while suffix and key in taken:
                 key += "_"
@@ -97,12 +123,16 @@ def _baked_sequence(sequence: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def _parts(child: nn.Module) -> list[tuple[str, nn.Module]]:
+def _parts(child: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     """A child of a sequence as the layers that take its place there, each with a suffix to its name."""
-    baked = _baked(child)
+    baked = _baked(child, name)
     if type(baked) is not nn.Sequential:
         return [("", baked)]
     if isinstance(child, ConstrainedLayer):
         padding, layer = baked
         return [("pad", padding), ("", layer)]
     return list(baked._modules.items())  # pyright: ignore[reportReturnType]
+
+
+def _join(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name

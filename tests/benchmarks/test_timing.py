@@ -127,7 +127,7 @@ def test_the_rows():
         "bjorck20_over_ours",
         "critic_step",
         "baked_inference",
-        "cached_eval",
+        "unbaked_eval",
         "peak_memory",
         "numpy_spectrum_over_ours",
         "certify_over_forward",

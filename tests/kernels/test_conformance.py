@@ -149,45 +149,6 @@ def test_evaluation_is_pure_and_current(kernel):
         assert torch.equal(first, layer(x))
 
 
-def test_weight_is_remembered_only_where_no_gradient_can_be_asked_for(monkeypatch):
-    layer, calls = build(BCOP), []
-    forward = layer.kernel.forward
-    monkeypatch.setattr(layer.kernel, "forward", lambda: (calls.append(1), forward())[1])
-    x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
-    layer.eval()
-    with torch.no_grad():
-        layer(x), layer(x)
-    assert len(calls) == 1
-    layer(x).sum().backward()  # eval mode with gradients: the parameters must receive theirs
-    assert len(calls) == 2 and layer.kernel.H.grad is not None
-    layer.train()
-    with torch.no_grad():
-        layer(x), layer(x)
-    assert len(calls) == 4
-
-
-def test_a_change_of_mode_forgets_a_weight_whose_parameters_changed_without_a_trace():
-    layer, x = build(BCOP).eval(), torch.randn(1, 3, 6, 6, dtype=torch.float64)
-    with torch.no_grad():
-        first = layer(x)
-        layer.kernel.H.data += torch.randn_like(layer.kernel.H)  # as a replayed CUDA graph does: no version changes
-        assert torch.equal(layer(x), first)
-        layer.eval()
-        assert torch.equal(layer(x), first)
-        assert not torch.allclose(layer.train().eval()(x), first)
-
-
-@pytest.mark.parametrize("build_layer", [partial(build, FixedBCOP), lambda: build(BCOP).requires_grad_(False)])
-def test_a_weight_remembered_in_inference_mode_serves_a_gradient_later(build_layer):
-    layer = build_layer().eval()
-    x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
-    with torch.inference_mode():
-        first = layer(x).clone()
-    y = layer(x.requires_grad_())
-    y.sum().backward()
-    assert torch.equal(y, first) and x.grad is not None
-
-
 SOUND = [(kernel, mode) for kernel in METHODS for mode in sorted(kernel.sound_padding)]
 
 

@@ -95,7 +95,8 @@ def test_gradients_beyond_one_block(linear, shape):
     for index, theirs in enumerate(expected):
         ours = torch.autograd.grad(y, (x, W), G[index], retain_graph=True)
         assert all(torch.allclose(a, b, rtol=0, atol=atol) for a, b in zip(ours, theirs, strict=True))
-        assert all(torch.allclose(a[index], b, rtol=0, atol=1e-12) for a, b in zip(batched, ours, strict=True))
+        # batched gradients are recorded, and 1e-16 of a sign weighs as much as the slope of f at rho, 2^24
+        assert all(torch.allclose(a[index], b, rtol=0, atol=1e-9) for a, b in zip(batched, ours, strict=True))
 
 
 @pytest.mark.parametrize("engine", [None, cholesky])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, RMSprop
 
-from lconvnet.gan.objective import CriticLoss, ImageShape, difference, refuse_constrained, require_one_value
+from lconvnet.gan.objective import CriticLoss, ImageShape, difference, require_one_value
+from lconvnet.layers import ConstrainedLayer
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class WeightClipping:
             raise ValueError(f"bound={self.bound!r}: must be positive and finite; 0.01 in the paper")
 
     def check(self, critic: nn.Module, image_shape: ImageShape) -> None:
-        refuse_constrained(critic, "weight clipping")
+        _refuse_constrained(critic)
         require_one_value(critic, image_shape)
 
     def optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
@@ -50,3 +51,13 @@ class WeightClipping:
 
     def lipschitz(self, critic: nn.Module, image_shape: ImageShape) -> None:
         return None
+
+
+def _refuse_constrained(critic: nn.Module) -> None:
+    """Clipping free parameters says nothing of the weights that are made of them."""
+    for name, module in critic.named_modules():
+        if isinstance(module, ConstrainedLayer):
+            raise ValueError(
+                f"critic has a {type(module).__name__} ({name!r}), constrained already: weight clipping needs an "
+                "unconstrained critic (models.baselines.unconstrained_critic); use gan.LipschitzCritic() for this one"
+            )

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lconvnet.layers import ConstrainedLayer
-
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 ImageShape = tuple[int, int, int]
 
@@ -87,14 +85,3 @@ def require_one_value(critic: nn.Module, image_shape: ImageShape) -> None:
         raise ValueError(f"critic cannot take images of shape {image_shape} ({error}): build it for them") from error
     if shape not in ((2,), (2, 1)):
         raise ValueError(f"critic gives outputs of shape {shape} for two images: one value an image is needed")
-
-
-def refuse_constrained(critic: nn.Module, objective: str) -> None:
-    """Raise `ValueError` for a critic with constrained layers, which these objectives would constrain once more."""
-    for name, module in critic.named_modules():
-        if isinstance(module, ConstrainedLayer):
-            raise ValueError(
-                f"critic has a {type(module).__name__} ({name!r}), constrained already and differentiable once only: "
-                f"{objective} needs an unconstrained critic (models.baselines.unconstrained_critic); "
-                "use gan.LipschitzCritic() for this one"
-            )

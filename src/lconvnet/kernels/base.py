@@ -22,13 +22,14 @@ class Kernel(nn.Module, ABC):
     """Free parameters in, constrained weight out.
 
     Attributes:
-        promise: the guarantee of the method, under circular padding for convolutions.
+        promise: the guarantee of the method, under circular padding for convolutions; APPROXIMATE, the weakest, of a
+            kernel that says none.
         sound_padding: padding modes under which the promise's upper half (norm at most 1, or the estimate) holds.
         bias_fan: a layer draws its bias uniformly within 1 / sqrt(inputs) or 1 / sqrt(outputs) of its weight.
         frozen: the weight stays as it was drawn, and so does the bias of its layer.
     """
 
-    promise: ClassVar[Promise]
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
     sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
     bias_fan: ClassVar[Literal["inputs", "outputs"]] = "inputs"
     frozen: ClassVar[bool] = False
@@ -44,11 +45,7 @@ class Kernel(nn.Module, ABC):
 
 
 class DenseKernel(Kernel):
-    """A kernel of a dense layer, which may apply its weight without forming it."""
-
-    @abstractmethod
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """``x W^T + b`` with W the weight: ``(..., in)`` to ``(..., out)``."""
+    """A kernel of a dense layer: its weight is ``(out_features, in_features)``."""
 
 
 def draw_orthogonal_(W: Tensor) -> None:
@@ -71,6 +68,18 @@ def draw_orthogonal_(W: Tensor) -> None:
 def draw_uniform_(W: Tensor) -> None:
     """Fill a weight ``(out, in, ...)`` as ``nn.Conv2d`` and ``nn.Linear`` do: uniform within 1 / sqrt(inputs)."""
     nn.init.kaiming_uniform_(W, a=sqrt(5))
+
+
+def remember(kernel: Kernel, **statistics: Tensor) -> None:
+    """Write values into the buffers of these names, refusing a transform that would lose or mix them up."""
+    for name, value in statistics.items():
+        try:
+            kernel.get_buffer(name).copy_(value.detach())
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(kernel).__name__} writes {name!r} at every call in training mode, which this transform of "
+                "torch.func forbids: call eval() first, or make the buffers arguments (torch.func.functional_call)"
+            ) from error
 
 
 def require_positive(**sizes: int) -> None:

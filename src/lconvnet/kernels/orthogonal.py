@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.kernels.base import DenseKernel, Promise, draw_orthogonal_, require_positive
-from lconvnet.ops.orthogonalize import Engine, orthogonal_linear, orthogonalize
+from lconvnet.ops.orthogonalize import Engine, orthogonalize
 
 
 class Orthogonal(DenseKernel):
@@ -52,6 +52,3 @@ class Orthogonal(DenseKernel):
 
     def forward(self) -> Tensor:
         return orthogonalize(self.V, self.engine)
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return orthogonal_linear(x, self.V, bias, self.engine)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import Kernel, Promise, draw_uniform_, require_input_size, require_positive
+from lconvnet.kernels.base import Kernel, Promise, draw_uniform_, remember, require_input_size, require_positive
 from lconvnet.ops import circular
 from lconvnet.ops.products import unit_scaled
 
@@ -75,12 +75,11 @@ class OSSN(Kernel):
         self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
 
     def _estimate(self, iterations: int) -> Tensor:
-        with torch.no_grad():
-            W, u, v = unit_scaled(self.W.flatten(1)).view_as(self.W), self.u, self.u
-            for _ in range(iterations):
-                v = _unit(circular.conv2d_adjoint(u, W))
-                u = _unit(circular.conv2d(v, W))
-            self.u.copy_(u)
+        W, u, v = unit_scaled(self.W.detach().flatten(1)).view_as(self.W), self.u, self.u
+        for _ in range(iterations):
+            v = _unit(circular.conv2d_adjoint(u, W))
+            u = _unit(circular.conv2d(v, W))
+        remember(self, u=u)
         return (u * circular.conv2d(v, self.W)).sum()
 
     def forward(self) -> Tensor:
@@ -88,7 +87,7 @@ class OSSN(Kernel):
             return self.W / self.factor
         with torch.autocast(self.W.device.type, enabled=False):
             factor = self._estimate(self.iterations).clamp_min(1)
-            self.factor.copy_(factor.detach())
+            remember(self, factor=factor)
             return self.W / factor
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.kernels.base import DenseKernel, Kernel, Promise, draw_uniform_, require_positive
@@ -86,9 +85,6 @@ class L2NE(DenseKernel):
     def forward(self) -> Tensor:
         W = _accurate(self.W)
         return W / norm_estimate(W)
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self(), bias)
 
 
 def norm_estimate(W: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import DenseKernel, Promise, draw_uniform_, require_positive
+from lconvnet.kernels.base import DenseKernel, Promise, draw_uniform_, remember, require_positive
 from lconvnet.ops.products import unit_scaled
 
 WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
@@ -62,12 +62,11 @@ class SpectralNorm(DenseKernel):
         self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
 
     def _estimate(self, iterations: int) -> Tensor:
-        with torch.no_grad():
-            W, u, v = unit_scaled(self.W), self.u, self.u
-            for _ in range(iterations):
-                v = F.normalize(W.mT @ u, dim=0)
-                u = F.normalize(W @ v, dim=0)
-            self.u.copy_(u)
+        W, u, v = unit_scaled(self.W.detach()), self.u, self.u
+        for _ in range(iterations):
+            v = F.normalize(W.mT @ u, dim=0)
+            u = F.normalize(W @ v, dim=0)
+        remember(self, u=u)
         return u @ (self.W @ v)
 
     def forward(self) -> Tensor:
@@ -75,8 +74,5 @@ class SpectralNorm(DenseKernel):
             return self.W / self.factor
         with torch.autocast(self.W.device.type, enabled=False):
             factor = self._estimate(self.iterations).clamp_min(1)
-            self.factor.copy_(factor.detach())
+            remember(self, factor=factor)
             return self.W / factor
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self(), bias)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lconvnet.ops.sorting import group_sort, max_min
+
+# one call each for torch.fx, whose values have no sizes to check
+fx.wrap("max_min")
+fx.wrap("group_sort")
 
 
 class MaxMin(nn.Module):

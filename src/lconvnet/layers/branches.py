@@ -21,10 +21,9 @@ class Sum(nn.Module):
         self.branches = _branches(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self.branches
-        total = first(x)
-        for branch in rest:
-            total = total + branch(x)
+        total = x
+        for index, branch in enumerate(self.branches):
+            total = total + branch(x) if index else branch(x)
         return total
 
 

@@ -1,15 +1,18 @@
-"""A layer owns a kernel and remembers its weight while nothing can have changed it."""
+"""A layer owns a kernel: its weight is what the kernel returns, evaluated at every call."""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import deepcopy
+from functools import wraps
 from itertools import chain
 from math import sqrt
-from typing import Any, Self
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lconvnet.kernels import Kernel
 
@@ -17,12 +20,12 @@ from lconvnet.kernels import Kernel
 class ConstrainedLayer(nn.Module, ABC):
     """Base of the layers whose weight comes from a kernel.
 
-    The weight is evaluated anew in training. Where no gradient can be asked for (eval mode under ``no_grad``, or a
-    kernel without trainable parameters) it is remembered, and dropped as soon as the version counter, the storage, the
-    dtype or the device of a parameter or buffer of the kernel changes, so evaluation does not lag training. Writing
-    through ``parameter.data`` and replaying a CUDA graph leave no trace that could be seen, but ``train()`` and
-    ``eval()`` drop the weight, too, where they change the mode: call them around such steps. A compiled model evaluates
-    at every call, since a graph cannot ask whether a parameter has changed: bake it for inference.
+    The kernel is evaluated at every call, in training and in eval mode alike. Nothing is remembered between calls, so
+    no way to change a parameter leaves an old weight behind, and every transform of a call sees the parameters.
+    :func:`lconvnet.bake` evaluates once: use its result for inference.
+
+    Raises:
+        ValueError: at a call, if the kernel returns anything but a floating-point tensor of :attr:`weight_shape`.
     """
 
     def __init__(self, kernel: Kernel, inputs: int, outputs: int, bias: bool) -> None:
@@ -30,12 +33,11 @@ class ConstrainedLayer(nn.Module, ABC):
         self.kernel = kernel
         self.bias: nn.Parameter | None = None
         if bias:
-            like = next(kernel.parameters())
+            like = _like(kernel)
             empty = torch.empty(outputs, device=like.device, dtype=like.dtype)
             self.bias = nn.Parameter(empty, requires_grad=not kernel.frozen)
         self._bias_bound = 1 / sqrt(inputs if kernel.bias_fan == "inputs" else outputs)
         self._reset_bias()
-        self._remembered: tuple[Any, Tensor] | None = None
 
     def reset_parameters(self) -> None:
         """Draw the kernel's parameters and the bias anew."""
@@ -47,36 +49,41 @@ class ConstrainedLayer(nn.Module, ABC):
             nn.init.uniform_(self.bias, -self._bias_bound, self._bias_bound)
 
     @property
-    def weight_may_learn(self) -> bool:
-        """Whether the weight must be evaluated anew: a gradient can be asked for, or the kernel keeps statistics."""
-        if torch.compiler.is_compiling():
-            return True
-        trainable = any(p.requires_grad for p in self.kernel.parameters())
-        return trainable and (self.training or torch.is_grad_enabled())
+    @abstractmethod
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape that the kernel's weight must have."""
 
     @property
     def weight(self) -> Tensor:
-        """The constrained weight, a function of the current parameters."""
-        if self.weight_may_learn:
-            return self.kernel()
-        state = _state(self.kernel)
-        if self._remembered is None or self._remembered[0] != state:
-            # a tensor made in inference mode could serve no gradient later
-            with torch.inference_mode(False), torch.no_grad():
-                self._remembered = state, self.kernel()
-        return self._remembered[1]
+        """A copy of the constrained weight, a differentiable function of the current parameters."""
+        return self.current_weight().clone()
 
-    def train(self, mode: bool = True) -> Self:
-        """Change the mode, and forget the weight where that is another one."""
-        if mode != self.training:
-            self._remembered = None
-        return super().train(mode)
+    def current_weight(self) -> Tensor:
+        """What the kernel returns for the current parameters, which may be a parameter itself (SVCM)."""
+        return self.checked(self.kernel())
 
     def exact_weight(self) -> Tensor:
         """The weight evaluated in float64 and then rounded once to the dtype of the parameters."""
-        like = next(self.kernel.parameters())
         with torch.no_grad():
-            return deepcopy(self.kernel).cpu().eval().double()().to(like.device, like.dtype)
+            weight = self.checked(deepcopy(self.kernel).cpu().eval().double()())
+            return weight.to(_like(self.kernel))
+
+    def checked(self, weight: Tensor) -> Tensor:
+        """The same tensor, if it can be this layer's weight."""
+        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == self.weight_shape:
+            return weight
+        found = f"{weight.dtype} of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)
+        raise ValueError(
+            f"kernel {type(self.kernel).__name__} returned {found}: the weight of {type(self).__name__} "
+            f"({self.extra_repr()}) is a floating-point tensor of shape {self.weight_shape}"
+        )
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` calls first."""
+        raise ValueError(
+            f"{type(self).__name__}({self.extra_repr()}) computes its weight from free parameters, which torch.jit "
+            "cannot keep: lconvnet.bake(model) is plain layers"
+        )
 
     @abstractmethod
     def bake(self) -> nn.Module:
@@ -89,10 +96,59 @@ class ConstrainedLayer(nn.Module, ABC):
         if self.bias is not None:
             plain.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_remembered": None}
+
+def built(kernel: Callable[..., Kernel], *sizes: int, **options: Any) -> Kernel:
+    """The kernel of a layer from its constructor, which need not know the options that are None.
+
+    Raises:
+        ValueError: for a constructor that cannot take the arguments, or builds something other than a kernel.
+    """
+    if isinstance(kernel, nn.Module):
+        raise ValueError(f"kernel is a built {type(kernel).__name__}: pass its constructor, or a partial of it")
+    given = {name: value for name, value in options.items() if value is not None}
+    name = getattr(kernel, "__name__", repr(kernel))
+    try:
+        inspect.signature(kernel).bind(*sizes, **given)
+    except TypeError as error:
+        call = ", ".join([*map(str, sizes), *(f"{option}={value!r}" for option, value in given.items())])
+        raise ValueError(f"kernel {name} cannot be built by {name}({call}): {error}; let it take them") from None
+    module = kernel(*sizes, **given)
+    if not isinstance(module, Kernel):
+        raise ValueError(
+            f"kernel {name} built a {type(module).__name__}, which says nothing of its norm: derive it from "
+            "lconvnet.kernels.Kernel"
+        )
+    return module
 
 
-def _state(module: nn.Module) -> tuple[Any, ...]:
-    tensors = chain(module.parameters(), module.buffers())
-    return (module.training, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors))
+def _like(kernel: Kernel) -> Tensor:
+    """The tensor whose dtype and device a layer follows: its kernel's first, or the weight of a kernel without any."""
+    tensors = (tensor for tensor in chain(kernel.parameters(), kernel.buffers()) if tensor.is_floating_point())
+    first = next(tensors, None)
+    return kernel() if first is None else first
+
+
+Layer = TypeVar("Layer", bound=ConstrainedLayer)
+
+
+def one_call(forward: Callable[[Layer, Tensor], Tensor]) -> Callable[[Layer, Tensor], Tensor]:
+    """A ``forward`` that ``torch.fx`` records as one call of its layer, as it does those of ``torch.nn``, and that
+    ``torch.jit.trace`` refuses."""
+
+    @wraps(forward)
+    def called(layer: Layer, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return _recorded(layer, x)  # pyright: ignore[reportReturnType]
+        if torch.jit.is_tracing():
+            layer.__prepare_scriptable__()
+        return forward(layer, x)
+
+    return called
+
+
+def _recorded(layer: ConstrainedLayer, x: fx.Proxy) -> fx.Proxy:
+    tracer: Any = x.tracer
+    path = tracer.path_of_module(layer)
+    if not path:
+        raise ValueError(f"{type(layer).__name__} is one call for torch.fx: trace a network that holds it")
+    return tracer.create_proxy("call_module", path, (x,), {})

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel
-from lconvnet.layers.constrained import ConstrainedLayer
+from lconvnet.layers.constrained import ConstrainedLayer, built, one_call
 from lconvnet.ops import circular, four_pixels
 from lconvnet.ops.polyphase import to_strided
 
@@ -77,7 +77,8 @@ class LipschitzConv2d(ConstrainedLayer):
             raise ValueError(
                 f"padding_mode={padding_mode!r} is not sound (it can increase the norm): use 'circular' or 'zeros'"
             )
-        built = kernel(
+        made = built(
+            kernel,
             in_channels * s**2,
             out_channels,
             k // s,
@@ -85,23 +86,30 @@ class LipschitzConv2d(ConstrainedLayer):
             device=device,
             dtype=dtype,
         )
-        if padding_mode not in built.sound_padding:
+        if padding_mode not in made.sound_padding:
             raise ValueError(
-                f"padding_mode={padding_mode!r} is not sound with {type(built).__name__}, "
+                f"padding_mode={padding_mode!r} is not sound with {type(made).__name__}, "
                 f"which controls the norm on the torus only: use 'circular', or another kernel"
             )
-        super().__init__(built, in_channels * k**2, out_channels, bias)
+        super().__init__(made, in_channels * k**2, out_channels, bias)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding_mode = k, s, padding_mode
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the equivalent stride-1 kernel: ``(out_channels, in_channels s^2, k / s, k / s)``."""
+        taps = self.kernel_size // self.stride
+        return self.out_channels, self.in_channels * self.stride**2, taps, taps
 
     @property
     def padding(self) -> tuple[int, int]:
         """Pixels added before and after, along both axes."""
         return circular.padding(self.kernel_size, self.stride)
 
+    @one_call
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        weight = self.weight
+        weight = self.current_weight()
         on_torus = self.padding_mode == "circular"
         if on_torus and four_pixels.covers(x, weight, self.stride):
             return four_pixels.conv2d(x, weight, self.bias, self.stride)
@@ -113,12 +121,16 @@ class LipschitzConv2d(ConstrainedLayer):
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"input of shape {tuple(x.shape)}: expected (B, {self.in_channels}, height, width)")
+            raise ValueError(
+                f"{type(self).__name__}: input of shape {tuple(x.shape)}: "
+                f"expected (B, {self.in_channels}, height, width)"
+            )
         height, width = x.shape[-2:]
         if height % self.stride or width % self.stride or min(height, width) < self.kernel_size:
             raise ValueError(
-                f"image of {height}x{width} pixels: both sides must be multiples of stride={self.stride} "
-                f"and at least kernel_size={self.kernel_size}; pad the image with zeros first (nn.ZeroPad2d)"
+                f"{type(self).__name__}: image of {height}x{width} pixels: both sides must be multiples of "
+                f"stride={self.stride} and at least kernel_size={self.kernel_size}; pad the image with zeros first "
+                "(nn.ZeroPad2d)"
             )
 
     def bake(self) -> nn.Module:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.kernels import L2NE, DenseKernel, Orthogonal, SpectralNorm
-from lconvnet.layers.constrained import ConstrainedLayer
+from lconvnet.kernels import L2NE, Kernel, Orthogonal, SpectralNorm
+from lconvnet.layers.constrained import ConstrainedLayer, built, one_call
+from lconvnet.ops.orthogonalize import LINEAR, orthogonal_linear
 from lconvnet.ops.whitening import cholesky
 
 
@@ -30,28 +32,33 @@ class LipschitzLinear(ConstrainedLayer):
     torch.Size([2, 4])
     """
 
-    kernel: DenseKernel
-
     def __init__(
         self,
         in_features: int,
         out_features: int,
         bias: bool = True,
         *,
-        kernel: Callable[..., DenseKernel] = Orthogonal,
+        kernel: Callable[..., Kernel] = Orthogonal,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        built = kernel(in_features, out_features, device=device, dtype=dtype)
-        super().__init__(built, in_features, out_features, bias)
+        made = built(kernel, in_features, out_features, device=device, dtype=dtype)
+        super().__init__(made, in_features, out_features, bias)
         self.in_features, self.out_features = in_features, out_features
 
+    @one_call
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
-            raise ValueError(f"input of shape {tuple(x.shape)}: expected (..., {self.in_features})")
-        if self.weight_may_learn:
-            return self.kernel.linear(x, self.bias)
-        return F.linear(x, self.weight, self.bias)
+            raise ValueError(
+                f"{type(self).__name__}: input of shape {tuple(x.shape)}: expected (..., {self.in_features})"
+            )
+        if _is_known(self.kernel):  # then the factor need not be formed
+            return orthogonal_linear(x, self.checked(self.kernel.V), self.bias, self.kernel.engine)
+        return F.linear(x, self.current_weight(), self.bias)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.out_features, self.in_features
 
     def bake(self) -> nn.Module:
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None)
@@ -60,6 +67,13 @@ class LipschitzLinear(ConstrainedLayer):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
+
+
+def _is_known(kernel: nn.Module) -> TypeGuard[Orthogonal]:
+    """Whether calling a kernel makes the factor of its V by an engine of ours and does nothing else."""
+    # `altered` would say it, too, but the compiler cannot follow it
+    changed = kernel._forward_hooks or kernel._forward_pre_hooks or "forward" in vars(kernel)
+    return type(kernel) is Orthogonal and not changed and any(kernel.engine is engine for engine in (None, *LINEAR))
 
 
 OrthogonalLinear = partial(LipschitzLinear, kernel=Orthogonal)

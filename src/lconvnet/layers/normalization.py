@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
+
+
+def _normalized(x: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    if x.ndim != 4 or x.shape[1] != len(mean):
+        raise ValueError(f"Normalize: input of shape {list(x.shape)}: expected (B, {len(mean)}, height, width)")
+    return (x - _column(mean, x)) / _column(std, x)
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    """One number a channel; ``torch.tensor`` would go through float32 where it is scripted."""
+    return torch.stack([torch.full((1, 1), value, dtype=like.dtype, device=like.device) for value in values])
+
+
+fx.wrap("_normalized")  # one call for torch.fx, whose values have no sizes to check
 
 
 class Normalize(nn.Module):
@@ -31,9 +46,7 @@ class Normalize(nn.Module):
             raise ValueError(f"mean={self.mean}, std={self.std}: both must be finite, std positive")
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != len(self.mean):
-            raise ValueError(f"input of shape {tuple(x.shape)}: expected (B, {len(self.mean)}, height, width)")
-        return (x - x.new_tensor(self.mean).reshape(-1, 1, 1)) / x.new_tensor(self.std).reshape(-1, 1, 1)
+        return _normalized(x, self.mean, self.std)  # pyright: ignore[reportArgumentType]
 
     def extra_repr(self) -> str:
         return f"mean={self.mean}, std={self.std}"

@@ -90,7 +90,7 @@ class NormPool(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        windows = F.pixel_unshuffle(x, self.factor).unflatten(1, (x.shape[1], self.factor**2))
+        windows = F.pixel_unshuffle(x, self.factor).unflatten(1, (-1, self.factor * self.factor))
         return torch.linalg.vector_norm(windows, dim=2)
 
     def extra_repr(self) -> str:

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from lconvnet.ops.precision import without_autocast
+from lconvnet.ops.derivatives import gradient_of, plain_call
 from lconvnet.ops.whitening import whiten
 
 
@@ -38,23 +37,32 @@ def append_factor(kept: Tensor, moved: Tensor, dim: int) -> Tensor:
     return torch.cat([first, kept.narrow(dim, 1, size - 1) + moved.narrow(dim, 0, size - 1), last], dim)
 
 
+def _expanded(H: Tensor, bases: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The kernel, and X and X Y for each factor, which its gradient needs."""
+    X, saved = H[None, None], []
+    for index, Y in enumerate(bases.unbind()):
+        C = _rows(X) @ Y
+        kept = (C @ Y.mT).view_as(X)
+        saved += [X, C]
+        X = append_factor(kept, X - kept, index % 2)
+    return X, saved
+
+
+def _kernel(H: Tensor, bases: Tensor) -> Tensor:
+    return _expanded(H, bases)[0]
+
+
 class _BlockOrthogonalKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, H: Tensor, bases: Tensor) -> Tensor:
-        X, saved = H[None, None], []
-        for index, Y in enumerate(bases):
-            C = _rows(X) @ Y
-            kept = (C @ Y.mT).view_as(X)
-            saved += [X, C]
-            X = append_factor(kept, X - kept, index % 2)
-        ctx.save_for_backward(bases, *saved)
+        X, saved = _expanded(H, bases)
+        ctx.save_for_backward(H, bases, *saved)
         return X
 
     @staticmethod
-    @once_differentiable
-    @without_autocast
+    @gradient_of(_kernel)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        bases, *saved = ctx.saved_tensors
+        _, bases, *saved = ctx.saved_tensors
         gradients = bases.new_empty(bases.shape)  # contiguous, which the bases need not be
         for index in reversed(range(len(bases))):
             Y, X, C, dim = bases[index], saved[2 * index], saved[2 * index + 1], index % 2
@@ -72,7 +80,7 @@ def _rows(X: Tensor) -> Tensor:
 
 
 def block_orthogonal_kernel(H: Tensor, R: Tensor) -> Tensor:
-    """The kernel ``H [] B(P_1, Q_1) [] ... [] B(P_{k-1}, Q_{k-1})`` (Li et al. 2019, algorithm 1); differentiable once.
+    """The kernel ``H [] B(P_1, Q_1) [] ... [] B(P_{k-1}, Q_{k-1})`` (Li et al. 2019, algorithm 1).
 
     Args:
         H: semi-orthogonal ``(m, n)``, m <= n; being the thin side, it is multiplied first.
@@ -89,4 +97,5 @@ def block_orthogonal_kernel(H: Tensor, R: Tensor) -> Tensor:
     >>> block_orthogonal_kernel(torch.eye(2), torch.eye(2)[:, :1].expand(4, 2, 1)).shape
     torch.Size([3, 3, 2, 2])
     """
-    return _BlockOrthogonalKernel.apply(H, whiten(R))
+    bases = whiten(R)
+    return _BlockOrthogonalKernel.apply(H, bases) if plain_call(H, bases) else _kernel(H, bases)

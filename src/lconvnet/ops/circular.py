@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from lconvnet.ops.derivatives import plain_call
 
 
 def padding(kernel_size: int, stride: int = 1) -> tuple[int, int]:
@@ -38,6 +39,8 @@ def pad(x: Tensor, before: int, after: int) -> Tensor:
     >>> pad(torch.arange(4.0).reshape(1, 1, 2, 2), 1, 0)[0, 0].tolist()
     [[3.0, 2.0, 3.0], [1.0, 0.0, 1.0], [3.0, 2.0, 3.0]]
     """
+    if not plain_call(x):
+        return _continued(_continued(x, before, after, 2), before, after, 3)
     layout = memory_format(x)
     if not before and not after:
         return x.contiguous(memory_format=layout)
@@ -53,30 +56,52 @@ def pad(x: Tensor, before: int, after: int) -> Tensor:
     return y
 
 
+def _continued(x: Tensor, before: int, after: int, dim: int) -> Tensor:
+    """One axis of :func:`pad`, without writing in place."""
+    return torch.cat([x.narrow(dim, x.shape[dim] - before, before), x, x.narrow(dim, 0, after)], dim)
+
+
 class _Conv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, K: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-        padded = pad(x, *padding(K.shape[-1], stride))
-        ctx.save_for_backward(padded, K)
-        ctx.stride = stride
-        return F.conv2d(padded, K, bias, stride)
+    """Also returns the padded image, so that a second derivative finds the way from there to the image."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def forward(ctx: Any, x: Tensor, K: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, Tensor]:
+        padded = pad(x, *padding(K.shape[-1], stride))
+        ctx.save_for_backward(padded, K)
+        ctx.set_materialize_grads(False)
+        ctx.stride = stride
+        return F.conv2d(padded, K, bias, stride), padded
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_padded: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         padded, K = ctx.saved_tensors
         image, *parameters = ctx.needs_input_grad[:3]
-        dx = conv2d_adjoint(grad, K, ctx.stride) if image else None
-        dK, dbias = _parameter_gradients(grad, padded, K, ctx.stride, parameters)
-        return dx, dK, dbias, None
+        dx = _image_gradient(grad, grad_padded, K, ctx.stride) if image else None
+        return dx, *_parameter_gradients(grad, padded, K, ctx.stride, parameters), None
+
+
+def _image_gradient(grad: Tensor | None, grad_padded: Tensor | None, K: Tensor, stride: int) -> Tensor | None:
+    dx = None if grad is None else conv2d_adjoint(grad, K, stride)
+    if grad_padded is None:
+        return dx
+    folded = _folded(grad_padded, *padding(K.shape[-1], stride))
+    return folded if dx is None else dx + folded
+
+
+def _folded(padded: Tensor, before: int, after: int) -> Tensor:
+    """Adjoint of :func:`pad`."""
+    height, width = padded.shape[-2:]
+    image = padded[..., before : height - after, before : width - after]
+    return torch.func.vjp(lambda x: pad(x, before, after), image)[1](padded)[0]
 
 
 def _parameter_gradients(
-    grad: Tensor, padded: Tensor, K: Tensor, stride: int, wanted: list[bool]
+    grad: Tensor | None, padded: Tensor, K: Tensor, stride: int, wanted: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    if not any(wanted):
+    if grad is None or not any(wanted):
         return None, None
-    grad = grad.contiguous(memory_format=memory_format(grad))
+    if plain_call(grad):
+        grad = grad.contiguous(memory_format=memory_format(grad))
     strides, nothing, ones = [stride, stride], [0, 0], [1, 1]
     _, dK, dbias = torch.ops.aten.convolution_backward(
         grad, padded, K, [K.shape[0]], strides, nothing, ones, False, nothing, 1, [False, *wanted]
@@ -90,7 +115,7 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def conv2d(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """Circular convolution; differentiable once.
+    """Circular convolution.
 
     Args:
         x: ``(B, ci, h, w)``, sides at least k and multiples of the stride.
@@ -107,7 +132,10 @@ def conv2d(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) ->
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, K, bias = _cast(x, dtype), _cast(K, dtype), None if bias is None else _cast(bias, dtype)
-    return _Conv2d.apply(x, K, bias, stride)
+    sides = padding(K.shape[-1], stride)
+    if not any(sides) or not plain_call(x, K, bias):
+        return F.conv2d(pad(x, *sides), K, bias, stride)
+    return _Conv2d.apply(x, K, bias, stride)[0]
 
 
 def conv2d_adjoint(y: Tensor, K: Tensor, stride: int = 1) -> Tensor:

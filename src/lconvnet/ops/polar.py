@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lconvnet.ops.bjorck import finished
-from lconvnet.ops.precision import without_autocast
+from lconvnet.ops.derivatives import gradient_of, plain_call
 from lconvnet.ops.products import NOT_FINITE, gram, unit_scaled
+from lconvnet.ops.roots import frobenius_norm, inverse_root, positive_part
 
 RIDGE = 2.0**-16
 
@@ -87,6 +87,24 @@ def _eigenvalues(S: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(NOT_FINITE) from error
 
 
+def _gram_inverse_root(W: Tensor) -> Tensor:
+    """R in plain operations and float64: f is a function of ``max(x, rho)`` plus one of ``min(x, rho)``."""
+    S = W.double() @ W.double().mT
+    rho = RIDGE * frobenius_norm(S, 1 / 4)
+    identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+    above = positive_part(S - rho * identity)
+    t = identity - (S - above) / rho
+    return inverse_root(rho * identity + above) + (1 / 2 * t + 3 / 8 * t @ t) / rho.sqrt()
+
+
+def _polar_factor(W: Tensor) -> Tensor:
+    return (_gram_inverse_root(W) @ W.double()).to(W.dtype)
+
+
+def _apply_gram_inverse_root(z: Tensor, W: Tensor) -> Tensor:
+    return (z.double() @ _gram_inverse_root(W)).to(z.dtype)
+
+
 class _PolarFactor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
@@ -96,8 +114,7 @@ class _PolarFactor(torch.autograd.Function):
         return R @ W
 
     @staticmethod
-    @once_differentiable
-    @without_autocast
+    @gradient_of(_polar_factor)
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         W, R, *roots = ctx.saved_tensors
         roots = _Roots(*roots)
@@ -109,21 +126,24 @@ class _ApplyGramInverseRoot(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, W: Tensor) -> Tensor:
         roots = _Roots.of(W)
         rotated = z @ roots.Q
-        ctx.save_for_backward(W, rotated, *roots)
+        ctx.save_for_backward(z, W, rotated, *roots)
         return (rotated * roots.f) @ roots.Q.mT
 
     @staticmethod
-    @once_differentiable
-    @without_autocast
+    @gradient_of(_apply_gram_inverse_root)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        W, rotated, *roots = ctx.saved_tensors
+        _, W, rotated, *roots = ctx.saved_tensors
         roots = _Roots(*roots)
         grad = grad @ roots.Q
         return (grad * roots.f) @ roots.Q.mT, roots.through(rotated.mT @ grad) @ W
 
 
+def _times_root(z: Tensor, W: Tensor) -> Tensor:
+    return _ApplyGramInverseRoot.apply(z, W) if plain_call(z, W) else _apply_gram_inverse_root(z, W)
+
+
 def polar_linear(x: Tensor, W: Tensor) -> Tensor:
-    """``x U^T`` with U the polar factor of W, which is never formed; differentiable once.
+    """``x U^T`` with U the polar factor of W, which is never formed.
 
     Args:
         x: rows ``(B, n)``.
@@ -134,8 +154,8 @@ def polar_linear(x: Tensor, W: Tensor) -> Tensor:
     """
     W = unit_scaled(W)
     if W.shape[0] > W.shape[1]:
-        return _ApplyGramInverseRoot.apply(x, W.mT) @ W.mT
-    return _ApplyGramInverseRoot.apply(x @ W.mT, W)
+        return _times_root(x, W.mT) @ W.mT
+    return _times_root(x @ W.mT, W)
 
 
 def polar_eigh(W: Tensor) -> Tensor:
@@ -146,7 +166,7 @@ def polar_eigh(W: Tensor) -> Tensor:
 
     Returns:
         The semi-orthogonal factor, same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, where the smallest singular
-        value s has ``s^2 >= 2^-16 |W W^T|_F``; else a contraction. Differentiable once.
+        value s has ``s^2 >= 2^-16 |W W^T|_F``; else a contraction.
 
     The residual is about ``eps * cond(W)^2`` in float32, and round-off in float64. Source: the derivation in the module
     docstring.
@@ -162,4 +182,5 @@ def polar_eigh(W: Tensor) -> Tensor:
         return W
     if W.shape[-2] > W.shape[-1]:
         return polar_eigh(W.mT).mT
-    return finished(_PolarFactor.apply(unit_scaled(W)))
+    W = unit_scaled(W)
+    return finished(_PolarFactor.apply(W) if plain_call(W) else _polar_factor(W))

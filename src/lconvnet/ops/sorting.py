@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lconvnet.ops.derivatives import plain_call
+
 
 class _MaxMin(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         a, b = x.chunk(2, dim)
-        y = _max_min(a, b, x, dim)
+        y = torch.empty_like(x)
+        for half, operation in zip(y.chunk(2, dim), (torch.maximum, torch.minimum), strict=True):
+            operation(a, b, out=half)
         ctx.save_for_backward(a < b)
         ctx.dim, ctx.strides = dim, y.stride()
         return y
@@ -20,7 +24,7 @@ class _MaxMin(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (swapped,) = ctx.saved_tensors
-        if grad.stride() != ctx.strides:
+        if plain_call(grad) and grad.stride() != ctx.strides:
             grad = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
         a, b = grad.chunk(2, ctx.dim)
         # with weights 0 and 1 the interpolation is an exact choice where a - b is finite, and faster than torch.where
@@ -28,14 +32,12 @@ class _MaxMin(torch.autograd.Function):
         return torch.cat([torch.lerp(a, b, weight), torch.lerp(b, a, weight)], ctx.dim), None
 
 
-def _max_min(a: Tensor, b: Tensor, like: Tensor, dim: int) -> Tensor:
-    """The two halves of the result, each computed in its place; a compiler fuses the concatenation itself."""
-    if torch.compiler.is_compiling():
-        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim)
-    y = torch.empty_like(like)
-    for half, operation in zip(y.chunk(2, dim), (torch.maximum, torch.minimum), strict=True):
-        operation(a, b, out=half)
-    return y
+def _exchanged(x: Tensor, dim: int) -> Tensor:
+    """The same in operations that PyTorch differentiates and compilers fuse; an odd size cannot be split."""
+    dim = dim % x.ndim
+    a, b = x.unflatten(dim, (2, -1)).unbind(dim)
+    swapped = a < b
+    return torch.cat([torch.where(swapped, b, a), torch.where(swapped, a, b)], dim)
 
 
 def max_min(x: Tensor, dim: int = 1) -> Tensor:
@@ -50,9 +52,12 @@ def max_min(x: Tensor, dim: int = 1) -> Tensor:
     >>> max_min(torch.tensor([[1.0, 2.0, 3.0, 0.0]])).tolist()
     [[3.0, 2.0, 1.0, 0.0]]
     """
-    if x.shape[dim] % 2:
+    if not torch.jit.is_tracing() and x.shape[dim] % 2:  # a trace would keep the answer
         raise ValueError(f"MaxMin pairs channels, but dimension {dim} has size {x.shape[dim]}: use an even width")
-    return _MaxMin.apply(x, dim)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - what is scripted ends here
+        if plain_call(x) and not torch.compiler.is_compiling():
+            return _MaxMin.apply(x, dim)
+    return _exchanged(x, dim)
 
 
 def group_sort(x: Tensor, group_size: int, dim: int = 1) -> Tensor:
@@ -69,9 +74,10 @@ def group_sort(x: Tensor, group_size: int, dim: int = 1) -> Tensor:
     >>> group_sort(torch.tensor([[3.0, 1.0, 2.0]]), 3).tolist()
     [[1.0, 2.0, 3.0]]
     """
-    channels = x.shape[dim]
-    if group_size < 1 or channels % group_size:
-        raise ValueError(f"group_size={group_size} must divide the {channels} channels of dimension {dim}")
+    if group_size < 1 or (not torch.jit.is_tracing() and x.shape[dim] % group_size):
+        raise ValueError(
+            f"GroupSort: group_size={group_size} must divide the {x.shape[dim]} channels of dimension {dim}"
+        )
     dim = dim % x.ndim
-    groups = x.unflatten(dim, (group_size, channels // group_size))
+    groups = x.unflatten(dim, (group_size, -1))
     return groups.sort(dim).values.flatten(dim, dim + 1)

@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lconvnet.ops.bjorck import finished
-from lconvnet.ops.precision import without_autocast
-from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, gram, mirrored, unit
+from lconvnet.ops.derivatives import gradient_of, plain_call
+from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, gram, mirrored, unit, unit_scaled
+from lconvnet.ops.roots import frobenius_norm
 
 RIDGE = 2.0**-18
 
@@ -99,6 +99,28 @@ def _inverse_factor(S: Tensor) -> Tensor:
     return A
 
 
+def _rows(X: Tensor) -> Tensor:
+    """U in plain operations and float64."""
+    X = unit_scaled(X).double()
+    S = X @ X.mT
+    rho = RIDGE * frobenius_norm(S, 1 / 4)
+    identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+    A = torch.linalg.solve_triangular(_cholesky(S + rho * identity), identity.expand_as(S), upper=False)
+    return (A + rho / 2 * A @ A.mT @ A) @ X
+
+
+def _columns(R: Tensor) -> Tensor:
+    return _rows(R.mT).mT.to(R.dtype)
+
+
+def _wide_linear(x: Tensor, X: Tensor) -> Tensor:
+    return (x.double() @ _rows(X).mT).to(x.dtype)
+
+
+def _tall_linear(x: Tensor, X: Tensor) -> Tensor:
+    return (x.double() @ _rows(X)).to(x.dtype)
+
+
 class _Whiten(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, R: Tensor) -> Tensor:
@@ -109,8 +131,7 @@ class _Whiten(torch.autograd.Function):
         return Y
 
     @staticmethod
-    @once_differentiable
-    @without_autocast
+    @gradient_of(_columns)
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         R, a, Y, *factor = ctx.saved_tensors
         factor = _Factor(*factor)
@@ -128,8 +149,7 @@ class _WideLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
-    @without_autocast
+    @gradient_of(_wide_linear)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, X, a, y, *factor = ctx.saved_tensors
         factor = _Factor(*factor)
@@ -152,8 +172,7 @@ class _TallLinear(torch.autograd.Function):
         return q @ X
 
     @staticmethod
-    @once_differentiable
-    @without_autocast
+    @gradient_of(_tall_linear)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, X, a, q, *factor = ctx.saved_tensors
         factor = _Factor(*factor)
@@ -172,8 +191,7 @@ def whiten(R: Tensor) -> Tensor:
 
     Returns:
         The same shape: ``Y^T Y = I`` up to the square of ``t = 2^-18 |R^T R|_F / s^2``, s the smallest singular value,
-        in float64 up to round-off where that is below 2^-14; a contraction where columns are dependent. Differentiable
-        once.
+        in float64 up to round-off where that is below 2^-14; a contraction where columns are dependent.
 
     Raises:
         ValueError: if R is not finite (on an accelerator, NaN instead).
@@ -183,7 +201,7 @@ def whiten(R: Tensor) -> Tensor:
     """
     if R.numel() == 0:
         return R
-    return finished(_Whiten.apply(R).mT).mT
+    return finished((_Whiten.apply(R) if plain_call(R) else _columns(R)).mT).mT
 
 
 def cholesky(W: Tensor) -> Tensor:
@@ -198,7 +216,7 @@ def cholesky(W: Tensor) -> Tensor:
         W: matrices ``(..., m, n)``, float32 or float64.
 
     Returns:
-        The same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, as :func:`whiten` makes it. Differentiable once.
+        The same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, as :func:`whiten` makes it.
 
     Raises:
         ValueError: if W is not finite. On an accelerator, NaN instead.
@@ -210,7 +228,7 @@ def cholesky(W: Tensor) -> Tensor:
 
 
 def cholesky_linear(x: Tensor, W: Tensor) -> Tensor:
-    """``x U^T`` with ``U = cholesky(W)``, which is never formed; differentiable once.
+    """``x U^T`` with ``U = cholesky(W)``, which is never formed.
 
     Args:
         x: rows ``(B, n)``.
@@ -220,5 +238,5 @@ def cholesky_linear(x: Tensor, W: Tensor) -> Tensor:
     2.0
     """
     if W.shape[0] > W.shape[1]:
-        return _TallLinear.apply(x, W.mT)
-    return _WideLinear.apply(x, W)
+        return _TallLinear.apply(x, W.mT) if plain_call(x, W) else _tall_linear(x, W.mT)
+    return _WideLinear.apply(x, W) if plain_call(x, W) else _wide_linear(x, W)

@@ -1,0 +1,129 @@
+"""What a kernel must be: a ``Kernel`` that can be built, and whose weight has the shape and the type of its layer."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import lconvnet as lc
+from lconvnet.kernels import BCOP, Kernel, Orthogonal, Promise
+from lconvnet.layers import LipschitzConv2d, LipschitzLinear
+
+
+class Given(Kernel):
+    """A kernel that returns what it is given, whatever it is built for."""
+
+    def __init__(self, *sizes, weight, **options):
+        super().__init__()
+        self.weight = nn.Parameter(weight) if isinstance(weight, torch.Tensor) and weight.is_floating_point() else None
+        self.other = weight
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self):
+        return self.other if self.weight is None else self.weight * self.scale
+
+
+conv = partial(LipschitzConv2d, 4, 6, 4, 2)  # the equivalent stride-1 kernel is (6, 16, 2, 2)
+dense = partial(LipschitzLinear, 4, 6)
+CONV, DENSE = torch.zeros(1, 4, 8, 8), torch.zeros(2, 4)
+WRONG = {
+    "1x1 for 2x2": (conv, CONV, torch.ones(6, 16, 1, 1), r"returned .*float\d+ of shape \(6, 16, 1, 1\)"),
+    "strided shape": (conv, CONV, torch.ones(6, 4, 4, 4), r"returned .*float\d+ of shape \(6, 4, 4, 4\)"),
+    "outputs": (conv, CONV, torch.ones(5, 16, 2, 2), r"returned .*float\d+ of shape \(5, 16, 2, 2\)"),
+    "one output": (conv, CONV, torch.ones(1, 16, 2, 2), r"returned .*float\d+ of shape \(1, 16, 2, 2\)"),
+    "larger": (conv, CONV, torch.ones(6, 16, 3, 3), r"returned .*float\d+ of shape \(6, 16, 3, 3\)"),
+    "oblong": (conv, CONV, torch.ones(6, 16, 2, 1), r"returned .*float\d+ of shape \(6, 16, 2, 1\)"),
+    "matrix": (conv, CONV, torch.ones(6, 16), r"returned .*float\d+ of shape \(6, 16\)"),
+    "complex": (conv, CONV, torch.ones(6, 16, 2, 2, dtype=torch.complex64), "returned .*complex(64|128) of shape"),
+    "integer": (conv, CONV, torch.ones(6, 16, 2, 2, dtype=torch.int64), "returned .*int64 of shape"),
+    "no tensor": (conv, CONV, None, "returned None"),
+    "pair": (dense, DENSE, (1, 2), r"returned \(1, 2\)"),
+    "transposed": (dense, DENSE, torch.ones(4, 6), r"returned .*float\d+ of shape \(4, 6\)"),
+    "vector": (dense, DENSE, torch.ones(4), r"returned .*float\d+ of shape \(4,\)"),
+    "one row": (dense, DENSE, torch.ones(1, 4), r"returned .*float\d+ of shape \(1, 4\)"),
+    "batch": (dense, DENSE, torch.ones(2, 6, 4), r"returned .*float\d+ of shape \(2, 6, 4\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_weight_of_another_shape_is_refused_by_model_and_bake(case):
+    build, x, weight, found = WRONG[case]
+    layer = build(kernel=partial(Given, weight=weight)).eval()
+    expected = r"shape \(6, 16, 2, 2\)" if build is conv else r"shape \(6, 4\)"
+    message = f"kernel Given {found}.*Lipschitz.* is a floating-point tensor of {expected}"
+    for use in (lambda: layer(x), lambda: layer.weight, layer.exact_weight):
+        with pytest.raises(ValueError, match=message):
+            use()
+    with pytest.raises(ValueError, match=r"layer '0' \(Lipschitz\w+\): kernel Given returned"):
+        lc.bake(nn.Sequential(layer))
+
+
+def test_an_engine_that_returns_another_shape_is_refused():
+    layer = dense(kernel=partial(Orthogonal, engine=lambda W: W[:1]))
+    with pytest.raises(ValueError, match=r"kernel Orthogonal returned torch.float32 of shape \(1, 4\)"):
+        layer(DENSE)
+
+
+def test_sizes_changed_later_are_the_declared_ones():
+    layer = dense()
+    layer.out_features = 5
+    for use in (lambda: layer(DENSE), layer.bake):
+        with pytest.raises(ValueError, match=r"\(6, 4\).*shape \(5, 4\)"):
+            use()
+
+
+class Fixed(Kernel):
+    """A kernel without parameters, promise or optional arguments."""
+
+    def __init__(self, in_channels, out_channels, kernel_size=None):
+        super().__init__()
+        self.shape = (
+            (out_channels, in_channels) if kernel_size is None else (out_channels, in_channels, *[kernel_size] * 2)
+        )
+
+    def forward(self):
+        return torch.ones(self.shape) / torch.Size(self.shape).numel()
+
+
+@pytest.mark.parametrize(("build", "x"), [(conv, torch.rand(2, 4, 8, 8)), (dense, torch.rand(2, 4))])
+def test_a_kernel_without_parameters_promise_or_options_is_accepted(build, x):
+    layer = build(kernel=Fixed).eval()
+    assert layer.kernel.promise is Promise.APPROXIMATE
+    # the same float32 weight in another order of summation
+    torch.testing.assert_close(lc.bake(nn.Sequential(layer))(x), layer(x), rtol=0, atol=1e-6)
+
+
+class Plain(nn.Module):
+    def __init__(self, *sizes, **options):
+        super().__init__()
+        self.W = nn.Parameter(torch.eye(6, 4))
+
+    def forward(self):
+        return self.W
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "message"),
+    [
+        (
+            Plain,
+            {},
+            r"kernel Plain built a Plain, which says nothing of its norm: derive it from lconvnet\.kernels\.Kernel",
+        ),
+        (Fixed, {"dtype": torch.float64}, "kernel Fixed cannot be built by .*dtype=torch.float64.*unexpected keyword"),
+        (
+            Fixed,
+            {"input_size": 8},
+            r"kernel Fixed cannot be built by .*input_size=\(4, 4\).*unexpected keyword argument",
+        ),
+        (Orthogonal, {}, r"kernel Orthogonal cannot be built by Orthogonal\(16, 6, 2\): too many positional arguments"),
+        (BCOP(4, 6, 4), {}, "kernel is a built BCOP: pass its constructor"),
+        ("bcop", {}, "kernel 'bcop' cannot be built by .*is not a callable object"),
+        (lambda *sizes, **options: None, {}, "built a NoneType"),
+    ],
+)
+def test_what_is_not_a_kernel_is_refused_in_one_sentence(kernel, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        conv(kernel=kernel, **options)
+    assert "\n" not in str(error.value)
