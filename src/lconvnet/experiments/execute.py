@@ -112,6 +112,7 @@ def _fit(
         resume=resume,
         augment=names.AUGMENTATIONS[experiment.data.augment],
         eps=sorted(experiment.evaluation.eps, reverse=True),
+        select_eps=training.select_eps,
         project_every=training.project_every,
         checkpoint_every=training.checkpoint_every,
         accelerator=training.accelerator,
@@ -278,7 +279,9 @@ def _results(trained: Trained, splits: Splits, certificates: Certificates, loss:
     norms = {f"sanity_check/{part.name}-l2-norm": part.upper for part in bound.layers if part.name in linear}
     note = {"note": splits.note} if splits.note else {}
     held = len(splits.validation)
-    chosen = f"epoch chosen on {held} others" if held else "the last epoch, no validation images"
+    chosen = "the last epoch, no validation images"
+    if held:
+        chosen = f"epoch chosen on {held} others ({trained.record.chosen_by})"
     if "imported" in trained.record.settings:
         chosen = "epoch chosen by whoever trained the imported weights"
     return {

@@ -11,7 +11,6 @@ objectives differ in how they keep f near $\mathcal F$: one file each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,7 +20,6 @@ from torch.optim import Optimizer
 
 from lconvnet.layers import ConstrainedLayer
 
-MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 ImageShape = tuple[int, int, int]
 
 
