@@ -69,6 +69,11 @@ def load(
     options = checked(
         validation=validation, test=test, seed=seed, image_size=image_size, channels=channels, limit=limit
     )
+    if not isinstance(name_or_path, str | Path):
+        raise DataError(
+            f"data is a {type(name_or_path).__name__}: give a name, a path, or lconvnet.data.Splits made of three "
+            "lconvnet.data.Images"
+        )
     name = str(name_or_path)
     if name == "digits":
         return _embedded(options)

@@ -17,6 +17,7 @@ from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
 from lconvnet.data import Splits
+from lconvnet.data import load as load_data
 from lconvnet.experiments import accuracies, build, names, robustness
 from lconvnet.experiments.attacks import MinimumNorm
 from lconvnet.experiments.config import Evaluation, Experiment
@@ -205,6 +206,28 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
     return parse({**recorded, **described, "data": data}, overrides)
 
 
+def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> tuple[Splits, str]:
+    """Return the images of a set, read and divided as those of a run were, and what must be said of them, if anything.
+
+    The run's own images are thereby divided as they were, and none that it was trained on is a test image. Raises
+    ValueError where its own set holds other images by now.
+    """
+    record = load_record(folder.path)
+    if "model" not in (record.settings.get("settings") or {}):  # trained from Python: only the images tell
+        splits = load_data(name, directory=directory)
+        _require_same_images(record, splits, folder)
+        return splits, ""
+    experiment = trained_experiment(folder)
+    own = experiment.data
+    place = own.directory if directory is None else directory
+    splits = build.load_images(own.model_copy(update={"name": name, "directory": place}), seed=experiment.seed)
+    if name == own.name or Path(name).resolve() == Path(own.name).resolve():
+        _require_same_images(record, splits, folder)
+    if not _changed(record, splits):
+        return splits, ""
+    return splits, f"{name} is not the set that {folder.path} was trained on ({own.name}), but divided in the same way"
+
+
 def require_open(folder: RunFolder, overrides: Sequence[str]) -> None:
     """Raise ValueError for an override of anything that was fixed by a run's training."""
     for section, values in parse_overrides(overrides).items():
@@ -235,16 +258,19 @@ def _stated(experiment: Experiment) -> dict[str, Any]:
 
 
 def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> None:
-    if "imported" in record.settings:
-        return  # which images it was trained on, nobody wrote down
-    recorded = record.settings.get("data") or {}
-    found = describe_splits(splits)
-    changed = list(differences({part: recorded.get(part) for part in found}, found, "data"))
-    if changed:
+    if changed := _changed(record, splits):
         raise ValueError(
             f"{folder.path} was trained on other images ({'; '.join(changed)}), so test images may be among the "
             "trained ones; restore the images as they were, or train another run"
         )
+
+
+def _changed(record: Record, splits: Splits) -> list[str]:
+    """What differs between these images and those of a training; of imported weights nobody wrote that down."""
+    if "imported" in record.settings:
+        return []
+    recorded, found = record.settings.get("data") or {}, describe_splits(splits)
+    return list(differences({part: recorded.get(part) for part in found}, found, "data"))
 
 
 def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> None:

@@ -41,7 +41,7 @@ def made_optimizer(make: MakeOptimizer, parameters: list[nn.Parameter], name: st
     try:
         optimizer = make(parameters)
     except TypeError as error:
-        raise ValueError(f"{name}={_kind(make)} takes no list of parameters ({error}): {_OPTIMIZER}") from error
+        raise ValueError(f"{name}={_kind(make)} takes no list of parameters ({_line(error)}): {_OPTIMIZER}") from error
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS):
         closure = ", whose steps need a closure" if isinstance(optimizer, LBFGS) else ""
         raise ValueError(f"{name} makes {_kind(optimizer)}{closure}: {_OPTIMIZER}")
@@ -83,7 +83,7 @@ def _scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_per_
     try:
         scheduler = schedule(optimizer, epochs, steps_per_epoch)
     except TypeError as error:
-        raise ValueError(f"schedule={_kind(schedule)} cannot be made ({error}): {_SCHEDULE}") from error
+        raise ValueError(f"schedule={_kind(schedule)} cannot be made ({_line(error)}): {_SCHEDULE}") from error
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError(
             f"schedule makes {_kind(scheduler)}, not a torch LRScheduler that needs no metric: {_SCHEDULE}"
@@ -102,14 +102,15 @@ def _rates(scheduler: LRScheduler, steps: int) -> Iterator[float]:
             try:
                 scheduler.step()
             except Exception as error:  # a user's code, or torch's for more steps than it was told of
-                raise ValueError(f"schedule fails after {step + 1} of {steps} steps ({error}): {_SCHEDULE}") from error
+                raise ValueError(
+                    f"schedule fails after {step + 1} of {steps} steps ({_line(error)}): {_SCHEDULE}"
+                ) from error
 
 
 def _require_rates(rates: list[float]) -> None:
-    if wrong := [rate for rate in rates if not 0 <= rate < math.inf]:
-        raise ValueError(
-            f"schedule gives the learning rate {wrong[0]}, at step {rates.index(wrong[0]) + 1}: {_SCHEDULE}"
-        )
+    if wrong := [(step, rate) for step, rate in enumerate(rates, 1) if not 0 <= rate < math.inf]:
+        step, rate = wrong[0]
+        raise ValueError(f"schedule gives step {step} the learning rate {rate:.4g}: {_SCHEDULE}")
     median = sorted(rates)[len(rates) // 2]
     if median <= VANISHED * max(rates):
         raise ValueError(
@@ -129,22 +130,25 @@ def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"loss is {_kind(loss)}: {_LOSS}")
     if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
         raise ValueError(f"loss={_kind(loss)} has parameters of its own, which nobody would train: {_LOSS}")
-    values = []
-    for times in (1, 2):
-        given = logits.detach().repeat(times, 1).requires_grad_()
-        try:
-            value = loss(given, labels.repeat(times))
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise ValueError(f"loss={_kind(loss)} cannot be computed ({error}): {_LOSS}") from error
-        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point() or not value.requires_grad:
-            found = (
-                f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim else "no scalar with gradient"
-            )
-            raise ValueError(f"loss={_kind(loss)} gives {found}: {_LOSS}")
-        values.append(float(value.detach()))
+    values = [_value(loss, logits.detach().repeat(times, 1), labels.repeat(times)) for times in (1, 2)]
     once, twice = values
     if once and abs(twice - 2 * once) <= 1e-3 * abs(once):
         raise ValueError(f"loss={_kind(loss)} adds up the images of a batch: {_LOSS}")
+
+
+def _value(loss: Loss, logits: Tensor, labels: Tensor) -> float:
+    try:
+        value = loss(logits.requires_grad_(), labels)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f"loss={_kind(loss)} cannot be computed ({_line(error)}): {_LOSS}") from error
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point() or not value.requires_grad:
+        found = f"Tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"loss={_kind(loss)} gives no scalar with a gradient but {found}: {_LOSS}")
+    return float(value.detach())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _kind(value: Any) -> str:

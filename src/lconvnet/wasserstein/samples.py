@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lconvnet.data import NAMES, DataError, load, read_samples
+from lconvnet.ops.images import channels_last
 from lconvnet.training.randomness import derive_seed, epoch_order, generator
 
 LEAST = 4  # two to train on and two held out
@@ -131,6 +132,8 @@ def _samples(given: Tensor | np.ndarray | str | Path, name: str) -> Tensor:
         raise ValueError(f"{name} is {kind}: give numbers (a tensor or array), a path, or an object with sample()")
     if not given.ndim or not given[:1].numel():
         raise ValueError(f"{name} has shape {tuple(given.shape)}: give samples of shape (N, ...), none of them empty")
+    if channels_last(given.shape):
+        raise ValueError(f"{name} has shape {tuple(given.shape)}, channels last: images are (N, C, H, W), permute them")
     given = given.detach()
     _require_finite(given, name)
     return given[:, None] if given.ndim == 1 else given
