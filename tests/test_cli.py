@@ -77,7 +77,7 @@ def test_train_prints_a_sentence_or_one_line_of_json(command, tmp_path):
     assert code == 0, err
     (line,) = out.splitlines()
     found = json.loads(line)
-    assert set(found) == {"epoch", "validation", "bound", "level", "model", "run"}
+    assert set(found) == {"epoch", "chosen_by", "validation", "bound", "level", "model", "run"}
     assert set(found["validation"]["certified"]) == {"0.1", "0.3"}
     assert "epoch 1/1" in err
     resolved = yaml.safe_load((tmp_path / "out" / "cfg.yaml").read_text())
@@ -89,7 +89,7 @@ def test_train_prints_a_sentence_or_one_line_of_json(command, tmp_path):
 def test_quiet_prints_the_result_only(command, tmp_path):
     code, out, err = command("train", write(tmp_path / "cfg.yaml"), "--quiet")
     assert (code, err) == (0, "")
-    assert re.search(r"kept epoch 1 of 1 \(clean .* certified@0.3 .*\); Lipschitz bound 1\.0", out)
+    assert re.search(r"kept epoch 1 of 1 by certified accuracy at eps 0\.3 on the validation images \(clean .* certified@0.3 .*\); Lipschitz bound 1\.0", out)
 
 
 def test_evaluate(command, run):

@@ -6,6 +6,7 @@ One recognition for folders, files and columns: case, synonyms (`Training`, `dev
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from lconvnet.data.errors import DataError
 
@@ -22,6 +23,7 @@ _INSIDE = re.compile(r"(.*?)(train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?)(.*
 _BETWEEN = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=\D)(?=\d)")
 
 
+@lru_cache(maxsize=4096)
 def role_of(name: str) -> str | None:
     """Return the part that a name says by itself, or None.
 

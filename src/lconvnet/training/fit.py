@@ -238,10 +238,10 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
 def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: Loss) -> tuple[float, ...]:
     """The radii to certify, checked; first the one that chooses the epoch."""
     own = float(loss.eps) if isinstance(loss, Hinge | OffsetCrossEntropy) else None
-    if eps is None and own is None:
+    asked = own if eps is None else eps
+    if asked is None:
         raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
-    given = [own if eps is None else eps] if eps is None or isinstance(eps, int | float) else eps
-    radii = tuple(float(radius) for radius in given if radius is not None)
+    radii = tuple(float(radius) for radius in ([asked] if isinstance(asked, int | float) else asked))
     if not radii or len(set(radii)) < len(radii) or not all(0 < radius < math.inf for radius in radii):
         raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")
     if select_eps is not None and not 0 < select_eps < math.inf:
