@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
+import lconvnet
 import lconvnet.experiments.execute as execute
 from lconvnet import atomic, cli
 from lconvnet import run as original
@@ -76,7 +77,7 @@ def test_train_prints_a_sentence_or_one_line_of_json(command, tmp_path):
     assert code == 0, err
     (line,) = out.splitlines()
     found = json.loads(line)
-    assert set(found) == {"epoch", "validation", "bound", "level", "model", "run"}
+    assert set(found) == {"epoch", "chosen_by", "validation", "bound", "level", "model", "run"}
     assert set(found["validation"]["certified"]) == {"0.1", "0.3"}
     assert "epoch 1/1" in err
     resolved = yaml.safe_load((tmp_path / "out" / "cfg.yaml").read_text())
@@ -88,7 +89,8 @@ def test_train_prints_a_sentence_or_one_line_of_json(command, tmp_path):
 def test_quiet_prints_the_result_only(command, tmp_path):
     code, out, err = command("train", write(tmp_path / "cfg.yaml"), "--quiet")
     assert (code, err) == (0, "")
-    assert re.search(r"kept epoch 1 of 1 \(clean .* certified@0.3 .*\); Lipschitz bound 1\.0", out)
+    assert "kept epoch 1 of 1 by certified accuracy at eps 0.3 on the validation images (clean" in out
+    assert re.search(r"certified@0.3 .*\); Lipschitz bound 1\.0", out)
 
 
 def test_evaluate(command, run):
@@ -148,6 +150,103 @@ def test_certify(command, run, tmp_path):
     assert code == 0
     assert re.search(r"one\.png: label \d, margin .*, radius", out)
     assert "level analytic" in out
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of two classes, and a run on it with a division, a seed and a size of its own."""
+    top, draw = tmp_path_factory.mktemp("pets"), np.random.default_rng(0)
+    for name, light in (("cat", 0), ("dog", 60)):
+        (top / "pets" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = draw.integers(light, light + 196, (9, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(top / "pets" / name / f"{i}.png")
+    data = {"name": str(top / "pets"), "test": 0.4, "validation": 6, "image_size": 6}
+    config = write(top / "run/cfg.yaml", data=data, seed=3, loss={"name": "hinge", "eps": 0.05})
+    assert cli.invoke(cli.app, ["train", str(config), "--quiet"]) == 0
+    return top / "pets", top / "run"
+
+
+def test_certify_divides_a_set_as_the_run_did(command, pets, tmp_path, monkeypatch):
+    """Else most of what it calls test images were trained on."""
+    folder, run = pets
+    splits = lconvnet.data.load(folder, test=0.4, validation=6, image_size=6, seed=3)
+    network = lconvnet.load(run / "model.safetensors")
+    monkeypatch.chdir(folder.parent)
+    for split, part in (("test", splits.test), ("validation", splits.validation), ("train", splits.train)):
+        images, labels = lconvnet.data.batch(part, range(len(part)))
+        found = lconvnet.certify(network, images)
+        for model, name in ((run, folder), (run / "model.safetensors", "pets")):
+            code, out, err = command("certify", model, "--data", name, "--split", split, "--eps", "0.05", "--json")
+            assert code == 0, err
+            said = json.loads(out)
+            rows = said["certificates"]
+            assert [row["radius"] for row in rows] == found.radius.tolist()
+            assert [row["correct"] for row in rows] == (found.label == labels).tolist()
+            assert [row["true_class"] for row in rows] == [splits.class_names[label] for label in labels]
+            assert said["accuracy"] == (found.label == labels).double().mean().item()
+            assert said["certified_accuracy"] == {"0.05": lconvnet.certified_accuracy(found, labels, 0.05)}
+            assert "note" not in said
+    assert len(splits.test) == 24
+
+
+def test_the_radius_of_the_loss_chooses_the_epoch_whatever_radii_are_reported(command, pets, tmp_path):
+    _, run = pets
+    record = json.loads((run / "record.json").read_text())
+    assert record["settings"]["eps"] == [0.05, 0.3, 0.1]
+    assert record["chosen_by"] == "certified accuracy at eps 0.05 on the validation images"
+    code, out, err = command("evaluate", run, "--no-attacks")
+    assert code == 0, err
+    assert "epoch chosen on 6 others (certified accuracy at eps 0.05 on the validation images)" in out
+    cfg = write(tmp_path / "cfg.yaml", loss={"name": "hinge", "eps": 0.05})
+    code, out, err = command("train", cfg, "--quiet", "--set", "training.select_eps=0.1", "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "by certified accuracy at eps 0.1 on the validation images" in out
+
+
+def test_certify_shows_what_is_true(command, pets):
+    folder, run = pets
+    code, out, err = command("certify", run, "--data", folder, "--eps", "0.05")
+    assert code == 0, err
+    assert set(re.findall(r"label \d \((?:cat|dog)\) \((right|wrong)", out)) <= {"right", "wrong"}
+    assert out.count("(right)") + out.count("(wrong, true label ") == 24
+    right = out.count("(right)")
+    assert f"24 images: accuracy {right / 24:.2%}, certified " in out
+
+
+def test_certify_refuses_or_tells_what_no_run_divided(command, pets, tmp_path):
+    folder, run = pets
+    copy = tmp_path / "again"
+    shutil.copytree(run, copy)
+    changed = tmp_path / "pets"
+    shutil.copytree(folder, changed)
+    code, out, err = command("certify", copy, "--data", changed, "--json")  # the same images elsewhere: the same parts
+    assert code == 0, err
+    assert len(json.loads(out)["certificates"]) == 24
+    assert "note" not in json.loads(out)
+    Image.new("L", (8, 9)).save(folder / "cat/extra.png")
+    try:
+        assert re.search(r"was trained on other images", command.refused("certify", run, "--data", folder))
+    finally:
+        (folder / "cat/extra.png").unlink()
+    Image.new("L", (8, 9)).save(changed / "cat/extra.png")
+    code, out, err = command("certify", run, "--data", changed, "--first", 2, "--json")
+    assert code == 0, err
+    assert "is not the set that" in json.loads(out)["note"]
+    (changed / "dog").rename(changed / "horse")
+    assert re.search(
+        r"has the classes cat, horse, the network knows cat, dog", command.refused("certify", run, "--data", changed)
+    )
+    shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors")
+    line = command.refused("certify", tmp_path / "alone.safetensors", "--data", folder)
+    assert re.search(r"has images of shape \(1, 9, 8\), the network takes \(1, 6, 6\)", line)
+
+
+def test_certify_says_where_no_run_tells_how_images_were_divided(command, run, tmp_path):
+    shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors")
+    code, out, err = command("certify", tmp_path / "alone.safetensors", "--data", "digits", "--first", 5, "--json")
+    assert code == 0, err
+    assert json.loads(out)["note"].startswith("no run says how the images were divided")
 
 
 @pytest.mark.parametrize(

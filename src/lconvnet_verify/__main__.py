@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(USAGE)
     place = Path(arguments[0])
     try:
-        paths = sorted(place.glob("*.json")) if place.is_dir() else [place]
+        paths = sorted(place.glob("[!.]*.json")) if place.is_dir() else [place]
     except OSError as error:
         return _fail(f"{place}: cannot be read ({error.strerror})")
     if not paths:

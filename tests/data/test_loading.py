@@ -43,6 +43,39 @@ def test_mnist_pixels_and_labels_are_those_of_an_independent_decoder(data_dir):
     assert [stored[image.numpy().tobytes()] for image in test.images] == test.labels.tolist()
 
 
+def shares(images, count):
+    """How many of the first images each class has, and how many it has on average."""
+    return torch.bincount(images.labels[:count], minlength=images.classes), count * images.labels.bincount() / len(
+        images
+    )
+
+
+def require_mixed(images):
+    for count in (4, 10, len(images) // 2):
+        found, fair = shares(images, count)
+        assert ((found - fair).abs() <= 1.5).all()  # a whole number for each class, and ties
+
+
+def test_the_first_images_are_of_all_classes_in_their_shares(tmp_path, write_folder, encode, write_parquet):
+    """Else the first hundred of a folder of ten classes are one class, and so are whatever attacks and plots show."""
+    classes = ("a", "b", "c", "d")
+    write_folder(tmp_path / "whole", classes=classes, count=50)
+    require_mixed(load(tmp_path / "whole").test)
+    for part, start in (("train", 0), ("valid", 100), ("test", 200)):
+        write_folder(tmp_path / "parts" / part, classes=classes, count=20, start=start)
+        cells = [encode(start + i)[0] for i in range(80)]
+        write_parquet(tmp_path / "table" / f"{part}.parquet", cells, [name for name in classes for _ in range(20)])
+    for name in ("parts", "table"):
+        splits, again = load(tmp_path / name), load(tmp_path / name, seed=1)
+        for part, other in ((splits.train, again.train), (splits.validation, again.validation)):
+            require_mixed(part)
+            assert torch.equal(part.images, other.images)
+        require_mixed(splits.test)
+        assert torch.equal(splits.test.images, again.test.images)
+    require_mixed(load("digits").test)
+    require_mixed(load("digits", limit=200).test)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "train", "limit_s"), [("mnist", 55_000, 60), ("cifar10", 45_000, 60)])
 def test_real_sets_in_full(data_dir, name, train, limit_s):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lconvnet.data import Images, Splits, batch
+from lconvnet.data import Images, Splits, batch, crop_and_flip
 
 
 def pool(count=6, shape=(1, 2, 3), classes=3, name="pool", class_names=()):
@@ -87,3 +87,48 @@ def test_splits_agree_or_refuse():
         Splits(pool(), pool(3), pool(4, (1, 2, 2)), "name")
     with pytest.raises(ValueError, match=r"classes of validation are .*'c'.* use the same"):
         Splits(pool(), pool(class_names=("a", "b", "c")), pool(), "name")
+
+
+PIXELS, CLASSES = torch.zeros(6, 3, 16, 16, dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (PIXELS.permute(0, 2, 3, 1), r"got torch.uint8 \(6, 16, 16, 3\), channels last: images.permute\(0, 3, 1, 2\)"),
+        (PIXELS.numpy(), r"must be a uint8 tensor \(N, C, H, W\), got a ndarray: torch.as_tensor"),
+        (PIXELS[:, 0], r"images\[:, None\] of grey images"),
+        (PIXELS.float(), r"got torch.float32 .*: \(255 \* images\).round\(\).to\(torch.uint8\)"),
+        (PIXELS.float() + 99, r"of values 0 to 255, images.to\(torch.uint8\)"),
+        (PIXELS.long() + 99, r"got torch.int64 .*: of values 0 to 255, images.to\(torch.uint8\)"),
+    ],
+)
+def test_pixels_say_what_to_type(images, message):
+    with pytest.raises(ValueError, match=message):
+        Images(images, CLASSES, 3, "x")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (CLASSES.tolist(), r"must be an int64 tensor \(6,\), got a list: of integers, torch.as_tensor\(labels\)"),
+        (CLASSES.numpy(), "got a ndarray"),
+        (["a", "b"] * 3, "of names, their places in class_names"),
+        (torch.eye(3)[CLASSES], r"got torch.float32 \(6, 3\): labels.argmax\(1\) of one-hot rows"),
+        (CLASSES.float(), r"got torch.float32 \(6,\): labels.long\(\)"),
+        (CLASSES - 1, "label -1 of image 0"),
+        (CLASSES + 1, "label 3 of image 2"),
+    ],
+)
+def test_labels_say_what_to_type(labels, message):
+    with pytest.raises(ValueError, match=message):
+        Images(PIXELS, labels, 3, "x")
+
+
+def test_channels_last_and_arrays_are_not_cropped():
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match=r"x has shape \(6, 16, 16, 3\), channels last"):
+        crop_and_flip(PIXELS.permute(0, 2, 3, 1), generator=generator)
+    with pytest.raises(ValueError, match="x is a ndarray: pass a tensor"):
+        crop_and_flip(PIXELS.numpy(), generator=generator)  # pyright: ignore[reportArgumentType]
+    assert crop_and_flip(PIXELS, generator=generator).shape == PIXELS.shape

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lconvnet import cli
-from lconvnet.experiments.family import generate
+from lconvnet.experiments.family import generate, run_folders
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
@@ -202,3 +202,19 @@ def test_a_started_run_without_its_configuration_gets_no_other(folder):
     generated = generate(folder)
     assert "its cfg.yaml is gone" in generated.invalid[folder / "wide/a"]
     assert not (folder / "wide/a/cfg.yaml").exists()
+
+
+def test_hidden_folders_hold_neither_templates_nor_runs(folder):
+    """A notebook's copies, version control and the desktop's bin are not the user's runs."""
+    generate(folder)
+    for name in (".ipynb_checkpoints", ".git/x", ".Trash-0", "__MACOSX"):
+        for hidden in (folder / name, folder / "wide" / name):
+            hidden.mkdir(parents=True)
+            (hidden / "template.yaml").write_text(TEMPLATE)
+            (hidden / "cfg.yaml").write_bytes((folder / "wide/a/cfg.yaml").read_bytes())
+    generated = generate(folder)
+    assert names(generated.runs, folder) == RELATIVE
+    assert not generated.orphaned
+    assert names(run_folders(folder), folder) == RELATIVE
+    hidden = folder / "wide" / ".ipynb_checkpoints"  # unless it is what was named
+    assert run_folders(hidden) == [hidden]

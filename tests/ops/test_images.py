@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from lconvnet.baking import bake
+from lconvnet.certify import certify
+from lconvnet.models import mlp
 from lconvnet.ops.images import check_eps, check_images, check_labels
 
 
@@ -42,3 +45,27 @@ def test_good_ones_pass():
     assert check_images(torch.rand(2, 3)).shape == (2, 3)
     assert check_images(torch.zeros(0, 1, 2, 2)).shape == (0, 1, 2, 2)
     assert check_labels(torch.tensor([1, 2], dtype=torch.int32), 2).dtype == torch.int64
+
+
+def test_channels_last_are_other_pixels():
+    """A network of dense layers would take them, and answer about another image."""
+    network = mlp(3 * 8 * 8, 4, widths=(8,))
+    images = torch.rand(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"images has shape \(2, 8, 8, 3\), channels last: .*images.permute"):
+        certify(bake(network), images.permute(0, 2, 3, 1))
+    assert len(certify(bake(network), images)) == 2
+    with pytest.raises(ValueError, match=r"one image \(C, H, W\) is images\[None\]"):
+        certify(bake(network), images[0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1], r"labels is a list: pass a torch tensor of integers"),
+        (torch.eye(4)[:2], r"of one-hot rows, labels.argmax\(1\)"),
+        (torch.tensor([0, -1]), "labels has the class -1: classes count from 0"),
+    ],
+)
+def test_labels_say_what_to_type(labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_labels(labels, 2)

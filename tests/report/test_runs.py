@@ -194,3 +194,13 @@ def test_nothing_usable(runs):
     (runs.named("a") / "results.yaml").write_text("loss: .nan")
     with pytest.raises(ValueError, match="no usable results.yaml: a/results.yaml: loss is nan"):
         find_runs(runs.root)
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".git", ".Trash-0", "__MACOSX"])
+def test_hidden_folders_hold_no_runs(runs, hidden):
+    runs.named("adv-rob-mnist/small/RKO/multi-trial-A")
+    runs.named(f"adv-rob-mnist/small/RKO/{hidden}/multi-trial-B")
+    runs.named(f"{hidden}/adv-rob-mnist/small/RKO/multi-trial-C")
+    found = find_runs(runs.root)
+    assert [run.path for run in found.runs] == ["adv-rob-mnist/small/RKO/multi-trial-A"]
+    assert not found.skipped

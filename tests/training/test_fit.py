@@ -288,7 +288,7 @@ def test_a_loss_that_is_no_longer_finite_stops_with_step_and_rate(train: Train, 
     calls = [0]
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        calls[0] += 1
+        calls[0] += len(labels) > 2  # one image, and two, are how a loss is tried before the first step
         return Hinge(0.3)(logits, labels) * (math.nan if calls[0] == 5 else 1)
 
     message = r"diverged at step 5 \(epoch 1\): loss is nan with learning rate 0\.0009624; lower the learning rate"
@@ -403,7 +403,8 @@ def test_in_memory_runs_cannot_be_resumed_and_say_so(train: Train) -> None:
     import signal
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        signal.raise_signal(signal.SIGINT)
+        if len(labels) > 2:  # not when it is tried
+            signal.raise_signal(signal.SIGINT)
         return Hinge(0.3)(logits, labels)
 
     with pytest.raises(Interrupted, match=r"stopped by SIGINT .* nothing is kept, directory was None"):

@@ -86,8 +86,8 @@ def stop_after(number: int, when: int) -> Callable[[torch.Tensor, torch.Tensor],
     calls = [0]
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        calls[0] += 1
-        if calls[0] == when:
+        calls[0] += len(labels) > 2  # one image, and two, are how a loss is tried before the first step
+        if calls[0] == when and len(labels) > 2:
             signal.raise_signal(number)
         return Hinge(0.3)(logits, labels)
 
@@ -132,7 +132,8 @@ def test_notices_that_come_again_do_not_disturb_the_saving(
         sync(descriptor)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        monkeypatch.setattr(os, "fsync", sync_and_signal)
+        if len(labels) > 2:
+            monkeypatch.setattr(os, "fsync", sync_and_signal)
         return stop(logits, labels)
 
     loss.__qualname__ = stop.__qualname__
@@ -150,6 +151,8 @@ def test_notices_that_come_again_do_not_disturb_the_saving(
 
 def test_a_second_ctrl_c_interrupts_at_once(train: Train, tmp_path: Path) -> None:
     def impatient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if len(labels) <= 2:  # it is being tried
+            return Hinge(0.3)(logits, labels)
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         return Hinge(0.3)(logits, labels)

@@ -94,7 +94,10 @@ def certify(
         raise ValueError(f"level={level!r} is unknown: use one of {get_args(Level)}")
     _refuse_half_precision(network)
     shape = tuple(images.shape[1:])
-    traced = trace(network, shape)
+    try:
+        traced = trace(network, shape)
+    except ValueError as error:
+        raise (ValueError(f"{error}; one image (C, H, W) is images[None]") if images.ndim == 3 else error) from None
     if bound is None:
         bound = lipschitz_bound(network, input_shape=shape) if level == "estimate" else bound_of(traced, network)
     check_bound(bound, network, traced)

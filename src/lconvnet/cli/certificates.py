@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from lconvnet import atomic, data, extras, saving
 from lconvnet.bounds import Bound, lipschitz_bound
-from lconvnet.certify import Certificates, Level, certify
+from lconvnet.certify import Certificates, Level, certified_accuracy, certify
 from lconvnet.certify.files import documents, encoded, finite
 from lconvnet.cli import options, output
+from lconvnet.experiments.execute import splits_like
 from lconvnet.experiments.images import read_images
-from lconvnet.experiments.run_folder import find_run
+from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.ops.images import check_eps
+from lconvnet.training import is_started
 
 Eps = Annotated[list[float] | None, typer.Option("--eps", help="Say whether each radius exceeds EPS.")]
 Data = Annotated[str | None, typer.Option("--data", help="Certify images of a data set, by name or path.")]
@@ -32,10 +34,12 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder for one certific
 
 @dataclass(frozen=True)
 class Subjects:
-    """Images with what they are called."""
+    """Images with what they are called, and what must be said of them; of a data set with their true labels."""
 
     images: Tensor
     sources: list[dict[str, Any]]
+    labels: Tensor | None = None
+    note: str = ""
 
 
 def certify_command(
@@ -50,23 +54,35 @@ def certify_command(
     data_dir: options.DataDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """Certify image files or images of a data set: MODEL is a run folder or a model.safetensors."""
+    """Certify image files or images of a data set: MODEL is a run folder or a model.safetensors.
+
+    A set is read and divided as the run says: its test images are none that it was trained on.
+    """
     radii = [check_eps(value) for value in eps or ()]
-    path = find_run(model).model if model.is_dir() else model
+    run = find_run(model) if model.is_dir() or is_started(model.parent) else None
+    path = run.model if run and model.is_dir() else model
     description, network = saving.describe(path), saving.load(path)
     if description.input_shape is None:
         raise ValueError(f"{path} does not say the shape of its images; save it with input_shape=(C, H, W)")
-    subjects = _subjects(images or [], name, split, first, data_dir, description.input_shape)
+    if bool(images) == (name is not None):
+        raise ValueError("name image files, or a data set with --data, and not both")
+    if name is None:
+        files = images or []
+        subjects = Subjects(read_images(files, description.input_shape), [{"image": str(path)} for path in files])
+    else:
+        subjects = _subjects(name, split, first, data_dir, run, description)
     bound = lipschitz_bound(network, input_shape=description.input_shape, diagnose=level == "estimate")
     found, written = _certified(network, subjects, bound, level, out)
     rows = _rows(found, subjects, description.class_names, radii)
     console = Console(stderr=as_json)
     output.show_certificates(rows, found.level, bound.upper, console)
+    measured = _accuracies(found, subjects, radii)
+    output.show_accuracies(measured, len(found), subjects.note, console)
     files = {} if out is None else {"certificates_written": written, "out": str(out)}
     if out is not None:
         console.print(f"{written} of {len(found)} images certified: {out}", soft_wrap=True, highlight=False)
     if as_json:
-        output.show_json({"level": found.level, "bound": bound.upper, "certificates": rows, **files})
+        output.show_json({"level": found.level, "bound": bound.upper, "certificates": rows, **measured, **files})
 
 
 def verify_command(
@@ -81,29 +97,37 @@ def verify_command(
 
 
 def _subjects(
-    paths: Sequence[Path],
-    name: str | None,
-    split: str,
-    first: int | None,
-    data_dir: str | None,
-    shape: tuple[int, ...],
+    name: str, split: str, first: int | None, data_dir: str | None, run: RunFolder | None, model: saving.Description
 ) -> Subjects:
-    """Image files, or the first images of a split."""
-    if bool(paths) == (name is not None):
-        raise ValueError("name image files, or a data set with --data, and not both")
-    if name is None:
-        return Subjects(read_images(paths, shape), [{"image": str(path)} for path in paths])
-    splits = data.load(name, directory=data_dir)
+    """The first images of a split."""
+    splits, note = splits_like(run, name, data_dir) if run else (data.load(name, directory=data_dir), "")
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     if split not in parts:
         raise ValueError(f"--split={split} is none of {', '.join(parts)}")
+    if run is None and not (split == "test" and name in data.NAMES[1:]):
+        note = "no run says how the images were divided: those shown may be among the trained ones"
     part = parts[split]
-    if splits.image_shape != shape:
-        raise ValueError(f"data {name!r} has images of shape {splits.image_shape}, the network takes {shape}")
-    count = min(first or len(part), len(part))
-    inputs, labels = data.batch(part, range(count))
+    if splits.image_shape != model.input_shape:
+        raise ValueError(
+            f"data {name!r} has images of shape {splits.image_shape}, the network takes {model.input_shape}"
+        )
+    if model.class_names and tuple(model.class_names) != splits.class_names:
+        known, found = (", ".join(names[:6]) for names in (model.class_names, splits.class_names))
+        raise ValueError(f"data {name!r} has the classes {found}, the network knows {known}; name image files instead")
+    inputs, labels = data.batch(part, range(min(first or len(part), len(part))))
     sources = [{"image": f"{name}/{split}/{i}", "true_label": true} for i, true in enumerate(labels.tolist())]
-    return Subjects(inputs, sources)
+    return Subjects(inputs, sources, labels, note)
+
+
+def _accuracies(found: Certificates, subjects: Subjects, eps: Sequence[float]) -> dict[str, Any]:
+    """Clean accuracy, and certified accuracy at each eps, of images with true labels."""
+    if subjects.labels is None or not len(found):
+        return {}
+    clean = float((found.label == subjects.labels).double().mean())
+    proved = () if found.level == "estimate" else eps
+    certified = {str(radius): certified_accuracy(found, subjects.labels, radius) for radius in proved}
+    note = {"note": subjects.note} if subjects.note else {}
+    return {"accuracy": clean, "certified_accuracy": certified, **note}
 
 
 def _certified(
@@ -145,6 +169,7 @@ def _rows(
     return [
         {
             **source,
+            **_right(source, int(found.label[i]), names),
             "label": int(found.label[i]),
             "class": names[int(found.label[i])] if names else None,
             "margin": float(found.margin[i]),
@@ -153,3 +178,11 @@ def _rows(
         }
         for i, source in enumerate(subjects.sources)
     ]
+
+
+def _right(source: Mapping[str, Any], label: int, names: Sequence[str] | None) -> dict[str, Any]:
+    """Whether the answer is right, where the true label is known, and what that is called."""
+    if "true_label" not in source:
+        return {}
+    true = source["true_label"]
+    return {"true_class": names[true] if names else None, "correct": label == true}

@@ -17,6 +17,7 @@ from lconvnet.experiments import family, sweep
 from lconvnet.experiments.family import Generated
 from lconvnet.experiments.status import Status, count, status
 from lconvnet.ops.rounding import percent_down
+from lconvnet.visible import files_below
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a family: with a template.yaml, or with runs below it.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time; they share the processors.")]
@@ -76,7 +77,7 @@ def status_command(folder: Folder, as_json: options.Json = False) -> None:
 def family_runs(folder: Path, changes: Sequence[str], console: Console) -> tuple[list[Path], dict[Path, str]]:
     """Return the runs in and below a folder, those of templates generated first, and the combinations that are
     invalid."""
-    if not folder.is_dir() or any(folder.rglob(family.TEMPLATE)):
+    if not folder.is_dir() or any(path.name == family.TEMPLATE for path in files_below(folder)):
         generated = family.generate(folder, changes)
         show_generated(replace(generated, invalid={}), console)  # named among what came of the others
         others = set(family.run_folders(folder)) - {*generated.runs, *generated.invalid, *generated.orphaned}

@@ -121,7 +121,7 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
             f", {'certified' if held else 'not certified'} at {eps}" for eps, held in row["certified"].items()
         )
         console.print(
-            f"{row['image']}: label {row['label']}{name}, "
+            f"{row['image']}: label {row['label']}{name}{_truth(row)}, "
             f"margin {rounded_down(row['margin'], 4)}, radius {rounded_down(row['radius'], 4)}{certified}",
             soft_wrap=True,
             highlight=False,
@@ -130,3 +130,24 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
     shown = f"Lipschitz bound {rounded_up(bound, 9)}"
     nothing = f"level estimate, radii from power iteration: nothing is certified (but the {shown} is proved)"
     console.print(nothing if level == "estimate" else f"level {level}, {shown}", soft_wrap=True, highlight=False)
+
+
+def _truth(row: Mapping[str, Any]) -> str:
+    """Whether the answer is right, where that is known."""
+    if "correct" not in row:
+        return ""
+    name = f" ({row['true_class']})" if row["true_class"] not in (None, str(row["true_label"])) else ""
+    return " (right)" if row["correct"] else f" (wrong, true label {row['true_label']}{name})"
+
+
+def show_accuracies(measured: Mapping[str, Any], count: int, note: str, console: Console) -> None:
+    """Show clean and certified accuracy of images whose true labels are known, and what must be said of them."""
+    if measured:
+        certified = "".join(
+            f", certified {value:.2%} at {eps}" for eps, value in measured["certified_accuracy"].items()
+        )
+        console.print(
+            f"{count} images: accuracy {measured['accuracy']:.2%}{certified}", soft_wrap=True, highlight=False
+        )
+    if note:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)

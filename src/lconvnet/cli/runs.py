@@ -102,12 +102,13 @@ def show_trained(trained: execute.Trained, folder: RunFolder, *, as_json: bool) 
     best = trained.record.best
     certified = {str(eps): value for eps, value in best.certified.items()}
     Console(stderr=as_json, soft_wrap=True, highlight=False).print(
-        f"kept epoch {best.epoch} of {len(trained.record.epochs)} ({validated(best)}); "
+        f"kept epoch {best.epoch} of {len(trained.record.epochs)} by {trained.record.chosen_by} ({validated(best)}); "
         f"Lipschitz bound {rounded_up(trained.bound.upper, 9)} ({trained.bound.level}); saved {trained.path}"
     )
     if as_json:
         validation = {"clean": best.clean, "certified": certified}
-        facts = {"epoch": best.epoch, "validation": validation, "bound": trained.bound.upper}
+        facts = {"epoch": best.epoch, "chosen_by": trained.record.chosen_by, "validation": validation}
+        facts |= {"bound": trained.bound.upper}
         output.show_json({**facts, "level": trained.bound.level, "model": str(trained.path), "run": str(folder.path)})
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lconvnet.data.errors import DataError
+from lconvnet.ops.images import channels_last
 
 
 def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) -> Tensor:
@@ -21,6 +22,10 @@ def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) ->
     >>> crop_and_flip(x, padding=1, generator=torch.Generator().manual_seed(0)).tolist()
     [[[[2.0, 0.0], [0.0, 0.0]]]]
     """
+    if not isinstance(x, Tensor):
+        raise DataError(f"x is a {type(x).__name__}: pass a tensor (B, C, H, W), torch.as_tensor(x)")
+    if channels_last(x.shape):
+        raise DataError(f"x has shape {tuple(x.shape)}, channels last: expected (B, C, H, W), x.permute(0, 3, 1, 2)")
     if x.ndim != 4:
         raise DataError(f"x must be a batch (B, C, H, W), got shape {tuple(x.shape)}: add a batch dimension")
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:

@@ -88,7 +88,7 @@ def _open(pil: Any, ops: Any, cell: bytes | Path, origin: str) -> tuple[Any, boo
         if image.width * image.height <= MAX_PIXELS:
             image.load()
         lossy = image.format in ("JPEG", "MPO")
-        if lossy and image.getexif().get(_ORIENTATION, 1) != 1:
+        if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ops.exif_transpose(image)
     except Exception as error:  # decoders of broken files raise nearly anything
         raise DataError(f"{origin} is not a readable image ({error}): repair or remove it") from error

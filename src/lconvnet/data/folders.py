@@ -1,74 +1,111 @@
-"""A user's image folder: one folder a class, optionally below `train/`, `validation/` and `test/`."""
+"""A user's image folder: one folder a class, the parts of the set above or below the classes, or not told apart."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from lconvnet.data.errors import DataError
+from lconvnet.data.parts import WAY_OUT, hints, listed, role_of
 from lconvnet.data.rows import Rows, Source
+from lconvnet.data.tree import SUFFIXES, Tree
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-ROLES = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
+Labelled = tuple[Path, str]
+"""An image and its class."""
 
 
-def read_image_folder(root: Path) -> Source:
-    """List the images below `root`, in the order of their paths; nothing is decoded yet.
+def read_image_folder(tree: Tree) -> Source:
+    """Take the images of PART/CLASS, CLASS/PART or CLASS, each in the order of their paths; nothing is decoded yet.
 
-    With a folder `train`, every other folder must be a role too; without, the folders of `root` are the
-    classes.
-    Raises `DataError` for a missing class level, an empty class folder, or roles beside classes.
+    A folder that is alone stands for what is in it. Raises `DataError` for a missing class level, an empty class
+    folder, parts beside classes, and an image in a folder that is called another part than the one it would be in.
     """
-    folders = {path.name: path for path in _visible(root) if path.is_dir()}
-    if "train" not in folders:
-        if "test" in folders:
-            raise DataError(f"{root} has a folder test but no folder train: add {root / 'train'}/<class>/<image>")
-        rows, skipped = _read_classes(root)
-        return Source({"train": rows}, _remarks(skipped))
-    unknown = sorted(set(folders) - set(ROLES))
-    if unknown:
-        raise DataError(f"{root} has the folder {unknown[0]!r} beside train: move it into train/, or remove it")
-    roles: dict[str, Rows] = {}
-    skipped = 0
-    for name, folder in folders.items():
-        if ROLES[name] in roles:
-            raise DataError(f"{root} has two folders of {ROLES[name]} images, one is {name!r}: merge them")
-        roles[ROLES[name]], more = _read_classes(folder)
-        skipped += more
-    return Source(roles, _remarks(skipped))
+    top = _opened(tree, tree.root)
+    names = tree.roles(top)
+    if names:
+        roles = _part_class(tree, top, names)
+    elif any(tree.roles(folder) for folder in tree.folders[top]):
+        roles = _class_part(tree, top)
+    else:
+        roles = {"train": list(_classes(tree, top))}
+    for role, images in roles.items():
+        for path, name in images:
+            _refuse_other_part(tree, path, role, name)
+    return Source({role: _rows(images) for role, images in roles.items()}, _remarks(tree, roles))
 
 
-def _read_classes(folder: Path) -> tuple[Rows, int]:
-    classes = sorted(path for path in _visible(folder) if path.is_dir())
-    if not classes:
+def _part_class(tree: Tree, top: Path, names: dict[str, str]) -> dict[str, list[Labelled]]:
+    roles: dict[str, list[Labelled]] = {}
+    for folder in tree.folders[top]:
+        if folder.name not in names:
+            raise DataError(f"{top} has the folder {folder.name!r} beside {', '.join(names)}: {WAY_OUT}")
+        role = names[folder.name]
+        if role in roles:
+            raise DataError(f"{top} has two folders of {role} images, one is {folder.name!r}: merge them")
+        roles[role] = list(_classes(tree, _opened(tree, folder, role)))
+    if "train" not in roles:
+        name = next(iter(names))
+        raise DataError(f"{top} has a folder {name} but no folder train: add {top / 'train'}/<class>/<image>")
+    return roles
+
+
+def _class_part(tree: Tree, top: Path) -> dict[str, list[Labelled]]:
+    roles: dict[str, list[Labelled]] = {}
+    for folder in tree.folders[top]:
+        names = tree.roles(folder)
+        others = [path.name for path in tree.folders[folder] if path.name not in names and tree.images(path)]
+        if others or tree.own_images(folder):
+            what = f"the folder {others[0]!r}" if others else "images"
+            raise DataError(f"{folder} has {what} beside parts, here or in other classes: {WAY_OUT}")
+        if len(set(names.values())) < len(names):
+            raise DataError(f"{folder} has two folders of one part, among {listed(names)}: merge them")
+        for name, role in names.items():
+            roles.setdefault(role, []).extend((path, folder.name) for path in tree.images(folder / name))
+    if not roles.get("train"):
+        raise DataError(f"{top} has {', '.join(roles)} images but none to train on: add <class>/train/<image>")
+    return {role: images for role, images in roles.items() if images}
+
+
+def _classes(tree: Tree, folder: Path) -> Iterator[Labelled]:
+    """The images of every class folder of a folder."""
+    if not tree.folders[folder]:
         raise DataError(
-            f"{folder} has no class folders, so the labels are missing: use <class>/<image>.png or *.parquet"
+            f"{folder} has no class folders, so the labels are missing: use <class>/<image>.png or *.parquet; {WAY_OUT}"
         )
-    rows = Rows([], [], [])
-    skipped = 0
-    labels: list[str] = []
-    for path in classes:
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-        images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    for path in tree.folders[folder]:
+        images = tree.images(path)
         if not images:
             kinds = ", ".join(sorted(SUFFIXES))
             raise DataError(f"class folder {path} has no images ({kinds}): add some, or remove the folder")
-        skipped += len(files) - len(images)
-        rows.cells.extend(images)
-        rows.origins.extend(map(str, images))
-        labels.extend([path.name] * len(images))
-    return Rows(rows.cells, labels, rows.origins), skipped
+        if hints(path.name) and not tree.own_images(path):
+            raise DataError(f"{path} seems to be a part of a data set, not a class, for it holds folders: {WAY_OUT}")
+        yield from ((image, path.name) for image in images)
 
 
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"cannot list {folder} ({error.strerror}): check the path and its permissions") from error
+def _opened(tree: Tree, folder: Path, role: str | None = None) -> Path:
+    """The folder, or the one in it that is alone there and holds folders in its turn, unless that is another part."""
+    while len(tree.folders[folder]) == 1 and not tree.own_images(folder):
+        (inner,) = tree.folders[folder]
+        if not tree.folders[inner] or tree.roles(folder).get(inner.name, role) != role:
+            break
+        folder = inner
+    return folder
 
 
-def _remarks(skipped: int) -> tuple[str, ...]:
-    return (f"{skipped} files without an image suffix skipped",) if skipped else ()
+def _refuse_other_part(tree: Tree, path: Path, role: str, name: str) -> None:
+    """Nothing is trained on that is called a test: of all folders only that of a class may be called train."""
+    for part in path.relative_to(tree.root).parts[:-1]:
+        said = role_of(part)
+        if said not in (None, role) and not (said == "train" and part == name):
+            raise DataError(f"{path} lies in a folder {part!r}, but would be one of the {role} images: {WAY_OUT}")
+
+
+def _rows(images: list[Labelled]) -> Rows:
+    paths = [path for path, _ in images]
+    return Rows(list(paths), [name for _, name in images], list(map(str, paths)))
+
+
+def _remarks(tree: Tree, roles: dict[str, list[Labelled]]) -> tuple[str, ...]:
+    """What is left out: files of other kinds, and images that lie in no class."""
+    images, taken = len(tree.images(tree.root)), sum(map(len, roles.values()))
+    counts = {"files without an image suffix skipped": tree.count() - images}
+    counts |= {"images outside of the class folders skipped": images - taken}
+    return tuple(f"{count} {what}" for what, count in counts.items() if count)

@@ -1,9 +1,11 @@
 """From a name or a path to `Splits`: find the files, decode once, split once.
 
 *The test images never depend on the seed*: a model trained with one seed and evaluated with another has not
-seen them.
+seen them. Files come class after class, so that the first images would be of one class; but where a set was published
+in an order, the stored parts are put into a stratified one, every head of which holds each class in its share.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -15,10 +17,11 @@ from lconvnet.data.errors import DataError
 from lconvnet.data.folders import read_image_folder
 from lconvnet.data.locating import NAMED, locate
 from lconvnet.data.options import Options, checked
-from lconvnet.data.parquet import parquet_files, read_parquet
+from lconvnet.data.parquet import read_parquet, read_parquet_folder
 from lconvnet.data.rows import Source, class_names_of, encode, take
 from lconvnet.data.sets import Images, Splits
-from lconvnet.data.splitting import held_out, size
+from lconvnet.data.splitting import held_out, size, stratified_order
+from lconvnet.data.tree import tree_of
 
 _TEST_SEED = 0
 
@@ -38,8 +41,10 @@ def load(
 
     Args:
         name_or_path: "digits" (embedded), "mnist", "cifar10", "stl10", a parquet file, a folder of parquet
-            files, or a folder of images with one folder a class (optionally below `train/`, `validation/`,
-            `test/`).
+            files, or a folder of images with one folder a class. Parts that are called `train`, `validation` and
+            `test`, in any case and usual synonym, stay apart: folders above or below those of the classes, names of
+            parquet files or their folders, or their column `split`. What may be a part or a class is refused; what is
+            hidden is left out.
         directory: where `<directory>/<name>/` holds a named set; else the environment variable
             `LCONVNET_DATA`, else the hub. A relative path that does not exist is looked up here too.
         validation: count or fraction of the training images held out, stratified by class, by `seed`; by
@@ -64,16 +69,30 @@ def load(
     options = checked(
         validation=validation, test=test, seed=seed, image_size=image_size, channels=channels, limit=limit
     )
+    if not isinstance(name_or_path, str | Path):
+        raise DataError(
+            f"data is a {type(name_or_path).__name__}: give a name, a path, or lconvnet.data.Splits made of three "
+            "lconvnet.data.Images"
+        )
     name = str(name_or_path)
     if name == "digits":
         return _embedded(options)
     path = locate(name, directory)
-    source = read_parquet(path) if path.is_file() or parquet_files(path) else read_image_folder(path)
+    source = _read(path)
     names = _classes(source, name, path)
     title = name if name in NAMED else path.resolve().stem
     parts, jpeg = _decode(source, names, title, options)
     note = "; ".join(filter(None, (_lossy(jpeg, parts, name in NAMED), *source.remarks)))
+    parts = parts if name in NAMED and options.limit is None else _mixed(parts, source.roles)
     return _split(parts, note, options, carved="test" not in source.roles)
+
+
+def _read(path: Path) -> Source:
+    """Rows of a parquet file, or of whatever a folder holds."""
+    if path.is_file():
+        return read_parquet(path)
+    tree = tree_of(path)
+    return read_parquet_folder(tree) if tree.parquet() else read_image_folder(tree)
 
 
 def _classes(source: Source, name: str, path: Path) -> tuple[str, ...]:
@@ -95,7 +114,17 @@ def _embedded(options: Options) -> Splits:
         )
     digits = read_digits()
     selected = _select({"train": digits.labels}, "digits", options)
-    return _split({role: digits.subset(index) for role, (_, index) in selected.items()}, "", options, carved=True)
+    parts = {role: digits.subset(index) for role, (_, index) in selected.items()}
+    return _split(_mixed(parts, {"train"}), "", options, carved=True)
+
+
+def _mixed(parts: dict[str, Images], stored: Collection[str]) -> dict[str, Images]:
+    """The images of each part in a seeded order that spreads the classes evenly; but those still to be divided."""
+    kept = () if "validation" in stored else ("train",)
+    return {
+        role: part if role in kept else part.subset(stratified_order(part.labels, seed=_TEST_SEED))
+        for role, part in parts.items()
+    }
 
 
 def _select(labels: dict[str, Tensor], title: str, options: Options) -> dict[str, tuple[str, Tensor]]:

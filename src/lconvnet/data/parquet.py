@@ -5,39 +5,57 @@ from pathlib import Path
 from typing import Any
 
 from lconvnet.data.errors import DataError, nearest
-from lconvnet.data.folders import ROLES
-from lconvnet.data.rows import Rows, Source
+from lconvnet.data.parts import role_of
+from lconvnet.data.rows import Rows, Source, take
+from lconvnet.data.tree import Tree
 from lconvnet.extras import require
 
-_ROLE = re.compile(r"(train|validation|valid|val|test)(?=[-_.]|$)")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
+_SPLIT_COLUMNS = ("split", "part", "partition", "subset", "set", "phase", "usage")
 
 
-def parquet_files(root: Path) -> list[Path]:
-    """Return the parquet files in `root`, or else in the folders below it, sorted (maybe none)."""
-    return sorted(root.glob("*.parquet")) or sorted(root.glob("*/*.parquet"))
+def read_parquet(file: Path) -> Source:
+    """Read one file, whatever it is called; its rows may say their parts."""
+    return _source({file: ""}, file)
 
 
-def read_parquet(path: Path) -> Source:
-    """Read one file, or a folder's `train-*.parquet`, `validation-*.parquet`, `test-*.parquet` (or only
-    unnamed files).
+def read_parquet_folder(tree: Tree) -> Source:
+    """Read all parquet files of a folder, each of the part that its name, its folders or its rows say.
 
-    Raises `DataError` for a missing shard or role, an unreadable file, and missing or unusable columns.
+    Raises `DataError` for a missing shard or part, an unreadable file, missing or unusable columns, and where two parts
+    are said at once, or only some files or rows say one.
     """
-    files = [path] if path.is_file() else parquet_files(path)
+    return _source({file: _part(file, tree) for file in tree.parquet()}, tree.root)
+
+
+def _part(file: Path, tree: Tree) -> str:
+    """The part that a file, or a folder of it, is called; "" where none is said."""
+    said = tree.said_of(file)
+    if len(said) > 1:
+        raise DataError(f"{file} is called {' and '.join(sorted(said))} at once: move or rename it")
+    return next(iter(said), "")
+
+
+def _source(parts: dict[Path, str], place: Path) -> Source:
     by_role: dict[str, list[Path]] = {}
-    for file in files:
-        match = _ROLE.match(file.stem)
-        by_role.setdefault(ROLES[match[1]] if match and path.is_dir() else "", []).append(file)
-    if "" in by_role and len(by_role) > 1:
-        raise DataError(
-            f"{by_role[''][0]} is neither train, validation nor test: rename it train-*.parquet, or remove it"
-        )
-    if "" not in by_role and "train" not in by_role:
-        raise DataError(f"{path} has no train-*.parquet beside {files[0].name}: add the training images")
+    for file, role in parts.items():
+        by_role.setdefault(role, []).append(file)
     for shards in by_role.values():
         _check_shards(shards)
-    return Source({role or "train": _join([_read(file) for file in part]) for role, part in by_role.items()})
+    rows: dict[str, list[Rows]] = {}
+    for file, role in parts.items():
+        for said, found in _read(file).items():
+            if role and said and said != role:
+                raise DataError(f"{file} is called {role}, but has {said} rows: rename the file, or divide it")
+            rows.setdefault(role or said, []).append(found)
+    if "" in rows and len(rows) > 1:
+        raise DataError(
+            f"{rows[''][0].origins[0]} is neither train, validation nor test: rename its file train-*.parquet, or "
+            "remove it"
+        )
+    if not rows.keys() & {"", "train"}:
+        raise DataError(f"{place} has no train-*.parquet beside {next(iter(parts)).name}: add the training images")
+    return Source({role or "train": _join(part) for role, part in rows.items()})
 
 
 def _check_shards(files: list[Path]) -> None:
@@ -59,8 +77,9 @@ def _join(parts: list[Rows]) -> Rows:
     return Rows(cells, labels, [origin for part in parts for origin in part.origins], parts[0].class_names)
 
 
-def open_columns(file: Path, *wanted: tuple[str, ...]) -> Any:
-    """Return a checked table with one column for each group of alternative names; all columns where none is asked for.
+def open_columns(file: Path, *wanted: tuple[str, ...], optional: tuple[str, ...] = ()) -> Any:
+    """Return a checked table with one column for each group of alternative names, and the `optional` ones that it has
+    in any case; all columns where none is asked for.
 
     Raises `DataError` for an unreadable file, a missing column, and a file without rows.
     """
@@ -68,7 +87,9 @@ def open_columns(file: Path, *wanted: tuple[str, ...]) -> Any:
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             present = opened.schema_arrow.names
-            table = opened.read(columns=[_column(file, present, *names) for names in wanted] or None)
+            needed = [_column(file, present, *names) for names in wanted]
+            others = [name for name in present if wanted and name.casefold() in optional]
+            table = opened.read(columns=[*needed, *others] or None)
         table.validate(full=True)
     except DataError:
         raise
@@ -84,9 +105,10 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} is not a readable parquet file ({reason}): fetch it again")
 
 
-def _read(file: Path) -> Rows:
+def _read(file: Path) -> dict[str, Rows]:
+    """The rows of a file by the part that they say; "" where they say none."""
     wanted = ("image", "img"), ("label", "labels")
-    table = open_columns(file, *wanted)
+    table = open_columns(file, *wanted, optional=_SPLIT_COLUMNS)
     image, label = (_column(file, table.column_names, *names) for names in wanted)
     try:
         cells, labels = table.column(image).to_pylist(), table.column(label).to_pylist()
@@ -95,7 +117,29 @@ def _read(file: Path) -> Rows:
         raise _unreadable(file, error) from error
     origins = [f"{file} row {row}" for row in range(len(cells))]
     encoded: list[bytes | Path] = [encoded_bytes(cell, origin) for cell, origin in zip(cells, origins, strict=True)]
-    return Rows(encoded, _labels(labels, origins), origins, names)
+    rows = Rows(encoded, _labels(labels, origins), origins, names)
+    said = roles_in(file, table)
+    if not said:
+        return {"": rows}
+    return {role: take(rows, [i for i, found in enumerate(said) if found == role]) for role in dict.fromkeys(said)}
+
+
+def roles_in(file: Path, table: Any) -> list[str]:
+    """The part that every row of a table says in a column such as `split`; none where there is no such column.
+
+    Raises `DataError` where some rows say one and others do not.
+    """
+    for name in table.column_names:
+        if name.casefold() not in _SPLIT_COLUMNS:
+            continue
+        values = table.column(name).to_pylist()
+        said = {value: role_of(value) if isinstance(value, str) else None for value in dict.fromkeys(values)}
+        unknown = [value for value, role in said.items() if role is None]
+        if unknown and len(unknown) < len(said):
+            raise DataError(f"column {name!r} of {file} has {unknown[0]!r} beside train or test: correct the rows")
+        if not unknown:
+            return [str(said[value]) for value in values]
+    return []
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:

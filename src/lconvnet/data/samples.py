@@ -3,6 +3,8 @@
 Nothing here knows classes: an image folder may be flat, a parquet file may lack labels, an array may have any shape.
 """
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from lconvnet.data.decoding import decode
 from lconvnet.data.errors import DataError
-from lconvnet.data.folders import SUFFIXES
-from lconvnet.data.parquet import encoded_bytes, open_columns, parquet_files
+from lconvnet.data.parquet import encoded_bytes, open_columns, roles_in
+from lconvnet.data.tree import SUFFIXES, Tree, tree_of
 
 IMAGE_COLUMNS = ("image", "img")
 
@@ -47,16 +49,25 @@ def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None,
     if not path.is_dir():
         kind = "is neither .npy nor .parquet" if path.is_file() else "does not exist"
         raise DataError(f"{path} {kind}: give a folder of images, a .parquet file or a .npy file")
-    files = parquet_files(path)
-    return _read_parquet(files, image_size, channels) if files else _read_folder(path, image_size, channels)
+    tree = tree_of(path)
+    files = tree.parquet()
+    called = [tree.roles(folder).values() for folder in tree.folders]
+    _refuse_parts(path, chain(*called, *map(tree.said_of, files)))
+    return _read_parquet(files, image_size, channels) if files else _read_folder(tree, image_size, channels)
 
 
-def _read_folder(folder: Path, image_size: tuple[int, int] | None, channels: int | None) -> Tensor:
-    files: list[bytes | Path] = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
-    ]
+def _refuse_parts(path: Path, roles: Iterable[str]) -> None:
+    """All samples of a set are the training samples, and never those that are called a test."""
+    if held := sorted(set(roles) - {"train"}):
+        raise DataError(
+            f"{path} holds a part called {' and one called '.join(held)}: name the part that you mean, by its own "
+            "folder or file; a class of such a name can be renamed"
+        )
+
+
+def _read_folder(tree: Tree, image_size: tuple[int, int] | None, channels: int | None) -> Tensor:
+    folder = tree.root
+    files: list[bytes | Path] = [*tree.images(folder)]
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): add some, or correct the path")
     return decode(files, list(map(str, files)), image_size=image_size, channels=channels).images
@@ -75,6 +86,8 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_parquet(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> Tensor:
     tables = {file: open_columns(file) for file in files}
     names = next(iter(tables.values())).column_names
+    for file, table in tables.items():
+        _refuse_parts(file, roles_in(file, table))
     image = next((name for name in IMAGE_COLUMNS if name in names), None)
     for file, table in tables.items():
         if table.column_names != names:

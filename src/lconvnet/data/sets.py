@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lconvnet.data.errors import DataError
+from lconvnet.ops.images import channels_last
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +35,8 @@ class Images:
             raise DataError(
                 f"class_names of {self.name!r} has {len(self.class_names)} names for classes={self.classes}"
             )
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            found = f"{self.images.dtype} {tuple(self.images.shape)}"
-            raise DataError(
-                f"images of {self.name!r} must be uint8 (N, C, H, W), got {found}: multiply by 255 and round"
-            )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            found = f"{self.labels.dtype} {tuple(self.labels.shape)}"
-            raise DataError(f"labels of {self.name!r} must be int64 ({len(self.images)},), got {found}")
-        wrong = (self.labels < 0) | (self.labels >= self.classes)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            label = int(self.labels[row])
-            raise DataError(
-                f"label {label} of image {row} of {self.name!r} is not in 0..{self.classes - 1}: correct it"
-            )
+        require_pixels(self.images, f"images of {self.name!r}")
+        _require_labels(self.labels, len(self.images), self.classes, self.name)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,6 +45,38 @@ class Images:
         """Return a copy of the images at `indices`, in that order (negative indices count from the end)."""
         index = _index(self, indices)
         return replace(self, images=self.images.index_select(0, index), labels=self.labels[index])
+
+
+def require_pixels(images: Tensor, name: str) -> None:
+    """Raise `DataError` unless these are 8-bit pixels `(N, C, H, W)`."""
+    found = f"{getattr(images, 'dtype', type(images).__name__)} {tuple(getattr(images, 'shape', ()))}"
+    if not isinstance(images, Tensor):
+        raise DataError(
+            f"{name} must be a uint8 tensor (N, C, H, W), got a {type(images).__name__}: torch.as_tensor(...)"
+        )
+    if images.dtype != torch.uint8:
+        scaled = images.is_floating_point() and bool((images <= 1).all())
+        way = "(255 * images).round().to(torch.uint8)" if scaled else "of values 0 to 255, images.to(torch.uint8)"
+        raise DataError(f"{name} must be uint8 (N, C, H, W), got {found}: {way}")
+    if images.ndim != 4:
+        way = {3: "images[:, None] of grey images, images[None] of one"}.get(images.ndim, "reshape them")
+        raise DataError(f"{name} must be uint8 (N, C, H, W), got {found}: {way}")
+    if channels_last(images.shape):
+        raise DataError(f"{name} must be uint8 (N, C, H, W), got {found}, channels last: images.permute(0, 3, 1, 2)")
+
+
+def _require_labels(labels: Tensor, count: int, classes: int, name: str) -> None:
+    """Raise `DataError` unless these are `(count,)` integers in `0 .. classes - 1`."""
+    if not isinstance(labels, Tensor):
+        ways = "of integers, torch.as_tensor(labels); of names, their places in class_names"
+        raise DataError(f"labels of {name!r} must be an int64 tensor ({count},), got a {type(labels).__name__}: {ways}")
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        way = "labels.argmax(1) of one-hot rows" if labels.ndim == 2 else "labels.long(), one for each image"
+        raise DataError(f"labels of {name!r} must be int64 ({count},), got {labels.dtype} {tuple(labels.shape)}: {way}")
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(f"label {int(labels[row])} of image {row} of {name!r} is not in 0..{classes - 1}: correct it")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +133,13 @@ def batch(images: Images, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tens
 
 
 def _index(images: Images, indices: Sequence[int] | Tensor) -> Tensor:
-    index = torch.as_tensor(indices)
+    if not isinstance(images, Images):
+        way = "of splits, one of its parts" if isinstance(images, Splits) else "make them with lconvnet.data.Images"
+        raise DataError(f"images is a {type(images).__name__}, not lconvnet.data.Images: {way}")
+    try:
+        index = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"indices must be a list of integers, got {indices!r:.60}") from None
     if index.ndim != 1 or (index.numel() and (index.dtype == torch.bool or index.is_floating_point())):
         raise DataError(f"indices must be a list of integers, got {index.dtype} {tuple(index.shape)}")
     index = index.to(images.images.device, torch.int64)

@@ -178,11 +178,13 @@ class Constant(Section):
 class Training(Section):
     """The loop: epochs, batch size (over all processes), steps between projections and between checkpoints, device.
 
-    `devices` is the number of processes on one machine, each with its share of every batch.
+    `select_eps` is the radius at which certified accuracy on the validation images chooses the epoch; null is that of
+    the loss. `devices` is the number of processes on one machine, each with its share of every batch.
     """
 
     epochs: PositiveInt = 6
     batch_size: PositiveInt = 128
+    select_eps: PositiveFloat | None = None
     project_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 500
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"

@@ -17,6 +17,7 @@ from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
 from lconvnet.data import Splits
+from lconvnet.data import load as load_data
 from lconvnet.experiments import accuracies, build, names, robustness
 from lconvnet.experiments.attacks import MinimumNorm
 from lconvnet.experiments.config import Evaluation, Experiment
@@ -112,6 +113,7 @@ def _fit(
         resume=resume,
         augment=names.AUGMENTATIONS[experiment.data.augment],
         eps=sorted(experiment.evaluation.eps, reverse=True),
+        select_eps=training.select_eps,
         project_every=training.project_every,
         checkpoint_every=training.checkpoint_every,
         accelerator=training.accelerator,
@@ -204,6 +206,28 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
     return parse({**recorded, **described, "data": data}, overrides)
 
 
+def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> tuple[Splits, str]:
+    """Return the images of a set, read and divided as those of a run were, and what must be said of them, if anything.
+
+    The run's own images are thereby divided as they were, and none that it was trained on is a test image. Raises
+    ValueError where its own set holds other images by now.
+    """
+    record = load_record(folder.path)
+    if "model" not in (record.settings.get("settings") or {}):  # trained from Python: only the images tell
+        splits = load_data(name, directory=directory)
+        _require_same_images(record, splits, folder)
+        return splits, ""
+    experiment = trained_experiment(folder)
+    own = experiment.data
+    place = own.directory if directory is None else directory
+    splits = build.load_images(own.model_copy(update={"name": name, "directory": place}), seed=experiment.seed)
+    if name == own.name or Path(name).resolve() == Path(own.name).resolve():
+        _require_same_images(record, splits, folder)
+    if not _changed(record, splits):
+        return splits, ""
+    return splits, f"{name} is not the set that {folder.path} was trained on ({own.name}), but divided in the same way"
+
+
 def require_open(folder: RunFolder, overrides: Sequence[str]) -> None:
     """Raise ValueError for an override of anything that was fixed by a run's training."""
     for section, values in parse_overrides(overrides).items():
@@ -234,16 +258,19 @@ def _stated(experiment: Experiment) -> dict[str, Any]:
 
 
 def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> None:
-    if "imported" in record.settings:
-        return  # which images it was trained on, nobody wrote down
-    recorded = record.settings.get("data") or {}
-    found = describe_splits(splits)
-    changed = list(differences({part: recorded.get(part) for part in found}, found, "data"))
-    if changed:
+    if changed := _changed(record, splits):
         raise ValueError(
             f"{folder.path} was trained on other images ({'; '.join(changed)}), so test images may be among the "
             "trained ones; restore the images as they were, or train another run"
         )
+
+
+def _changed(record: Record, splits: Splits) -> list[str]:
+    """What differs between these images and those of a training; of imported weights nobody wrote that down."""
+    if "imported" in record.settings:
+        return []
+    recorded, found = record.settings.get("data") or {}, describe_splits(splits)
+    return list(differences({part: recorded.get(part) for part in found}, found, "data"))
 
 
 def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> None:
@@ -278,7 +305,9 @@ def _results(trained: Trained, splits: Splits, certificates: Certificates, loss:
     norms = {f"sanity_check/{part.name}-l2-norm": part.upper for part in bound.layers if part.name in linear}
     note = {"note": splits.note} if splits.note else {}
     held = len(splits.validation)
-    chosen = f"epoch chosen on {held} others" if held else "the last epoch, no validation images"
+    chosen = "the last epoch, no validation images"
+    if held:
+        chosen = f"epoch chosen on {held} others ({trained.record.chosen_by})"
     if "imported" in trained.record.settings:
         chosen = "epoch chosen by whoever trained the imported weights"
     return {

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lconvnet.experiments.loading import merge, parse_any, parse_overrides, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import undisturbed
 from lconvnet.experiments.template import Choice, expand
+from lconvnet.visible import files_below
 
 TEMPLATE, CONFIG = "template.yaml", "cfg.yaml"
 MARK = "# sha256 of the rest: "
@@ -64,7 +65,7 @@ def generate(folder: str | Path, overrides: Sequence[str] = ()) -> Generated:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name one that holds a {TEMPLATE}, such as runs/adv-rob-mnist")
-    templates = [path for path in _files(folder) if path.name == TEMPLATE]
+    templates = [path for path in files_below(folder) if path.name == TEMPLATE]
     if not templates:
         raise ValueError(f"{folder} holds no {TEMPLATE}, nor does any folder below it; write one, or name its folder")
     parse_overrides(overrides)
@@ -78,7 +79,7 @@ def generate(folder: str | Path, overrides: Sequence[str] = ()) -> Generated:
 
 def run_folders(folder: str | Path) -> list[Path]:
     """Return the folders in and below `folder` that hold a cfg.yaml, sorted."""
-    return sorted(path.parent for path in _files(Path(folder)) if path.name == CONFIG)
+    return sorted(path.parent for path in files_below(Path(folder)) if path.name == CONFIG)
 
 
 def _planned(templates: Sequence[Path], overrides: Sequence[str]) -> dict[Path, tuple[Path, Choice]]:
@@ -222,10 +223,3 @@ def _has_started(run: Path) -> bool:
 
 def _below(path: Path, templates: Sequence[Path]) -> bool:
     return any(template.parent in (path, *path.parents) for template in templates)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files in and below a folder, links to folders not followed, in a fixed order."""
-    for above, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (Path(above) / name for name in sorted(files))

@@ -11,7 +11,6 @@ objectives differ in how they keep f near $\mathcal F$: one file each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 ImageShape = tuple[int, int, int]
 
 

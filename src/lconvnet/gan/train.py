@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 from lconvnet.data import Images
 from lconvnet.gan.files import facts_of
 from lconvnet.gan.loop import train
-from lconvnet.gan.objective import MakeOptimizer, Objective
+from lconvnet.gan.objective import Objective
 from lconvnet.gan.record import Epoch, Record
 from lconvnet.gan.reporting import display
 from lconvnet.gan.state import Plan, Run, restore, save
 from lconvnet.gan.streams import require_seed
 from lconvnet.kernels.base import require_positive
 from lconvnet.models import DCGANGenerator
+from lconvnet.training.checks import MakeOptimizer, made_optimizer
 from lconvnet.training.folder import RunFolder
 from lconvnet.training.interruption import Interruption
 from lconvnet.training.settings import describe, describe_images, describe_model, describe_optimizer, versions
@@ -127,7 +128,10 @@ def _prepare(
         )
     parameters = _trainable(generator, "generator"), _trainable(critic, "critic")
     plan.objective.check(critic.eval(), generator.image_shape)
-    optimizers = make_generator_optimizer(parameters[0]), make_critic_optimizer(parameters[1])
+    optimizers = (
+        made_optimizer(make_generator_optimizer, parameters[0], "generator_optimizer"),
+        made_optimizer(make_critic_optimizer, parameters[1], "critic_optimizer"),
+    )
     settings = json.loads(json.dumps(_settings(generator, critic, images, plan, *optimizers)))
     record = Record(settings, versions(next(generator.parameters()).device))
     return Run(plan, images, generator, critic, *optimizers, folder, record)

@@ -21,6 +21,7 @@ from lconvnet.importing import kw, qw
 from lconvnet.training import Record
 from lconvnet.training.checkpoint import save_best
 from lconvnet.training.settings import versions
+from lconvnet.visible import is_visible
 
 IMAGES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 CLASSES = 10
@@ -62,9 +63,8 @@ def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: S
 def published(folder: Path, architecture: str) -> list[Path]:
     """The files with an architecture's weights in a run's folder or its checkpoints/; none where it has no format."""
     pattern, _ = FORMATS.get(architecture, ("", None))
-    return (
-        [path for place in (folder, folder / "checkpoints") for path in sorted(place.glob(pattern))] if pattern else []
-    )
+    places = (folder, folder / "checkpoints") if pattern else ()
+    return [path for place in places for path in sorted(place.glob(pattern)) if is_visible(path.name)]
 
 
 def read_baseline(folder: Path, experiment: Experiment) -> tuple[nn.Sequential, dict[str, Any]]:

@@ -29,6 +29,7 @@ from lconvnet.importing.baselines import adopt_baseline, is_baseline, read_basel
 from lconvnet.training import CheckpointError, Record, load_record
 from lconvnet.training.checkpoint import save_best
 from lconvnet.training.settings import versions
+from lconvnet.visible import is_visible
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _build(experiment: Experiment | WassersteinExperiment, shape: tuple[int, int
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted((folder / "checkpoints").glob("*.pth"))
+    return sorted(path for path in (folder / "checkpoints").glob("*.pth") if is_visible(path.name))
 
 
 def _checkpoint(folder: Path, network: str) -> Path:

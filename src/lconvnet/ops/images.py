@@ -9,6 +9,8 @@ from operator import index
 import torch
 from torch import Tensor
 
+LEAST_SIDE = 8  # of an image; smaller ones may be features
+
 
 def check_images(images: Tensor) -> Tensor:
     """Return the images, or say what is wrong with them: floats in [0, 1], shape ``(B, ...)``, no NaN.
@@ -29,9 +31,22 @@ def check_images(images: Tensor) -> Tensor:
         raise ValueError(
             f"images has shape {tuple(images.shape)}: expected a batch (B, C, H, W); for one image, images[None]"
         )
+    if channels_last(images.shape):
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, channels last: expected (B, C, H, W), images.permute(0, 3, 1, 2)"
+        )
     if images.numel():
         _check_range(images.flatten(1))
     return images
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether a shape can only be meant as `(B, H, W, C)`: a network of dense layers would take that for other pixels.
+
+    >>> channels_last((8, 32, 32, 3)), channels_last((8, 3, 32, 32)), channels_last((8, 64, 3, 3))
+    (True, False, False)
+    """
+    return len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3) and min(shape[1:3]) >= LEAST_SIDE
 
 
 def check_labels(labels: Tensor, images: int) -> Tensor:
@@ -40,11 +55,17 @@ def check_labels(labels: Tensor, images: int) -> Tensor:
     >>> check_labels(torch.tensor([3, 1]), 2).tolist()
     [3, 1]
     """
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"labels is a {type(labels).__name__}: pass a torch tensor of integers, torch.as_tensor(labels)"
+        )
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.shape != (images,):
         raise ValueError(
             f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}: expected ({images},) "
-            "integers, one class for each image"
+            "integers, one class for each image (of one-hot rows, labels.argmax(1))"
         )
+    if bool((labels < 0).any()):
+        raise ValueError(f"labels has the class {int(labels.min())}: classes count from 0")
     return labels.long()
 
 

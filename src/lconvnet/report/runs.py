@@ -9,6 +9,7 @@ from pathlib import Path
 from lconvnet.experiments.loading import read
 from lconvnet.report.facts import Facts, Recipe, facts_of
 from lconvnet.report.results import Results, parse_results
+from lconvnet.visible import walk
 
 logger = logging.getLogger("lconvnet")
 
@@ -77,8 +78,7 @@ def _results_files(folder: Path, skipped: list[Skipped]) -> list[Path]:
         path = Path(error.filename or folder)
         skipped.append(Skipped(path.relative_to(folder).as_posix(), f"it cannot be read ({error.strerror})"))
 
-    walk = os.walk(folder, onerror=note)
-    return sorted(Path(above) / NAME for above, _, files in walk if NAME in files)
+    return sorted(path for _, _, files in walk(folder, onerror=note) for path in files if path.name == NAME)
 
 
 def _read_run(path: Path, folder: Path) -> Run | Skipped:

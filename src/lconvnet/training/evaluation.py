@@ -53,16 +53,19 @@ def validate(model: nn.Module, images: Images, eps: Sequence[float], processes: 
     return Validation(correct / len(images), certified, bound.upper, network)
 
 
-def require_classes(network: nn.Module, images: Images) -> None:
-    """Raise `ValueError` unless `network` maps a batch of these images to one logit a class, or more."""
-    inputs, _ = batch(images, [0])
+def require_classes(network: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
+    """Return logits `(1, C)` and label `(1,)` of the first image; raise `ValueError` unless `network` maps a batch of
+    these images to one logit a class, or more."""
+    inputs, labels = batch(images, [0])
     weight = next(network.parameters(), inputs)
-    shape = tuple(network(inputs.to(weight.device, weight.dtype)).shape)
+    logits = network(inputs.to(weight.device, weight.dtype))
+    shape = tuple(logits.shape)
     if len(shape) != 2 or shape[1] < images.classes:
         raise ValueError(
             f"model gives outputs of shape {shape} for one image, data {images.name!r} has {images.classes} classes: "
             "build the model with that many classes"
         )
+    return logits if logits.dtype == torch.float64 else logits.float(), labels.to(logits.device)
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from lconvnet.data import Splits, load
 from lconvnet.losses import Hinge, OffsetCrossEntropy
 from lconvnet.training.checkpoint import CheckpointError, load_weights, read_best
+from lconvnet.training.checks import MakeOptimizer, made_optimizer, made_scheduler, require_loss
 from lconvnet.training.evaluation import require_classes, validate
 from lconvnet.training.folder import RunFolder
 from lconvnet.training.interruption import Interrupted, Interruption
@@ -30,7 +31,6 @@ from lconvnet.training.state import Augment, Diverged, Loss, Plan, Run, restore,
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 ADAM = partial(Adam, lr=1e-3)
 PAPER_SCHEDULE = Exponential(0.96235)
 
@@ -49,6 +49,7 @@ def fit(
     resume: bool = False,
     augment: Augment | None = None,
     eps: float | Sequence[float] | None = None,
+    select_eps: float | None = None,
     project_every: int = 100,
     checkpoint_every: int = 500,
     accelerator: str = "auto",
@@ -81,8 +82,9 @@ def fit(
         resume: go on from the folder's last checkpoint (from the start where there is none yet; at once back where the
             run is finished). Without it a folder that holds a run is refused.
         augment: `augment(images, generator=...)` on every training batch: `lconvnet.data.crop_and_flip` for CIFAR-10.
-        eps: l2 radii over pixels in [0, 1] to certify; the first one chooses the best epoch (ties: clean accuracy, then
-            the earlier epoch). By default the radius of `loss`.
+        eps: l2 radii over pixels in [0, 1] to certify; by default the radius of `loss`.
+        select_eps: the radius that chooses the best epoch: that of the highest certified accuracy there (ties: clean
+            accuracy, then the earlier epoch). By default the radius of `loss`; the first of `eps` where it has none.
         project_every: kernels that have a projection (SVCM) project after the first step of an epoch, every so many
             from there, and after its last one.
         checkpoint_every: steps between two checkpoints within an epoch: what a kill can cost at most.
@@ -120,7 +122,7 @@ def fit(
     )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: must be an integer")
-    radii = _radii(eps, loss)
+    radii = _radii(eps, select_eps, loss)
     plan = Plan(loss, epochs, batch_size, seed, augment, radii, project_every, checkpoint_every, on_epoch)
     fabric = configured(accelerator, precision, devices)
     folder = RunFolder(Path(directory)) if directory is not None and is_first_process() else None
@@ -159,13 +161,13 @@ def _prepare(
         raise ValueError("model has no parameter that requires a gradient: there is nothing to train")
     if not len(splits.train):
         raise ValueError(f"data {splits.name!r} has no training images; load it with a larger training part")
-    optimizer = make_optimizer(trainable)
+    optimizer = made_optimizer(make_optimizer, trainable)
     options = describe_optimizer(optimizer)  # before the schedule changes the learning rate
-    scheduler = schedule(optimizer, plan.epochs, plan.steps_per_epoch(splits))
+    scheduler = made_scheduler(schedule, optimizer, plan.epochs, plan.steps_per_epoch(splits))
     fabric.to_device(fabric.strategy.precision.convert_module(model))
     settings = json.loads(json.dumps({**_facts(plan, splits, model), "optimizer": options, **facts}))
     network = validate(model, splits.train.subset([0]), plan.eps).network
-    require_classes(network, splits.train)
+    require_loss(plan.loss, *require_classes(network, splits.train))
     return Run(plan, splits, model, optimizer, scheduler, fabric, folder, Record(settings, {}))
 
 
@@ -233,16 +235,19 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _radii(eps: float | Sequence[float] | None, loss: Loss) -> tuple[float, ...]:
-    """The radii to certify, checked."""
-    if eps is None:
-        if not isinstance(loss, Hinge | OffsetCrossEntropy):
-            raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
-        eps = loss.eps
-    radii = tuple(float(radius) for radius in ([eps] if isinstance(eps, int | float) else eps))
+def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: Loss) -> tuple[float, ...]:
+    """The radii to certify, checked; first the one that chooses the epoch."""
+    own = float(loss.eps) if isinstance(loss, Hinge | OffsetCrossEntropy) else None
+    asked = own if eps is None else eps
+    if asked is None:
+        raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
+    radii = tuple(float(radius) for radius in ([asked] if isinstance(asked, int | float) else asked))
     if not radii or len(set(radii)) < len(radii) or not all(0 < radius < math.inf for radius in radii):
         raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")
-    return radii
+    if select_eps is not None and not 0 < select_eps < math.inf:
+        raise ValueError(f"select_eps={select_eps!r}: must be a positive l2 radius over pixels in [0, 1]")
+    chosen = float(select_eps or own or radii[0])
+    return (chosen, *(radius for radius in radii if radius != chosen))
 
 
 def _require_positive(**counts: int) -> None:

@@ -24,7 +24,7 @@ from lconvnet.training.projection import is_due, project_
 from lconvnet.training.randomness import derive_seed, epoch_order, generator, seed_global
 from lconvnet.training.record import Epoch
 from lconvnet.training.reporting import Curves, Display
-from lconvnet.training.state import Run, diverged, divergence, require_finite, save, with_name
+from lconvnet.training.state import Augment, Run, diverged, divergence, require_finite, save, with_name
 
 
 def train(run: Run, interruption: Interruption, display: Display, curves: Curves) -> None:
@@ -70,7 +70,7 @@ def _step(run: Run, indices: Tensor, rate: float, interruption: Interruption) ->
     seed_global(derive_seed(plan.seed, own_dropout, *place), run.fabric.device)  # `fit` gives the caller's state back
     images, labels = batch(run.splits.train, indices)
     if plan.augment:
-        images = plan.augment(images, generator=generator(plan.seed, "augment", *place))
+        images = _augmented(plan.augment, images, generator(plan.seed, "augment", *place))
     images, labels, own = _share(processes, images, labels)
     images, labels = run.fabric.to_device((images, labels))
     run.optimizer.zero_grad()
@@ -91,6 +91,19 @@ def _step(run: Run, indices: Tensor, rate: float, interruption: Interruption) ->
     progress.correct += int(correct)
     progress.seen += int(seen)
     return int(sums[:, 3].max())
+
+
+def _augmented(augment: Augment, images: Tensor, draws: torch.Generator) -> Tensor:
+    """The images augmented; raises `ValueError` where that gives anything but as many images of the same shape."""
+    wanted = "give augment(images (B, C, H, W), generator=...), such as lconvnet.data.crop_and_flip"
+    try:
+        found = augment(images, generator=draws)
+    except TypeError as error:
+        raise ValueError(f"augment cannot be used ({error}): {wanted}") from error
+    if not isinstance(found, Tensor) or found.shape != images.shape or not found.is_floating_point():
+        kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"augment gives {kind} for images {tuple(images.shape)}, not as many of that shape: {wanted}")
+    return found
 
 
 def _share(processes: Processes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:

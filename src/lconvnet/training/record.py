@@ -68,6 +68,14 @@ class Record:
         return bool(self.settings.get("imported", {}).get("baked", False))
 
     @property
+    def chosen_by(self) -> str:
+        """By what the best epoch was chosen."""
+        radii = self.settings.get("eps")
+        if not radii or not self.best_epoch or self.best.clean is None:
+            return "being the last, for want of validation images" if self.best_epoch else "nothing yet"
+        return f"certified accuracy at eps {radii[0]:g} on the validation images"
+
+    @property
     def best(self) -> Epoch:
         """The epoch whose weights are kept; raises `ValueError` before the first epoch ends."""
         if not self.best_epoch:
@@ -76,7 +84,7 @@ class Record:
 
     def add(self, epoch: Epoch, *, finished: bool) -> "Record":
         """The record after one more epoch. Best: most certified at the first radius, then cleanest, then earliest;
-        the latest where nothing was validated."""
+        the latest where nothing was validated. `chosen_by` says so."""
         better = not self.best_epoch or epoch.clean is None or _rank(epoch) > _rank(self.best)
         best = epoch.epoch if better else self.best_epoch
         return replace(self, epochs=(*self.epochs, epoch), best_epoch=best, finished=finished)
@@ -84,7 +92,8 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able and deterministic: the content of record.json."""
         best = self.best.to_dict() if self.best_epoch else None
-        head = {"format": FORMAT, "finished": self.finished, "best_epoch": self.best_epoch, "best": best}
+        head = {"format": FORMAT, "finished": self.finished, "best_epoch": self.best_epoch}
+        head |= {"chosen_by": self.chosen_by, "best": best}
         epochs = [epoch.to_dict() for epoch in self.epochs]
         return {**head, "epochs": epochs, "settings": self.settings, "versions": self.versions}
 

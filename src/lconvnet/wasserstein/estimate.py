@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer, RMSprop
+from torch.optim import RMSprop
 
 from lconvnet import atomic
 from lconvnet.baking import bake
 from lconvnet.bounds import lipschitz_bound
+from lconvnet.training.checks import MakeOptimizer, made_optimizer, made_scheduler
 from lconvnet.training.folder import RunFolder
 from lconvnet.training.interruption import Interruption
 from lconvnet.training.schedules import OneCycle, Schedule
@@ -35,7 +36,6 @@ from lconvnet.wasserstein.samples import (
 )
 
 FORMAT = "lconvnet-estimate-1"
-MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 RATE = 1e-2
 RMSPROP = partial(RMSprop, lr=RATE)
 ONE_CYCLE = OneCycle()
@@ -148,9 +148,10 @@ def _prepare(
     folder: RunFolder | None,
 ) -> Run:
     """Optimiser, schedule, and the settings that decide what is computed."""
-    optimizer = make_optimizer([parameter for parameter in critic.parameters() if parameter.requires_grad])
+    trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+    optimizer = made_optimizer(make_optimizer, trained)
     facts = {"optimizer": describe_optimizer(optimizer), "schedule": describe(schedule)}  # before it changes the rate
-    scheduler = schedule(optimizer, math.ceil(options["steps"] / CYCLE), CYCLE)
+    scheduler = made_scheduler(schedule, optimizer, math.ceil(options["steps"] / CYCLE), CYCLE)
     data = {"high": high.key, "low": low.key}
     settings = {**options, **facts, "critic": describe_model(critic), "data": data}
     steps, seed = options["steps"], options["seed"]

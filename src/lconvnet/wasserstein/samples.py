@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lconvnet.data import NAMES, DataError, load, read_samples
+from lconvnet.ops.images import channels_last
 from lconvnet.training.randomness import derive_seed, epoch_order, generator
 from lconvnet.wasserstein.numbers import floats, is_pixels, numbers
 
@@ -153,6 +154,10 @@ def _samples(given: Tensor | np.ndarray | str | Path, name: str) -> Tensor:
     samples = numbers(given, name)
     if not samples.ndim or not samples[:1].numel():
         raise ValueError(f"{name} has shape {tuple(samples.shape)}: give samples of shape (N, ...), none of them empty")
+    if channels_last(samples.shape):
+        raise ValueError(
+            f"{name} has shape {tuple(samples.shape)}, channels last: images are (N, C, H, W), permute them"
+        )
     samples = samples if is_pixels(samples) else floats(samples, name)
     return samples[:, None] if samples.ndim == 1 else samples
 

@@ -1,0 +1,80 @@
+"""The visible folders and files below a folder that holds data, listed once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lconvnet.data.errors import DataError
+from lconvnet.data.parts import roles_of
+from lconvnet.visible import walk
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What lies below `root`: of every folder its folders and its files, sorted."""
+
+    root: Path
+    folders: dict[Path, list[Path]]
+    files: dict[Path, list[Path]]
+
+    def images(self, folder: Path) -> list[Path]:
+        """The images in and below a folder, in the order of their paths."""
+        return _sorted(path for path in self._below(folder) if path.suffix.lower() in SUFFIXES)
+
+    def parquet(self) -> list[Path]:
+        """All parquet files, in the order of their paths; raises `DataError` where there are image files, too."""
+        files = _sorted(path for path in self._below(self.root) if path.suffix.lower() == ".parquet")
+        if files and self.images(self.root):
+            raise DataError(f"{self.root} holds both {files[0].name} and image files: name the folder of one kind")
+        return files
+
+    def own_images(self, folder: Path) -> list[Path]:
+        """The images in a folder itself."""
+        return [path for path in self.files[folder] if path.suffix.lower() in SUFFIXES]
+
+    def roles(self, folder: Path) -> dict[str, str]:
+        """The parts among the folders of a folder, by name."""
+        return roles_of(path.name for path in self.folders[folder])
+
+    def said_of(self, file: Path) -> set[str]:
+        """The parts that a parquet file and the folders that it lies in are called: one, or none."""
+        siblings = roles_of(other.stem for other in self.files[file.parent] if other.suffix == file.suffix)
+        above = [folder for folder in file.parents if self.root in folder.parents]
+        found = [self.roles(folder.parent).get(folder.name) for folder in above]
+        return {role for role in (siblings.get(file.stem), *found) if role}
+
+    def count(self) -> int:
+        """The number of all files."""
+        return sum(map(len, self.files.values()))
+
+    def _below(self, folder: Path) -> Iterator[Path]:
+        yield from self.files[folder]
+        for inner in self.folders[folder]:
+            yield from self._below(inner)
+
+
+def tree_of(root: Path) -> Tree:
+    """List everything below `root`; links are followed.
+
+    Raises `DataError` for a folder that cannot be read, and for one that links lead to twice, whose images would count
+    twice, or for ever.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"cannot list {error.filename} ({error.strerror}): check the path and its permissions")
+
+    tree, known = Tree(root, {}, {}), dict[tuple[int, int], Path]()
+    for folder, folders, files in walk(root, links=True, onerror=unreadable):
+        status = folder.stat()
+        first = known.setdefault((status.st_dev, status.st_ino), folder)
+        if first != folder or (folder.is_symlink() and folder.resolve() in root.resolve().parents):
+            raise DataError(f"{folder} links to a folder that holds it or is read already: remove the link")
+        tree.folders[folder] = folders
+        tree.files[folder] = [file for file in files if file.is_file() or file.is_symlink()]
+    return tree
+
+
+def _sorted(paths: Iterator[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.parts)  # by part and by case, wherever it runs

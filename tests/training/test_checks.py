@@ -1,0 +1,231 @@
+"""What is given to train with is tried at the call: what cannot be used is refused with the way out, on one line."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, Adam
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
+
+from lconvnet import gan, wasserstein
+from lconvnet.data import Images, batch
+from lconvnet.losses import Hinge, OffsetCrossEntropy
+from lconvnet.models import DCGANGenerator, baselines
+from lconvnet.training import Epoch, Record, schedules
+from lconvnet.training.checks import made_optimizer, made_scheduler, require_loss
+
+Train = Callable[..., Record]
+EPOCHS, STEPS = 5, 40
+
+
+def parameters() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(2))]
+
+
+def scheduled(schedule: Any, rate: float = 0.3) -> LRScheduler:
+    return made_scheduler(schedule, SGD(parameters(), lr=rate, momentum=0.9), EPOCHS, STEPS)
+
+
+SCHEDULES = [
+    (CosineAnnealingLR, r"schedule is torch's CosineAnnealingLR, .*T_max=epochs \* steps_per_epoch"),
+    (StepLR, "schedule is torch's StepLR, which takes other arguments"),
+    (partial(CosineAnnealingLR, T_max=10), "schedule is torch's CosineAnnealingLR"),
+    (CosineAnnealingLR(SGD(parameters(), lr=0.1), 10), "schedule is one CosineAnnealingLR: pass one of"),
+    (schedules.Exponential, r"schedule=the class Exponential cannot be made \("),
+    ("one-cycle", "schedule is one-cycle: pass one of lconvnet.training.schedules"),
+    (lambda optimizer: optimizer, r"cannot be made \(.*takes 1 positional argument but 3 were given"),
+    (lambda optimizer, epochs, steps: None, "schedule makes None, not a torch LRScheduler"),
+    (lambda optimizer, epochs, steps: ReduceLROnPlateau(optimizer), "schedule makes one ReduceLROnPlateau"),
+    (lambda optimizer, epochs, steps: StepLR(SGD(parameters(), lr=0.1), 9), "of another optimiser than the one"),
+    (lambda optimizer, epochs, steps: OneCycleLR(optimizer, 0.1, total_steps=epochs), r"fails after 6 of 200 steps \("),
+    (
+        lambda optimizer, epochs, steps: ExponentialLR(optimizer, 0.8),
+        "half of the 200 steps a learning rate of at most",
+    ),
+    (lambda optimizer, epochs, steps: LambdaLR(optimizer, lambda step: 0.0), "of at most 0, which trains nothing"),
+    (
+        lambda optimizer, epochs, steps: LambdaLR(optimizer, lambda step: 1 - step),
+        "gives step 3 the learning rate -0.3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("schedule", "message"), SCHEDULES)
+def test_schedules_that_cannot_be_used(schedule: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        scheduled(schedule)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.constant(),
+        schedules.exponential(0.5),
+        schedules.one_cycle(),
+        lambda optimizer, epochs, steps: CosineAnnealingLR(optimizer, T_max=epochs * steps),
+        lambda optimizer, epochs, steps: OneCycleLR(optimizer, 0.3, total_steps=epochs * steps),
+    ],
+)
+def test_a_trial_leaves_optimiser_and_schedule_as_new(schedule: schedules.Schedule) -> None:
+    tried, plain = (Adam(parameters(), lr=0.3) for _ in range(2))
+    one, other = made_scheduler(schedule, tried, EPOCHS, STEPS), schedule(plain, EPOCHS, STEPS)
+    for _ in range(EPOCHS * STEPS - 1):
+        assert one.get_last_lr() == other.get_last_lr() == [tried.param_groups[0]["lr"]]
+        for optimizer, scheduler in ((tried, one), (plain, other)):
+            optimizer.step()
+            scheduler.step()
+    assert tried.state_dict() == plain.state_dict()
+
+
+OPTIMIZERS = [
+    (Adam(parameters()), r"optimizer is one Adam: pass what makes one .*partial\(torch.optim.Adam, lr=1e-3\)"),
+    ("adam", "optimizer is adam: pass what makes one"),
+    (partial(Adam, parameters()), r"takes no list of parameters|lr"),
+    (lambda given: Adam(parameters()), "leaves out 1 of the 1 trainable parameters and has 1 others"),
+    (lambda given: Adam([*given, *parameters()]), "leaves out 0 of the 1 trainable parameters and has 1 others"),
+    (lambda given: None, "optimizer makes None: pass what makes one"),
+    (lambda given: given, "optimizer makes "),
+    (lambda: None, "takes no list of parameters"),
+    (LBFGS, "optimizer makes one LBFGS, whose steps need a closure"),
+    (partial(SGD, lr=0.0), "learning rate 0, which trains nothing"),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "message"), OPTIMIZERS)
+def test_optimisers_that_cannot_be_used(optimizer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made_optimizer(optimizer, parameters())
+
+
+def summed(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+class Learned(nn.Module):
+    """A loss with a parameter that no optimiser knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.scale * F.cross_entropy(logits, labels)
+
+
+LOSSES = [
+    (Hinge, "loss is the class Hinge: give loss"),
+    (nn.CrossEntropyLoss, "loss is the class CrossEntropyLoss"),
+    ("hinge", "loss is hinge"),
+    (nn.CrossEntropyLoss(reduction="none"), r"no scalar with a gradient but Tensor of shape \(1,\)"),
+    (nn.CrossEntropyLoss(reduction="sum"), "adds up the images of a batch"),
+    (summed, "loss=summed adds up the images of a batch"),
+    (lambda logits, labels: 1.0, "no scalar with a gradient but float"),
+    (lambda logits, labels: F.cross_entropy(logits, labels).detach(), "no scalar with a gradient but Tensor"),
+    (lambda logits: logits.mean(), r"cannot be computed \(.*takes 1 positional argument but 2 were given"),
+    (lambda labels, logits: F.cross_entropy(logits, labels), "cannot be computed"),
+    (nn.BCEWithLogitsLoss(), "cannot be computed"),
+    (Learned(), r"loss=Learned\(\) has parameters of its own, which nobody would train"),
+]
+
+
+@pytest.mark.parametrize(("loss", "message"), LOSSES)
+def test_losses_that_cannot_be_used(loss: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        require_loss(loss, torch.randn(1, 5), torch.tensor([3]))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), F.cross_entropy, Hinge(0.5), OffsetCrossEntropy(0.5)])
+def test_losses_that_can(loss: Any) -> None:
+    require_loss(loss, torch.randn(1, 5), torch.tensor([3]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": CosineAnnealingLR}, "schedule is torch's CosineAnnealingLR"),
+        ({"optimizer": Adam(parameters())}, "optimizer is one Adam"),
+        ({"loss": nn.CrossEntropyLoss(reduction="sum"), "eps": 0.3}, "adds up the images of a batch"),
+        ({"augment": lambda images: images}, "augment cannot be used .*unexpected keyword argument 'generator'"),
+        ({"augment": lambda images, generator: images[:3]}, r"augment gives torch.float32 \(3, 1, 28, 28\) for images"),
+        ({"augment": lambda images, generator: (images * 255).byte()}, "augment gives torch.uint8"),
+        ({"select_eps": -1}, "select_eps=-1: must be a positive l2 radius"),
+        ({"data": torch.zeros(4, 1, 28, 28)}, "data is a Tensor: give a name, a path, or lconvnet.data.Splits"),
+        ({"data": ([], [])}, "data is a tuple"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_use(change: dict[str, Any], message: str, train: Train) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(epochs=1, **change)
+
+
+def test_estimate_and_train_gan_refuse_it_too() -> None:
+    samples = torch.randn(20, 2)
+    with pytest.raises(ValueError, match=r"schedule is torch's StepLR"):
+        wasserstein.estimate(samples + 1, samples, steps=1, schedule=StepLR)
+    with pytest.raises(ValueError, match=r"optimizer is one Adam"):
+        wasserstein.estimate(samples + 1, samples, steps=1, optimizer=Adam(parameters()))  # pyright: ignore
+    colours = torch.zeros(20, 16, 16, 3)
+    with pytest.raises(ValueError, match=r"real has shape \(20, 16, 16, 3\), channels last"):
+        wasserstein.estimate(colours, colours, steps=1)
+    images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), 1, "black")
+    generator, critic = DCGANGenerator(4, 1, 8, 2), baselines.unconstrained_critic(1, 8, width=2)
+    for name in ("generator_optimizer", "critic_optimizer"):
+        options: dict[str, Any] = {name: lambda _: SGD(parameters())}
+        with pytest.raises(ValueError, match=rf"{name} leaves out"):
+            gan.train_gan(generator, critic, images, objective=gan.WeightClipping(), epochs=1, **options)
+
+
+def test_the_first_radius_decides_where_radii_disagree() -> None:
+    def epoch(number: int, certified: dict[float, float]) -> Epoch:
+        return Epoch(number, number, 0.1, 0.5, 0.5, clean=0.9, certified=certified, lipschitz=1.0)
+
+    for radius, best in ((0.02, 1), (0.9, 2)):
+        record = Record({"eps": [radius]}, {})
+        for number, (small, large) in enumerate([(0.8, 0.1), (0.7, 0.3)], 1):
+            both = {0.02: small, 0.9: large}
+            record = record.add(epoch(number, {radius: both[radius], **both}), finished=number == 2)
+        assert record.best_epoch == best
+
+
+@pytest.mark.parametrize("loss", [Hinge(0.02), OffsetCrossEntropy(0.02)])
+def test_the_radius_of_the_loss_chooses_the_epoch(loss: Any, train: Train, tmp_path: Path) -> None:
+    """A list of radii to report says nothing of which one matters."""
+    options = {"loss": loss, "epochs": 2}
+    records = {
+        0.02: train(eps=(0.9, 0.02), directory=tmp_path, **options),
+        0.9: train(eps=(0.9, 0.02), select_eps=0.9, **options),
+    }
+    for radius, record in records.items():
+        ranks = [(epoch.certified[radius], epoch.clean) for epoch in record.epochs]
+        assert record.best_epoch == 1 + ranks.index(max(ranks))
+        assert set(record.best.certified) == {0.02, 0.9}
+        assert record.chosen_by == f"certified accuracy at eps {radius} on the validation images"
+        assert record.to_dict()["chosen_by"] == record.chosen_by
+        assert record.settings["eps"][0] == radius
+    assert train(eps=0.9, **(options | {"epochs": 1})).best.certified.keys() == {0.02, 0.9}  # measured to choose by it
+
+
+def test_a_loss_without_a_radius_chooses_by_the_first(train: Train) -> None:
+    record = train(loss=nn.CrossEntropyLoss(), eps=(0.2, 0.1), epochs=1)
+    assert record.chosen_by.startswith("certified accuracy at eps 0.2")
+
+
+def test_batch_refuses_what_is_no_set_of_images(digits: Any) -> None:
+    for given in (digits, digits.train.images):
+        with pytest.raises(ValueError, match=r"images is a .*, not lconvnet.data.Images"):
+            batch(given, [0])
