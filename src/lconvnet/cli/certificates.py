@@ -20,9 +20,13 @@ from lconvnet.certify.files import documents, encoded, finite
 from lconvnet.cli import options, output
 from lconvnet.experiments.images import read_images
 from lconvnet.experiments.run_folder import find_run
+from lconvnet.experiments.scalars import number
 from lconvnet.ops.images import check_eps
 
-Eps = Annotated[list[float] | None, typer.Option("--eps", help="Say whether each radius exceeds EPS.")]
+Eps = Annotated[
+    list[float] | None,
+    typer.Option("--eps", parser=number, metavar="EPS", help="Say whether each radius exceeds EPS, such as 36/255."),
+]
 Data = Annotated[str | None, typer.Option("--data", help="Certify images of a data set, by name or path.")]
 Split = Annotated[str, typer.Option("--split", help="Of the data set: train, validation or test.")]
 First = Annotated[int | None, typer.Option("--first", min=1, help="Only so many images of the split.")]

@@ -22,5 +22,6 @@ NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certifi
 
 
 def overrides(changes: Sequence[str] | None, data_dir: str | None) -> list[str]:
-    """Return all changes to the configuration; a folder name is quoted, so that YAML leaves it as it is."""
-    return [*(changes or ()), *([f"data.directory={json.dumps(data_dir)}"] if data_dir is not None else [])]
+    """Return all changes to the configuration; a folder name is quoted, so that it is read as it is."""
+    place = None if data_dir is None else json.dumps(data_dir, ensure_ascii=False)
+    return [*(changes or ()), *([] if place is None else [f"data.directory={place}"])]

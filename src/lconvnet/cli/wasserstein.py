@@ -13,6 +13,7 @@ from torch.optim import RMSprop
 from lconvnet import saving, wasserstein
 from lconvnet.cli import options, output
 from lconvnet.experiments.estimation import distribution
+from lconvnet.experiments.scalars import number
 from lconvnet.ops.rounding import rounded_up
 from lconvnet.wasserstein.estimate import RATE
 from lconvnet.wasserstein.pictures import draw
@@ -28,9 +29,13 @@ def wasserstein_command(
     resume: options.Resume = False,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps of the critic.")] = 2000,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of each side in a step.")] = 64,
-    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of RMSprop.")] = RATE,
+    rate: Annotated[
+        float, typer.Option("--lr", parser=number, metavar="RATE", help="Peak learning rate of RMSprop.")
+    ] = RATE,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, held-out samples and batches.")] = 0,
-    confidence: Annotated[float, typer.Option("--confidence", help="Of the interval.")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option("--confidence", parser=number, metavar="C", help="Of the interval.")
+    ] = 0.95,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -47,8 +47,9 @@ class Session:
 def session(folder: RunFolder, task: str) -> Iterator[None]:
     """Record that this process works on a run until the block ends, and how it ended.
 
-    Raises ValueError where another process works on the same run.
+    Raises ValueError where another process works on the same run, or a link in its folder leads elsewhere.
     """
+    folder.refuse_links()
     atomic.append_text(folder.sessions, "")
     with _exclusively(folder):
         started = time.perf_counter()

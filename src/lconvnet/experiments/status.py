@@ -14,7 +14,8 @@ from lconvnet.experiments.build import settings
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.generation_config import GanExperiment
-from lconvnet.experiments.loading import load_any, read
+from lconvnet.experiments.loading import load_any
+from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import Session, is_running, sessions
 from lconvnet.training import CheckpointError, Record, is_started, load_record
