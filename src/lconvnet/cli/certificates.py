@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 
 from lconvnet import atomic, data, extras, saving
@@ -20,12 +19,11 @@ from lconvnet.certify.files import documents, encoded, finite
 from lconvnet.cli import options, output
 from lconvnet.experiments.images import read_images
 from lconvnet.experiments.run_folder import find_run
-from lconvnet.experiments.scalars import number
 from lconvnet.ops.images import check_eps
 
 Eps = Annotated[
     list[float] | None,
-    typer.Option("--eps", parser=number, metavar="EPS", help="Say whether each radius exceeds EPS, such as 36/255."),
+    typer.Option("--eps", parser=options.number, metavar="EPS", help="Say whether each radius exceeds EPS."),
 ]
 Data = Annotated[str | None, typer.Option("--data", help="Certify images of a data set, by name or path.")]
 Split = Annotated[str, typer.Option("--split", help="Of the data set: train, validation or test.")]
@@ -64,11 +62,11 @@ def certify_command(
     bound = lipschitz_bound(network, input_shape=description.input_shape, diagnose=level == "estimate")
     found, written = _certified(network, subjects, bound, level, out)
     rows = _rows(found, subjects, description.class_names, radii)
-    console = Console(stderr=as_json)
+    console = output.PlainConsole(stderr=as_json)
     output.show_certificates(rows, found.level, bound.upper, console)
     files = {} if out is None else {"certificates_written": written, "out": str(out)}
     if out is not None:
-        console.print(f"{written} of {len(found)} images certified: {out}", soft_wrap=True, highlight=False)
+        console.print(f"{written} of {len(found)} images certified: {out}")
     if as_json:
         output.show_json({"level": found.level, "bound": bound.upper, "certificates": rows, **files})
 

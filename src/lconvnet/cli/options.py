@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from lconvnet.experiments import scalars
+
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the configuration.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder that holds <name>/*.parquet.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable last line.")]
@@ -19,6 +21,14 @@ ReportOut = Annotated[
     Path | None, typer.Option("--out", help="Folder of the files (default: tables/ in the one read).")
 ]
 NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certified accuracy only.")]
+
+
+def number(text: str) -> float:
+    """Return the number that an option is given as."""
+    try:
+        return scalars.number(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def overrides(changes: Sequence[str] | None, data_dir: str | None) -> list[str]:

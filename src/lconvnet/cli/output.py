@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lconvnet.experiments import robustness
 from lconvnet.ops.rounding import rounded_up
+from lconvnet.printable import printable
 from lconvnet.report import Written, terminal
 
 PIPED_WIDTH = 200
@@ -27,6 +28,29 @@ SECTIONS = {
 }
 
 
+class PlainConsole(Console):
+    """Shows text as it is: without markup, and with what is not printable as an escape."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts and tables."""
+        super().print(*(printable(item) if isinstance(item, str) else item for item in objects), **options)
+
+
+class _PlainFormatter(logging.Formatter):
+    """The same for the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print one line."""
+    typer.echo(printable(str(text)), err=err)
+
+
 def show_json(values: Mapping[str, Any]) -> None:
     """Print one line of JSON."""
     typer.echo(json.dumps(values, allow_nan=False))
@@ -35,7 +59,9 @@ def show_json(values: Mapping[str, Any]) -> None:
 def configure_logging(quiet: bool) -> None:
     """Send the package's log to standard error, warnings only where quiet."""
     logger = logging.getLogger("lconvnet")
-    logger.handlers = [logging.StreamHandler()]
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter())
+    logger.handlers = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
@@ -63,14 +89,12 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
     """Show results.yaml as tables, one for each section, with one row for each eps."""
     for section, title in SECTIONS.items():
         if section in results:
-            console.print(accuracy_table(title, results[section]))
-    console.print(f"{results['data']}, epoch {results['epoch']}", soft_wrap=True, highlight=False)
+            console.print(accuracy_table(title, results[section]), soft_wrap=False)
+    console.print(f"{results['data']}, epoch {results['epoch']}")
     if "note" in results:
-        console.print(results["note"], soft_wrap=True, highlight=False)
+        console.print(results["note"])
     constant = results["sanity_check/layer-l-constant"]
-    console.print(
-        f"Lipschitz bound {rounded_up(constant, 9)} ({results['level']}); {path}", soft_wrap=True, highlight=False
-    )
+    console.print(f"Lipschitz bound {rounded_up(constant, 9)} ({results['level']}); {path}")
 
 
 def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Table:
@@ -88,14 +112,14 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Co
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     table = Table(*header)
     for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
+        table.add_row(*map(printable, row))
+    console.print(table, soft_wrap=False)
 
 
 def show_report(report: Written, *, as_json: bool = False) -> None:
     """Show tables, what was read and written, and what was not."""
     configure_logging(quiet=True)
-    console = Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False)
+    console = PlainConsole(stderr=as_json)
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     for table in report.tables:
         console.print(terminal.renderable(table, console.width))
@@ -121,10 +145,7 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
         console.print(
             f"{row['image']}: label {row['label']}{name}, margin {row['margin']:.4f}, "
             f"radius {row['radius']:.4f}{certified}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
         )
     shown = f"Lipschitz bound {rounded_up(bound, 9)}"
     nothing = f"level estimate, radii from power iteration: nothing is certified (but the {shown} is proved)"
-    console.print(nothing if level == "estimate" else f"level {level}, {shown}", soft_wrap=True, highlight=False)
+    console.print(nothing if level == "estimate" else f"level {level}, {shown}")

@@ -13,7 +13,6 @@ from torch.optim import RMSprop
 from lconvnet import saving, wasserstein
 from lconvnet.cli import options, output
 from lconvnet.experiments.estimation import distribution
-from lconvnet.experiments.scalars import number
 from lconvnet.ops.rounding import rounded_up
 from lconvnet.wasserstein.estimate import RATE
 from lconvnet.wasserstein.pictures import draw
@@ -30,11 +29,11 @@ def wasserstein_command(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps of the critic.")] = 2000,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of each side in a step.")] = 64,
     rate: Annotated[
-        float, typer.Option("--lr", parser=number, metavar="RATE", help="Peak learning rate of RMSprop.")
+        float, typer.Option("--lr", parser=options.number, metavar="RATE", help="Peak learning rate of RMSprop.")
     ] = RATE,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, held-out samples and batches.")] = 0,
     confidence: Annotated[
-        float, typer.Option("--confidence", parser=number, metavar="C", help="Of the interval.")
+        float, typer.Option("--confidence", parser=options.number, metavar="C", help="Of the interval.")
     ] = 0.95,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -49,7 +48,7 @@ def wasserstein_command(
         confidence=confidence, directory=out, resume=resume, progress=not quiet,
     )  # fmt: skip
     files = [] if out is None else write(found, out)
-    show(found, files, Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False))
+    show(found, files, output.PlainConsole(stderr=as_json))
     if as_json:
         facts = {name: value for name, value in found.to_dict().items() if name not in ("history", "settings")}
         output.show_json({**facts, "files": [str(path) for path in files]})

@@ -1,10 +1,11 @@
 """Single values as people write them, read alike in files, in `--set key=value` and in options.
 
-A plain value is null (or ~, or nothing), true or false, a whole number without leading zeros, or a decimal number;
-whatever else is text. So `0123`, `1_000`, `0x10`, `1:30`, `on`, `.inf` and dates are text, as they stand. Where a
+A plain value is null (or ~, or nothing), true or false, a whole number without leading zeros, or a decimal number
+(`.nan` and `.inf` with them, which nearly every key refuses); whatever else is text. So `0123`, `1_000`, `0x10`, `1:30`, `on` and dates are text, as they stand. Where a
 number that need not be whole is meant, a fraction of two decimal numbers is one too: `36/255`.
 """
 
+import math
 import re
 from fractions import Fraction
 from typing import Any
@@ -13,6 +14,7 @@ WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
+    **{".nan": math.nan, ".inf": math.inf, "-.inf": -math.inf},
 }
 WHOLE = r"(?:0|[1-9][0-9]*)"
 INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,99})")
@@ -54,6 +56,6 @@ def number(text: str) -> float:
     (0.1411764705882353, 1.0)
     """
     value = quotient(plain(text.strip()))
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) == float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
         raise ValueError(f"{text!r} is not a finite number; write it as 0.5, 1e-3 or 36/255")
     return float(value)
