@@ -23,10 +23,10 @@ ReportOut = Annotated[
 NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certified accuracy only.")]
 
 
-def number(text: str) -> float:
+def number(text: str | float) -> float:
     """Return the number that an option is given as."""
     try:
-        return scalars.number(text)
+        return scalars.number(str(text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

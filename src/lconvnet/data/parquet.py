@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lconvnet import allowance
 from lconvnet.data.errors import DataError, nearest
 from lconvnet.data.folders import ROLES
 from lconvnet.data.rows import Rows, Source
 from lconvnet.extras import require
 
+ROWS = 1024
+OBJECTS = 6  # times a value of Arrow: what the number or the bytes take in Python
 _ROLE = re.compile(r"(train|validation|valid|val|test)(?=[-_.]|$)")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
@@ -68,7 +71,7 @@ def open_columns(file: Path, *wanted: tuple[str, ...]) -> Any:
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             present = opened.schema_arrow.names
-            table = opened.read(columns=[_column(file, present, *names) for names in wanted] or None)
+            table = _held(file, opened, [_column(file, present, *names) for names in wanted] or None)
         table.validate(full=True)
     except DataError:
         raise
@@ -77,6 +80,23 @@ def open_columns(file: Path, *wanted: tuple[str, ...]) -> Any:
     if not len(table):
         raise DataError(f"{file} has no rows: fetch it again, or remove it")
     return table
+
+
+def _held(file: Path, opened: Any, columns: list[str] | None) -> Any:
+    """The columns as a table, a few rows at a time: what repeats in a file takes no room in it.
+
+    So few that they fit even if every one of them held all that a group of rows declares.
+    """
+    size = file.stat().st_size
+    groups = [opened.metadata.row_group(i).total_byte_size for i in range(opened.metadata.num_row_groups)]
+    allowance.require(OBJECTS * sum(groups), size, str(file), DataError)
+    rows = max(1, min(ROWS, allowance.allowed(size) // (OBJECTS * max([*groups, 1]))))
+    batches, held = [], 0
+    for batch in opened.iter_batches(batch_size=rows, columns=columns):
+        held += OBJECTS * batch.nbytes
+        allowance.require(held, size, str(file), DataError)
+        batches.append(batch)
+    return require("pyarrow", "data").Table.from_batches(batches, schema=None if batches else opened.schema_arrow)
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:

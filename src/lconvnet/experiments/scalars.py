@@ -1,8 +1,9 @@
 """Single values as people write them, read alike in files, in `--set key=value` and in options.
 
 A plain value is null (or ~, or nothing), true or false, a whole number without leading zeros, or a decimal number
-(`.nan` and `.inf` with them, which nearly every key refuses); whatever else is text. So `0123`, `1_000`, `0x10`, `1:30`, `on` and dates are text, as they stand. Where a
-number that need not be whole is meant, a fraction of two decimal numbers is one too: `36/255`.
+(`.nan` and `.inf` with them, which nearly every key refuses); whatever else is text. So `0123`, `1_000`, `0x10`,
+`1:30`, `on` and dates are text, as they stand. Where a number that need not be whole is meant, a fraction of two
+decimal numbers is one too: `36/255`.
 """
 
 import math
