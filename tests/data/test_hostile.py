@@ -62,12 +62,13 @@ def test_an_ordinary_file_needs_no_more_room(tmp_path, encode, write_parquet, mo
     assert len(load(tmp_path / "a.parquet").train) == 70
 
 
-def test_images_that_are_large_together_are_counted(tmp_path):
+def test_images_that_are_large_together_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(allowance, "BYTES", 2_000_000)
     blank = io.BytesIO()
-    Image.new("RGB", (6000, 6000)).save(blank, "PNG")
+    Image.new("RGB", (300, 300)).save(blank, "PNG")
     for name in "ab":
         (tmp_path / name).mkdir()
-        for i in range(4):
+        for i in range(12):
             (tmp_path / name / f"{i}.png").write_bytes(blank.getvalue())
     with pytest.raises(DataError, match=r"\d+ images such as .*png would take .* LCONVNET_MEMORY"):
         load(tmp_path)
