@@ -82,10 +82,8 @@ class Claim:
     def of(cls, network: nn.Module, traced: Trace, bound: Bound, images: Tensor, level: Level) -> Claim:
         """The claim about a network that was traced on images of this shape."""
         tensors = tensors_of(network)
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        allowance.require(
-            PAIR * classes_of(traced.graph) ** 2, size, "network: the constants of all pairs of its classes"
-        )
+        size, classes = sum(tensor.nbytes for tensor in tensors.values()), classes_of(traced.graph)
+        allowance.require(PAIR * classes**2, size, f"network: what is computed of all pairs of its {classes} classes")
         if level == "sound":
             refuse_subnormal(traced.graph, tensors)
             refuse_other_sums(network)

@@ -197,7 +197,7 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("lconvnet", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, AttributeError, RuntimeError, OverflowError) as error:  # or of its dtypes
         raise ValueError(f"{path} {_what_it_is(path)} ({error})") from None
     return _parse(str(path), metadata), tensors
 
