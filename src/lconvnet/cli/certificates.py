@@ -134,7 +134,7 @@ def _refuse_others(out: Path, first: Mapping[str, Any], subjects: Subjects) -> N
         try:
             found = json.loads(path.read_bytes())
             same = all(found[key] == value for key, value in wanted.items())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             same = False
         if not same:
             raise ValueError(f"--out {out}: {path.name} is of another network, level or image; name another folder")

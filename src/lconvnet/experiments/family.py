@@ -193,7 +193,7 @@ def _overrides_of(path: Path) -> list[str]:
     try:
         found = json.loads(line.removeprefix(OVERRIDDEN)) if line else []
         parse_overrides(found)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return []
     return found
 

@@ -96,7 +96,7 @@ def sessions(folder: RunFolder) -> list[Session]:
         return []
     found: list[Session] = []
     for line in folder.sessions.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]:
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             values = dict(json.loads(line))
             if values.get("event") == "start":
                 found.append(Session(str(values.get("task")), str(values.get("time")), "killed", "", values))

@@ -233,6 +233,6 @@ def _throughput(folder: RunFolder) -> float | None:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             found.append(float(json.loads(line)["images_per_second"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return median(found) if found else None
