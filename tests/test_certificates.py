@@ -124,7 +124,7 @@ def test_the_radius_of_a_constant_network_is_shown_as_it_is_written(command, tmp
         (("--data", "digits", "--level", "certain"), "Invalid value for '--level'"),
         (("--data", "digits", "--first", 0), "Invalid value for '--first'"),
         (("--data", "digits", "--eps", -1), "eps=-1.0 must be a finite l2 radius"),
-        (("--data", "digits", "--eps", "nan"), "eps=nan must be a finite l2 radius"),
+        (("--data", "digits", "--eps", "nan"), "'nan' is not a finite number"),
         (("--data", "digits", "--level", "estimate", "--out", "out"), "level='estimate' certifies nothing"),
     ],
 )
@@ -161,3 +161,26 @@ def test_sound_certified_accuracy_on_mnist(tmp_path, data_dir):
             assert 0 <= lost[0] - lost[1] <= most
             quick = certify(network, images, bound=bound, level="sound", eps=(float(eps),))
             assert round(len(test) * certified_accuracy(quick, labels, float(eps))) == lost[1]
+
+
+@pytest.mark.parametrize("name", ["o[/x]", "o[bold]y", ":smile:", "\x1b[31mred\x07", "\u202eback", "a\nb"])
+def test_a_name_is_shown_as_it_is(command, model, tmp_path, name):
+    """No markup, no emoji, and nothing that a terminal would obey."""
+    np.save(tmp_path / "x.npy", np.zeros((1, 28, 28), np.float32))
+    image = (tmp_path / "x.npy").rename(tmp_path / f"{name.replace('/', '')}.npy")
+    code, text, err = command("certify", model, image, "--out", tmp_path / name)
+    assert (code, err) == (0, "")
+    shown = name.encode("unicode_escape").decode()
+    assert text.splitlines()[-1].endswith(shown)
+    assert all(line.isprintable() for line in text.splitlines())
+    code, text, err = command("certify", tmp_path / name / "nothing.safetensors", image)
+    assert (code, text) == (2, "") and err.count("\n") == 1 and err.strip().isprintable()
+
+
+def test_a_radius_may_be_a_fraction(command, model, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 28, 28), np.float32))
+    code, text, _ = command("certify", model, tmp_path / "x.npy", "--eps", "36/255", "--json")
+    assert code == 0 and list(json.loads(text)["certificates"][0]["certified"]) == [str(36 / 255)]
+    for given in ("nan", "1_0", "1/0", "x", "", "1e999"):
+        code, text, err = command("certify", model, tmp_path / "x.npy", "--eps", given)
+        assert (code, text) == (2, "") and err.count("\n") == 1 and ("finite number" in err or "by zero" in err)

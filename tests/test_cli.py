@@ -260,8 +260,8 @@ def test_certify_says_where_no_run_tells_how_images_were_divided(command, run, t
         ("large.npy", np.full((1, 28, 28), 255.0), "has NaN or values outside"),
         ("shape.npy", np.zeros((28, 28)), r"of shape \(28, 28\); the network takes floats"),
         ("bytes.npy", np.zeros((1, 28, 28), np.uint8), "is uint8 of shape"),
-        ("text.npy", b"hello", "is no array of numbers"),
-        ("pickle.npy", np.array([{}], dtype=object), "is no array of numbers"),
+        ("text.npy", b"hello", "is not a readable .npy file"),
+        ("pickle.npy", np.array([{}], dtype=object), "is not a readable .npy file"),
     ],
 )
 def test_certify_refuses_bad_images(command, run, tmp_path, name, content, line):

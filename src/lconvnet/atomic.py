@@ -98,6 +98,19 @@ def append_text(path: str | Path, text: str) -> None:
         ) from error
 
 
+def refuse_links(folder: Path, *paths: Path) -> None:
+    """Raise ValueError where the way from `folder` to one of `paths` in it goes over a symbolic link.
+
+    What is written into somebody else's folder must not land elsewhere; links that lead to `folder` are its user's own.
+    """
+    for path in paths:
+        for place in (path, *path.parents):
+            if place == folder:
+                break
+            if place.is_symlink():
+                raise ValueError(f"{place} is a symbolic link, and nothing is written through it; put a folder there")
+
+
 def sweep(path: str | Path) -> None:
     """Remove the temporary files that killed writers of `path` left beside it.
 

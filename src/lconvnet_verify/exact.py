@@ -11,10 +11,13 @@ from flint import fmpz_mat
 
 from lconvnet_verify.reading import Node, NotProved, prove
 
-LARGEST = 2**25
-"""Numbers that are held at once."""
+LARGEST = 2**22
+"""Numbers that are held at once, all tensors of a network together, a long one counted as several."""
 
-DIGITS = 2**33
+SHORT = 256
+"""Bits of a number that counts as one."""
+
+DIGITS = 2**31
 """Bits that the numbers of one tensor are lengthened by, all together."""
 
 
@@ -53,6 +56,15 @@ class Exact:
         """Apply a function that moves, chooses or negates entries."""
         return Exact(function(self.integers), self.exponent)
 
+    def numbers(self) -> int:
+        """How many numbers these are, a long one counted as several."""
+        longest = max((value.bit_length() for value in self.integers.flat), default=0)
+        return self.integers.size * (1 + longest // SHORT)
+
+    def outline(self) -> Exact:
+        """The shape of these numbers, without them."""
+        return Exact(np.broadcast_to(np.array(0, dtype=object), self.integers.shape), 0)
+
     def __add__(self, other: Exact) -> Exact:
         exponent = min(self.exponent, other.exponent)
         return Exact(self.at(exponent) + other.at(exponent), exponent)
@@ -77,8 +89,10 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.ndarray) -> dict[str, Exact]:
-    """What every node gives for an image ``(C, H, W)``, without a batch."""
-    values, held = {nodes[0].name: Exact.of(image)}, image.size
+    """What every node gives for an image ``(C, H, W)``, without a batch; but the image and the last node outlines, once
+    nothing reads them any more."""
+    values, held = {nodes[0].name: Exact.of(image)}, {nodes[0].name: image.size}
+    last = {name: node.name for node in nodes for name in node.inputs}
     prove(nodes[0].shape in ((), image.shape), f"the model takes images of shape {nodes[0].shape}, not {image.shape}")
     for node in nodes[1:]:
         inputs = [values[name] for name in node.inputs]
@@ -87,8 +101,12 @@ def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.nda
         except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, MemoryError) as error:
             raise NotProved(f"node {node.name!r} ({node.operation}) cannot be evaluated ({error})") from None
         found = values[node.name].integers.shape
-        held += math.prod(found)
-        require_room([held])
+        held[node.name] = values[node.name].numbers()
+        require_room([sum(held.values())])
+        for name in {*node.inputs} - {nodes[0].name}:
+            if last[name] == node.name:
+                values[name] = values[name].outline()
+                del held[name]
         prove(node.shape in ((), found), f"node {node.name!r} gives the shape {found}, not {node.shape}")
     return values
 
@@ -107,15 +125,21 @@ def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
         padded(node, _image(node, x)), K.integers.shape[2:], node.options["stride"], node.options["dilation"]
     )
     channels, height, width = windows.shape[:3]
-    require_room(windows.shape)
+    require_room((channels, width, *windows.shape[3:]))
     require_room((len(K.integers), height, width))
     prove(channels == K.integers.shape[1] * groups, "has another number of channels than its weight")
     parts = [
-        product(kernel.reshape(len(kernel), -1), window.transpose(0, 3, 4, 1, 2).reshape(-1, height * width))
+        _applied(kernel.reshape(len(kernel), -1), window)
         for kernel, window in zip(np.split(K.integers, groups), np.split(windows, groups), strict=True)
     ]
-    y = np.concatenate(parts).reshape(-1, height, width)
+    y = np.concatenate(parts)
     return _biased(node, tensors, Exact(y, K.exponent + x.exponent))
+
+
+def _applied(kernel: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """A kernel ``(co, C kh kw)`` at all windows, one row of the image after the other: ``(co, h, w)``."""
+    rows = (windows[:, y].transpose(0, 2, 3, 1).reshape(kernel.shape[1], -1) for y in range(windows.shape[1]))
+    return np.stack([product(kernel, row) for row in rows], axis=1)
 
 
 def _image(node: Node, x: Exact) -> np.ndarray:

@@ -19,7 +19,7 @@ from lconvnet_verify.operations import RULES, WEIGHTED
 FORMAT = "lconvnet-certificate-1"
 KEYS = {"format", "level", "network", "graph", "layers", "versions", "input", "label", "radius", "source"}
 DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
-MAXIMAL_MODEL, MAXIMAL_JSON = 2**30, 2**26
+MAXIMAL_MODEL, MAXIMAL_JSON = 2**30, 2**23
 HEXADECIMAL = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
 NAME = re.compile(r"[A-Za-z0-9_]+")
 MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError)

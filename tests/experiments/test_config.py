@@ -1,5 +1,6 @@
 """Configurations: what is accepted, and one clear line for what is not."""
 
+import tracemalloc
 from inspect import signature
 from typing import get_args
 
@@ -71,7 +72,30 @@ def test_invalid_values_name_key_value_and_way_out(values, line):
         ("training..epochs=3", r"write key=value"),
         ("seed=${nothing}", r"a \$\{key\} reference is wrong: .*nothing"),
         ("seed=${", r"a \$\{key\} reference is wrong"),
-        ("model=[1]", r"--set model=\[1\] puts a list"),
+        ("model=[1]", r"model is \[1\]; it should be a section"),
+        ("evaluation.eps=[0.5", r"--set 'evaluation.eps=\[0.5' is not valid YAML: .*column"),
+        ("evaluation.eps=[0.5] # x", r"has something behind its value"),
+        ("evaluation.eps=[*a]", r"uses a YAML alias"),
+        ("evaluation.eps=36/255", r"evaluation.eps is '36/255'; it should be a list"),
+        ("evaluation.eps=[1/0]", r"evaluation.eps\[0\]: '1/0' divides by zero"),
+        ("evaluation.eps=[.inf]", r"evaluation.eps\[0\] is inf"),
+        ("evaluation.eps=[1e999]", r"evaluation.eps\[0\] is inf"),
+        ("optimizer={name: adam, name: sgd}", r"duplicate key name"),
+        ("a" + ".a" * 5000 + "=1", r"is longer than any key"),
+        ("seed=0123", r"seed is '0123'; it should be a whole number"),
+        ("seed=1_000", r"seed is '1_000'; it should be a whole number"),
+        ("seed=1:30", r"seed is '1:30'"),
+        ("seed=0x10", r"seed is '0x10'"),
+        ("seed=1e3", r"seed is 1000.0; it should be a whole number"),
+        ("seed=" + "9" * 5000, r"seed is inf"),
+        ("seed=1 #2", r"seed is '1 #2'"),
+        ("evaluation.attacks=[{name: pgd, mini: yes}]", r"mini is 'yes'; it should be true or false"),
+        ("data.name=${oc.env:HOME}", r"'oc.env:HOME' is not the name of a key"),
+        ("data.name=${oc.create:[1]}", r"is not the name of a key"),
+        ("data.name=${.name}", r"is not the name of a key"),
+        ("data.name=${data.name}", r"leads back to itself"),
+        ("data.name=${data.${seed}}", r"does not close, or holds another"),
+        ("data.name=x${model}", r"puts a section or a list into a text"),
         ("training.epochs=", r"training.epochs is None"),
         ("loss.nam=hinge", r"loss.nam = 'hinge' is not a known key; did you mean 'name'"),
     ],
@@ -89,6 +113,55 @@ def test_overrides_replace_values_and_later_ones_win():
 def test_references_to_other_keys():
     values = {"model": S, "loss": {"name": "hinge", "eps": "${evaluation.eps[0]}"}, "evaluation": {"eps": [0.7]}}
     assert parse(values).loss.eps == 0.7
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cells #2", "0123", "12", "1e3", "true", "yes", "36/255", "a: b", "- x", "@x", "&a", "*a", "!x", "é"],
+)
+def test_a_text_is_what_was_written(name, tmp_path):
+    found = parse({"model": S}, [f"data.name={name}"])
+    assert found.data.name == name
+    (tmp_path / "cfg.yaml").write_text(dump(found), encoding="utf-8")
+    assert load(tmp_path / "cfg.yaml") == found
+
+
+def test_quotes_and_null():
+    assert parse({"model": S}, ["data.name='[a] '", "data.directory=null"]).data.name == "[a] "
+    assert parse({"model": S | {"architecture": "small"}}, ["data.augment=none"]).data.augment == "none"
+    assert parse({"model": S}, ["data.directory=null"]).data.directory is None
+
+
+def test_a_fraction_is_a_number_wherever_one_is_meant(tmp_path):
+    """36/255 is 12/85; the float nearest to it is what Python's own division gives."""
+    values = {"model": S, "loss": {"name": "hinge", "eps": "36/255"}, "data": {"validation": "1/5"}}
+    changes = ["evaluation.eps=[36/255, 1.58]", "optimizer={name: sgd, lr: 1/8, momentum: 9/10}"]
+    found = parse(values, [*changes, "evaluation.attacks=[{name: pgd, eps: [8/255]}]"])
+    assert (found.loss.eps, found.data.validation) == (36 / 255, 0.2)
+    assert found.evaluation.eps == (36 / 255, 1.58)
+    assert (found.optimizer.lr, found.optimizer.momentum) == (0.125, 0.9)
+    assert found.evaluation.attacks[0].eps == (8 / 255,)
+    (tmp_path / "cfg.yaml").write_text("model: {architecture: small}\nloss: {name: hinge, eps: 36/255}\n")
+    assert load(tmp_path / "cfg.yaml").loss.eps == 36 / 255
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_byte_order_mark_and_line_ends_change_nothing(tmp_path, ending):
+    (tmp_path / "cfg.yaml").write_bytes(("\ufeffmodel: {architecture: small}" + ending + "seed: 3" + ending).encode())
+    assert load(tmp_path / "cfg.yaml").seed == 3
+
+
+@pytest.mark.parametrize("shape", ["'${%s}${%s}'", "['${%s}', '${%s}']", "{x: '${%s}', y: '${%s}'}"])
+def test_references_cannot_multiply(tmp_path, shape):
+    """Twenty-two lines that double what the one before holds: gigabytes, were they made."""
+    lines = ["a0: xxxxxxxxxxxxxxxx", *(f"a{i}: {shape % (f'a{i - 1}', f'a{i - 1}')}" for i in range(1, 19))]
+    (tmp_path / "cfg.yaml").write_text("\n".join(lines))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"references bring in more than 1000000 bytes|puts a section or a list"):
+        load(tmp_path / "cfg.yaml")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6, "bytes; what 1 MB of entries takes, with room for the parser"
 
 
 def test_an_override_of_the_type_drops_only_the_files_own_foreign_keys():
@@ -113,13 +186,24 @@ def test_dump_is_complete_and_reads_back(tmp_path):
     ("content", "line"),
     [
         (b"\xff\xfe\x00", "not text in UTF-8"),
-        (b"a: [1", "not valid YAML: .*line 2"),
+        (b"a:\n  [1", "not valid YAML: .*line 2"),
         (b"- 1\n- 2\n", "a configuration is a mapping"),
         (b"a: 1\na: 2\n", "not valid YAML: found duplicate key a"),
         (b"a: &x [1]\nb: *x\n", "uses a YAML alias"),
-        (b"!!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        (b"!!python/object/apply:os.system ['true']\n", r"uses a YAML tag \(!!python/object/apply:os.system\)"),
         (b"3", "holds a single value; a configuration is a mapping"),
-        (b"a: " + b"9" * 5000, "not valid YAML: Exceeds the limit"),
+        (b"seed: " + b"9" * 5000, "seed is inf"),
+        (b"", "is empty"),
+        (b"# nothing", "is empty"),
+        (b"a:\t1\n\tb: 2", "not valid YAML: .*line"),
+        (b"? [a]\n: 1\n", "a key that is not one value"),
+        (b"a: !!binary aGk=\n", "uses a YAML tag"),
+        (b"a: 1\n---\na: 2\n", "not valid YAML"),
+        (b"model: {architecture: small}\nseed: 0123\n", "seed is '0123'"),
+        (b"model: {architecture: small}\nseed: 1_0\n", "seed is '1_0'"),
+        (b"model: {architecture: small}\nloss: {name: hinge, eps: .nan}\n", "eps is nan"),
+        (b"model: {architecture: small}\n<<: {seed: 1}\n", "<< = "),
+        (b"data: {name: '${oc.env:HOME}'}\n", "is not the name of a key"),
         (b"1: 2\n", "a key that is no text"),
         (b"a: " + b"[" * 100_000, "nested deeper than 20 levels"),
         (b"".join(b" " * i + b"a:\n" for i in range(30)), "nested deeper than 20 levels"),

@@ -218,3 +218,36 @@ def test_hidden_folders_hold_neither_templates_nor_runs(folder):
     assert names(run_folders(folder), folder) == RELATIVE
     hidden = folder / "wide" / ".ipynb_checkpoints"  # unless it is what was named
     assert run_folders(hidden) == [hidden]
+
+
+@pytest.mark.parametrize("link", ["narrow", "narrow/a", "narrow/a/cfg.yaml", "narrow/a/logs", "narrow/a/checkpoints"])
+def test_nothing_is_written_through_a_link_of_the_folder(folder, link, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    target = outside / "cfg.yaml" if link.endswith(".yaml") else outside
+    if target != outside:
+        target.write_text("seed: 7\n")
+    before = contents(outside)
+    (folder / link).parent.mkdir(parents=True, exist_ok=True)
+    (folder / link).symlink_to(target)
+    generated = generate(folder)
+    assert all("is a symbolic link" in reason for reason in generated.invalid.values())
+    assert names(generated.invalid, folder) == (["narrow/a", "narrow/b"] if link == "narrow" else ["narrow/a"])
+    assert contents(outside) == before
+    assert (folder / link).is_symlink()
+
+
+def test_a_link_to_the_folder_itself_is_its_users(folder, tmp_path_factory):
+    link = tmp_path_factory.mktemp("elsewhere") / "family"
+    link.symlink_to(folder)
+    assert names(generate(link).added, link) == RELATIVE
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "logs/sessions.jsonl"])
+def test_no_session_writes_through_a_link_of_its_folder(tmp_path, name, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    target = outside / "file" if name.endswith("jsonl") else outside
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to(target)
+    with pytest.raises(ValueError, match="is a symbolic link"), session(RunFolder(tmp_path), "train"):
+        pass
+    assert not contents(outside)

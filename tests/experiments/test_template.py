@@ -56,6 +56,8 @@ def test_a_bracketed_key_puts_its_keys_in_its_own_place():
         ({"b": 1, "[a]|x": {"b": 2}}, r"\[a\]: 'b' is there twice"),
         ({f"k{i}": {f"v|{j}": j for j in range(10)} for i in range(6)}, "more than 100000 combinations"),
         ({"deep": {f"k{i}": {f"v|{j}": j for j in range(50)} for i in range(60)}}, "more than 100000 combinations"),
+        ({f"f{i}": {f"k{j}|{c}": 0 for j in range(16) for c in "ab"} for i in range(9)}, "more than 100000"),
+        ({"[x]": dict.fromkeys(map(str, range(999))), **{f"k{j}|{c}": 0 for j in range(12) for c in "ab"}}, "entries"),
     ],
 )
 def test_what_is_ambiguous_or_endless_is_refused(template, match):

@@ -392,8 +392,8 @@ LARGE = {
     "repeated pixels": [("NearestUpsampling", {"factor": 64}, {}), ("NearestUpsampling", {"factor": 16}, {})],
     "zeros around": [PADDED, PADDED],
     "a padded convolution": [PADDED, ("Conv2d", WIDE, {"weight": "k"})],
-    "many layers": [PADDED] + [("Identity", {}, {})] * 4,
-    "windows": [("NearestUpsampling", {"factor": 64}, {}), ("Conv2d", CONVOLVED, {"weight": "k4"})],
+    "long numbers": [PADDED] + [("Scale", {"factor": 0.3}, {})] * 8,
+    "wide windows": [("NearestUpsampling", {"factor": 64}, {}), ("Conv2d", CONVOLVED, {"weight": "k40"})],
     "output channels": [("NearestUpsampling", {"factor": 64}, {}), ("Conv2d", CONVOLVED, {"weight": "many"})],
     "a stride": [("Conv2d", {**CONVOLVED, "stride": [64, 64]}, {"weight": "hundred"})],
     "a dilation": [("Conv2d", {**WIDE, "dilation": [60, 60]}, {"weight": "hundred3"})],
@@ -406,7 +406,7 @@ def test_a_model_that_asks_for_too_much_memory_is_refused_before_it_takes_it(tmp
     monkeypatch.setattr("lconvnet_verify.exact.LARGEST", 2**16)
     tensors = {
         "k": np.ones((1, 1, 1, 1), "<f4"),
-        "k4": np.ones((1, 1, 4, 4), "<f4"),
+        "k40": np.ones((1, 1, 40, 40), "<f4"),
         "many": np.ones((9, 1, 1, 1), "<f4"),
         "hundred": np.ones((100, 1, 1, 1), "<f4"),
         "hundred3": np.ones((100, 1, 3, 3), "<f4"),

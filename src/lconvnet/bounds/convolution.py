@@ -19,6 +19,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from lconvnet import allowance
 from lconvnet.bounds.types import Method, Operation
 from lconvnet.ops import gram
 from lconvnet.ops.polyphase import to_unshuffled
@@ -29,6 +30,12 @@ NEARLY_ORTHOGONAL = 1 + 1e-3
 
 EXACT_SIZE_LIMIT = 64 * 64
 """Up to this many frequencies each is visited; larger images use the grid, whose correction is small then."""
+
+LONGEST = 64
+"""Taps an axis up to which a kernel's own powers, and a grid fine enough for it, are affordable."""
+
+SPREAD = 64
+"""Bytes that an entry of a kernel with its zeros takes while it is bounded."""
 
 WIDE = 64
 """From this many channels on, a coarser frequency grid keeps the bound affordable."""
@@ -112,14 +119,19 @@ def convolution_upper(operation: Operation, method: Method) -> tuple[float, str]
     conv = cast(nn.Conv2d, operation.module)
     stride = conv.stride if stride_divides(operation) else (1, 1)
     weight = to_float64(conv.weight, f"network module {operation.name!r}: weight")
-    blocks = [_block(group, conv, stride, _torus(operation)) for group in weight.chunk(conv.groups)]
+    _require_room(operation, stride)
+    blocks = (_block(group, conv, stride, _torus(operation)) for group in weight.chunk(conv.groups))
     if method == "auto":
         return max(_smallest_bound(block) for block in blocks)
-    if any((block.size is None or not is_circular(operation)) and max(block.spread.shape[2:]) > 1 for block in blocks):
+    return max(_spectrum(block, operation) for block in blocks), "spectrum"
+
+
+def _spectrum(block: _Block, operation: Operation) -> float:
+    if (block.size is None or not is_circular(operation)) and max(block.spread.shape[2:]) > 1:
         raise operation.refuse(
             "has no exact spectrum: method='spectrum' needs circular padding and input_shape; else use 'auto'"
         )
-    return max(gram.spectrum_bound(block.spread, block.size or (1, 1)) for block in blocks), "spectrum"
+    return gram.spectrum_bound(block.spread, block.size or (1, 1))
 
 
 def transposed_upper(operation: Operation, method: Method) -> tuple[float, str]:
@@ -132,8 +144,8 @@ def transposed_upper(operation: Operation, method: Method) -> tuple[float, str]:
     if operation.input_shape is not None:
         sides = zip(operation.input_shape[-2:], conv.stride, conv.dilation, weight.shape[2:], strict=True)
         torus = _multiple(((n - 1) * s + d * (k - 1) + 1 for n, s, d, k in sides), conv.stride)
-    blocks = [_block(group, conv, conv.stride, torus) for group in weight.chunk(conv.groups)]
-    return max(_smallest_bound(block) for block in blocks)
+    _require_room(operation, conv.stride)
+    return max(_smallest_bound(_block(group, conv, conv.stride, torus)) for group in weight.chunk(conv.groups))
 
 
 def _torus(operation: Operation) -> tuple[int, int] | None:
@@ -174,6 +186,16 @@ def _block(
     return _Block(K, dilated, None if size is None else (size[0] // stride[0], size[1] // stride[1]))
 
 
+def _require_room(operation: Operation, stride: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` for a kernel that dilation and stride fill up with far more zeros than it has weights."""
+    conv = cast(nn.Conv2d | nn.ConvTranspose2d, operation.module)
+    reach = (d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.weight.shape[2:], strict=True))
+    sides = [-(-r // s) * s for r, s in zip(reach, stride, strict=True)]
+    group = conv.weight.shape[0] // conv.groups * conv.weight.shape[1]
+    needed, what = SPREAD * group * sides[0] * sides[1], f"the kernel of network module {operation.name!r}"
+    allowance.require(needed, conv.weight.nbytes, f"{what} with stride {stride} and dilation {conv.dilation}")
+
+
 def dilate(K: Tensor, dilation: tuple[int, int]) -> Tensor:
     """Put dilation - 1 zeros between the taps."""
     height, width = ((k - 1) * d + 1 for k, d in zip(K.shape[-2:], dilation, strict=True))
@@ -194,9 +216,10 @@ def _smallest_bound(block: _Block) -> tuple[float, str]:
     candidates = [(residual, "residual"), (gram.unfolding_bound(block.kernel), "unfolding")]
     if block.size is not None and block.size[0] * block.size[1] <= EXACT_SIZE_LIMIT:
         candidates.append((gram.circular_bound(block.spread, block.size), "gram"))
-    else:
+    elif max(block.kernel.shape[2:]) <= LONGEST:
         candidates.append((gram.grid_bound(block.kernel, grid=_grid(block.kernel)), "gram-grid"))
-    candidates.append((gram.kernel_space_bound(block.kernel), "gram-kernel"))
+    if max(block.kernel.shape[2:]) <= LONGEST:
+        candidates.append((gram.kernel_space_bound(block.kernel), "gram-kernel"))
     return min(candidates)
 
 

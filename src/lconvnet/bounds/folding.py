@@ -34,6 +34,12 @@ from lconvnet.ops.rounding import gamma, up
 WIDEST = 1024
 """Channels up to which a sum with the image itself is folded: an identity of that size is a kernel, too."""
 
+LARGEST = 2**22
+"""Entries up to which a joint kernel is formed, unless its parts have as many: a product of narrow maps can have far
+more than they."""
+
+HELD = 2**24
+"""Entries of all kernels that wait for another operation to join them."""
 
 SMALLEST = 2.0**-1000
 """Products of magnitudes below are not formed: far above it, g(c) M covers what a product that underflows has lost."""
@@ -66,7 +72,10 @@ class Affine:
 
     def compressed(self, outer: Affine) -> Affine | None:
         """``outer`` behind this one, where at most one of them reads neighbours."""
-        if (self.border is not None and outer.border is not None) or _underflows(self.magnitude, outer.magnitude):
+        if self.border is not None and outer.border is not None:
+            return None
+        shape = (len(outer.kernel), *self.kernel.shape[1:], *outer.kernel.shape[2:])
+        if _is_too_large(shape, self, outer) or _underflows(self.magnitude, outer.magnitude):
             return None
         spread = self if self.border is not None else outer
         terms = self.kernel.shape[0] + 2
@@ -98,6 +107,8 @@ class Affine:
         if self.source != other.source or len(borders) > 1:
             return None
         origin = max(self.origin[0], other.origin[0]), max(self.origin[1], other.origin[1])
+        if _is_too_large((*self.kernel.shape[:2], *_frame((self, other), origin)), self, other):
+            return None
         (first, absolute), (second, more) = (_framed(part, (self, other), origin) for part in (self, other))
         return Affine(
             self.source,
@@ -121,13 +132,21 @@ def _behind(outer: Tensor, inner: Tensor) -> Tensor:
     return torch.einsum("oiab,ijcd->ojacbd", outer, inner).flatten(4).flatten(2, 3)
 
 
-def _framed(part: Affine, both: tuple[Affine, Affine], origin: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A kernel and its magnitude in the smallest frame that holds both, with the given origin."""
+def _is_too_large(shape: tuple[int, ...], *parts: Affine) -> bool:
+    return math.prod(shape) > max(LARGEST, *(part.kernel.numel() for part in parts))
+
+
+def _frame(both: tuple[Affine, Affine], origin: tuple[int, int]) -> tuple[int, int]:
+    """The sides of the smallest frame that holds both kernels, with the given origin."""
     room = [max(p.kernel.shape[2 + axis] - p.origin[axis] for p in both) for axis in (0, 1)]
-    pads = [
-        (origin[axis] - part.origin[axis], room[axis] - (part.kernel.shape[2 + axis] - part.origin[axis]))
-        for axis in (0, 1)
-    ]
+    return origin[0] + room[0], origin[1] + room[1]
+
+
+def _framed(part: Affine, both: tuple[Affine, Affine], origin: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A kernel and its magnitude in that frame."""
+    sides = _frame(both, origin)
+    before = [origin[axis] - part.origin[axis] for axis in (0, 1)]
+    pads = [(before[axis], sides[axis] - part.kernel.shape[2 + axis] - before[axis]) for axis in (0, 1)]
     frame = (*pads[1], *pads[0])
     return F.pad(part.kernel, frame), F.pad(part.magnitude, frame)
 
@@ -140,6 +159,7 @@ class Folding:
         self.found: dict[str, Affine] = {}
         nodes = traced.graph.nodes
         self.continued = {name for node in nodes if node.operation in FOLDING | NEUTRAL for name in node.inputs}
+        self.last = {name: node.name for node in nodes for name in node.inputs}
 
     def visit(self, node: Node) -> tuple[str, float] | None:
         """The node that this one is an affine map of, and a bound on the norm of that map; None where nothing folds."""
@@ -147,7 +167,10 @@ class Folding:
         if node.shape is None or not (before or node.name in self.continued or node.operation in FOLDING - OWN):
             return None
         affine = self._read(node)
-        if affine is None:
+        for name in node.inputs:
+            if self.last[name] == node.name:
+                self.found.pop(name, None)
+        if affine is None or sum(part.kernel.numel() for part in (affine, *self.found.values())) > HELD:
             return None
         self.found[node.name] = affine
         return (affine.source, affine.upper(_size(node))) if affine.parts > max(before, 1) else None
@@ -212,10 +235,11 @@ def _own(node: Node, operation: Operation) -> Affine | None:
         return None
     if (node.shape or ())[1:] != (operation.input_shape or ())[1:]:
         return None
-    K = dilate(
-        _ungrouped(to_float64(module.weight, f"network module {node.name!r}: weight"), module.groups),
-        cast(tuple[int, int], module.dilation),
-    )
+    dilation = cast(tuple[int, int], module.dilation)
+    sides = (d * (k - 1) + 1 for d, k in zip(dilation, module.weight.shape[2:], strict=True))
+    if module.weight[:, :, 0, 0].numel() * module.groups * math.prod(sides) > max(LARGEST, module.weight.numel()):
+        return None
+    K = dilate(_ungrouped(to_float64(module.weight, f"network module {node.name!r}: weight"), module.groups), dilation)
     if operation.padding is not None:
         left, _, top, _ = cast(tuple[int, int, int, int], operation.padding.padding)
         origin = top, left

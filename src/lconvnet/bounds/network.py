@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
 from torch import nn
 
+from lconvnet import allowance
 from lconvnet.bounds.fingerprint import fingerprint, program
 from lconvnet.bounds.folding import Folding
 from lconvnet.bounds.function_rules import Functions
@@ -17,6 +19,9 @@ from lconvnet.bounds.propagation import Groups
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Bound, LayerBound, Method, Operation
 from lconvnet.bounds.walk import Trace, in_float64, trace
+
+KEPT = 128
+"""Bytes of a number while a network is differentiated twice, at four points in float64."""
 
 ROUNDING = 1e-9
 """How far a lower bound may lie above the upper one before it is no longer round-off of the power iteration."""
@@ -43,7 +48,8 @@ def lipschitz_bound(
             called by a forward pass of your own, beside functions such as sums, concatenation and slices
             (:data:`lconvnet.bounds.functions.HANDLERS`). For others see :func:`lconvnet.bounds.register_rule`.
         input_shape: shape of one image, ``(C, H, W)``. Gives tighter bounds for circular convolutions, and
-            lower bounds. A network with functions needs it.
+            lower bounds; none of a network so deep or wide that they would take more memory than its weights allow
+            (:mod:`lconvnet.allowance`). A network with functions needs it.
         method: "auto" takes, for each layer, the residual certificate where it is nearly orthogonal, else the
             least of the Gram bounds; "spectrum" takes the exact spectrum at the true size, for networks of
             circular convolutions.
@@ -116,13 +122,20 @@ def _ruled(operation: Operation, method: Method) -> LayerBound:
 def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
     """Add lower bounds, of the layers and of the network. Raises RuntimeError where one lies above the upper bound."""
     shape = bound.input_shape
-    lower = None if shape is None else network_lower(in_float64(network, traced.graph), shape)
+    lower = network_lower(in_float64(network, traced.graph), shape) if shape and _has_room(traced) else None
     layers = tuple(_with_lower(traced.operations.get(layer.name), layer) for layer in bound.layers)
     for layer in layers:
         kind = traced.graph[layer.name].operation.rpartition(".")[2]
         _check_order(f"layer {layer.name!r} ({kind})", layer.lower, layer.upper)
     _check_order("the network as a whole", lower, bound.upper)
     return replace(bound, lower=lower, layers=layers)
+
+
+def _has_room(traced: Trace) -> bool:
+    """Whether the network may be differentiated as a whole, which keeps what every operation returns."""
+    size = sum(tensor.nbytes for step in traced.operations.values() for tensor in step.module.parameters())
+    numbers = sum(math.prod(node.shape or ()) for node in traced.graph.nodes)
+    return KEPT * numbers <= allowance.allowed(size)
 
 
 def _with_lower(operation: Operation | None, layer: LayerBound) -> LayerBound:

@@ -92,7 +92,14 @@ class Reader:
                 return traced
             else:
                 self._read(call)
+                self._forget(call)
         raise ValueError("network returns nothing")
+
+    def _forget(self, call: fx.Node) -> None:
+        """Let go of what no later call reads, so that a deep network takes no more memory than its widest part."""
+        for source in call.all_input_nodes:
+            if all(user is call or user in self.values for user in source.users):
+                self.examples.pop(source, None)
 
     def _read(self, call: fx.Node) -> None:
         if call.op == "call_module":

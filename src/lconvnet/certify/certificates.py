@@ -19,6 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from lconvnet import allowance
 from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, bound_of, fingerprint, lipschitz_bound, program, trace
 from lconvnet.bounds.convolution import stride_divides
 from lconvnet.certify.claim import Claim, Level
@@ -72,7 +73,7 @@ def certify(
             smaller, and labels may be those of float32.
         bound: from :func:`lconvnet.lipschitz_bound` of this network; None computes it at the size of the
             images.
-        batch_size: images evaluated at once.
+        batch_size: images evaluated at once, at most: fewer where they would take more than half a gigabyte.
 
     Raises:
         ValueError: images that are no floats in [0, 1] or do not fit, a network in half precision, a bound
@@ -105,11 +106,23 @@ def certify(
         chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
         label, margin, radius = (torch.cat(column) for column in zip(*chunks, strict=True))
         return Certificates(label, margin, radius, level)
+    batch_size = min(batch_size, _fitting(traced))
     claim, wanted = Claim.of(network, traced, bound, images, level), [check_eps(value) for value in eps]
     if wanted and claim.dtype == images.dtype == torch.float32 and runs_as_sums(network):
         return _decided(claim, images, wanted, batch_size)
     found = claim.radii(images, torch.float64, batch_size)
     return Certificates(found.label, found.margin, found.radius, level)
+
+
+def _fitting(traced: Trace) -> int:
+    """How many images to evaluate at once in float64, their patches laid out as convolutions do."""
+    widest = max(math.prod(node.shape or ()) for node in traced.graph.nodes)
+    patches = [
+        operation.module.weight[0].numel() * math.prod((traced.graph[name].shape or ())[1:])
+        for name, operation in traced.operations.items()
+        if isinstance(operation.module, nn.Conv2d)
+    ]
+    return max(1, allowance.BYTES // (8 * (3 * widest + max(patches, default=0))))
 
 
 def _decided(claim: Claim, images: Tensor, eps: Sequence[float], batch_size: int) -> Certificates:

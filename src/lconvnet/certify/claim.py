@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lconvnet import allowance
 from lconvnet.bounds import Bound, Trace, in_float64, tensors_of
 from lconvnet.bounds.graph import Graph
 from lconvnet.certify.budget import Budget, budget, classes_of, refuse_subnormal
@@ -38,6 +39,9 @@ from lconvnet.ops.rounding import UNIT_ROUNDOFF
 
 Level = Literal["estimate", "analytic", "sound"]
 """What a radius accounts for; see :mod:`lconvnet.certify.certificates`."""
+
+PAIR = 80
+"""Bytes that a pair of classes takes in all that is computed of it."""
 
 ROUNDINGS = 16 * UNIT_ROUNDOFF
 """More than the float64 operations on one margin, error or radius can change, relatively."""
@@ -77,8 +81,9 @@ class Claim:
     @classmethod
     def of(cls, network: nn.Module, traced: Trace, bound: Bound, images: Tensor, level: Level) -> Claim:
         """The claim about a network that was traced on images of this shape."""
-        classes_of(traced.graph)
         tensors = tensors_of(network)
+        size, classes = sum(tensor.nbytes for tensor in tensors.values()), classes_of(traced.graph)
+        allowance.require(PAIR * classes**2, size, f"network: what is computed of all pairs of its {classes} classes")
         if level == "sound":
             refuse_subnormal(traced.graph, tensors)
             refuse_other_sums(network)

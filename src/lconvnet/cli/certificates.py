@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 
 from lconvnet import atomic, data, extras, saving
@@ -24,7 +23,10 @@ from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.ops.images import check_eps
 from lconvnet.training import is_started
 
-Eps = Annotated[list[float] | None, typer.Option("--eps", help="Say whether each radius exceeds EPS.")]
+Eps = Annotated[
+    list[float] | None,
+    typer.Option("--eps", parser=options.number, metavar="EPS", help="Say whether each radius exceeds EPS."),
+]
 Data = Annotated[str | None, typer.Option("--data", help="Certify images of a data set, by name or path.")]
 Split = Annotated[str, typer.Option("--split", help="Of the data set: train, validation or test.")]
 First = Annotated[int | None, typer.Option("--first", min=1, help="Only so many images of the split.")]
@@ -74,13 +76,13 @@ def certify_command(
     bound = lipschitz_bound(network, input_shape=description.input_shape, diagnose=level == "estimate")
     found, written = _certified(network, subjects, bound, level, out)
     rows = _rows(found, subjects, description.class_names, radii)
-    console = Console(stderr=as_json)
+    console = output.PlainConsole(stderr=as_json)
     output.show_certificates(rows, found.level, bound.upper, console)
     measured = _accuracies(found, subjects, radii)
     output.show_accuracies(measured, len(found), subjects.note, console)
     files = {} if out is None else {"certificates_written": written, "out": str(out)}
     if out is not None:
-        console.print(f"{written} of {len(found)} images certified: {out}", soft_wrap=True, highlight=False)
+        console.print(f"{written} of {len(found)} images certified: {out}")
     if as_json:
         output.show_json({"level": found.level, "bound": bound.upper, "certificates": rows, **measured, **files})
 
@@ -156,7 +158,7 @@ def _refuse_others(out: Path, first: Mapping[str, Any], subjects: Subjects) -> N
         try:
             found = json.loads(path.read_bytes())
             same = all(found[key] == value for key, value in wanted.items())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             same = False
         if not same:
             raise ValueError(f"--out {out}: {path.name} is of another network, level or image; name another folder")

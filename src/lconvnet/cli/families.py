@@ -27,7 +27,7 @@ NoTest = Annotated[bool, typer.Option("--no-test", help="Train only, evaluate no
 def generate_command(folder: Folder, changes: options.Set = None, as_json: options.Json = False) -> None:
     """Write a cfg.yaml for every combination of every template.yaml in and below FOLDER; nothing is lost."""
     generated = family.generate(folder, changes or ())
-    show_generated(generated, Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False))
+    show_generated(generated, output.PlainConsole(stderr=as_json))
     if as_json:
         output.show_json({name: _paths(value) for name, value in vars(generated).items()})
     raise typer.Exit(2 if generated.invalid else 0)
@@ -45,7 +45,7 @@ def sweep_command(
 ) -> None:
     """Train and evaluate every run of a family that is not finished, --jobs at a time; the same command goes on."""
     output.configure_logging(quiet)
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = output.PlainConsole(stderr=True)
     runs, invalid = family_runs(folder, changes or (), console)
     plan = sweep.plan(runs, test=not no_test, attacks=not no_attacks)
     plan.invalid.update(invalid)
@@ -67,7 +67,7 @@ def status_command(folder: Folder, as_json: options.Json = False) -> None:
     rows = [status(path) for path in family.run_folders(folder)]
     if not rows:
         raise ValueError(f"{folder} holds no cfg.yaml, nor does any folder below it; name the folder of a family")
-    console = Console(stderr=as_json, highlight=False)
+    console = output.PlainConsole(stderr=as_json)
     output.show_table(status_header(), [status_row(row, folder) for row in rows], console)
     console.print(", ".join(f"{number} {state}" for state, number in count(rows).items()))
     if as_json:

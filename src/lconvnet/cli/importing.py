@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lconvnet import importing
 from lconvnet.cli import options, output
@@ -21,12 +20,12 @@ def import_command(old: Old, new: New, as_json: options.Json = False) -> None:
     """Write what OLD holds as the run folder NEW: cfg.yaml, weights, record and the baked network with its bound."""
     found = importing.import_run(old, new)
     upper = rounded_up(found.bound.upper, 9)
-    Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False).print(
+    output.PlainConsole(stderr=as_json).print(
         f"imported epoch {found.epoch}; Lipschitz bound {upper} ({found.bound.level}); saved {found.path}"
     )
     if found.unfinished > NOTICEABLE:
         left = rounded_up(found.unfinished, decimals(found.unfinished, 1))
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
+        output.PlainConsole(stderr=True).print(
             f"note: the original's Björck steps left singular values up to {left} from 1; there its "
             "outputs depend on the random start of its power iteration, which no file keeps"
         )

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from lconvnet.experiments import scalars
+
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the configuration.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder that holds <name>/*.parquet.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable last line.")]
@@ -21,6 +23,15 @@ ReportOut = Annotated[
 NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certified accuracy only.")]
 
 
+def number(text: str | float) -> float:
+    """Return the number that an option is given as."""
+    try:
+        return scalars.number(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def overrides(changes: Sequence[str] | None, data_dir: str | None) -> list[str]:
-    """Return all changes to the configuration; a folder name is quoted, so that YAML leaves it as it is."""
-    return [*(changes or ()), *([f"data.directory={json.dumps(data_dir)}"] if data_dir is not None else [])]
+    """Return all changes to the configuration; a folder name is quoted, so that it is read as it is."""
+    place = None if data_dir is None else json.dumps(data_dir, ensure_ascii=False)
+    return [*(changes or ()), *([] if place is None else [f"data.directory={place}"])]

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lconvnet.experiments import robustness
 from lconvnet.ops.rounding import percent_down, percent_up, rounded_down, rounded_up
+from lconvnet.printable import printable
 from lconvnet.report import Written, terminal
 from lconvnet.report.names import eps_label
 
@@ -28,6 +29,29 @@ SECTIONS = {
 }
 
 
+class PlainConsole(Console):
+    """Shows text as it is: without markup, and with what is not printable as an escape."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts and tables."""
+        super().print(*(printable(item) if isinstance(item, str) else item for item in objects), **options)
+
+
+class _PlainFormatter(logging.Formatter):
+    """The same for the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print one line."""
+    typer.echo(printable(str(text)), err=err)
+
+
 def show_json(values: Mapping[str, Any]) -> None:
     """Print one line of JSON."""
     typer.echo(json.dumps(values, allow_nan=False))
@@ -36,7 +60,9 @@ def show_json(values: Mapping[str, Any]) -> None:
 def configure_logging(quiet: bool) -> None:
     """Send the package's log to standard error, warnings only where quiet."""
     logger = logging.getLogger("lconvnet")
-    logger.handlers = [logging.StreamHandler()]
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter())
+    logger.handlers = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
@@ -64,14 +90,12 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
     """Show results.yaml as tables, one for each section, with one row for each eps."""
     for section, title in SECTIONS.items():
         if section in results:
-            console.print(accuracy_table(title, results[section]))
-    console.print(f"{results['data']}, epoch {results['epoch']}", soft_wrap=True, highlight=False)
+            console.print(accuracy_table(title, results[section]), soft_wrap=False)
+    console.print(f"{results['data']}, epoch {results['epoch']}")
     if "note" in results:
-        console.print(results["note"], soft_wrap=True, highlight=False)
+        console.print(results["note"])
     constant = results["sanity_check/layer-l-constant"]
-    console.print(
-        f"Lipschitz bound {rounded_up(constant, 9)} ({results['level']}); {path}", soft_wrap=True, highlight=False
-    )
+    console.print(f"Lipschitz bound {rounded_up(constant, 9)} ({results['level']}); {path}")
 
 
 def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Table:
@@ -90,14 +114,14 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Co
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     table = Table(*header)
     for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
+        table.add_row(*map(printable, row))
+    console.print(table, soft_wrap=False)
 
 
 def show_report(report: Written, *, as_json: bool = False) -> None:
     """Show tables, what was read and written, and what was not."""
     configure_logging(quiet=True)
-    console = Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False)
+    console = PlainConsole(stderr=as_json)
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     for table in report.tables:
         console.print(terminal.renderable(table, console.width))
@@ -123,13 +147,10 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
         console.print(
             f"{row['image']}: label {row['label']}{name}{_truth(row)}, "
             f"margin {rounded_down(row['margin'], 4)}, radius {rounded_down(row['radius'], 4)}{certified}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
         )
     shown = f"Lipschitz bound {rounded_up(bound, 9)}"
     nothing = f"level estimate, radii from power iteration: nothing is certified (but the {shown} is proved)"
-    console.print(nothing if level == "estimate" else f"level {level}, {shown}", soft_wrap=True, highlight=False)
+    console.print(nothing if level == "estimate" else f"level {level}, {shown}")
 
 
 def _truth(row: Mapping[str, Any]) -> str:
@@ -144,10 +165,8 @@ def show_accuracies(measured: Mapping[str, Any], count: int, note: str, console:
     """Show clean and certified accuracy of images whose true labels are known, and what must be said of them."""
     if measured:
         certified = "".join(
-            f", certified {value:.2%} at {eps}" for eps, value in measured["certified_accuracy"].items()
+            f", certified {percent_down(value)} at {eps}" for eps, value in measured["certified_accuracy"].items()
         )
-        console.print(
-            f"{count} images: accuracy {measured['accuracy']:.2%}{certified}", soft_wrap=True, highlight=False
-        )
+        console.print(f"{count} images: accuracy {measured['accuracy']:.2%}{certified}")
     if note:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        console.print(note)

@@ -18,6 +18,7 @@ from typing import NoReturn
 import typer
 
 from lconvnet.experiments.crosscheck import ContradictionError
+from lconvnet.printable import printable
 from lconvnet.training import Interrupted, is_first_process
 from lconvnet.training.interruption import NOTICES
 
@@ -63,7 +64,7 @@ def raised_here(error: Exception) -> bool:
 
 def fail(message: str, code: int) -> int:
     """Print one line on standard error and return the exit code."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     return code
 
 

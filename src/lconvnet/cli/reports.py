@@ -26,4 +26,4 @@ def plot_command(
 ) -> None:
     """Draw certified and attacked accuracy against radius for several runs, singular values, and images."""
     for path in draw([find_run(run) for run in runs], out, images=images, overrides=options.overrides(None, data_dir)):
-        typer.echo(path)
+        output.echo(path)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lconvnet.cli import options, output
 from lconvnet.experiments import estimation, execute, generation
@@ -101,7 +100,7 @@ def show_trained(trained: execute.Trained, folder: RunFolder, *, as_json: bool) 
     """Say which epoch was kept, and what it achieves on the validation images."""
     best = trained.record.best
     certified = {str(eps): value for eps, value in best.certified.items()}
-    Console(stderr=as_json, soft_wrap=True, highlight=False).print(
+    output.PlainConsole(stderr=as_json).print(
         f"kept epoch {best.epoch} of {len(trained.record.epochs)} by {trained.record.chosen_by} ({validated(best)}); "
         f"Lipschitz bound {rounded_up(trained.bound.upper, 9)} ({trained.bound.level}); saved {trained.path}"
     )
@@ -116,7 +115,7 @@ def show_estimate(found: Estimate, folder: RunFolder, *, as_json: bool) -> None:
     """Say what a critic certifies."""
     low, high = found.interval
     interval = f"at {decimal(found.confidence)} from {rounded_down(low, 4)} to {rounded_up(high, 4)}"
-    Console(stderr=as_json, soft_wrap=True, highlight=False).print(
+    output.PlainConsole(stderr=as_json).print(
         f"estimate {rounded_down(found.lower_bound, 4)} of a lower bound on the Wasserstein-1 distance ({interval}, "
         f"assuming {found.assumes}), {found.units}; "
         f"Lipschitz bound {rounded_up(found.lipschitz, 9)} ({found.level}); {folder.results}"
@@ -130,7 +129,7 @@ def show_estimate(found: Estimate, folder: RunFolder, *, as_json: bool) -> None:
 def show_generator(record: Record, folder: RunFolder, *, as_json: bool) -> None:
     """Say how a generator's training ended."""
     last, path = record.epochs[-1], generator_path(folder.path)
-    Console(stderr=as_json, soft_wrap=True, highlight=False).print(
+    output.PlainConsole(stderr=as_json).print(
         f"{last.epoch} epochs, {last.step} steps of the generator ({summary(last)}); saved {path}"
     )
     if as_json:
@@ -154,7 +153,7 @@ def evaluate_classifier(
     """Evaluate and show the table of results."""
     with output.evaluation_progress(quiet) as report:
         found = execute.evaluate(folder, changes, attacks=attacks, report=report)
-    output.show_results(found.results, found.path, Console(stderr=as_json))
+    output.show_results(found.results, found.path, output.PlainConsole(stderr=as_json))
     if as_json:
         rows: Mapping[float, Mapping[str, float]] = found.results["adv_robustness"]
         certified = {str(eps): row["lb"] for eps, row in rows.items()}

@@ -36,11 +36,13 @@ def submit_command(
     given = {"limit": limit, "options": sbatch or (), "logs": logs, "notice": notice}
     done = slurm.submit(runs, resume=resume, test=test, **given)
     for run, reason in done.left_out.items():
-        typer.echo(f"not submitted: {run}: {reason}".replace(f"{run}: {run}", str(run)), err=True)
+        output.echo(f"not submitted: {run}: {reason}".replace(f"{run}: {run}", str(run)), err=True)
     if as_json:
         left_out = {str(run): reason for run, reason in done.left_out.items()}
         output.show_json({"job": done.job, "runs": list(map(str, done.runs)), "left_out": left_out, "logs": str(logs)})
     elif done.job is None:
-        typer.echo(f"nothing to submit: none of {len(runs)} runs has anything to do")
+        output.echo(f"nothing to submit: none of {len(runs)} runs has anything to do")
     else:
-        typer.echo(f"submitted job {done.job}: {len(done.runs)} of {len(runs)} runs, output in {logs}/{done.job}_*.out")
+        output.echo(
+            f"submitted job {done.job}: {len(done.runs)} of {len(runs)} runs, output in {logs}/{done.job}_*.out"
+        )

@@ -31,9 +31,13 @@ def wasserstein_command(
     resume: options.Resume = False,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps of the critic.")] = 2000,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of each side in a step.")] = 64,
-    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of RMSprop.")] = RATE,
+    rate: Annotated[
+        float, typer.Option("--lr", parser=options.number, metavar="RATE", help="Peak learning rate of RMSprop.")
+    ] = RATE,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, held-out samples and batches.")] = 0,
-    confidence: Annotated[float, typer.Option("--confidence", help="Of the interval.")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option("--confidence", parser=options.number, metavar="C", help="Of the interval.")
+    ] = 0.95,
     support: Support = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -48,7 +52,7 @@ def wasserstein_command(
         confidence=confidence, support=support, directory=out, resume=resume, progress=not quiet,
     )  # fmt: skip
     files = [] if out is None else write(found, out)
-    show(found, files, Console(stderr=as_json, soft_wrap=True, highlight=False, markup=False))
+    show(found, files, output.PlainConsole(stderr=as_json))
     if as_json:
         facts = {name: value for name, value in found.to_dict().items() if name not in ("history", "settings")}
         output.show_json({**facts, "files": [str(path) for path in files]})

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lconvnet.experiments.sweep import Outcome, Plan, Watcher
+from lconvnet.printable import printable
 
 logger = logging.getLogger("lconvnet")
 
@@ -58,7 +59,7 @@ class Board:
         title = STOPPING if self.stopping else f"{self.done} of {total} ended, {len(self.active)} running"
         table = Table("run", "seconds", "says", title=title, title_justify="left", expand=True)
         for run, (begun, line) in list(self.active.items()):
-            table.add_row(str(run), f"{time.monotonic() - begun:.0f}", line)
+            table.add_row(printable(str(run)), f"{time.monotonic() - begun:.0f}", printable(line))
         return table
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lconvnet import allowance
 from lconvnet.data.errors import DataError
 from lconvnet.extras import require
 
@@ -18,7 +19,8 @@ _GREY, _COLOUR = (
     ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa", "LAB", "HSV"),
 )
 _ORIENTATION = 0x0112  # EXIF tag: how the camera was held
-MAX_PIXELS = 2**26  # 64 megapixels: a larger header is a mistake or a decompression bomb
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: reading some starts other programs
+EACH = 12  # bytes a pixel takes while it is decoded: four channels, in three copies
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,18 @@ def decode(
         shape = shape or found
         _check(found, shape)
         if i == 0:
+            if image_size is None:
+                held, size = len(cells) * shape.height * shape.width * shape.channels, sum(map(_size, cells))
+                allowance.require(held, size, f"{len(cells)} images such as {origin}", DataError)
             pixels = _allocate(len(cells), shape)
         pixels[i] = np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(pixels.shape[1:])
     if shape is None:
         raise DataError("there is no image to decode: give at least one")
     return Decoded(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), shape, jpeg)
+
+
+def _size(cell: bytes | Path) -> int:
+    return len(cell) if isinstance(cell, bytes) else cell.stat().st_size
 
 
 def _allocate(count: int, shape: Shape) -> np.ndarray:
@@ -84,16 +93,20 @@ def _allocate(count: int, shape: Shape) -> np.ndarray:
 def _open(pil: Any, ops: Any, cell: bytes | Path, origin: str) -> tuple[Any, bool]:
     """Return the loaded upright image and whether it was a JPEG."""
     try:
-        image = pil.open(io.BytesIO(cell if isinstance(cell, bytes) else cell.read_bytes()))
-        if image.width * image.height <= MAX_PIXELS:
-            image.load()
+        content = cell if isinstance(cell, bytes) else cell.read_bytes()
+        image = pil.open(io.BytesIO(content), formats=FORMATS)
+        what = f"{origin} with {image.height}x{image.width} pixels"
+        allowance.require(EACH * image.width * image.height, len(content), what, DataError)
+        image.load()
         lossy = image.format in ("JPEG", "MPO")
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ops.exif_transpose(image)
+    except DataError:
+        raise
+    except pil.UnidentifiedImageError as error:
+        raise DataError(f"{origin} is not a readable image, none of {', '.join(FORMATS)}: convert it") from error
     except Exception as error:  # decoders of broken files raise nearly anything
         raise DataError(f"{origin} is not a readable image ({error}): repair or remove it") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{origin} has {image.height}x{image.width} pixels, more than {MAX_PIXELS}: shrink it")
     return image, lossy
 
 

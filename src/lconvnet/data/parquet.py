@@ -4,12 +4,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lconvnet import allowance
 from lconvnet.data.errors import DataError, nearest
 from lconvnet.data.parts import role_of
 from lconvnet.data.rows import Rows, Source, take
 from lconvnet.data.tree import Tree
 from lconvnet.extras import require
 
+ROWS = 1024
+OBJECTS = 6  # times a value of Arrow: what the number or the bytes take in Python
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 _SPLIT_COLUMNS = ("split", "part", "partition", "subset", "set", "phase", "usage")
 
@@ -89,7 +92,7 @@ def open_columns(file: Path, *wanted: tuple[str, ...], optional: tuple[str, ...]
             present = opened.schema_arrow.names
             needed = [_column(file, present, *names) for names in wanted]
             others = [name for name in present if wanted and name.casefold() in optional]
-            table = opened.read(columns=[*needed, *others] or None)
+            table = _held(file, opened, [*needed, *others] or None)
         table.validate(full=True)
     except DataError:
         raise
@@ -98,6 +101,23 @@ def open_columns(file: Path, *wanted: tuple[str, ...], optional: tuple[str, ...]
     if not len(table):
         raise DataError(f"{file} has no rows: fetch it again, or remove it")
     return table
+
+
+def _held(file: Path, opened: Any, columns: list[str] | None) -> Any:
+    """The columns as a table, a few rows at a time: what repeats in a file takes no room in it.
+
+    So few that they fit even if every one of them held all that a group of rows declares.
+    """
+    size = file.stat().st_size
+    groups = [opened.metadata.row_group(i).total_byte_size for i in range(opened.metadata.num_row_groups)]
+    allowance.require(OBJECTS * sum(groups), size, str(file), DataError)
+    rows = max(1, min(ROWS, allowance.allowed(size) // (OBJECTS * max([*groups, 1]))))
+    batches, held = [], 0
+    for batch in opened.iter_batches(batch_size=rows, columns=columns):
+        held += OBJECTS * batch.nbytes
+        allowance.require(held, size, str(file), DataError)
+        batches.append(batch)
+    return require("pyarrow", "data").Table.from_batches(batches, schema=None if batches else opened.schema_arrow)
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:

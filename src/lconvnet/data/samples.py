@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lconvnet.data.arrays import read_npy
 from lconvnet.data.decoding import decode
 from lconvnet.data.errors import DataError
 from lconvnet.data.parquet import encoded_bytes, open_columns, roles_in
@@ -43,7 +44,7 @@ def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None,
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".npy":
-        return torch.from_numpy(_read_npy(path))
+        return torch.from_numpy(read_npy(path))
     if path.is_file() and path.suffix == ".parquet":
         return _read_parquet([path], image_size, channels)
     if not path.is_dir():
@@ -71,16 +72,6 @@ def _read_folder(tree: Tree, image_size: tuple[int, int] | None, channels: int |
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): add some, or correct the path")
     return decode(files, list(map(str, files)), image_size=image_size, channels=channels).images
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a readable .npy file ({error}): save one numeric array with np.save") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        raise DataError(f"{path} holds {getattr(values, 'dtype', 'an archive')}, not one array of numbers: convert it")
-    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 def _read_parquet(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> Tensor:

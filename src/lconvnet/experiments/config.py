@@ -15,7 +15,16 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, model_validator
 
 from lconvnet.experiments.attacks import AnyAttack, Attack, Fgsm, MinimumNorm, Pgd
-from lconvnet.experiments.section import Fraction, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, Section
+from lconvnet.experiments.section import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Number,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 ConvName = Literal["bcop", "bcop-fixed", "rko", "ossn", "svcm", "rkl2ne", "unconstrained"]
 LinearName = Literal["orthogonal", "cholesky", "spectral-norm", "unconstrained"]
@@ -86,7 +95,7 @@ class Kw(Section):
     """The networks of Wong et al. 2018, with `mean` and `std` of their input normalisation, one number a channel."""
 
     architecture: Literal["kw-small", "kw-large", "kw-resnet"]
-    mean: Annotated[tuple[float, ...], Strict(False), Field(min_length=1)] | None = None
+    mean: Annotated[tuple[Number, ...], Strict(False), Field(min_length=1)] | None = None
     std: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] | None = None
 
 
@@ -116,7 +125,7 @@ class OffsetCrossEntropy(Section):
     name: Literal["offset-cross-entropy"]
     eps: PositiveFloat
     temperature: PositiveFloat = 0.25
-    offset: Annotated[float, Field(ge=0)] | None = None
+    offset: NonNegativeFloat | None = None
 
 
 class Adam(Section):
@@ -125,7 +134,7 @@ class Adam(Section):
     name: Literal["adam"]
     lr: PositiveFloat = 1e-3
     betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
 
 
 class Sgd(Section):
@@ -135,7 +144,7 @@ class Sgd(Section):
     lr: PositiveFloat = 0.1
     momentum: Fraction = 0.9
     nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Sgd":
@@ -151,7 +160,7 @@ class Rmsprop(Section):
     lr: PositiveFloat = 1e-3
     alpha: Fraction = 0.99
     momentum: Fraction = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
 
 
 class Exponential(Section):
@@ -159,14 +168,14 @@ class Exponential(Section):
     epochs)."""
 
     name: Literal["exponential"]
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.96235062639
+    gamma: Annotated[Number, Field(gt=0, le=1)] = 0.96235062639
 
 
 class OneCycle(Section):
     """The learning rate rises to `optimizer.lr` and falls to nearly nothing by the last step."""
 
     name: Literal["one-cycle"]
-    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    warmup: OpenFraction = 0.3
 
 
 class Constant(Section):

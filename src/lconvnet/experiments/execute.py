@@ -21,7 +21,8 @@ from lconvnet.data import load as load_data
 from lconvnet.experiments import accuracies, build, names, robustness
 from lconvnet.experiments.attacks import MinimumNorm
 from lconvnet.experiments.config import Evaluation, Experiment
-from lconvnet.experiments.loading import load, parse, parse_overrides
+from lconvnet.experiments.loading import load, parse
+from lconvnet.experiments.reading import parse_overrides
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
 from lconvnet.experiments.session import session
 from lconvnet.extras import require

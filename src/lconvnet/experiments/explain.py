@@ -77,6 +77,14 @@ def values(annotation: Any) -> list[Any]:
     return [found for argument in get_args(annotation) for found in values(argument)]
 
 
+def types(annotation: Any) -> set[Any]:
+    """Return the single types that `annotation` allows (through Annotated, unions and tuples)."""
+    inner = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
+        return {found for argument in inner for found in types(argument)}
+    return {annotation}
+
+
 def tags(section: type[BaseModel]) -> tuple[str, tuple[str, ...]]:
     """Return the type key of a section of a union and the names it answers to, or ("", ()) without one."""
     for key in TAGS:

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from lconvnet import atomic
-from lconvnet.experiments.loading import merge, parse_any, parse_overrides, read
+from lconvnet.experiments.loading import merge, parse_any
+from lconvnet.experiments.reading import Dumper, parse_overrides, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import undisturbed
 from lconvnet.experiments.template import Choice, expand
@@ -29,7 +30,6 @@ TEMPLATE, CONFIG = "template.yaml", "cfg.yaml"
 MARK = "# sha256 of the rest: "
 OVERRIDDEN = "# Overridden: "
 WIDTH = 100
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass
@@ -134,8 +134,10 @@ def _without(values: Any, key: Sequence[str]) -> Any:
 
 def _generate(run: Path, template: Path, choice: Choice, overrides: Sequence[str], result: Generated) -> None:
     """Write the configuration of one run, or say why there is none."""
-    kept = [] if overrides else _overrides_of(run / CONFIG)
     try:
+        atomic.refuse_links(template.parent, run / CONFIG)
+        RunFolder(run).refuse_links()
+        kept = [] if overrides else _overrides_of(run / CONFIG)
         values = merge(choice.value, overrides or kept)
         parse_any(values)
     except ValueError as error:
@@ -178,7 +180,7 @@ def _replace(run: Path, text: str, result: Generated) -> None:
 
 def _text(values: Mapping[str, Any], source: str, overrides: Sequence[str]) -> str:
     layout = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": WIDTH}
-    body = yaml.dump(dict(values), Dumper=DUMPER, **layout)
+    body = yaml.dump(dict(values), Dumper=Dumper, **layout)
     overridden = f"{OVERRIDDEN}{json.dumps(list(overrides), ensure_ascii=False)}\n" if overrides else ""
     return f"# Generated from {source}: change that and generate again.\n{overridden}{MARK}{_digest(body)}\n{body}"
 
@@ -192,7 +194,7 @@ def _overrides_of(path: Path) -> list[str]:
     try:
         found = json.loads(line.removeprefix(OVERRIDDEN)) if line else []
         parse_overrides(found)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return []
     return found
 

@@ -63,7 +63,7 @@ def recorded(folder: RunFolder) -> gan.Record | None:
     """Return the record of a generator's training, None where the folder holds none."""
     try:
         return gan.Record.from_dict(json.loads((folder.path / "record.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lconvnet.data.arrays import read_npy
 from lconvnet.data.decoding import Shape, decode
 
 
@@ -35,10 +36,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> Tensor:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError):
-        raise ValueError(f"image {str(path)!r} is no array of numbers; save it with numpy.save") from None
+    array = read_npy(path)
     if array.shape != shape or array.dtype.kind != "f":
         raise ValueError(
             f"image {str(path)!r} is {array.dtype} of shape {array.shape}; the network takes floats of shape {shape}"

@@ -76,7 +76,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -2,38 +2,30 @@
 wrong.
 
 A file in the grammar of the original LConvNet is translated (`lconvnet.experiments.original`).
-The file is read with a safe loader (no Python objects), may not exceed 1 MB or 20 levels and may not use YAML aliases
-(`${key}` refers to another key instead), so that reading it takes bounded time and memory.
+What a plain value of an override stands for depends on its key: `data.name=0123` is a folder, `seed=0123` is refused.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from lconvnet.experiments import original
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.explain import choice, explain, sections, tags
+from lconvnet.experiments.explain import choice, explain, sections, tags, types
+from lconvnet.experiments.explain import values as literals
 from lconvnet.experiments.generation_config import GanExperiment
+from lconvnet.experiments.reading import Dumper, Written, overlaid, parse_overrides, read
+from lconvnet.experiments.references import resolved
+from lconvnet.experiments.scalars import plain
 
 AnyExperiment = Experiment | WassersteinExperiment | GanExperiment
 TASKS: Mapping[str, type[AnyExperiment]] = {"wasserstein": WassersteinExperiment, "gan": GanExperiment}
-
-MAXIMAL_BYTES = 1_000_000
-MAXIMAL_DEPTH = 20
-STARTS = (
-    yaml.FlowSequenceStartToken,
-    yaml.FlowMappingStartToken,
-    yaml.BlockSequenceStartToken,
-    yaml.BlockMappingStartToken,
-)
-ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -86,78 +78,15 @@ def merge(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str,
         values = original.translate(values)
     if not overrides and "${" not in str(values):
         return dict(values)
-    try:
-        changes = parse_overrides(overrides)
-        known = OmegaConf.create(_without_stale_keys(_with_defaults(values, changes), changes))
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(known, changes), resolve=True))
-    except TypeError:
-        raise ValueError(f"--set {' --set '.join(overrides)} puts a list where the file has a section") from None
-    except OmegaConfBaseException as error:
-        raise ValueError(f"a ${{key}} reference is wrong: {_first_line(error)}") from None
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the nested values of a YAML file, unvalidated; ValueError where it is no readable YAML
-    mapping."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the cfg.yaml in it")
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; name a cfg.yaml such as runs/demo/cfg.yaml")
-    if path.stat().st_size > MAXIMAL_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAXIMAL_BYTES}; it is no configuration")
-    try:
-        text = path.read_text(encoding="utf-8")
-        _check_tokens(path, text)
-        config = _created(path, text)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8; name a YAML configuration") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is not valid YAML: {_first_line(error)}") from None
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{path} holds a {type(config).__name__}; a configuration is a mapping of sections")
-    values = OmegaConf.to_container(config, resolve=False)
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{path} has a key that is no text; a configuration maps names to sections")
-    return {str(key): value for key, value in values.items()}
-
-
-def parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    """Return `key=value` texts as a nested configuration.
-
-    >>> parse_overrides(["evaluation.eps=[0.1, 0.2]"])
-    {'evaluation': {'eps': [0.1, 0.2]}}
-    """
-    for text in overrides:
-        key, separator, _ = text.partition("=")
-        if not separator or not all(part.strip() for part in key.split(".")):
-            raise ValueError(f"--set is {text!r}; write key=value, such as --set training.epochs=3")
-    return OmegaConf.from_dotlist(list(overrides))
+    changes = parse_overrides(overrides)
+    found = resolved(overlaid(_without_stale_keys(_with_defaults(values, changes), changes), changes))
+    return _typed(found, _kind(found))
 
 
 def dump(experiment: AnyExperiment) -> str:
     """Return the complete configuration, defaults written out, as YAML that `load` reads to an equal one."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
-
-
-def _check_tokens(path: Path, text: str) -> None:
-    """Refuse aliases, which can grow without bound, and deep nesting, on which the parser's time is quadratic."""
-    depth = 0
-    for token in yaml.scan(text):
-        depth += isinstance(token, STARTS) - isinstance(token, ENDS)
-        if isinstance(token, yaml.AliasToken):
-            raise ValueError(f"{path} uses a YAML alias (*name); refer to another key with ${{key}} instead")
-        if depth > MAXIMAL_DEPTH:
-            raise ValueError(f"{path} is nested deeper than {MAXIMAL_DEPTH} levels; it is no configuration")
-
-
-def _created(path: Path, text: str) -> Any:
-    """The text's nested values; what YAML's own types and single values raise is one clear line."""
-    try:
-        return OmegaConf.create(text)
-    except AssertionError:  # for a number, which OmegaConf takes nothing but sections and lists for
-        raise ValueError(f"{path} holds a single value; a configuration is a mapping of sections") from None
-    except ValueError as error:  # such as a number of too many digits, or the 30th of February
-        raise ValueError(f"{path} is not valid YAML: {_first_line(error)}") from None
+    values = experiment.model_dump(mode="json")
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _kind(values: Mapping[str, Any]) -> type[AnyExperiment]:
@@ -178,7 +107,7 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
-def _with_defaults(values: Mapping[str, Any], changes: DictConfig) -> dict[str, Any]:
+def _with_defaults(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Write out the default of a section that only the overrides name, so that they may change a part of it."""
     fields = _kind(values).model_fields
     defaults = {name: fields[name].default for name in changes if name in fields}
@@ -187,22 +116,37 @@ def _with_defaults(values: Mapping[str, Any], changes: DictConfig) -> dict[str, 
     return {**values, **written}
 
 
-def _without_stale_keys(values: Mapping[str, Any], changes: DictConfig) -> dict[str, Any]:
+def _without_stale_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the keys of a section that the member chosen by an override does not know."""
     kept = dict(values)
     for name, field in _kind(values).model_fields.items():
         change, section = changes.get(name), values.get(name)
         for member in sections(field.annotation):
             key, names = tags(member)
-            if not (key and isinstance(change, DictConfig) and isinstance(section, Mapping)):
+            if not (key and isinstance(change, Mapping) and isinstance(section, Mapping)):
                 continue
             if change.get(key) in names and change.get(key) != section.get(key):
                 kept[name] = {k: v for k, v in section.items() if k in member.model_fields}
     return kept
 
 
-def _first_line(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-    problem = getattr(error, "problem", None)
-    return (str(problem) if problem else str(error).strip().splitlines()[0]) + where
+def _typed(value: Any, annotation: Any) -> Any:
+    """Return nested values in which every `Written` is what its key takes."""
+    if isinstance(value, Mapping):
+        fields = next((member.model_fields for member in sections(annotation) if _is_chosen(member, value)), {})
+        return {key: _typed(inner, fields[key].annotation if key in fields else None) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner, annotation) for inner in value]
+    return _read_as(value, annotation) if isinstance(value, Written) else value
+
+
+def _is_chosen(member: type[BaseModel], section: Mapping[str, Any]) -> bool:
+    """Whether a section is of this member of a union."""
+    key, names = tags(member)
+    return not key or section.get(key) in names
+
+
+def _read_as(text: Written, annotation: Any) -> Any:
+    found, kinds = plain(text), types(annotation)
+    is_text = str in kinds or str(text) in literals(annotation)
+    return str(text) if is_text and not (found is None and NoneType in kinds) else found

@@ -26,7 +26,8 @@ import yaml
 from lconvnet import atomic
 from lconvnet.experiments.build import settings
 from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.loading import AnyExperiment, dump, load, load_any, merge, read
+from lconvnet.experiments.loading import AnyExperiment, dump, load, load_any, merge
+from lconvnet.experiments.reading import read
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, is_started, load_record
 from lconvnet.training.settings import differences
@@ -69,6 +70,12 @@ class RunFolder:
     @property
     def evidence(self) -> Path:
         return self.path / "evidence"
+
+    def refuse_links(self) -> None:
+        """Raise ValueError where what a run writes would land in another folder."""
+        logs = ("logs/sessions.jsonl", "logs/output.log", "logs/timing.jsonl", "logs/tensorboard")
+        written = ("checkpoints", "evaluation", "evidence", *logs)
+        atomic.refuse_links(self.path, *(self.path / name for name in written))
 
     def refuse_if_used(self) -> None:
         """Raise ValueError where a run has left something: a new run must not replace it."""

@@ -47,8 +47,9 @@ class Session:
 def session(folder: RunFolder, task: str) -> Iterator[None]:
     """Record that this process works on a run until the block ends, and how it ended.
 
-    Raises ValueError where another process works on the same run.
+    Raises ValueError where another process works on the same run, or a link in its folder leads elsewhere.
     """
+    folder.refuse_links()
     atomic.append_text(folder.sessions, "")
     with _exclusively(folder):
         started = time.perf_counter()
@@ -95,7 +96,7 @@ def sessions(folder: RunFolder) -> list[Session]:
         return []
     found: list[Session] = []
     for line in folder.sessions.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]:
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             values = dict(json.loads(line))
             if values.get("event") == "start":
                 found.append(Session(str(values.get("task")), str(values.get("time")), "killed", "", values))

@@ -14,7 +14,8 @@ from lconvnet.experiments.build import settings
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.generation_config import GanExperiment
-from lconvnet.experiments.loading import load_any, read
+from lconvnet.experiments.loading import load_any
+from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import Session, is_running, sessions
 from lconvnet.ops.rounding import rounded_down, rounded_up
@@ -236,6 +237,6 @@ def _throughput(folder: RunFolder) -> float | None:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             found.append(float(json.loads(line)["images_per_second"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return median(found) if found else None

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MAXIMAL_RUNS = 100_000
+MAXIMAL_ENTRIES = 2_000_000
+"""Keys of all combinations together, those of inner choices with them; a run has about a hundred."""
+
 FORBIDDEN = ("", ".", "..")
 LONGEST_LABEL = 255  # bytes
 
@@ -51,14 +54,45 @@ def expand(template: Mapping[str, Any]) -> list[Choice]:
     >>> expand(template)[-1].value
     {'model': {'conv': 'rko'}, 'seed': 1}
     """
+    _size(template, "")
     return _expand(template, "")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What an expansion makes: combinations, keys of each, and entries of all, inner ones with them."""
+
+    runs: int = 1
+    keys: int = 1
+    entries: int = 0
+
+
+def _size(value: Any, place: str) -> _Size:
+    """The size of an expansion, found without making it; ValueError where it is too large."""
+    if isinstance(value, Mapping):
+        groups = [
+            (key, [_size(item, _at(place, key)) for _, item in group]) for key, group in _groups(value, place).items()
+        ]
+    else:
+        groups = [("", [_size(item, place)]) for item in value] if isinstance(value, list) else []
+    runs = math.prod(sum(size.runs for size in group) for _, group in groups)
+    keys = sum(max(size.keys for size in group) if _is_bracketed(key) else 1 for key, group in groups)
+    entries = runs * keys + sum(size.entries for _, group in groups for size in group)
+    if runs > MAXIMAL_RUNS or entries > MAXIMAL_ENTRIES:
+        what = f"{MAXIMAL_RUNS} combinations" if runs > MAXIMAL_RUNS else f"{MAXIMAL_ENTRIES} entries in all"
+        raise ValueError(f"the template has more than {what}; split it into several folders")
+    return _Size(runs, keys, entries)
+
+
+def _is_bracketed(key: str) -> bool:
+    return key.startswith("[") and key.endswith("]")
 
 
 def _expand(value: Any, place: str) -> list[Choice]:
     if isinstance(value, Mapping):
         return _expand_mapping(value, place)
     if isinstance(value, list):
-        combinations = _product([_expand(item, f"{place}[{i}]") for i, item in enumerate(value)])
+        combinations = itertools.product(*(_expand(item, f"{place}[{i}]") for i, item in enumerate(value)))
         return [Choice(_labels(items), [item.value for item in items]) for items in combinations]
     return [Choice((), value)]
 
@@ -69,11 +103,11 @@ def _expand_mapping(mapping: Mapping[str, Any], place: str) -> list[Choice]:
         [
             Choice((*label, *inner.labels), inner.value)
             for label, value in group
-            for inner in _expand(value, f"{place}.{key}" if place else key)
+            for inner in _expand(value, _at(place, key))
         ]
         for key, group in groups.items()
     ]
-    return [Choice(_labels(items), _merged(list(groups), items, place)) for items in _product(alternatives)]
+    return [Choice(_labels(items), _merged(list(groups), items, place)) for items in itertools.product(*alternatives)]
 
 
 def _groups(mapping: Mapping[str, Any], place: str) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
@@ -99,7 +133,7 @@ def _merged(keys: list[str], items: tuple[Choice, ...], place: str) -> dict[str,
     """The mapping of one combination; the keys of a bracketed one stand in its place."""
     merged: dict[str, Any] = {}
     for key, item in zip(keys, items, strict=True):
-        bracketed = key.startswith("[") and key.endswith("]")
+        bracketed = _is_bracketed(key)
         if bracketed and not isinstance(item.value, Mapping):
             raise ValueError(f"{_at(place, key)}: a key in brackets must hold a mapping, not {item.value!r}")
         for name, value in (item.value if bracketed else {key: item.value}).items():
@@ -107,12 +141,6 @@ def _merged(keys: list[str], items: tuple[Choice, ...], place: str) -> dict[str,
                 raise ValueError(f"{_at(place, key)}: {name!r} is there twice; keep one")
             merged[name] = value
     return merged
-
-
-def _product(alternatives: list[list[Choice]]) -> Iterator[tuple[Choice, ...]]:
-    if math.prod(map(len, alternatives)) > MAXIMAL_RUNS:
-        raise ValueError(f"the template has more than {MAXIMAL_RUNS} combinations; split it into several folders")
-    return itertools.product(*alternatives)
 
 
 def _labels(items: tuple[Choice, ...]) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
             facts = (file.metadata() or {}).get("lconvnet", "")
             return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); save it again") from None
 
 
@@ -82,6 +82,7 @@ def _check(generator: DCGANGenerator, tensors: dict[str, Tensor]) -> None:
     """Raise `ValueError` for a tensor of another kind than its place, or with values that are not finite."""
     places = generator.state_dict()
     for name, value in tensors.items():
-        kind = places[name].is_floating_point() if name in places else False
-        if value.is_floating_point() != kind or not bool(value.isfinite().all()):
+        place = places.get(name, value)
+        same = value.is_floating_point() if place.is_floating_point() else value.dtype == place.dtype
+        if not same or not bool(value.isfinite().all()):
             raise ValueError(f"{name} ({value.dtype}) holds values that are not finite numbers of its kind")

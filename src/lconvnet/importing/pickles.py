@@ -26,6 +26,8 @@ UNNEEDED = (
 PROTOCOL = 2  # of torch.save
 PICKLES_OF_A_LEGACY_FILE = 4  # magic number, protocol, system, content
 FACTORIES = ("bool", "dict", "float", "int", "set", "str", "tuple")  # of a table of metrics; none is called
+SIZED = {"builtins.bytearray", "__builtin__.bytearray", "torch._utils._rebuild_qtensor"}
+"""What torch's reader would make of any size that a file of a few bytes names."""
 ORDINARY = ("torch.", "collections.", "numpy.", "lconvnet.", "_codecs.")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAXIMAL_PICKLE = 16_000_000  # bytes; it holds names and shapes only
@@ -58,6 +60,8 @@ def read(path: Path) -> Any:
         if not path.is_file():
             raise Unfit("does not exist; name a .pth file")
         named.update(_globals(path))
+        if sized := named & SIZED:
+            raise Unfit(f"is refused: it asks for a {min(sized)}, which no weights need; nothing was run")
         known = {name: Skipped for name in named if SKIPPED.fullmatch(name)}
         with torch.serialization.safe_globals(_allowed(known)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -133,6 +137,8 @@ def _globals(path: Path) -> Iterator[str]:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise Unfit("is a compressed archive; torch.save writes plain ones")
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise Unfit("is an archive whose parts overlap; torch.save writes each one once")
             (content,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
             if content.file_size > MAXIMAL_PICKLE:
                 raise Unfit(f"has {content.file_size} bytes of names; it is no file of weights")

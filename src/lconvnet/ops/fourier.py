@@ -8,19 +8,24 @@ on the half plane v <= width / 2; the rest is conjugate, as K is real. No image 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 
-def phases(size: tuple[int, int], taps: tuple[int, int]) -> Tensor:
-    """``exp(-i <w, a>)``, one row a frequency and one column a tap: ``(height (width // 2 + 1), kh kw)``, complex.
+def phases(size: tuple[int, int], taps: tuple[int, int], step: int) -> Iterator[Tensor]:
+    """``exp(-i <w, a>)``, one row a frequency and one column a tap: ``(height (width // 2 + 1), kh kw)``, complex, so
+    many rows at a time.
 
-    >>> phases((2, 1), (2, 1)).real.tolist()
-    [[1.0, 1.0], [1.0, -1.0]]
+    >>> [chunk.real.tolist() for chunk in phases((2, 1), (2, 1), 2)]
+    [[[1.0, 1.0], [1.0, -1.0]]]
     """
     rows, columns = _axes(size, taps)
-    return torch.einsum("ua,vb->uvab", rows, columns).reshape(-1, taps[0] * taps[1])
+    for start in range(0, len(rows) * len(columns), step):
+        places = torch.arange(start, min(start + step, len(rows) * len(columns)))
+        u, v = places // len(columns), places % len(columns)
+        yield (rows[u, :, None] * columns[v, None, :]).flatten(1)
 
 
 def _axes(size: tuple[int, int], taps: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -219,9 +219,9 @@ def _root(mantissa: Tensor, exponent: Tensor, steps: int) -> Tensor:
 def _transfer_chunks(K: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     """Yield ``K_hat`` as ``(F, co, ci)`` on the half plane of frequencies that determines the rest (K is
     real)."""
-    frequencies, taps = phases(size, (K.shape[2], K.shape[3])), by_taps(K).to(torch.complex128)
-    step = max(1, CHUNK_ELEMENTS // taps.shape[1])
-    for chunk in frequencies.split(step):
+    taps = by_taps(K).to(torch.complex128)
+    step = max(1, CHUNK_ELEMENTS // max(taps.shape))
+    for chunk in phases(size, (K.shape[2], K.shape[3]), step):
         yield (chunk @ taps).unflatten(1, K.shape[:2])
 
 

@@ -20,7 +20,8 @@ from lconvnet.experiments.config import Evaluation, Experiment, Kw, Mlp, Qw
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.execute import trained_experiment
 from lconvnet.experiments.generation_config import GanExperiment
-from lconvnet.experiments.loading import AnyExperiment, parse_any, read
+from lconvnet.experiments.loading import AnyExperiment, parse_any
+from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.report import names
 from lconvnet.training import load_record

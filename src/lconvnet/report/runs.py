@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lconvnet.experiments.loading import read
+from lconvnet.experiments.reading import read
 from lconvnet.report.facts import Facts, Recipe, facts_of
 from lconvnet.report.results import Results, parse_results
 from lconvnet.visible import walk

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from lconvnet.printable import printable
 from lconvnet.report.cells import Row, Table
 from lconvnet.report.markdown import caption
 
@@ -22,23 +22,28 @@ def renderable(table: Table, width: int) -> Group:
     Where it is wider than `width` it is continued below with the next columns: no number is ever cut.
     """
     fills = [f"missing: {'; '.join(places)}\n    {fill}" for fill, places in table.fills.items()]
-    below = map(Text, (*table.notes, *fills))
-    return Group(Text(caption(table), style="bold"), *map(_grid, _pieces(table, width)), *below, Text(""))
+    below = map(_text, (*table.notes, *fills))
+    return Group(_text(caption(table), style="bold"), *map(_grid, _pieces(table, width)), *below, Text(""))
 
 
 def _grid(table: Table) -> RichTable:
     """One grid, in which each block has a line of its own."""
-    heads = (escape("\n".join(_head(name))) for name in table.columns)
+    heads = (_text("\n".join(_head(name))) for name in table.columns)
     grid = RichTable(RichColumn(no_wrap=True), *(RichColumn(head, justify="right", no_wrap=True) for head in heads))
     above = None
     for row in table.rows:
         if row.block != above:
             grid.add_section()
-            grid.add_row(Text(row.block, style="italic"))
-        cells = (Text(cell.text, style="bold" if cell.best else "") for cell in row.cells)
-        grid.add_row(Text(f"{INDENT}{row.label}"), *cells)
+            grid.add_row(_text(row.block, style="italic"))
+        cells = (_text(cell.text, style="bold" if cell.best else "") for cell in row.cells)
+        grid.add_row(_text(f"{INDENT}{row.label}"), *cells)
         above = row.block
     return grid
+
+
+def _text(content: str, style: str = "") -> Text:
+    """Lines without markup."""
+    return Text("\n".join(map(printable, content.split("\n"))), style)
 
 
 def _pieces(table: Table, width: int) -> Iterator[Table]:

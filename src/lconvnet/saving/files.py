@@ -34,6 +34,7 @@ from lconvnet.bounds import Bound, fingerprint, lipschitz_bound, program, tensor
 from lconvnet.bounds.attributes import difference
 from lconvnet.ops.images import checked_shape
 from lconvnet.saving.architecture import MOST, Operation, Size, architecture, build, known_classes, unique
+from lconvnet.saving.room import require_room
 
 FORMAT = "lconvnet-network-1"
 MAXIMAL_METADATA = 1_000_000
@@ -158,10 +159,14 @@ def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Seq
     """Return the network saved at `path`, in eval mode, without gradients, on the CPU.
 
     `classes` are those of your own that the file may hold: it never imports one. Raises ValueError for a file that is
-    missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given.
+    missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given, and where one image
+    of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`).
     """
     description, tensors = _read(Path(path))
-    return _assembled(str(path), description, tensors, classes)
+    network = _assembled(str(path), description, tensors, classes)
+    if description.input_shape is not None:
+        require_room(network, description.input_shape, Path(path).stat().st_size, str(path))
+    return network
 
 
 def _assembled(
@@ -192,7 +197,7 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("lconvnet", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, AttributeError, RuntimeError, OverflowError) as error:  # or of its dtypes
         raise ValueError(f"{path} {_what_it_is(path)} ({error})") from None
     return _parse(str(path), metadata), tensors
 

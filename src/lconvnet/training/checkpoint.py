@@ -128,7 +128,7 @@ def read_best(path: Path) -> tuple[dict[str, torch.Tensor], int]:
         with safetensors.safe_open(path, framework="pt") as file:
             epoch = int(json.loads((file.metadata() or {})["lconvnet"])["epoch"])
             return {name: file.get_tensor(name) for name in file.keys()}, epoch  # noqa: SIM118 (not a mapping)
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: no readable weights of a training run ({error}); train in this folder first, or restore the file"
         ) from error

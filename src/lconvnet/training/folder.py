@@ -101,7 +101,7 @@ def load_record(directory: str | Path) -> Record:
     path = RunFolder(Path(directory)).record
     try:
         return Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not a readable training record ({error}); train with this folder first"
         ) from error

@@ -1,0 +1,166 @@
+"""YAML files and `key=value` overrides as nested values, in time and memory that their size bounds.
+
+Files are read without Python objects, tags, aliases (`${key}` refers to another key instead) and keys that come twice;
+they may not exceed 1 MB or 20 levels. What a plain value means is in `lconvnet.experiments.scalars`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from yaml.constructor import ConstructorError
+
+from lconvnet.experiments.explain import short
+from lconvnet.experiments.scalars import DECIMAL, plain
+
+MAXIMAL_BYTES = 1_000_000
+MAXIMAL_DEPTH = 20
+STARTS = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+NESTED = ("[", "{", '"', "'")
+"""How the value of an override begins that is a list, a section or quoted; any other is one plain value."""
+
+
+class Written(str):
+    """A plain value of an override as it was written; what it stands for depends on the type of its key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Sections, lists and single values; nothing else has a constructor."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_constructors: ClassVar[dict[str, Any]] = {}
+    plain: ClassVar[Any] = staticmethod(plain)
+
+    def section(self, node: yaml.MappingNode) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for name, value in node.value:
+            key = self.construct_object(name)
+            if not isinstance(name, yaml.ScalarNode):
+                raise ConstructorError(problem="found a key that is not one value", problem_mark=name.start_mark)
+            if key in found:
+                raise ConstructorError(problem=f"found duplicate key {key}", problem_mark=name.start_mark)
+            found[key] = self.construct_object(value, deep=True)
+        return found
+
+    def items(self, node: yaml.SequenceNode) -> list[Any]:
+        return [self.construct_object(value, deep=True) for value in node.value]
+
+    def single(self, node: yaml.ScalarNode) -> Any:
+        return node.value if node.style else self.plain(node.value)
+
+
+class _OverrideLoader(_Loader):
+    """The same, with plain values as they were written."""
+
+    plain = Written
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.section)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.items)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.single)
+
+
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class Dumper(_DUMPER):
+    """Writes what is read again as it was: a text that looks like a number in quotes."""
+
+
+Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^{DECIMAL.pattern}$"), list("-+.0123456789"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the nested values of a YAML file, unvalidated; ValueError where it is not a readable YAML mapping."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the cfg.yaml in it")
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; name a cfg.yaml such as runs/demo/cfg.yaml")
+    if path.stat().st_size > MAXIMAL_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAXIMAL_BYTES}; it is no configuration")
+    try:
+        values = _parsed(path.read_text(encoding="utf-8-sig"), _Loader, str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8; name a YAML configuration") from None
+    if not isinstance(values, dict):
+        what = "is empty" if values is None else f"holds a {'list' if isinstance(values, list) else 'single value'}"
+        raise ValueError(f"{path} {what}; a configuration is a mapping of sections")
+    if not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{path} has a key that is no text; a configuration maps names to sections")
+    return values
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `key=value` texts as nested values, later ones over earlier ones, plain values as `Written`.
+
+    >>> parse_overrides(["data.name=cells #2", "evaluation.eps=[0.1, 36/255]"])
+    {'data': {'name': 'cells #2'}, 'evaluation': {'eps': ['0.1', '36/255']}}
+    """
+    return reduce(overlaid, map(_override, overrides), {})
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values with others over them; sections are joined, all else is replaced.
+
+    >>> overlaid({"a": {"b": 1, "c": 2}, "d": [3]}, {"a": {"b": 4}, "d": []})
+    {'a': {'b': 4, 'c': 2}, 'd': []}
+    """
+    both = (key for key, value in above.items() if isinstance(value, Mapping) and isinstance(below.get(key), Mapping))
+    joined = {key: overlaid(below[key], above[key]) for key in both}
+    return {**below, **above, **joined}
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not separator or not all(parts):
+        raise ValueError(f"--set is {short(text)}; write key=value, such as --set training.epochs=3")
+    if len(parts) > MAXIMAL_DEPTH or len(text) > MAXIMAL_BYTES:
+        raise ValueError(f"--set {parts[0]}...: is longer than any key and value of a configuration; shorten it")
+    found: Any = _value(value.strip(), f"--set {short(text)}")
+    return reduce(lambda inner, part: {part: inner}, reversed(parts), found)
+
+
+def _value(text: str, source: str) -> Any:
+    return _parsed(text, _OverrideLoader, source) if text.startswith(NESTED) else Written(text)
+
+
+def _parsed(text: str, loader: type[_Loader], source: str) -> Any:
+    """The values of a text; ValueError names the source."""
+    try:
+        _check_tokens(text, source)
+        reader = loader(text)
+        node = reader.get_single_node()
+        if node is not None and loader is _OverrideLoader and node.end_mark.index != len(text):
+            raise ValueError(f"{source} has something behind its value; quote what is one text")
+        return None if node is None else reader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {_first_line(error)}") from None
+
+
+def _check_tokens(text: str, source: str) -> None:
+    """Refuse aliases, which can grow without bound, deep nesting, on which the parser's time is quadratic, and tags."""
+    depth = 0
+    for token in yaml.scan(text):
+        depth += isinstance(token, STARTS) - isinstance(token, ENDS)
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError(f"{source} uses a YAML alias (*name); refer to another key with ${{key}} instead")
+        if isinstance(token, yaml.TagToken):
+            raise ValueError(f"{source} uses a YAML tag ({''.join(filter(None, token.value))}); leave it out")
+        if depth > MAXIMAL_DEPTH:
+            raise ValueError(f"{source} is nested deeper than {MAXIMAL_DEPTH} levels; it is no configuration")
+
+
+def _first_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    return str(getattr(error, "problem", None) or str(error).strip().splitlines()[0]) + where

@@ -1,0 +1,164 @@
+"""Files of a few bytes that ask for gigabytes, are not what their name says, or would start other programs."""
+
+import io
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lconvnet import allowance
+from lconvnet.data import DataError, load, read_samples
+from lconvnet.data.decoding import FORMATS
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture
+def pool():
+    """Counts what Arrow holds during a test."""
+    before = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(counted)
+    yield counted
+    pa.set_memory_pool(before)
+
+
+def repeated(path, value, count):
+    """A column in which one value stands `count` times, written once."""
+    indices = pa.array(np.zeros(count, np.int32))
+    column = pa.DictionaryArray.from_arrays(indices, pa.array([value], pa.binary()))
+    pq.write_table(pa.table({"image": column, "label": pa.array(np.zeros(count, np.int64))}), path, compression="zstd")
+    table = pq.read_table(path)  # drop Arrow's own note that the column was one of indices
+    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd", store_schema=False)
+
+
+@pytest.mark.parametrize("read", [load, read_samples])
+def test_what_repeats_in_a_parquet_file_is_counted(tmp_path, pool, read):
+    path = tmp_path / "bomb.parquet"
+    repeated(path, bytes(500_000), 13_000)
+    assert path.stat().st_size < 10_000, "bytes, which stand for 6.5 GB"
+    start = pool.bytes_allocated()
+    with pytest.raises(DataError, match=r"bomb.parquet would take .* set LCONVNET_MEMORY="):
+        read(path)
+    assert pool.max_memory() - start < 2 * allowance.BYTES
+
+
+def test_numbers_that_repeat_in_a_parquet_file_are_counted(tmp_path, pool):
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"x": pa.array(np.zeros(20_000_000))}), path, compression="zstd")
+    assert path.stat().st_size < 100_000, "bytes, which stand for 20 million numbers"
+    with pytest.raises(DataError, match=r"bomb.parquet would take"):
+        read_samples(path)
+
+
+def test_an_ordinary_file_needs_no_more_room(tmp_path, encode, write_parquet, monkeypatch):
+    """Images that compress well, as those of MNIST do, take less than a sixtieth of what is allowed."""
+    made = [encode(i) for i in range(100)]
+    write_parquet(tmp_path / "a.parquet", [content for content, _ in made], [i % 2 for i in range(100)])
+    monkeypatch.setattr(allowance, "BYTES", 0)
+    assert len(load(tmp_path / "a.parquet").train) == 70
+
+
+def test_images_that_are_large_together_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(allowance, "BYTES", 2_000_000)
+    blank = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(blank, "PNG")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            (tmp_path / name / f"{i}.png").write_bytes(blank.getvalue())
+    with pytest.raises(DataError, match=r"\d+ images such as .*png would take .* LCONVNET_MEMORY"):
+        load(tmp_path)
+    assert load(tmp_path, image_size=8).image_shape == (3, 8, 8), "of a size that the user chose"
+
+
+def test_the_allowance_is_raised_where_a_file_is_trusted(monkeypatch):
+    with pytest.raises(ValueError, match=r"x would take 6.5 GB of memory, more than the 537 MB .*=7GB"):
+        allowance.require(6_500_000_000, 2600, "x")
+    monkeypatch.setenv("LCONVNET_MEMORY", "7GB")
+    allowance.require(6_500_000_000, 2600, "x")
+    monkeypatch.setenv("LCONVNET_MEMORY", "much")
+    with pytest.raises(ValueError, match=r"LCONVNET_MEMORY='much' is not an amount"):
+        allowance.allowed(1)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_program_is_started_by_an_image(tmp_path, monkeypatch):
+    """Ghostscript would be, for an EPS file of any name."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("gs", "gswin64c", "wmf2eps", "convert"):
+        (programs / name).write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\nexit 1\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    for name in ("images/a", "images/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "evil.png").write_bytes(EPS)
+    pq.write_table(pa.table({"image": [EPS] * 9, "label": [0, 1] * 4 + [0]}), tmp_path / "evil.parquet")
+    for read in (load, read_samples):
+        for path in (tmp_path / "images", tmp_path / "evil.parquet"):
+            with pytest.raises(DataError, match="is not a readable image, none of BMP, GIF, JPEG"):
+                read(path)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_named_formats_are_read(tmp_path, kind):
+    pixels = np.full((6, 6), 9, np.uint8)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png", kind)
+    assert load(tmp_path, test=2, validation=2, channels=1).image_shape == (1, 6, 6)
+
+
+def header(shape, descr="<f8"):
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": descr, "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+def archive(path):
+    with path.open("wb") as file:
+        np.savez(file, a=np.ones(3))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(header((2**40, 2**20))),
+        lambda path: path.write_bytes(header((2**62, 2**62))),
+        lambda path: path.write_bytes(header((10**6,))),
+        lambda path: path.write_bytes(header((-3,)) + bytes(64)),
+        lambda path: path.write_bytes(header((3,), "|O") + bytes(64)),
+        lambda path: path.write_bytes(header((3,), [("a", "<f8"), ("b", "<f8")]) + bytes(64)),
+        lambda path: path.write_bytes(header((3,), "<f16") + bytes(64)),
+        lambda path: path.write_bytes(header((3,), "<c16") + bytes(64)),
+        lambda path: path.write_bytes(header((3,), "<U2") + bytes(64)),
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{" + b"(" * 117),
+        lambda path: path.write_bytes(b"\x93NUMPY\x03\x00\xff\xff\xff\xff{"),
+        lambda path: path.write_bytes(b"\x93NUMPY"),
+        lambda path: path.write_bytes(b"\x80\x04N."),
+        lambda path: path.write_bytes(b"text"),
+        lambda path: path.write_bytes(b""),
+        lambda path: zipfile.ZipFile(path, "w").close(),
+        archive,
+    ],
+)
+def test_an_npy_file_that_is_not_one(tmp_path, write):
+    write(tmp_path / "x.npy")
+    with pytest.raises(DataError, match=r"x\.npy (is not a readable .npy file|holds .* not one array)") as error:
+        read_samples(tmp_path / "x.npy")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["?", "<u1", ">i2", "<u4", "<i8", "<f2", ">f4", "<f8"])
+def test_numbers_are_read_as_they_are(tmp_path, dtype):
+    values = np.array([[1, 0], [1, 1]], dtype)
+    np.save(tmp_path / "x.npy", values)
+    assert read_samples(tmp_path / "x.npy").tolist() == values.tolist()

@@ -1,0 +1,231 @@
+"""Models of a few bytes that ask for gigabytes: refused before they take them, or bounded without."""
+
+import json
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save as encode
+from torch import nn
+
+from lconvnet import allowance, bake, certify, cli, lipschitz_bound, load, models, save
+from lconvnet.bounds import LayerBound
+from lconvnet.bounds.rules import RULES
+from lconvnet.certify.claim import Claim
+from lconvnet.certify.files import documents
+from lconvnet.importing import pickles
+
+FLATTEN = {"op": "flatten", "name": "flatten", "start_dim": 1, "end_dim": -1}
+
+
+def layer(op, name, **options):
+    return {"op": op, "name": name, **options}
+
+
+def conv(name, inputs, outputs, size, *, stride=1, dilation=1, groups=1, padding=0):
+    pairs = {"kernel_size": size, "stride": stride, "dilation": dilation, "padding": padding}
+    rest = {"in_channels": inputs, "out_channels": outputs, "groups": groups, "bias": False, "padding_mode": "zeros"}
+    return layer("conv2d", name, **rest, **{key: [value, value] for key, value in pairs.items()})
+
+
+def linear(name, inputs, outputs):
+    return layer("linear", name, in_features=inputs, out_features=outputs, bias=False)
+
+
+def hostile(folder: Path, layers, weights, shape=(1, 1, 1)) -> Path:
+    """A saved network with a description of our own."""
+    bound = {"upper": 1.0, "lower": None, "level": "analytic"}
+    about = {"format": "lconvnet-network-1", "architecture": layers, "input_shape": shape, "bound": bound}
+    path = folder / "model.safetensors"
+    tensors = {f"{name}.weight": weight for name, weight in weights.items()}
+    path.write_bytes(encode(tensors, metadata={"lconvnet": json.dumps(about)}))
+    return path
+
+
+def peak(function) -> float:
+    """Bytes of resident memory that a call took at most, beyond what there was."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+LARGE = {
+    "repeated pixels": [layer("nearest-upsampling", f"n{i}", factor=1024) for i in range(2)],
+    "zeros around": [layer("zero-pad", f"p{i}", padding=[1024] * 4) for i in range(4)],
+    "branches": [
+        layer("nearest-upsampling", "n", factor=256),
+        layer("concat", "c", branches=[[layer("identity", "i")] for _ in range(1024)]),
+    ],
+    "patches": [layer("nearest-upsampling", "n", factor=512), conv("c", 1, 1, 63, padding=31)],
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_model_whose_image_grows_is_refused_by_load(tmp_path, name):
+    path = hostile(tmp_path, LARGE[name], {"c": torch.ones(1, 1, 63, 63)} if name == "patches" else {})
+
+    def refused():
+        with pytest.raises(ValueError, match=r"an image of shape \(1, 1, 1\) in it would take .* LCONVNET_MEMORY="):
+            load(path)
+
+    assert peak(refused) < 2e8
+
+
+def test_the_command_says_so_in_one_line(tmp_path, capsys):
+    path = hostile(tmp_path, LARGE["zeros around"], {})
+    assert cli.invoke(cli.app, ["certify", str(path), "--data", "digits"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "would take" in captured.err
+
+
+def test_what_fits_is_loaded(tmp_path):
+    """Layers on images of 224 x 224, each of which takes 13 MB in float32, one after the other: 154 MB in all."""
+    layers = [conv("first", 3, 64, 1), *(layer("abs", f"a{i}") for i in range(4))]
+    path = hostile(tmp_path, layers, {"first": torch.ones(64, 3, 1, 1)}, (3, 224, 224))
+    assert load(path)(torch.zeros(1, 3, 224, 224)).shape == (1, 64, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Conv2d(1, 9000, 1, stride=1024, bias=False), (1, 4, 4)),
+        (nn.Conv2d(1, 2000, 2, dilation=1024, bias=False), (1, 1100, 1100)),
+        (nn.ConvTranspose2d(1, 9000, 1, stride=1024, bias=False), (1, 1, 1)),
+    ],
+)
+def test_a_kernel_is_not_filled_up_with_gigabytes_of_zeros(module, shape):
+    def refused():
+        with pytest.raises(ValueError, match=r"kernel of network module '0' with stride .* would take .* GB of memory"):
+            lipschitz_bound(nn.Sequential(module).eval(), diagnose=False)
+
+    assert peak(refused) < 1e8
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.Flatten(), nn.Linear(9000, 1, bias=False), nn.Linear(1, 9000, bias=False)], (1, 90, 100)),
+        ([nn.Conv2d(9000, 9000, 1, groups=9000, bias=False), nn.Conv2d(9000, 1, 1, bias=False)], (9000, 1, 1)),
+    ],
+)
+def test_narrow_maps_are_not_multiplied_into_a_wide_one(layers, shape, monkeypatch):
+    """The joint matrix would have 81 million entries; the product of the norms is what is left."""
+    monkeypatch.setitem(RULES, nn.Conv2d, _of_one)  # nine thousand groups take their time, and no room
+    network = nn.Sequential(*layers).eval()
+    assert peak(lambda: lipschitz_bound(network, input_shape=shape, diagnose=False)) < 1e8
+
+
+def _of_one(operation, method):
+    return LayerBound(operation.name, 1.0, 1.0, "exact")
+
+
+def test_a_joint_map_of_ordinary_size_is_still_bounded_as_one():
+    """A rank-one pair whose factors are orthogonal: the joint map is 0, the product of the norms is not."""
+    first, second = nn.Linear(64, 2, bias=False), nn.Linear(2, 64, bias=False)
+    with torch.no_grad():
+        first.weight.zero_()[0] = 1
+        second.weight.zero_()[:, 1] = 1
+    assert lipschitz_bound(nn.Sequential(nn.Flatten(), first, second).eval(), input_shape=(1, 8, 8)).upper < 1e-9
+
+
+def test_a_classifier_of_too_many_classes_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 27_000)).eval()
+
+    def refused():
+        with pytest.raises(ValueError, match=r"of all pairs of its 27000 classes would take 58.3 GB"):
+            certify(network, torch.zeros(1, 1, 1, 1))
+
+    assert peak(refused) < 1e8
+
+
+def test_a_network_is_read_without_keeping_what_every_layer_returns():
+    """Sixty layers on images of 262,144 numbers: 126 MB in float32 for two images, and 2 GB to differentiate."""
+    deep = nn.Sequential(*(nn.ReLU() for _ in range(60)), nn.AvgPool2d(512)).eval()
+    assert peak(lambda: lipschitz_bound(deep, input_shape=(1, 512, 512), diagnose=False)) < 6e7
+    assert lipschitz_bound(deep, input_shape=(1, 512, 512)).lower is None
+    assert lipschitz_bound(deep[-1:], input_shape=(1, 512, 512)).lower is not None
+
+
+def test_images_are_certified_a_few_at_a_time(monkeypatch):
+    """As many as fit, and the radii do not depend on how many that is."""
+    network, images = bake(models.mlp(16, 3, widths=(8,))), torch.rand(9, 1, 4, 4)
+    whole = certify(network, images)
+    monkeypatch.setattr(allowance, "BYTES", 1)
+    monkeypatch.setattr(sys.modules[Claim.__module__], "PAIR", 0)
+    torch.testing.assert_close(certify(network, images).radius, whole.radius, rtol=1e-9, atol=0)  # another order
+
+
+def test_parts_of_an_archive_that_overlap(tmp_path):
+    """Every tensor is written once; entries that share their bytes would be read many times."""
+    path = tmp_path / "a.pth"
+    torch.save({f"w{i}": torch.zeros(1000) for i in range(3)}, path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        large = max(archive.infolist(), key=lambda entry: entry.file_size)
+    directory = content.rindex(b"PK\x01\x02", 0, content.index(b"PK\x01\x02") + 4)
+    more = content[directory:]
+    for place in _entries(more):
+        size = large.file_size.to_bytes(4, "little")
+        more = more[: place + 20] + size + size + more[place + 28 :]
+    path.write_bytes(content[:directory] + more)
+    with pytest.raises(ValueError, match=r"a\.pth is an archive whose parts overlap"):
+        pickles.read(path)
+
+
+def _entries(directory):
+    places, start = [], directory.find(b"PK\x01\x02")
+    while start >= 0:
+        places.append(start)
+        start = directory.find(b"PK\x01\x02", start + 1)
+    return places
+
+
+class Sized:
+    def __reduce__(self):
+        return bytearray, (10**11,)
+
+
+def test_a_pickle_that_asks_for_bytes(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"w": Sized()}, path)
+    assert b"bytearray" in pickle.dumps(Sized())
+    with pytest.raises(ValueError, match=r"a\.pth is refused: it asks for a .*bytearray"):
+        pickles.read(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_are_no_floats(tmp_path, dtype):
+    path = hostile(tmp_path, [FLATTEN, linear("l", 2, 2)], {"l": torch.ones(2, 2).to(dtype)}, (1, 1, 2))
+    with pytest.raises(ValueError, match=r"l\.weight .*holds values that are not finite floats|is truncated or no"):
+        load(path)
+
+
+class Masked(nn.Sequential):
+    """A network whose first tensor is a mask that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(4, 2))
+        self.register_buffer("mask", torch.ones(4, dtype=torch.bool))
+
+
+def test_a_buffer_of_truth_values():
+    network, images = nn.Sequential(Masked()).eval(), torch.rand(2, 1, 2, 2)
+    bound = lipschitz_bound(network, input_shape=(1, 2, 2))
+    with pytest.raises(ValueError, match=r"'0.mask' is torch.bool: a certificate is about tensors of"):
+        documents(network, images, bound=bound, level="analytic", sources=[{}, {}])
+    assert (certify(network, images, bound=bound).radius >= 0).all()
+
+
+def test_saved_models_of_the_package_are_within_the_allowance(tmp_path):
+    network = bake(models.small_convnet(3, 32, 10))
+    save(network, tmp_path / "large.safetensors", input_shape=(3, 32, 32))
+    load(tmp_path / "large.safetensors")
