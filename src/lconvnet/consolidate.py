@@ -1,7 +1,7 @@
-"""The original's command over the same functions: `python -m lconvnet.consolidate --dir runs [--out DIR]`.
+"""The original's command over the same functions: `python -m lconvnet.consolidate --dir runs`.
 
-Writes one machine-readable file with the facts and metrics of every run (consolidated.json, and consolidated.csv with
-a row for each) and says how many runs it read.
+Every folder whose results lie under another name, such as results-norm-2019-05-21-….yaml, gets a copy of the newest as
+results.yaml, which `lconvnet.export` reads. Nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from typing import Annotated
 
 import typer
 
-from lconvnet.cli import options, output, start
-from lconvnet.report import consolidate as write
+from lconvnet.cli import output, start
+from lconvnet.report import name_results
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def consolidate(
-    folder: Annotated[Path, typer.Option("--dir", help="Folder with results.yaml files below it.")],
-    out: options.ReportOut = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Folder with results below it.")],
 ) -> None:
-    """Collect the results of all runs below a folder into one file."""
-    output.show_report(write(folder, out))
+    """Give every folder below one that has results a results.yaml."""
+    output.show_named(name_results(folder))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The original's command over the same functions: `python -m lconvnet.export --dir runs [--out DIR]`.
 
-Writes table.md, table.tex, table.csv and, where pdflatex is installed, table.pdf, as `lconvnet tables` does.
+Shows the tables of all runs below a folder and writes them as its table.tex; `lconvnet tables` has the other formats.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from lconvnet.cli import options, output, start
-from lconvnet.report import export as write
+from lconvnet.report import export_tex
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -19,10 +19,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def export(
     folder: Annotated[Path, typer.Option("--dir", help="Folder with results.yaml files below it.")],
-    out: options.ReportOut = None,
+    out: options.TexOut = None,
 ) -> None:
-    """Write the tables of all runs below a folder."""
-    output.show_report(write(folder, out))
+    """Write the tables of all runs below a folder as LaTeX."""
+    output.show_report(export_tex(folder, out))
 
 
 if __name__ == "__main__":

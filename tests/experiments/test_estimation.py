@@ -1,10 +1,12 @@
 """Wasserstein estimates as runs: trained from a configuration, certified, reported, told again, never mixed up."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -161,3 +163,38 @@ def test_bad_configurations_are_named(change, match):
     values = {"task": "wasserstein", "data": {"name": "x"}, "generated": "g.npy"}
     with pytest.raises(ValueError, match=match):
         parse_any({**values, **change})
+
+
+def test_a_longer_estimate_starts_from_the_critic_of_a_shorter_one(trained, tmp_path, capsys):
+    longer, new = ["--set", "training.steps=5"], tmp_path / "new"
+    for more in ([], ["--resume"]):
+        assert cli.invoke(cli.app, ["train", str(trained.config), *longer, *more]) == 2
+        err = capsys.readouterr().err
+        assert "training.steps is 5" in err and "a run of 4" in err and f"--from {trained.path} --out NEW" in err
+    start = ["train", str(trained.config), *longer, "--out", str(new), "--quiet"]
+    begun, first = {}, estimation.wasserstein.estimate
+
+    def heard(*arguments, critic, **options):
+        begun.update({name: value.clone() for name, value in critic.state_dict().items()})
+        return first(*arguments, critic=critic, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimation.wasserstein, "estimate", heard)
+        assert cli.invoke(cli.app, [*start, "--from", str(trained.path)]) == 0
+    saved = torch.load(trained.path / "checkpoints" / "last.ckpt", weights_only=True)["critic"]
+    assert all(torch.equal(value, saved[name]) for name, value in begun.items()) and begun
+    settings = json.loads((new / "record.json").read_text())["settings"]
+    assert (settings["from"]["run"], settings["steps"]) == (str(trained.path), 5)
+    before = (new / "record.json").read_bytes()
+    assert cli.invoke(cli.app, [*start, "--resume"]) == 0, "without --from it is told again"
+    assert (new / "record.json").read_bytes() == before
+
+
+def test_samples_that_moved_are_accepted(trained, tmp_path):
+    values = yaml.safe_load(trained.config.read_text())
+    images, bright = (shutil.copytree(values["data"]["name"], tmp_path / "i"), tmp_path / "b.npy")
+    shutil.copy(values["generated"], bright)
+    before = trained.results.read_bytes()
+    place = ["--set", f"data.name={images}", "--set", f"generated={bright}"]
+    assert cli.invoke(cli.app, ["evaluate", str(trained.path), *place, "--quiet"]) == 0
+    assert trained.results.read_bytes() == before

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from lconvnet.report.csvfile import to_csv
 from lconvnet.report.latex import latex
 from lconvnet.report.markdown import markdown
 
-NAMES = ["table.csv", "table.md", "table.tex"]
+JOINED = ["consolidated.csv", "consolidated.json"]
+NAMES = [*JOINED, "table.csv", "table.md", "table.tex"]
 
 
 @pytest.fixture
@@ -57,20 +59,16 @@ def test_tables_shows_and_writes(command, folder):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_export_is_the_same_and_writes_the_same_bytes_twice(command, folder, tmp_path):
+def test_tables_writes_the_same_bytes_twice(command, folder, tmp_path):
     assert command(cli.app, "tables", folder)[0] == 0
     first = contents(folder / "tables")
-    code, out, _ = command(export.app, "--dir", folder, "--out", tmp_path / "b")
-    assert (code, "Table 1" in out, list(first)) == (0, True, [*NAMES[:2], "table.pdf", NAMES[2]])
+    code, out, _ = command(cli.app, "tables", folder, "--out", tmp_path / "b")
+    assert (code, "Table 1" in out, sorted(first)) == (0, True, sorted([*NAMES, "table.pdf"]))
     assert contents(tmp_path / "b") == first
-    assert command(export.app, "--dir", folder)[0] == 0
-    assert contents(folder / "tables") == first
 
 
-def test_consolidate(command, folder):
-    code, out, err = command(consolidate.app, "--dir", folder)
-    assert (code, err) == (0, "")
-    assert out.startswith("4 runs read; wrote ")
+def test_tables_joins_the_facts_of_all_runs(command, folder):
+    assert command(cli.app, "tables", folder)[0] == 0
     values = json.loads((folder / "tables" / "consolidated.json").read_text())
     ours = next(run for run in values["runs"] if run["path"] == "ours-1")
     assert (ours["method"], ours["norms"], ours["trial"], ours["recipe"]["training.epochs"]) == ("BCOP", "l2", "1", 200)
@@ -81,11 +79,51 @@ def test_consolidate(command, folder):
     assert (row["accuracy"], row["adv_robustness/1.58/lb"], row["recipe/loss.name"]) == ("0.9", "0.25", "hinge")
 
 
-def test_consolidate_writes_the_same_bytes_twice(command, folder):
-    command(consolidate.app, "--dir", folder)
-    first = contents(folder / "tables")
-    command(consolidate.app, "--dir", folder)
-    assert contents(folder / "tables") == first
+def test_the_originals_export_writes_its_one_file_beside_the_runs(command, folder, tmp_path):
+    before = set(folder.rglob("*"))
+    code, out, err = command(export.app, "--dir", folder)
+    assert (code, err) == (0, "")
+    assert "Table 1" in out and f"4 runs read; wrote {folder / 'table.tex'}" in out
+    assert set(folder.rglob("*")) - before == {folder / "table.tex"}
+    assert (folder / "table.tex").read_text() == latex(tables(find_runs(folder).runs, str(folder)))
+    assert command(export.app, "--dir", folder, "--out", tmp_path / "b")[0] == 0
+    assert contents(tmp_path / "b") == {"table.tex": (folder / "table.tex").read_bytes()}
+    (folder / "table.tex").write_text("of somebody else")
+    code, out, err = command(export.app, "--dir", folder)
+    assert (code, out, "was not written by lconvnet and is left alone" in err) == (2, "", True)
+
+
+def test_the_originals_consolidate_names_the_newest_results(command, runs):
+    """Of those with dates the last, whatever comes before the date; of ours the highest number; the last written."""
+    dated, ours, mixed = (runs.named(f"adv-rob-mnist/small/RKO/multi-trial-{trial}") for trial in "ABC")
+    for place in (dated, ours, mixed):
+        (place / "results.yaml").unlink()
+    names = {dated: ["results-norm-2019-05-21-23-01-59.yaml", "results-2019-05-22-00-10-00.yaml"]}
+    names |= {ours: ["results-9.yaml", "results-10.yaml"], mixed: ["results-old.yaml", "my_results.yaml"]}
+    for place, both in names.items():
+        for loss, name in enumerate(both):
+            (place / name).write_text(f"loss: {loss}\naccuracy: 0.5\n")
+            os.utime(place / name, (loss, loss) if place is mixed else (0, 0))
+    (ours / "results-11.yaml").write_text("loss: .nan")
+    there = runs.named("adv-rob-mnist/small/RKO/multi-trial-D")
+    kept = (there / "results.yaml").read_bytes()
+    (there / "results-1.yaml").write_text("loss: 3\n")
+    hidden = runs.root / ".cache"
+    hidden.mkdir()
+    (hidden / "results-1.yaml").write_text("loss: 3\n")
+    code, out, err = command(consolidate.app, "--dir", runs.root)
+    assert code == 0
+    for place, both in names.items():
+        assert f"{place / 'results.yaml'}: copied from {both[1]}" in out
+        assert (place / "results.yaml").read_bytes() == (place / both[1]).read_bytes()
+    assert "3 written, 1 were there" in out
+    assert err.startswith(f"not used: {ours / 'results-11.yaml'}: loss is nan") and err.count("\n") == 1
+    assert (there / "results.yaml").read_bytes() == kept
+    assert not (hidden / "results.yaml").exists()
+    before = sorted(runs.root.rglob("*"))
+    assert "0 written, 4 were there" in command(consolidate.app, "--dir", runs.root)[1]
+    assert sorted(runs.root.rglob("*")) == before
+    assert command(export.app, "--dir", runs.root)[0] == 0, "the original's two commands, one after the other"
 
 
 @pytest.mark.usefixtures("without_latex")
@@ -131,7 +169,9 @@ def test_runs_that_belong_to_no_table(command, runs):
     runs.critic("wde_stl10/lr-0.1/conv/RKO/relu/multi-trial-A", -1, 1)
     path = runs.root / "wde_stl10/lr-0.1/conv/RKO/relu/multi-trial-A/results.yaml"
     path.write_text("loss: -1\n")
-    code, _, err = command(cli.app, "tables", runs.root)
+    code, out, _ = command(cli.app, "tables", runs.root)
+    assert (code, "none of the 1 runs" in out, list(contents(runs.root / "tables"))) == (0, True, JOINED)
+    code, _, err = command(export.app, "--dir", runs.root)
     assert (code, "none of the 1 runs" in err) == (2, True)
 
 

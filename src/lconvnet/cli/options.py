@@ -20,6 +20,13 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: th
 ReportOut = Annotated[
     Path | None, typer.Option("--out", help="Folder of the files (default: tables/ in the one read).")
 ]
+TexOut = Annotated[Path | None, typer.Option("--out", help="Folder of table.tex (default: the one read).")]
+From = Annotated[
+    Path | None, typer.Option("--from", metavar="RUN", help="Start from the weights of another run; needs --out.")
+]
+OtherData = Annotated[
+    str | None, typer.Option("--data", metavar="FOLDER", help="Other labelled images, by path or name, of its classes.")
+]
 NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certified accuracy only.")]
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from lconvnet.experiments import robustness
 from lconvnet.ops.rounding import percent_down, percent_up, rounded_down, rounded_up
 from lconvnet.printable import printable
-from lconvnet.report import Written, terminal
+from lconvnet.report import Named, Written, terminal
 from lconvnet.report.names import eps_label
 
 PIPED_WIDTH = 200
@@ -135,6 +135,17 @@ def show_report(report: Written, *, as_json: bool = False) -> None:
         facts = {"runs": len(report.found.runs), "tables": [table.number for table in report.tables]}
         unread = [{"path": item.path, "reason": item.reason} for item in skipped]
         show_json({**facts, "files": list(map(str, report.files)), "note": report.note, "skipped": unread})
+
+
+def show_named(named: Named) -> None:
+    """Show which results.yaml were written, from what, and which results could not be used."""
+    configure_logging(quiet=True)
+    console = PlainConsole()
+    for path, source in named.written.items():
+        console.print(f"{path}: copied from {source.name}")
+    console.print(f"{len(named.written)} written, {named.present} were there")
+    for item in named.skipped:
+        logging.getLogger("lconvnet").warning("not used: %s: %s", item.path, item.reason)
 
 
 def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: float, console: Console) -> None:

@@ -17,6 +17,7 @@ from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import load_any
+from lconvnet.experiments.other_data import evaluate_on
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.gan import Record
 from lconvnet.gan.reporting import summary
@@ -29,6 +30,7 @@ from lconvnet.wasserstein import Estimate
 
 def train_command(
     cfg: Path,
+    weights: options.From = None,
     resume: options.Resume = False,
     test: Annotated[bool, typer.Option("--test", help="Evaluate the run afterwards.")] = False,
     no_attacks: options.NoAttacks = False,
@@ -39,9 +41,9 @@ def train_command(
     quiet: options.Quiet = False,
 ) -> None:
     """Train the experiment CFG describes; checkpoints, record and model.safetensors go to its folder or to
-    --out."""
+    --out. With --from it starts from the weights of another run, such as one that is to be trained for longer."""
     given = options.overrides(changes, data_dir)
-    train(cfg, given, out=out, resume=resume, as_json=as_json and not test, quiet=quiet)
+    train(cfg, given, out=out, weights=weights, resume=resume, as_json=as_json and not test, quiet=quiet)
     if test:
         place = options.overrides(None, data_dir)
         evaluate(RunFolder(out or cfg.parent), place, attacks=not no_attacks, as_json=as_json, quiet=quiet)
@@ -49,6 +51,7 @@ def train_command(
 
 def evaluate_command(
     run: Path,
+    other: options.OtherData = None,
     no_attacks: options.NoAttacks = False,
     data_dir: options.DataDir = None,
     changes: options.Set = None,
@@ -57,32 +60,52 @@ def evaluate_command(
 ) -> None:
     """Measure a trained run on the test images and write its results.yaml and examples.parquet; the same command goes
     on with an interrupted evaluation, and trains nothing. RUN may hold weights that others published (runs/baselines).
+    With --data the images of another folder are measured, into a folder of their own below RUN.
     """
-    given = options.overrides(changes, data_dir)
+    given = options.overrides(changes, data_dir if other is None else None)
     adopt(run, given)
-    evaluate(find_run(run), given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
+    folder = find_run(run)
+    if other is None:
+        evaluate(folder, given, attacks=not no_attacks, as_json=as_json, quiet=quiet)
+    else:
+        evaluate_other(folder, other, given, data_dir, attacks=not no_attacks, as_json=as_json, quiet=quiet)
 
 
-def train(cfg: Path, changes: Sequence[str], *, out: Path | None, resume: bool, as_json: bool, quiet: bool) -> None:
+def train(
+    cfg: Path,
+    changes: Sequence[str],
+    *,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+    weights: Path | None = None,
+) -> None:
     """Train and say what came out."""
     output.configure_logging(quiet)
     experiment, folder = load_any(cfg, changes), RunFolder(out or cfg.parent)
     if isinstance(experiment, Experiment):
-        found = execute.train(experiment, folder, source=cfg, resume=resume, progress=not quiet)
+        found = execute.train(experiment, folder, source=cfg, weights=weights, resume=resume, progress=not quiet)
         show_trained(found, folder, as_json=as_json)
     else:
-        train_critic(experiment, folder, resume=resume, as_json=as_json, quiet=quiet)
+        train_critic(experiment, folder, weights=weights, resume=resume, as_json=as_json, quiet=quiet)
 
 
 def train_critic(
-    experiment: WassersteinExperiment | GanExperiment, folder: RunFolder, *, resume: bool, as_json: bool, quiet: bool
+    experiment: WassersteinExperiment | GanExperiment,
+    folder: RunFolder,
+    *,
+    weights: Path | None,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Train a critic, or a generator against one, and say what came out; a finished run is told again."""
     if isinstance(experiment, GanExperiment):
-        record = generation.run(experiment, folder, resume=resume, progress=not quiet)
+        record = generation.run(experiment, folder, weights=weights, resume=resume, progress=not quiet)
         show_generator(record, folder, as_json=as_json)
     else:
-        found = estimation.run(experiment, folder, resume=resume, progress=not quiet)
+        found = estimation.run(experiment, folder, weights=weights, resume=resume, progress=not quiet)
         show_estimate(found, folder, as_json=as_json)
 
 
@@ -153,6 +176,30 @@ def evaluate_classifier(
     """Evaluate and show the table of results."""
     with output.evaluation_progress(quiet) as report:
         found = execute.evaluate(folder, changes, attacks=attacks, report=report)
+    show_evaluated(found, as_json=as_json)
+
+
+def evaluate_other(
+    folder: RunFolder,
+    name: str,
+    changes: Sequence[str],
+    data_dir: str | None,
+    *,
+    attacks: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Evaluate a classifier on images of another folder."""
+    output.configure_logging(quiet)
+    if folder.config.exists() and not isinstance(load_any(folder.config), Experiment):
+        raise ValueError(f"--data {name}: {folder.path} is not a classifier, so there are no accuracies to measure")
+    with output.evaluation_progress(quiet) as report:
+        found = evaluate_on(name, folder, changes, directory=data_dir, attacks=attacks, report=report)
+    show_evaluated(found, as_json=as_json)
+
+
+def show_evaluated(found: execute.Evaluated, *, as_json: bool) -> None:
+    """Show what an evaluation found."""
     output.show_results(found.results, found.path, output.PlainConsole(stderr=as_json))
     if as_json:
         rows: Mapping[float, Mapping[str, float]] = found.results["adv_robustness"]

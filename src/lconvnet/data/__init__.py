@@ -6,7 +6,7 @@ nothing of models.
 
 from lconvnet.data.augment import crop_and_flip
 from lconvnet.data.errors import DataError
-from lconvnet.data.loading import load
+from lconvnet.data.loading import load, load_labelled
 from lconvnet.data.locating import NAMES
 from lconvnet.data.samples import read_samples
 from lconvnet.data.sets import Images, Splits, batch
@@ -21,5 +21,6 @@ __all__ = [
     "batch",
     "crop_and_flip",
     "load",
+    "load_labelled",
     "read_samples",
 ]

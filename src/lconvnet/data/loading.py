@@ -18,7 +18,7 @@ from lconvnet.data.folders import read_image_folder
 from lconvnet.data.locating import NAMED, locate
 from lconvnet.data.options import Options, checked
 from lconvnet.data.parquet import read_parquet, read_parquet_folder
-from lconvnet.data.rows import Source, class_names_of, encode, take
+from lconvnet.data.rows import Rows, Source, class_names_of, encode, take
 from lconvnet.data.sets import Images, Splits
 from lconvnet.data.splitting import held_out, size, stratified_order
 from lconvnet.data.tree import tree_of
@@ -87,6 +87,46 @@ def load(
     return _split(parts, note, options, carved="test" not in source.roles)
 
 
+def load_labelled(
+    name_or_path: str | Path,
+    *,
+    class_names: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+    directory: str | Path | None = None,
+    image_size: int | None = None,
+) -> tuple[Images, str]:
+    """Return labelled images for a network that knows these classes and takes this shape `(C, H, W)`, and a note.
+
+    They are the test images of a named set, or of a folder or parquet file that has such a part, and all images of any
+    other. Classes are matched by name; channels are converted, and with `image_size` the size. Their order is seeded
+    and stratified.
+
+    Raises:
+        DataError: as `load`, and where the network has other classes, or another size of images.
+    """
+    name = str(name_or_path)
+    if name == "digits":
+        raise DataError(
+            "'digits' are divided by a run's own options: evaluate the run itself, or name a folder of images"
+        )
+    path = locate(name, directory)
+    source = _read(path)
+    if "test" not in source.roles and len(source.roles) > 1:
+        raise DataError(f"{path} has {' and '.join(source.roles)} images, none of them test: name a folder of classes")
+    rows = _named(source.roles.get("test", source.roles["train"]), NAMED[name][1] if name in NAMED else None)
+    _require_classes(rows, class_names, path)
+    decoded = decode(
+        rows.cells,
+        rows.origins,
+        image_size=(image_size, image_size) if image_size else None,
+        channels=image_shape[0],
+        shape=Shape(*image_shape, origin="the network"),
+    )
+    images = Images(decoded.images, encode(rows, class_names), len(class_names), path.resolve().stem, class_names)
+    note = "; ".join(filter(None, (_lossy(decoded.jpeg, {"": images}, False), *source.remarks)))
+    return images.subset(stratified_order(images.labels, seed=_TEST_SEED)), note
+
+
 def _read(path: Path) -> Source:
     """Rows of a parquet file, or of whatever a folder holds."""
     if path.is_file():
@@ -105,6 +145,26 @@ def _classes(source: Source, name: str, path: Path) -> tuple[str, ...]:
     if len(names) != len(known):
         raise DataError(f"data {name!r} in {path} has {len(names)} classes, not {len(known)}: is it another data set?")
     return names
+
+
+def _named(rows: Rows, known: tuple[str, ...] | None) -> Rows:
+    """The rows with the names of their classes as labels."""
+    names = rows.class_names or known
+    labels = [str(label) if isinstance(label, str) or names is None else _at(names, label) for label in rows.labels]
+    return Rows(rows.cells, labels, rows.origins)
+
+
+def _at(names: tuple[str, ...], label: int) -> str:
+    return names[label] if 0 <= label < len(names) else str(label)
+
+
+def _require_classes(rows: Rows, class_names: tuple[str, ...], path: Path) -> None:
+    """Raise `DataError` unless the images are of these classes, of all of them."""
+    found = set(map(str, rows.labels))
+    extra, missing = sorted(found - set(class_names)), [name for name in class_names if name not in found]
+    if extra or missing:
+        parts = (f"{what} {', '.join(names[:10])}" for what, names in (("also", extra), ("not", missing)) if names)
+        raise DataError(f"{path} has other classes than the network: {', and '.join(parts)}; name them alike")
 
 
 def _embedded(options: Options) -> Splits:

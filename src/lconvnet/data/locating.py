@@ -29,12 +29,17 @@ def locate(name: str, directory: str | Path | None) -> Path:
         )
     if name in NAMED:
         return _locate_named(name, directory)
-    for path in (Path(name), Path(directory or ".", name)) if name else ():
+    for path in (Path(name), Path(directory or ".", name), *_moved(name, directory)) if name else ():
         if path.is_dir() or (path.suffix == ".parquet" and path.is_file()):
             return path
     known = ", ".join(NAMES)
     kind = "is no .parquet file" if Path(name).is_file() else "is neither a data set nor an existing path"
     raise DataError(f"data {name!r} {kind}; known names: {known}, or a folder or .parquet file{nearest(name, NAMES)}")
+
+
+def _moved(name: str, directory: str | Path | None) -> tuple[Path, ...]:
+    """Where a folder or file lies whose place has changed, but for its own name."""
+    return (Path(directory, Path(name).name),) if directory is not None and Path(name).name else ()
 
 
 def _locate_named(name: str, directory: str | Path | None) -> Path:

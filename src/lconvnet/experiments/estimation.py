@@ -6,6 +6,7 @@ with the original's keys: `loss` is minus the critic's mean difference, before i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lconvnet import atomic, gan, saving, wasserstein
 from lconvnet.experiments import build
 from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.origin import begin_from, require_source
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
 from lconvnet.gan.streams import generated
@@ -46,23 +48,28 @@ def run(
     experiment: WassersteinExperiment,
     folder: RunFolder,
     *,
+    weights: Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Estimate:
     """Train the critic of an experiment in its folder, or go on with it, and write what it certifies.
 
-    With `resume` a finished run returns its estimate again. Raises ValueError for what the user can put right,
-    `lconvnet.training.Interrupted` after a checkpoint when asked to stop, and `Diverged`.
+    The first weights are those of the run `weights`, if given. With `resume` a finished run returns its estimate again.
+    Raises ValueError for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to
+    stop, and `Diverged`.
     """
+    folder.refuse_other_length(experiment)
     if not resume:
         folder.refuse_if_used()
     folder.refuse_if_imported()
+    require_source(weights, folder)
     with session(folder, "estimate"):
         real = build.load_real_images(experiment.data).images
         shape = (int(real.shape[1]), int(real.shape[2]), int(real.shape[3]))
         critic = build.build_critic(experiment.critic, shape, seed=experiment.seed)
+        first = begin_from(weights, folder, experiment, {"critic": critic}) if weights else None
         folder.state_config(experiment, OUTSIDE)
-        found = _estimate(experiment, folder, real, critic, resume=resume, progress=progress)
+        found = _estimate(experiment, folder, real, critic, first, resume=resume, progress=progress)
         compared = compare(found, experiment.evaluation.transport) if experiment.evaluation.transport else {}
         _write(found, compared, folder, shape, experiment)
     return found
@@ -84,6 +91,7 @@ def _estimate(
     folder: RunFolder,
     real: Tensor,
     critic: nn.Module,
+    origin: dict[str, Any] | None,
     *,
     resume: bool,
     progress: bool,
@@ -104,6 +112,7 @@ def _estimate(
         resume=resume,
         checkpoint_every=training.checkpoint_every,
         progress=progress,
+        origin=origin,
     )
 
 

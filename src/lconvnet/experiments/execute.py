@@ -16,12 +16,13 @@ from lconvnet import saving
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
-from lconvnet.data import Splits
+from lconvnet.data import Images, Splits
 from lconvnet.data import load as load_data
 from lconvnet.experiments import accuracies, build, names, robustness
 from lconvnet.experiments.attacks import MinimumNorm
 from lconvnet.experiments.config import Evaluation, Experiment
 from lconvnet.experiments.loading import load, parse
+from lconvnet.experiments.origin import begin_from, require_source
 from lconvnet.experiments.reading import parse_overrides
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
 from lconvnet.experiments.session import session
@@ -58,6 +59,7 @@ def train(
     folder: RunFolder,
     *,
     source: Path | None = None,
+    weights: Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Trained:
@@ -65,24 +67,28 @@ def train(
 
     The complete configuration is written to the folder's cfg.yaml, unless that is the `source` it was read from: then
     the experiment must be the one stated there, for nothing else would say what was trained. The seed is
-    set before the network is built. With `resume` a run continues from its last checkpoint, or starts where there is
-    none; without, a folder that holds a run is refused. Of several processes only the first returns. Raises ValueError
-    for what the user can put right, and `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
+    set before the network is built. The first weights are those of the run `weights`, if given (see `origin`). With
+    `resume` a run continues from its last checkpoint, or starts where there is none; without, a folder that holds a run
+    is refused. Of several processes only the first returns. Raises ValueError for what the user can put right, and
+    `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
     """
     folder.refuse_if_imported()
+    folder.refuse_other_length(experiment)
     if not resume and is_first_process():
         folder.refuse_if_used()
     own = source if source and source.resolve() == folder.config.resolve() else None
     if own:
         _require_stated(own, experiment)  # before anything is written
+    require_source(weights, folder)
     with session(folder, "train") if is_first_process() else contextlib.nullcontext():
         if own:
             _require_stated(own, experiment)  # from here on nobody generates another one in its place
         splits = build.load_images(experiment.data, seed=experiment.seed)
         model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
+        first = begin_from(weights, folder, experiment, {"model": model}) if weights else None
         if not own and is_first_process():
             folder.keep_config(experiment)
-        record = _fit(model, splits, experiment, folder, resume=resume, progress=progress)
+        record = _fit(model, splits, experiment, folder, first, resume=resume, progress=progress)
         if not is_first_process():
             raise SystemExit(0)  # the first one saves and says what came out
         return _save_best(model, record, splits, folder)
@@ -90,7 +96,7 @@ def train(
 
 def _require_stated(path: Path, experiment: Experiment) -> None:
     """Raise ValueError unless the configuration states this experiment: nothing else would say what was trained."""
-    if other := list(differences(_stated(load(path)), _stated(experiment))):
+    if other := RunFolder(path.parent).unlike(_stated(load(path)), _stated(experiment)):
         raise ValueError(
             f"{path} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
             "own: lconvnet train CFG --out FOLDER --set ..., or change the file"
@@ -98,7 +104,14 @@ def _require_stated(path: Path, experiment: Experiment) -> None:
 
 
 def _fit(
-    model: nn.Module, splits: Splits, experiment: Experiment, folder: RunFolder, *, resume: bool, progress: bool
+    model: nn.Module,
+    splits: Splits,
+    experiment: Experiment,
+    folder: RunFolder,
+    origin: dict[str, Any] | None,
+    *,
+    resume: bool,
+    progress: bool,
 ) -> Record:
     training = experiment.training
     return fit(
@@ -122,6 +135,7 @@ def _fit(
         precision=training.precision,
         progress=progress,
         settings=build.settings(experiment),
+        origin=origin,
     )
 
 
@@ -150,14 +164,29 @@ def evaluate(
 
 
 def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, report: robustness.Report) -> Evaluated:
-    splits = build.load_images(experiment.data, seed=experiment.seed)
-    record = load_record(folder.path)
-    _require_same_images(record, splits, folder)
-    trained = _imported(record, splits, folder) if record.is_baked else _baked(experiment, record, splits, folder)
+    record, splits = load_record(folder.path), own_images(experiment, folder)
+    trained = saved_network(record, folder) if record.is_baked else _baked(experiment, record, splits, folder)
+    about = {"data": f"{len(splits.test)} test images of {splits.name}, {_chosen(record, len(splits.validation))}"}
+    about |= {"note": splits.note} if splits.note else {}
+    return measure(trained, splits.test, experiment, folder, about, attacks=attacks, report=report)
+
+
+def measure(
+    trained: Trained,
+    images: Images,
+    experiment: Experiment,
+    folder: RunFolder,
+    about: Mapping[str, Any],
+    *,
+    attacks: bool,
+    report: robustness.Report,
+) -> Evaluated:
+    """Measure a network on images, with records and results in `folder`, as an evaluation says; `about` goes to the
+    results."""
     subject = robustness.Subject(
         trained.network,
         trained.bound,
-        splits.test,
+        images,
         folder,
         experiment.evaluation.batch_size,
         experiment.seed,
@@ -168,12 +197,12 @@ def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, repor
         certificates = robustness.certify_linearly(subject, certificates, eps)
     outcomes = _attack(subject, certificates, experiment.evaluation) if attacks else []
     loss = robustness.mean_loss(subject, build.build_loss(experiment.loss))
-    labels, pixels = splits.test.labels, splits.test.images[0].numel()
+    labels, pixels = images.labels, images.images[0].numel()
     measured = accuracies.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
     made = {"evaluation": experiment.evaluation.model_dump(mode="json")} if attacks else {}
     for eps, row in measured["adv_robustness"].items() if experiment.evaluation.linear_bounds else ():
         row["lb_lipschitz"] = certified_accuracy(lipschitz, labels, eps)
-    results = _results(trained, splits, certificates, loss) | measured | made
+    results = _results(trained, images, certificates, loss) | dict(about) | measured | made
     folder.write_evaluation(results, robustness.columns(certificates, labels, outcomes, experiment.evaluation))
     return Evaluated(certificates, trained.bound, results, folder.results)
 
@@ -184,12 +213,21 @@ def _baked(experiment: Experiment, record: Record, splits: Splits, folder: RunFo
     return _save_best(model, record, splits, folder)
 
 
-def _imported(record: Record, splits: Splits, folder: RunFolder) -> Trained:
-    """The network that an import wrote, whose weights need not be those of our kernels to the last digit."""
+def saved_network(record: Record, folder: RunFolder) -> Trained:
+    """Return the network of model.safetensors: what an import wrote, whose weights need not be those of our kernels to
+    the last digit, or what was baked of the best epoch. Raises ValueError where it is missing, or of another epoch."""
     if not folder.model.exists():
-        raise CheckpointError(f"{folder.model}, the imported network, is missing; import it again")
+        way = "import it again" if record.is_baked else f"lconvnet evaluate {folder.path} writes it"
+        raise CheckpointError(f"{folder.model}, the network of this run, is missing; {way}")
+    description = saving.describe(folder.model)
+    epoch = description.notes.get("epoch", record.kept_epoch)
+    if epoch != record.kept_epoch:
+        raise CheckpointError(
+            f"{folder.model} is of epoch {epoch}, the record names {record.kept_epoch} as the best; "
+            f"lconvnet evaluate {folder.path} writes it anew"
+        )
     network = saving.load(folder.model)
-    bound = lipschitz_bound(network, input_shape=splits.image_shape, diagnose=False)
+    bound = lipschitz_bound(network, input_shape=description.input_shape, diagnose=False)
     return Trained(record, network, bound, folder.model)
 
 
@@ -199,11 +237,13 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
     Raises ValueError for an override of anything that was fixed by the training.
     """
     require_open(folder, overrides)
-    recorded = load_record(folder.path).settings.get("settings")
+    settings = load_record(folder.path).settings
+    recorded = settings.get("settings")
     if not isinstance(recorded, dict) or "model" not in recorded:
         raise ValueError(f"{folder.path} was not trained from a configuration; evaluate it with lconvnet.certify")
     described = evaluation_values(folder)
-    data = {**recorded.get("data", {}), **described.get("data", {})}
+    moved = {key: value for key, value in described.get("data", {}).items() if key in _open(settings)}
+    data = {**recorded.get("data", {}), **moved}
     return parse({**recorded, **described, "data": data}, overrides)
 
 
@@ -231,14 +271,27 @@ def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> t
 
 def require_open(folder: RunFolder, overrides: Sequence[str]) -> None:
     """Raise ValueError for an override of anything that was fixed by a run's training."""
+    places = [f"data.{key}" for key in _open(load_record(folder.path).settings)]
     for section, values in parse_overrides(overrides).items():
         keys = [f"data.{key}" for key in values] if section == "data" and hasattr(values, "keys") else [section]
-        fixed = [key for key in keys if key not in ("evaluation", "data.directory")]
+        fixed = [key for key in keys if key not in ("evaluation", *places)]
         if fixed:
             raise ValueError(
-                f"--set {fixed[0]}=... was fixed when the run in {folder.path} was trained; only evaluation.* "
-                "and data.directory can change now, train another run for the rest"
+                f"--set {fixed[0]}=... was fixed when the run in {folder.path} was trained; only evaluation.*, "
+                f"{' and '.join(places)} can change now, train another run for the rest"
             )
+
+
+def _open(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a run that say where its images lie; imported weights know nothing of theirs but the name."""
+    return ("directory",) if "imported" in settings else ("directory", "name")
+
+
+def own_images(experiment: Experiment, folder: RunFolder) -> Splits:
+    """Return the images of a run, wherever they lie now. Raises ValueError where they are others by now."""
+    splits = build.load_images(experiment.data, seed=experiment.seed)
+    _require_same_images(load_record(folder.path), splits, folder)
+    return splits
 
 
 def _attack(
@@ -262,7 +315,8 @@ def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> N
     if changed := _changed(record, splits):
         raise ValueError(
             f"{folder.path} was trained on other images ({'; '.join(changed)}), so test images may be among the "
-            "trained ones; restore the images as they were, or train another run"
+            "trained ones; restore the images as they were, say where they are now with --set data.name=PATH, "
+            f"measure others with lconvnet evaluate {folder.path} --data PATH, or train another run"
         )
 
 
@@ -271,6 +325,8 @@ def _changed(record: Record, splits: Splits) -> list[str]:
     if "imported" in record.settings:
         return []
     recorded, found = record.settings.get("data") or {}, describe_splits(splits)
+    if "test" not in recorded:  # of older runs only the others are known
+        del found["test"]
     return list(differences({part: recorded.get(part) for part in found}, found, "data"))
 
 
@@ -300,25 +356,23 @@ def _save_best(model: nn.Module, record: Record, splits: Splits, folder: RunFold
     return Trained(record, network, bound, folder.model)
 
 
-def _results(trained: Trained, splits: Splits, certificates: Certificates, loss: float) -> dict[str, Any]:
+def _chosen(record: Record, held: int) -> str:
+    """Who or what chose the epoch."""
+    if "imported" in record.settings:
+        return "epoch chosen by whoever trained the imported weights"
+    return f"epoch chosen on {held} others ({record.chosen_by})" if held else "the last epoch, no validation images"
+
+
+def _results(trained: Trained, images: Images, certificates: Certificates, loss: float) -> dict[str, Any]:
     bound = trained.bound
     linear = {name for name, part in trained.network.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
     norms = {f"sanity_check/{part.name}-l2-norm": part.upper for part in bound.layers if part.name in linear}
-    note = {"note": splits.note} if splits.note else {}
-    held = len(splits.validation)
-    chosen = "the last epoch, no validation images"
-    if held:
-        chosen = f"epoch chosen on {held} others ({trained.record.chosen_by})"
-    if "imported" in trained.record.settings:
-        chosen = "epoch chosen by whoever trained the imported weights"
     return {
-        "accuracy": float((certificates.label == splits.test.labels).double().mean()),
+        "accuracy": float((certificates.label == images.labels).double().mean()),
         "loss": loss,
         **norms,
         "sanity_check/layer-l-constant": float(bound.upper),
         "epoch": trained.record.kept_epoch,
         "finished": trained.record.finished,
         "level": certificates.level,
-        "data": f"{len(splits.test)} test images of {splits.name}, {chosen}",
-        **note,
     }

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import torch
 
 from lconvnet import gan
 from lconvnet.experiments import build
 from lconvnet.experiments.generation_config import GanExperiment
+from lconvnet.experiments.origin import begin_from, require_source
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
 
 OUTSIDE = {"data": {"directory"}, "training": {"epochs", "checkpoint_every"}}
 
 
-def run(experiment: GanExperiment, folder: RunFolder, *, resume: bool = False, progress: bool = True) -> gan.Record:
+def run(
+    experiment: GanExperiment,
+    folder: RunFolder,
+    *,
+    weights: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> gan.Record:
     """Train the generator of an experiment in its folder, or go on with it, on the GPU where there is one.
 
     With `resume` a finished run returns its record again, whether it has as many epochs as asked for or more, and one
-    that is asked for more goes on. Raises
-    ValueError for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to stop,
-    and `Diverged`.
+    that is asked for more goes on. The first weights are those of the run `weights`, if given. Raises ValueError
+    for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to stop, and
+    `Diverged`.
     """
     if not resume:
+        _refuse_more(experiment, folder)
         folder.refuse_if_used()
+    require_source(weights, folder)
     training = experiment.training.model_dump()
     training["epochs"] = max(training["epochs"], _done(folder))
     with session(folder, "train"):
@@ -34,6 +45,8 @@ def run(experiment: GanExperiment, folder: RunFolder, *, resume: bool = False, p
         generator = build.build_generator(experiment.generator, shape, seed=experiment.seed).to(device)
         critic = build.build_gan_critic(experiment.critic, shape, seed=experiment.seed).to(device)
         optimizer = build.build_optimizer(experiment.optimizer) if experiment.optimizer else None
+        networks = {"generator": generator, "critic": critic}
+        first = begin_from(weights, folder, experiment, networks) if weights else None
         folder.state_config(experiment, OUTSIDE)
         return gan.train_gan(
             generator,
@@ -46,6 +59,7 @@ def run(experiment: GanExperiment, folder: RunFolder, *, resume: bool = False, p
             directory=folder.path,
             resume=resume,
             progress=progress,
+            origin=first,
             **training,
         )
 
@@ -65,6 +79,16 @@ def recorded(folder: RunFolder) -> gan.Record | None:
         return gan.Record.from_dict(json.loads((folder.path / "record.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _refuse_more(experiment: GanExperiment, folder: RunFolder) -> None:
+    """Raise ValueError, with both ways, where a run that has epochs is asked for more without `resume`."""
+    asked, done = experiment.training.epochs, _done(folder)
+    if 0 < done < asked:
+        raise ValueError(
+            f"training.epochs is {asked}, and {folder.path} has done {done}; go on with it (--resume), or start a new "
+            f"run from its weights: lconvnet train CFG --from {folder.path} --out NEW --set training.epochs=..."
+        )
 
 
 def _done(folder: RunFolder) -> int:

@@ -8,6 +8,7 @@
 * results.yaml: the evaluation, in the original's keys
 * examples.parquet: one row for each test image: label, prediction, margin, radius, outcome of each attack
 * evaluation/: the records these two are made of, which a resumed evaluation goes on with
+* other-data/: the same of images of other folders, accuracy.yaml instead of results.yaml
 * evidence/: an attack that contradicted a certificate, if there ever was one
 
 Another evaluation keeps the older one under a number: results-1.yaml with examples-1.parquet, and so on.
@@ -16,6 +17,7 @@ Another evaluation keeps the older one under a number: results-1.yaml with examp
 import contextlib
 import io
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +28,12 @@ import yaml
 from lconvnet import atomic
 from lconvnet.experiments.build import settings
 from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.loading import AnyExperiment, dump, load, load_any, merge
 from lconvnet.experiments.reading import read
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, is_started, load_record
-from lconvnet.training.settings import differences
+from lconvnet.training.settings import differences, identity
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class RunFolder:
     """The paths of a run below `path`."""
 
     path: Path
+    results_name: str = "results.yaml"
 
     @property
     def config(self) -> Path:
@@ -49,7 +53,7 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        return self.path / "results.yaml"
+        return self.path / self.results_name
 
     @property
     def examples(self) -> Path:
@@ -103,12 +107,29 @@ class RunFolder:
                     "use its model.safetensors, or train in another folder with --out"
                 )
 
+    def refuse_other_length(self, experiment: AnyExperiment) -> None:
+        """Raise ValueError where a run, whose learning rates were made for its length, is asked for another one."""
+        key = "steps" if isinstance(experiment, WassersteinExperiment) else "epochs"
+        asked, done = experiment.training.model_dump()[key], recorded_settings(self).get(key)
+        if done is not None and asked != done:
+            raise ValueError(
+                f"training.{key} is {asked}, but {self.path} is a run of {done}, with learning rates made for so many; "
+                "train for longer in a new run that starts from its weights: "
+                f"lconvnet train CFG --from {self.path} --out NEW --set training.{key}=..."
+            )
+
+    def unlike(self, stated: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+        """Return what differs between configurations of this run; once it has begun the names of its images may, for
+        their fingerprints are compared."""
+        comparable = identity if is_started(self.path) else dict
+        return list(differences(comparable(stated), comparable(asked)))
+
     def keep_config(self, experiment: Experiment) -> None:
         """Write the complete configuration where there is none; raise ValueError where there is another
         one."""
         if not self.config.exists():
             atomic.write_text(self.config, dump(experiment))
-        elif settings(load(self.config)) != settings(experiment):
+        elif self.unlike(settings(load(self.config)), settings(experiment)):
             raise ValueError(
                 f"{self.config} describes another experiment, which is never overwritten; "
                 "choose an empty folder with --out"
@@ -124,7 +145,7 @@ class RunFolder:
             return
         both = (load_any(self.config), experiment)
         stated, asked = (one.model_dump(mode="json", exclude=dict(outside)) for one in both)
-        if other := list(differences(stated, asked)):
+        if other := self.unlike(stated, asked):
             raise ValueError(
                 f"{self.config} states another experiment than asked for ({'; '.join(other[:5])}); choose an empty "
                 "folder with --out, or change the file"
@@ -169,6 +190,14 @@ def find_run(path: str | Path) -> RunFolder:
     return folder
 
 
+def recorded_settings(folder: RunFolder) -> dict[str, Any]:
+    """Return what record.json says a run was trained with, whatever its task; nothing where it says nothing."""
+    try:
+        return dict(json.loads((folder.path / "record.json").read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
 def evaluation_values(folder: RunFolder) -> dict[str, Any]:
     """Return what a run's cfg.yaml says of evaluation and of where the data lie, unvalidated."""
     if not folder.config.exists():
@@ -176,8 +205,8 @@ def evaluation_values(folder: RunFolder) -> dict[str, Any]:
     values = merge(read(folder.config))
     found = {"evaluation": values["evaluation"]} if "evaluation" in values else {}
     data = values.get("data")
-    if isinstance(data, Mapping) and data.get("directory") is not None:
-        found["data"] = {"directory": data["directory"]}
+    if isinstance(data, Mapping):
+        found["data"] = {key: data[key] for key in ("name", "directory") if data.get(key) is not None}
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def train_gan(
     checkpoint_every: int = 50,
     progress: bool = True,
     on_epoch: Callable[[Epoch], None] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Record:
     """Train `generator` against `critic` on `images`, in place, and return the record.
 
@@ -68,6 +69,8 @@ def train_gan(
         checkpoint_every: generator steps between two checkpoints within an epoch: what a kill can cost at most.
         progress: a bar on standard error, where that is a terminal; otherwise one line an epoch in the log `lconvnet`.
         on_epoch: called with every finished `Epoch`.
+        origin: JSON-able facts on where the initial weights came from, for the record (`from`); a resume may leave it
+            out.
 
     Raises:
         ValueError: an argument, the critic or the images do not fit, or the folder holds a run already.
@@ -98,7 +101,8 @@ def train_gan(
         if folder and not resume:
             folder.refuse_if_started()
         make = (generator_optimizer or objective.optimizer, critic_optimizer or objective.optimizer)
-        run = _prepare(generator, critic, images, plan, folder, *make)
+        facts = {"from": describe(origin)} if origin else {}
+        run = _prepare(generator, critic, images, plan, folder, *make, facts)
         _begin(run)
         with (
             display(epochs, steps_per_epoch, run.progress.epoch, progress=progress) as screen,
@@ -118,6 +122,7 @@ def _prepare(
     folder: RunFolder | None,
     make_generator_optimizer: MakeOptimizer,
     make_critic_optimizer: MakeOptimizer,
+    facts: dict[str, Any],
 ) -> Run:
     """Optimisers, and a record that holds the settings; all checked, nothing written."""
     shape = tuple(images.images.shape[1:])
@@ -132,7 +137,7 @@ def _prepare(
         made_optimizer(make_generator_optimizer, parameters[0], "generator_optimizer"),
         made_optimizer(make_critic_optimizer, parameters[1], "critic_optimizer"),
     )
-    settings = json.loads(json.dumps(_settings(generator, critic, images, plan, *optimizers)))
+    settings = json.loads(json.dumps(_settings(generator, critic, images, plan, *optimizers) | facts))
     record = Record(settings, versions(next(generator.parameters()).device))
     return Run(plan, images, generator, critic, *optimizers, folder, record)
 

@@ -15,9 +15,8 @@ from lconvnet import atomic, attacks, saving
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certify
 from lconvnet.data import batch
-from lconvnet.experiments import build
 from lconvnet.experiments.crosscheck import Certified, check
-from lconvnet.experiments.execute import trained_experiment
+from lconvnet.experiments.execute import own_images, trained_experiment
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.extras import require
 from lconvnet.ops.rounding import rounded_down, rounded_up
@@ -70,7 +69,7 @@ def _network(folder: RunFolder) -> tuple[nn.Module, tuple[int, int, int]]:
 def _nearest(folder: RunFolder, network: nn.Module, count: int, overrides: Sequence[str]) -> Any:
     """The first rightly answered test images with their radius, and the nearer of what DDN and DeepFool find."""
     experiment = trained_experiment(folder, overrides)
-    splits = build.load_images(experiment.data, seed=experiment.seed)
+    splits = own_images(experiment, folder)
     images, labels = batch(splits.test, range(min(len(splits.test), 10 * count)))
     right = (network(images).argmax(dim=1) == labels).nonzero().flatten()[:count]
     if not len(right):

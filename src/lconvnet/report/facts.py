@@ -22,7 +22,7 @@ from lconvnet.experiments.execute import trained_experiment
 from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import AnyExperiment, parse_any
 from lconvnet.experiments.reading import read
-from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.run_folder import RunFolder, recorded_settings
 from lconvnet.report import names
 from lconvnet.training import load_record
 
@@ -70,12 +70,13 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
     """
     experiment = specification(folder)
     if isinstance(experiment, WassersteinExperiment):
-        return facts_of_estimate(experiment), {}
+        return _with_origin(facts_of_estimate(experiment), folder), {}
     if isinstance(experiment, GanExperiment):
         raise ValueError("its cfg.yaml trains a generator (task: gan), of which no table tells")
     if experiment is not None:
         ran = experiment.evaluation if evaluation is None else Evaluation.model_validate(_stated(evaluation))
-        return replace(facts_of_experiment(experiment), **_published(folder, experiment)), _attacks(ran)
+        facts = replace(facts_of_experiment(experiment), **_published(folder, experiment))
+        return _with_origin(facts, folder), _attacks(ran)
     return facts_of_name(folder.resolve().as_posix()), {}
 
 
@@ -84,7 +85,9 @@ def specification(folder: Path) -> AnyExperiment | None:
     run, record = RunFolder(folder), folder / "record.json"
     values = read(run.config) if run.config.exists() else {ORIGINALS_KEY: None}
     if "task" not in values and record.exists() and _recorded(record):
-        return trained_experiment(run)
+        found = trained_experiment(run)
+        name = load_record(folder).settings["settings"].get("data", {}).get("name", found.data.name)
+        return found.model_copy(update={"data": found.data.model_copy(update={"name": name})})
     return None if ORIGINALS_KEY in values else parse_any(values)
 
 
@@ -171,6 +174,14 @@ def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
             yield from flatten(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", tuple(value) if isinstance(value, list) else value
+
+
+def _with_origin(facts: Facts, folder: Path) -> Facts:
+    """Runs that start from the weights of another are no repetitions of one that does not."""
+    origin = recorded_settings(RunFolder(folder)).get("from")
+    if not isinstance(origin, Mapping):
+        return facts
+    return replace(facts, recipe=tuple(sorted((*facts.recipe, ("from", str(origin.get("run")))))))
 
 
 def _recorded(record: Path) -> bool:

@@ -13,10 +13,14 @@ from torch import nn
 
 from lconvnet import atomic
 from lconvnet.training.record import Record
-from lconvnet.training.settings import differences
+from lconvnet.training.settings import differences, identity
 
 FORMAT = "lconvnet-checkpoint"
 VERSION = 1
+LONGER = (
+    "the learning rates of a run are made for its length: to train for longer, start a new run from its weights, with "
+    "load_best(model, RUN) and another directory, on the command line lconvnet train CFG --from RUN --out NEW"
+)
 
 
 class CheckpointError(ValueError):
@@ -84,11 +88,16 @@ def read_state(path: Path, form: str, what: str = "this package") -> dict[str, A
 
 
 def require_same_settings(path: Path, saved: Any, asked: Any) -> None:
-    """Raise `CheckpointError` where the checkpoint at `path` was written with other settings than are asked for."""
-    if changed := list(differences(saved, asked)):
+    """Raise `CheckpointError` where the checkpoint at `path` was written with other settings than are asked for.
+
+    A resume need not say again where the first weights came from.
+    """
+    known = saved if "from" in asked else {name: value for name, value in saved.items() if name != "from"}
+    if changed := list(differences(identity(known), identity(asked))):
+        longer = any(line.startswith(("epochs: ", "steps: ")) for line in changed)
         raise CheckpointError(
             f"{path}: was written with other settings ({'; '.join(changed[:5])}); "
-            "resume with those, or train in another folder"
+            f"{LONGER if longer else 'resume with those, or train in another folder'}"
         )
 
 

@@ -59,6 +59,7 @@ def fit(
     tensorboard: bool = True,
     on_epoch: Callable[[Epoch], None] | None = None,
     settings: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Record:
     """Train `model`, keep the weights of the epoch that certifies most on the validation split, return the record.
 
@@ -96,6 +97,8 @@ def fit(
         tensorboard: curves and histograms of singular values, where TensorBoard is installed.
         on_epoch: called with every finished `Epoch`.
         settings: further JSON-able facts for the record; a resume insists that they are the same.
+        origin: JSON-able facts on where the initial weights came from, for the record (`from`); a resume, which needs
+            none of them, may leave it out.
 
     Raises:
         ValueError: an argument or the data do not fit, or the folder holds a run and `resume` is not set.
@@ -131,6 +134,7 @@ def fit(
             folder.refuse_if_started()
         splits = data if isinstance(data, Splits) else load(data)
         facts = {"precision": precision, "schedule": describe(schedule), "settings": describe(settings or {})}
+        facts |= {"from": describe(origin)} if origin else {}
         run = _prepare(model, splits, plan, fabric, folder, optimizer, schedule, facts)
         run.processes = launched(fabric)  # not before all that can be checked by one process
         run.record = replace(run.record, versions=versions(fabric.device, run.processes.count))

@@ -14,6 +14,12 @@ from torch.optim import Optimizer
 
 from lconvnet.data import Images, Splits
 
+OUTSIDE: Mapping[str, tuple[str, ...]] = {
+    "": ("generated",),
+    "data": ("name", "note", "test"),
+    "from": ("file", "epoch", "sha256"),
+}
+
 
 def describe(value: Any) -> Any:
     """`value` as JSON: numbers and text as they are, dataclasses and partials by name and fields, functions by name.
@@ -72,8 +78,8 @@ def describe_images(images: Images) -> dict[str, Any]:
 
 
 def describe_splits(splits: Splits) -> dict[str, Any]:
-    """Number and fingerprint of the images that a training sees: all but the test split."""
-    return {"train": describe_images(splits.train), "validation": describe_images(splits.validation)}
+    """Number and fingerprint of the images of each part; a training never sees the test images."""
+    return {part: describe_images(getattr(splits, part)) for part in ("train", "validation", "test")}
 
 
 def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
@@ -93,6 +99,19 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def identity(settings: Any, section: str = "") -> Any:
+    """What two settings of one training agree in: all but where its images lie and what they are called, the test
+    images, which it never sees, and facts on its first weights. Which images they are, their fingerprints tell.
+
+    >>> identity({"seed": 0, "data": {"name": "flowers", "sha256": "1f"}, "from": {"run": "old", "sha256": "2e"}})
+    {'seed': 0, 'data': {'sha256': '1f'}, 'from': {'run': 'old'}}
+    """
+    if not isinstance(settings, Mapping):
+        return settings
+    left_out = OUTSIDE.get(section, ())
+    return {key: identity(value, key) for key, value in settings.items() if key not in left_out}
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

@@ -20,7 +20,7 @@ from lconvnet.training.checkpoint import Checkpoint, CheckpointError, Progress
 from lconvnet.training.folder import RunFolder
 from lconvnet.training.processes import Processes
 from lconvnet.training.record import Epoch, Record
-from lconvnet.training.settings import differences
+from lconvnet.training.settings import differences, identity
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -163,7 +163,7 @@ def restore(run: Run) -> None:
     if run.folder is None and run.processes.count == 1:
         return
     saved = run.processes.from_first(partial(_checked, run))
-    if changed := list(differences(saved.record.settings, run.record.settings)):
+    if changed := list(differences(*(identity(one.settings) | {"from": None} for one in (saved.record, run.record)))):
         raise ValueError(
             f"process {run.processes.rank} was given other settings or images than the first "
             f"({'; '.join(changed[:5])}); all must run the same command on the same data"

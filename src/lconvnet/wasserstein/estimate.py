@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def estimate(
     checkpoint_every: int = 500,
     progress: bool = True,
     on_step: OnStep | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Estimate:
     """Train a critic to tell `real` from `fake` and return the certified lower bound on their distance.
 
@@ -83,6 +84,8 @@ def estimate(
         checkpoint_every: steps between two checkpoints: what a kill can cost at most.
         progress: a bar on standard error, where that is a terminal; otherwise lines in the log `lconvnet`.
         on_step: called with the number of steps done and the difference on the last batch.
+        origin: JSON-able facts on where the critic's initial weights came from, for the record (`from`); a resume may
+            leave it out.
 
     Raises:
         ValueError: an argument or the samples do not fit, the samples lie too far from 0, or the folder holds a run and
@@ -118,6 +121,7 @@ def estimate(
             folder.refuse_if_started()
         require_critic(critic, high)
         options = {"steps": steps, "batch_size": batch_size, "seed": seed, "held_out": describe(held_out)}
+        options |= {"from": describe(origin)} if origin else {}
         run = _prepare(critic, high, low, optimizer, schedule, options, checkpoint_every, folder)
         begin(run)
         _carry_out(run, progress, on_step)

@@ -131,6 +131,7 @@ def begin(run: Run) -> None:
         run.folder.refuse_if_started()  # results without the checkpoint that they came from
         save(run)
     state = checkpoint.read(path, run.settings)
+    run.settings = state["settings"]
     load_weights(run.critic, state["critic"], path)
     try:
         run.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,89 @@
+"""A trained run on images that are not its own: what `lconvnet evaluate RUN --data FOLDER` does.
+
+Records and results lie in other-data/NAME-FINGERPRINT/ below the run, under names of their own: its own evaluation is
+not touched, and no table takes one for the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lconvnet import saving
+from lconvnet.data import Images, Splits, load_labelled
+from lconvnet.experiments import robustness
+from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.execute import Evaluated, measure, own_images, saved_network, trained_experiment
+from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.session import session
+from lconvnet.extras import require
+from lconvnet.training import Record, load_record
+from lconvnet.training.settings import describe_images
+
+FOLDER, RESULTS = "other-data", "accuracy.yaml"
+
+
+def evaluate_on(
+    name: str,
+    folder: RunFolder,
+    overrides: Sequence[str] = (),
+    *,
+    directory: str | None = None,
+    attacks: bool = True,
+    report: robustness.Report = lambda what, done, count: None,
+) -> Evaluated:
+    """Measure the saved network of a run on the labelled images of a folder, parquet file or named set.
+
+    Their classes are the run's, by name; they are converted as the run's own are. What the run was trained on is
+    compared with them, and noted. `overrides` may change `evaluation`. Raises ValueError for what the user can put
+    right and `crosscheck.ContradictionError` where an attack breaks a certificate.
+    """
+    require("pyarrow.parquet", "data")
+    experiment, record = trained_experiment(folder, overrides), load_record(folder.path)
+    for attack in experiment.evaluation.attacks if attacks else ():
+        attack.made_with()
+    trained = saved_network(record, folder)
+    description = saving.describe(folder.model)
+    if description.class_names is None or description.input_shape is None:
+        raise ValueError(f"{folder.model} does not name its classes, so images of other folders cannot be matched")
+    images, note = load_labelled(
+        name,
+        class_names=description.class_names,
+        image_shape=description.input_shape,
+        directory=directory,
+        image_size=experiment.data.image_size,
+    )
+    notes = filter(None, (note, _trained_on(images, experiment, record, folder)))
+    about = {"data": f"all {len(images)} images of {images.name} ({name})", "note": "; ".join(notes)}
+    about = {key: value for key, value in about.items() if value}
+    place = _place(folder, images)
+    with session(place, "evaluate"):
+        return measure(trained, images, experiment, place, about, attacks=attacks, report=report)
+
+
+def _place(folder: RunFolder, images: Images) -> RunFolder:
+    title = re.sub(r"[^\w.-]+", "-", images.name).strip(".-") or "images"
+    return RunFolder(folder.path / FOLDER / f"{title}-{describe_images(images)['sha256'][:8]}", RESULTS)
+
+
+def _trained_on(images: Images, experiment: Experiment, record: Record, folder: RunFolder) -> str:
+    """How many images the run was trained on or chosen by, in words; or that nobody knows, where its own are gone."""
+    unknown = "whether the network was trained on any of them is not known"
+    if "imported" in record.settings:
+        return f"{unknown}: its weights were imported"
+    try:
+        own = own_images(experiment, folder)
+    except ValueError:
+        return f"{unknown}: the run's own images are not where they were"
+    seen = _seen(images, own)
+    return f"{seen} of them are among the images that the run was trained on or chosen by" if seen else ""
+
+
+def _seen(images: Images, own: Splits) -> int:
+    known = {row for part in (own.train, own.validation) for row in _rows(part)}
+    return sum(row in known for row in _rows(images))
+
+
+def _rows(images: Images) -> list[Any]:
+    return [row.tobytes() for row in images.images.numpy()]
