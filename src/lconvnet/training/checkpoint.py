@@ -18,8 +18,8 @@ from lconvnet.training.settings import differences, identity
 FORMAT = "lconvnet-checkpoint"
 VERSION = 1
 LONGER = (
-    "the learning rates of a run are made for its length: to train for longer, start a new run from its weights, with "
-    "load_best(model, RUN) and another directory, on the command line lconvnet train CFG --from RUN --out NEW"
+    "the learning rates of a run are made for its length: to train for longer, start a new run from its weights in "
+    "another folder, after load_best(model, RUN), on the command line lconvnet train CFG --from RUN --out NEW"
 )
 
 
