@@ -510,8 +510,12 @@ def test_nan_weights_images_and_radii_are_refused():
 
 def test_labels_and_shapes_that_are_none_are_refused():
     network = nn.Sequential(nn.Flatten(), dense_network(12, 3, 2))
-    for label in (5, 2, -1):
-        with pytest.raises(ValueError, match=rf"labels has values from {label} to {label}: .*classes 0 to 1"):
+    for label, message in (
+        (5, "labels has values from 5 to 5: .*classes 0 to 1"),
+        (2, "labels has values from 2 to 2: .*classes 0 to 1"),
+        (-1, "labels has the class -1: classes count from 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             margin_bounds(network, images(1, 12), torch.tensor([label]), 0.1)
     with pytest.raises(ValueError, match=r"images has shape \(1, 3, 4\): linear bounds take"):
         margin_bounds(network, images(1, 3, 4), torch.tensor([0]), 0.1)

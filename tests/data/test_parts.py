@@ -203,9 +203,13 @@ def test_links_are_followed_once(tmp_path, write_folder):
         with pytest.raises(ValueError, match=r"links to a folder"):
             read_samples(root)
         (root / "zebra").unlink()
-    os.symlink(tmp_path / "nowhere", root / "cat/lost.png")
-    with pytest.raises(ValueError, match=r"lost.png is not a readable image"):
-        load(root)
+    os.mkfifo(tmp_path / "pipe")
+    for target in ("nowhere", "pipe", "pets/cat/lost.png"):  # the last one leads to itself
+        for link in (root / "cat/lost.png", root / "lost"):
+            os.symlink(tmp_path / target, link)
+            with pytest.raises(ValueError, match=rf"{link.name} is a link that leads to no file or folder"):
+                load(root)
+            link.unlink()
 
 
 def test_images_outside_of_the_classes_are_told(tmp_path, write_folder):

@@ -56,11 +56,14 @@ def test_recipe_equals_the_originals(path, reference_dir):
     assert ours.loss.eps == trainer["main_step"]["criterion"]["eps"]
     assert ours.data.name == original["dataloaders"]["dataset"]["<type>"]
     full = [step for step in original["post_steps"] if not step["mini_eval"]]
+    mini = [step for step in original["post_steps"] if step["mini_eval"]]
     assert list(ours.evaluation.eps) == [eps for step in full for eps in step["eps_range"]]
     pgd = full[1]["attacker"][0]
     attack = ours.evaluation.attacks[0]
     assert (attack.name, attack.step_size, attack.steps) == ("pgd", pgd["alpha"], pgd["iters"])
-    assert [list(attack.eps) for attack in ours.evaluation.attacks] == [full[1]["eps_range"]] * 2
+    assert [(list(attack.eps), attack.mini) for attack in ours.evaluation.attacks] == [
+        (step["eps_range"], step["mini_eval"]) for step in (full[1], *mini) for _ in step["attacker"]
+    ]
 
 
 def test_the_demo_is_the_examples():

@@ -58,8 +58,8 @@ class Tree:
 def tree_of(root: Path) -> Tree:
     """List everything below `root`; links are followed.
 
-    Raises `DataError` for a folder that cannot be read, and for one that links lead to twice, whose images would count
-    twice, or for ever.
+    Raises `DataError` for a folder that cannot be read, for one that links lead to twice, whose images would count
+    twice, or for ever, and for a link that leads to neither a file nor a folder.
     """
 
     def unreadable(error: OSError) -> None:
@@ -72,8 +72,15 @@ def tree_of(root: Path) -> Tree:
         if first != folder or (folder.is_symlink() and folder.resolve() in root.resolve().parents):
             raise DataError(f"{folder} links to a folder that holds it or is read already: remove the link")
         tree.folders[folder] = folders
-        tree.files[folder] = [file for file in files if file.is_file() or file.is_symlink()]
+        tree.files[folder] = [file for file in files if _is_file(file)]
     return tree
+
+
+def _is_file(path: Path) -> bool:
+    """Whether this is a file or a link to one; refuses a link to what is neither a file nor a folder."""
+    if path.is_symlink() and not path.is_file():
+        raise DataError(f"{path} is a link that leads to no file or folder ({path.readlink()}): remove or mend it")
+    return path.is_file()
 
 
 def _sorted(paths: Iterator[Path]) -> list[Path]:
