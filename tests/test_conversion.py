@@ -1,6 +1,7 @@
 """Ordinary CNNs become 1-Lipschitz ones: whatever the layout, the bound of the baked network says so."""
 
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lconvnet import bake, convert, layers, lipschitz_bound, save
+from lconvnet import bake, convert, fit, layers, lipschitz_bound, losses, save
 from lconvnet.layers import InvertibleDownsampling, MaxMin, OrthogonalLinear, RKOConv2d
 
 VGG = nn.Sequential(
@@ -257,3 +258,11 @@ def test_a_replaced_forward_is_not_lost(hold):
     layer.forward = lambda x: 2 * x
     with pytest.raises(ValueError, match=r"has forward hooks or a replaced forward; make what they do a module"):
         convert(hold(layer), (1, 4, 4))
+
+
+def test_what_takes_a_module_names_the_model_of_a_conversion():
+    found = convert(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), (1, 4, 4))
+    loss = losses.Hinge(eps=0.1)
+    for take in (bake, lipschitz_bound, partial(fit, data="digits", loss=loss, epochs=1)):
+        with pytest.raises(ValueError, match=r"is a Conversion: pass its \.model"):
+            take(found)

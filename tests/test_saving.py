@@ -502,3 +502,40 @@ def test_classes_are_classes(classes, path):
     save(nn.Sequential(nn.ReLU()).eval(), path, input_shape=VECTORS, classes=[nn.Linear])
     with pytest.raises(ValueError, match=r"pass your classes of modules in a list"):
         load(path, classes=classes)
+
+
+class Branch(nn.Module):
+    """A block whose second layer is optional, as residual blocks have it."""
+
+    def __init__(self, down):
+        super().__init__()
+        self.main, self.down = nn.Linear(4, 4), down
+
+    def forward(self, x):
+        return self.main(x) if self.down is None else self.main(x) + self.down(x)
+
+
+@pytest.mark.parametrize("down", [None, nn.Linear(4, 4)])
+def test_a_child_that_is_none_stays_none(down, path):
+    network, x = nn.Sequential(Branch(down)).eval(), torch.rand(2, 4)
+    save(network, path, input_shape=VECTORS, classes=[Branch])
+    found = load(path, classes=[Branch])
+    assert torch.equal(found(x), network(x)) and ("down" in dict(found[0].named_children())) == (down is not None)
+
+
+def test_tensors_and_states_that_a_file_would_lose_are_named(path):
+    network = nn.Sequential(nn.Linear(4, 4)).eval()
+    network[0].register_buffer("z", torch.ones(1))
+    with pytest.raises(ValueError, match=r"network has a tensor '0.z', .* remove it"):
+        save(network, path, input_shape=VECTORS)
+
+    class Stateful(Branch):
+        def get_extra_state(self):
+            return {"a": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(ValueError, match=r"layer '0' \(Stateful\) has a state of its own \(get_extra_state\)"):
+        save(nn.Sequential(Stateful(None)).eval(), path, input_shape=VECTORS, classes=[Stateful])
+    assert not path.exists()

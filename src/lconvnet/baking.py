@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from copy import deepcopy
+from itertools import chain
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -47,6 +48,8 @@ def bake(model: nn.Module) -> nn.Module:
     """
     require_module(model, "model")
     _refuse_altered(model)
+    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        raise ValueError("model is on the meta device, where weights have no numbers: load them first")
     return _baked(deepcopy(model).eval(), "").eval().requires_grad_(False)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lconvnet as lc
-from lconvnet.kernels import BCOP, Kernel, Orthogonal, Promise
+from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal, Promise
 from lconvnet.layers import LipschitzConv2d, LipschitzLinear
 
 
@@ -127,3 +127,69 @@ def test_what_is_not_a_kernel_is_refused_in_one_sentence(kernel, options, messag
     with pytest.raises(ValueError, match=message) as error:
         conv(kernel=kernel, **options)
     assert "\n" not in str(error.value)
+
+
+HALVES = [torch.bfloat16, torch.float16]
+LAYERS = {
+    "orthogonal": (lambda: lc.layers.OrthogonalLinear(6, 4), (2, 6)),
+    "cholesky": (lambda: lc.layers.CholeskyLinear(6, 4), (2, 6)),
+    "l2ne": (lambda: lc.layers.L2NELinear(6, 4), (2, 6)),
+    "spectral-norm": (lambda: lc.layers.SpectralNormLinear(6, 4), (2, 6)),
+} | {
+    kernel.__name__: (lambda kernel=kernel: LipschitzConv2d(2, 4, 3, kernel=kernel, input_size=6), (1, 2, 6, 6))
+    for kernel in (BCOP, FixedBCOP, OSSN, RKL2NE, RKO, SVCM)
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_in_half_precision_work_as_plain_ones_do_and_bake_to_the_same(name, dtype):
+    build, shape = LAYERS[name]
+    layer, x = build().to(dtype), torch.randn(shape).to(dtype)
+    y = layer.train()(x)
+    assert y.dtype == layer.weight.dtype == dtype
+    if not layer.kernel.frozen:
+        y.float().sum().backward()
+        assert all(p.grad.isfinite().all() for p in layer.parameters())
+    y = layer.eval()(x)
+    # sums of at most 18 terms and a bias below 1 in half precision, the weight rounded once in both
+    assert torch.allclose(lc.bake(layer)(x).float(), y.float(), atol=32 * torch.finfo(dtype).eps)
+    assert torch.linalg.matrix_norm(layer.weight.double().flatten(1), 2) < 1 + 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_can_be_built_without_numbers_and_drawn_later(name):
+    build, shape = LAYERS[name]
+    with torch.device("meta"):
+        layer = build()
+    with pytest.raises(ValueError, match="model is on the meta device, where weights have no numbers: load them"):
+        lc.bake(layer)
+    layer.to_empty(device="cpu").reset_parameters()
+    assert layer(torch.randn(shape)).isfinite().all()
+
+
+class Eye(Kernel):
+    """A kernel without parameters, of a dtype of its own."""
+
+    def __init__(self, inputs, outputs, value=1.0):
+        super().__init__()
+        self.size, self.value, self.calls = (outputs, inputs), value, 0
+
+    def forward(self):
+        self.calls += 1
+        return torch.eye(*self.size) * self.value
+
+
+def test_the_weight_of_a_kernel_without_parameters_has_the_dtype_of_its_layer():
+    layer = LipschitzLinear(6, 4, kernel=Eye).double()
+    x = torch.rand(2, 6, dtype=torch.float64)
+    layer.kernel.calls = 0
+    y = layer(x)
+    assert layer.kernel.calls == 1
+    assert y.dtype == torch.float64 and torch.equal(lc.bake(layer)(x), y)
+
+
+def test_a_weight_that_is_not_finite_is_not_baked():
+    model = nn.Sequential(LipschitzLinear(6, 4, kernel=partial(Eye, value=torch.nan)))
+    with pytest.raises(ValueError, match=r"layer '0' .*kernel Eye returned NaN or infinity"):
+        lc.bake(model)

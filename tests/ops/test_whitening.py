@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from lconvnet.ops.polar import polar_eigh
 from lconvnet.ops.products import BLOCK
-from lconvnet.ops.whitening import _cholesky_or_nan, _inverse_factor, whiten
+from lconvnet.ops.whitening import _cholesky_or_nan, _inverse_factor, cholesky, whiten
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (3, 8, 2), (4, 1)], ids=str)
@@ -65,3 +66,11 @@ def test_what_is_not_finite_is_refused_in_every_block(row, entry):
     R[row, row] = entry
     with pytest.raises(ValueError, match="holds NaN or infinity"):
         whiten(R)
+
+
+@pytest.mark.parametrize("smallest", [0.06, 0.05, 0.04, 0.033, 0.02])
+@pytest.mark.parametrize("engine", [cholesky, polar_eigh])
+def test_gradients_of_float64_where_the_polishing_fades(engine, smallest):
+    """Between residuals of 2^-14 and 2^-13 a part of the two last steps is taken, and that part depends on W, too."""
+    W = torch.tensor([[1.0, 0.0], [1.0, smallest]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(engine, (W,), eps=1e-7, atol=1e-5, rtol=1e-4)  # entries of some 1 / smallest

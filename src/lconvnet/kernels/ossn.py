@@ -72,7 +72,8 @@ class OSSN(Kernel):
         """Draw W as PyTorch does, and estimate its norm."""
         draw_uniform_(self.W)
         self.u.normal_()
-        self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
+        if not self.W.is_meta:  # where there are no numbers to estimate
+            self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
 
     def _estimate(self, iterations: int) -> Tensor:
         W, u, v = unit_scaled(self.W.detach().flatten(1)).view_as(self.W), self.u, self.u

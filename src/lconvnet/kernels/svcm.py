@@ -66,7 +66,8 @@ class SVCM(Kernel):
     def reset_parameters(self) -> None:
         """Draw W as PyTorch does, and project it."""
         draw_uniform_(self.W)
-        self.project_()
+        if not self.W.is_meta:
+            self.project_()
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -33,7 +33,8 @@ class ConstrainedLayer(nn.Module, ABC):
         self.kernel = kernel
         self.bias: nn.Parameter | None = None
         if bias:
-            like = _like(kernel)
+            like = _first(kernel)
+            like = kernel() if like is None else like
             empty = torch.empty(outputs, device=like.device, dtype=like.dtype)
             self.bias = nn.Parameter(empty, requires_grad=not kernel.frozen)
         self._bias_bound = 1 / sqrt(inputs if kernel.bias_fan == "inputs" else outputs)
@@ -59,14 +60,20 @@ class ConstrainedLayer(nn.Module, ABC):
         return self.current_weight().clone()
 
     def current_weight(self) -> Tensor:
-        """What the kernel returns for the current parameters, which may be a parameter itself (SVCM)."""
-        return self.checked(self.kernel())
+        """What the kernel returns for the current parameters, in their dtype; it may be a parameter itself (SVCM)."""
+        weight, like = self.checked(self.kernel()), _first(self)
+        return weight if like is None else weight.to(like.dtype)
 
     def exact_weight(self) -> Tensor:
         """The weight evaluated in float64 and then rounded once to the dtype of the parameters."""
         with torch.no_grad():
             weight = self.checked(deepcopy(self.kernel).cpu().eval().double()())
-            return weight.to(_like(self.kernel))
+            if not weight.isfinite().all():
+                raise ValueError(
+                    f"kernel {type(self.kernel).__name__} returned NaN or infinity: load weights that are finite"
+                )
+            like = _first(self)
+            return weight.to(self.current_weight() if like is None else like)
 
     def checked(self, weight: Tensor) -> Tensor:
         """The same tensor, if it can be this layer's weight."""
@@ -121,11 +128,10 @@ def built(kernel: Callable[..., Kernel], *sizes: int, **options: Any) -> Kernel:
     return module
 
 
-def _like(kernel: Kernel) -> Tensor:
-    """The tensor whose dtype and device a layer follows: its kernel's first, or the weight of a kernel without any."""
-    tensors = (tensor for tensor in chain(kernel.parameters(), kernel.buffers()) if tensor.is_floating_point())
-    first = next(tensors, None)
-    return kernel() if first is None else first
+def _first(module: nn.Module) -> Tensor | None:
+    """The first floating-point parameter or buffer of a module, whose dtype and device it has."""
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
 
 Layer = TypeVar("Layer", bound=ConstrainedLayer)

@@ -15,6 +15,8 @@ from lconvnet.layers.constrained import ConstrainedLayer, built, one_call
 from lconvnet.ops.orthogonalize import LINEAR, orthogonal_linear
 from lconvnet.ops.whitening import cholesky
 
+FULL = (torch.float32, torch.float64)  # what factors are computed in
+
 
 class LipschitzLinear(ConstrainedLayer):
     """``y = W x + b`` with the norm that its kernel promises.
@@ -52,7 +54,7 @@ class LipschitzLinear(ConstrainedLayer):
             raise ValueError(
                 f"{type(self).__name__}: input of shape {tuple(x.shape)}: expected (..., {self.in_features})"
             )
-        if _is_known(self.kernel):  # then the factor need not be formed
+        if _is_known(self.kernel) and self.kernel.V.dtype in FULL:  # then the factor need not be formed
             return orthogonal_linear(x, self.checked(self.kernel.V), self.bias, self.kernel.engine)
         return F.linear(x, self.current_weight(), self.bias)
 

@@ -43,7 +43,9 @@ def require_module(network: Any, name: str = "network") -> None:
     """
     if not isinstance(network, nn.Module):
         what = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
-        raise ValueError(f"{name} is {what}: pass an nn.Module, such as nn.Sequential(...)")
+        held = isinstance(getattr(network, "model", None), nn.Module)
+        way = "its .model" if held else "an nn.Module, such as nn.Sequential(...)"
+        raise ValueError(f"{name} is {what}: pass {way}")
     for module in network.modules():
         for child, held in module._modules.items():
             if held is not None and (not child or "." in child or getattr(module, child, None) is not held):

@@ -102,5 +102,5 @@ def finished(U: Tensor) -> Tensor:
     """
     if U.dtype != torch.float64:
         return U
-    share = (2 - 2**14 * residual(U.detach())).clamp(0, 1)[..., None, None]
+    share = (2 - 2**14 * residual(U)).clamp(0, 1)[..., None, None]
     return U + share * (bjorck_step(bjorck_step(U, 1), 1) - U)

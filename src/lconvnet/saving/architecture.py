@@ -217,6 +217,7 @@ class Own(Entry):
     parameters: Mapping[str, Stored | None]
     buffers: Mapping[str, Stored | None]
     layers: Layers
+    absent: tuple[str, ...] = ()  # names of modules that are None
 
     def build(self, classes: Classes) -> nn.Module:
         """Return the module; ValueError for a class that was not given, or a name that hides one of its methods."""
@@ -234,11 +235,18 @@ class Own(Entry):
             module.register_buffer(name, None if kept is None else kept.empty())
         for entry in self.layers:
             module.add_module(entry.name, entry.build(classes))
+        for name in self.absent:
+            module.add_module(name, None)
         return module
 
     @classmethod
     def of(cls, name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
         """Return the entry of a module; ValueError for an attribute that is not plain data."""
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ValueError(
+                f"layer {path!r} ({type(module).__name__}) has a state of its own (get_extra_state), which a file does "
+                "not hold: keep it in attributes, parameters and buffers"
+            )
         held = {key: value for key, value in vars(module).items() if key not in vars(nn.Module())}
         return cls(
             name=name,
@@ -247,6 +255,7 @@ class Own(Entry):
             parameters=_stored(module._parameters),
             buffers=_stored(module._buffers),
             layers=entries(module, path, classes),
+            absent=tuple(key for key, child in module._modules.items() if child is None),
         )
 
 
@@ -332,8 +341,9 @@ def entries(module: nn.Module, path: str, classes: Classes) -> tuple[Entry, ...]
     """Return the modules of a module, by their names in it."""
     # Not named_children: it leaves out a module that is used a second time.
     return tuple(
-        _entry(name, cast(nn.Module, child), f"{path}.{name}" if path else name, classes)
+        _entry(name, child, f"{path}.{name}" if path else name, classes)
         for name, child in module._modules.items()
+        if child is not None
     )
 
 

@@ -121,7 +121,10 @@ def encode(
         raise ValueError(f"network cannot be saved: {_problem(error)}") from None
     metadata = description.model_dump_json()
     tensors = {name: tensor.detach() for name, tensor in tensors_of(network).items()}
-    _check_same(network, _assembled("network", _parse("network", metadata), tensors, classes))
+    read = _built("network", _parse("network", metadata), classes)
+    if extra := tensors.keys() - read.state_dict().keys():
+        raise ValueError(f"network has a tensor {min(extra)!r}, which its module does not have when built: remove it")
+    _check_same(network, _filled("network", read, tensors))
     return atomic.encode_safetensors(tensors, metadata=metadata)
 
 
@@ -163,23 +166,25 @@ def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Seq
     of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`).
     """
     description, tensors = _read(Path(path))
-    network = _assembled(str(path), description, tensors, classes)
+    network = _filled(str(path), _built(str(path), description, classes), tensors)
     if description.input_shape is not None:
         require_room(network, description.input_shape, Path(path).stat().st_size, str(path))
     return network
 
 
-def _assembled(
-    source: str, description: Description, tensors: Mapping[str, Tensor], classes: Sequence[type[nn.Module]]
-) -> nn.Sequential:
-    """The network that a description and tensors are, without memory of its own."""
+def _built(source: str, description: Description, classes: Sequence[type[nn.Module]]) -> nn.Sequential:
+    """The network of a description, without numbers and without memory."""
     try:
         with torch.device("meta"):
-            network = build(description.architecture, known_classes(classes)).eval()
+            return build(description.architecture, known_classes(classes)).eval()
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:  # whatever is no such module
         raise ValueError(
             f"{source} has an architecture that is refused: {error.args[0] if error.args else error}"
         ) from None
+
+
+def _filled(source: str, network: nn.Sequential, tensors: Mapping[str, Tensor]) -> nn.Sequential:
+    """The same network with these tensors, which it shares."""
     _check_tensors(source, network.state_dict(), tensors)
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.requires_grad_(False)

@@ -15,6 +15,7 @@ from torch.optim import Adam
 
 from lconvnet.data import Splits, load
 from lconvnet.losses import Hinge, OffsetCrossEntropy
+from lconvnet.ops.altered import require_module
 from lconvnet.training.checkpoint import CheckpointError, load_weights, read_best
 from lconvnet.training.checks import MakeOptimizer, made_optimizer, made_scheduler, require_loss
 from lconvnet.training.evaluation import require_classes, validate
@@ -116,6 +117,7 @@ def fit(
     >>> len(record.epochs), record.best_epoch, record.finished
     (1, 1, True)
     """
+    require_module(model, "model")
     _require_positive(
         epochs=epochs,
         batch_size=batch_size,
