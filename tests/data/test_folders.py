@@ -122,7 +122,7 @@ def save(path, image, **options):
         (lambda p: p.write_text("hello"), "dog/003.png is not a readable image"),
         (lambda p: save(p, Image.new("L", (5, 9))), r"is \d+x5, but .*\.png is \d+x5 .*pass image_size="),
         (lambda p: save(p, Image.new("RGB", (5, 6))), r"is (grey|colour), but .*pass channels=1 or channels=3"),
-        (lambda p: save(p, Image.new("I;16", (5, 6))), r"dog/003.png has pixels of mode 'I;16'.*convert it to 8 bits"),
+        (lambda p: save(p, Image.new("I;16", (5, 6))), r"dog/003.png has 16 bits a channel.*convert it to 8"),
         (lambda p: save(p, Image.new("LA", (5, 6), (9, 100))), "dog/003.png has transparent pixels: flatten"),
         (lambda p: save(p, Image.new("P", (5, 6)), transparency=0), "dog/003.png has transparent pixels: flatten"),
         (lambda p: save(p, Image.new("1", (9000, 9000))), r"dog/003.png with 9000x9000 pixels would take 972 MB"),
