@@ -119,8 +119,8 @@ def _refuse_lost(image: Any, origin: str) -> None:
     A camera's second frame (MPO) is a small copy of the first, or a view from beside it.
     """
     for _, _, _, stored in image.tile:
-        parts = (stored,) if isinstance(stored, str) else tuple(stored or ())
-        deep = image.format == "PPM" and isinstance(parts[-1], int) and parts[-1] > 255
+        parts: tuple[Any, ...] = (stored,) if isinstance(stored, str) else tuple(stored or ())
+        deep = image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts)
         if deep or any(";16" in str(part) for part in parts):
             raise DataError(f"{origin} has 16 bits a channel, not 8-bit grey or colour: convert it to 8 bits")
     frames = getattr(image, "n_frames", 1)
