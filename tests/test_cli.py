@@ -19,7 +19,7 @@ from PIL import Image
 
 import lconvnet
 import lconvnet.experiments.execute as execute
-from lconvnet import atomic, cli
+from lconvnet import atomic, cli, saving
 from lconvnet import run as original
 from lconvnet.experiments.crosscheck import ContradictionError
 
@@ -284,6 +284,11 @@ def test_certify_refuses_bad_models(command, tmp_path):
     assert "holds pickled code, which is never loaded" in command.refused("certify", model, image)
     model.write_bytes(b"\x00" * 10)
     assert "is truncated" in command.refused("certify", model, image)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)).eval()
+    saving.save(network, model, input_shape=(1, 28, 28), class_names=tuple("abcdefghij"))
+    forged = saving.describe(model).model_copy(update={"class_names": ("cat", "dog")}).model_dump_json()
+    model.write_bytes(atomic.encode_safetensors(network.state_dict(), metadata=forged))
+    assert "has 2 class_names for 10 outputs" in command.refused("certify", model, image)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -539,3 +540,32 @@ def test_tensors_and_states_that_a_file_would_lose_are_named(path):
     with pytest.raises(ValueError, match=r"layer '0' \(Stateful\) has a state of its own \(get_extra_state\)"):
         save(nn.Sequential(Stateful(None)).eval(), path, input_shape=VECTORS, classes=[Stateful])
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("cat", "dog"), r"network has 2 class_names for 3 outputs; give one name for each output"),
+        (("cat", "dog", "emu", "fox"), r"network has 4 class_names for 3 outputs"),
+        ((), r"network has 0 class_names for 3 outputs"),
+        (("cat", "dog", "cat"), r"cannot be saved: class_names: .*two outputs have one name"),
+        (("cat", "dog", "\udcff"), r"cannot be saved: its class_names or notes are not text in UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_names_are_one_for_each_output(names, line, dtype, path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).to(dtype).eval()
+    with pytest.raises(ValueError, match=line):
+        save(network, path, input_shape=(1, 2, 2), class_names=names)
+    save(network, path, input_shape=(1, 2, 2), class_names=("cat", "dog", "emu"))
+    tensors, description = safetensors.torch.load_file(path), json.loads(describe(path).model_dump_json())
+    if names[-1:] != ("\udcff",):
+        description["class_names"] = list(names)
+        path.write_bytes(atomic.encode_safetensors(tensors, metadata=json.dumps(description)))
+        with pytest.raises(ValueError, match=r"class_names"):
+            load(path)
+
+
+def test_names_of_outputs_that_are_no_vector(path):
+    with pytest.raises(ValueError, match=r"network has 3 class_names for 1 x 2 x 2 outputs"):
+        save(nn.Sequential(nn.ReLU()).eval(), path, input_shape=(1, 2, 2), class_names=("a", "b", "c"))

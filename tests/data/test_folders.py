@@ -1,4 +1,7 @@
 import io
+import os
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -119,7 +122,7 @@ def save(path, image, **options):
         (lambda p: p.write_text("hello"), "dog/003.png is not a readable image"),
         (lambda p: save(p, Image.new("L", (5, 9))), r"is \d+x5, but .*\.png is \d+x5 .*pass image_size="),
         (lambda p: save(p, Image.new("RGB", (5, 6))), r"is (grey|colour), but .*pass channels=1 or channels=3"),
-        (lambda p: save(p, Image.new("I;16", (5, 6))), r"dog/003.png has pixels of mode 'I;16'.*convert it to 8 bits"),
+        (lambda p: save(p, Image.new("I;16", (5, 6))), r"dog/003.png has 16 bits a channel.*convert it to 8"),
         (lambda p: save(p, Image.new("LA", (5, 6), (9, 100))), "dog/003.png has transparent pixels: flatten"),
         (lambda p: save(p, Image.new("P", (5, 6)), transparency=0), "dog/003.png has transparent pixels: flatten"),
         (lambda p: save(p, Image.new("1", (9000, 9000))), r"dog/003.png with 9000x9000 pixels would take 972 MB"),
@@ -182,3 +185,50 @@ def test_test_images_must_fit_the_training_images(tmp_path, write_folder):
     write_folder(tmp_path / "test", size=(7, 5))
     with pytest.raises(ValueError, match=r"test/cat/000.png is 7x5, but .*train/cat/000.png is 6x5 \(height x width\)"):
         load(tmp_path)
+
+
+def test_images_of_several_parts_are_told(tmp_path, write_folder):
+    """By their pixels: a copy, a link, and the same pixels in another format."""
+    write_folder(tmp_path / "train", count=10)
+    write_folder(tmp_path / "test", count=4, start=100)
+    assert load(tmp_path).note == ""
+    shutil.copy(tmp_path / "train/cat/001.png", tmp_path / "test/cat/copy.png")
+    (tmp_path / "test/dog/link.png").symlink_to(tmp_path / "train/dog/002.png")
+    Image.open(tmp_path / "train/dog/003.png").save(tmp_path / "test/dog/other.bmp")
+    assert load(tmp_path).note == "3 of 11 test images are in an earlier part, too"
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    assert load(tmp_path).note == (
+        "20 of 20 validation images are in an earlier part, too; 3 of 11 test images are in an earlier part, too"
+    )
+
+
+def test_classes_that_are_not_tested_are_told(tmp_path, write_folder):
+    write_folder(tmp_path / "train", ("cat", "dog", "emu"), count=10)
+    write_folder(tmp_path / "test", ("cat",), count=4, start=100)
+    assert load(tmp_path).note == "no test image of class 'dog', 'emu'"
+
+
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("\uff43at", "cat")], ids=ascii)
+def test_classes_that_look_alike_are_refused(tmp_path, write_folder, write_parquet, encode, names):
+    write_folder(tmp_path / "pets", (*names, "dog"), count=4)
+    with pytest.raises(ValueError, match=r"classes '.*' and '.*' differ in case or coding alone: merge or rename"):
+        load(tmp_path / "pets")
+    write_parquet(tmp_path / "pets.parquet", [encode(i)[0] for i in range(9)], [0, 1, 2] * 3, names=(*names, "dog"))
+    with pytest.raises(ValueError, match=r"differ in case or coding alone"):
+        load(tmp_path / "pets.parquet")
+    for part, name, start in (("train", names[0], 0), ("test", names[1], 100)):
+        write_folder(tmp_path / "parts" / part, (name, "dog"), count=4, start=start)
+    with pytest.raises(ValueError, match=re.escape(f"{names[1]!a} is not {names[0]!a}: rename one")):
+        load(tmp_path / "parts")
+
+
+def test_names_that_are_not_text_are_refused_before_training(tmp_path, write_folder):
+    for name in (b"\xff\xfe", b"a\nb"):
+        write_folder(tmp_path / "pets", ("cat", os.fsdecode(name)), count=4)
+        with pytest.raises(ValueError, match=r"class '.*\\.*' is not a name of printable letters in UTF-8: rename it"):
+            load(tmp_path / "pets")
+        shutil.rmtree(tmp_path / "pets")
+    root = tmp_path / os.fsdecode(b"pets\xff")
+    write_folder(root)
+    with pytest.raises(ValueError, match=r"data 'pets\\udcff' is not a name of printable letters"):
+        load(root)

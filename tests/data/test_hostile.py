@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -162,3 +164,50 @@ def test_numbers_are_read_as_they_are(tmp_path, dtype):
     values = np.array([[1, 0], [1, 1]], dtype)
     np.save(tmp_path / "x.npy", values)
     assert read_samples(tmp_path / "x.npy").tolist() == values.tolist()
+
+
+def png_of_16_bits():
+    """A 2x2 PNG of 16-bit colour, which Pillow reads but does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    size, rows = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0), 2 * (b"\0" + bytes(range(12)))
+    chunks = chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(
+    "content",
+    [png_of_16_bits(), b"P6 2 2 65535\n" + bytes(24), b"P6 2 2 256\n" + bytes(24)],
+    ids=["png", "ppm", "ppm-9"],
+)
+def test_16_bit_colour_is_not_cut_to_8(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.png has 16 bits a channel, not 8-bit grey or colour: convert it to 8 bits"):
+        read_samples(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"P6 2 2 255\n" + bytes(range(12)))
+    assert read_samples(tmp_path)[0].permute(1, 2, 0).flatten().tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_no_frame_or_page_is_left_out(tmp_path, kind):
+    frames = [Image.fromarray(np.full((4, 4, 3), 90 * i, np.uint8)) for i in range(3)]
+    frames[0].save(tmp_path / "a.png", format=kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"a.png has 3 frames or pages, an example is one: write each to a file of its"):
+        read_samples(tmp_path)
+
+
+def test_a_camera_s_second_frame_is_none(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8), 90 * i, np.uint8)) for i in range(2)]
+    frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert read_samples(tmp_path).max() == 0
+
+
+def test_pillow_warns_nobody(tmp_path):
+    """Here a warning is an error, which would be that of an unreadable image."""
+    Image.new("L", (8, 8)).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0broken")
+    assert read_samples(tmp_path).shape == (1, 1, 8, 8)
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a.png with 13000x13000 pixels would take"):
+        read_samples(tmp_path)

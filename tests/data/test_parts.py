@@ -142,7 +142,7 @@ def test_validation_has_its_names_too(tmp_path, write_folder):
         (("cat/test", "dog/test"), "has test images but none to train on"),
         (("cat/train", "cat/other", "dog/train"), "has the folder 'other' beside parts"),
         (("train/cat", "train/dog", "train/test"), "lies in a folder 'test', but would be one of the train images"),
-        (("a/cat/x", "a/cat/deep/testing", "b/cat/x"), "lies in a folder 'testing', but would be one of the train"),
+        (("a/cat/x", "a/cat/deep/testing", "b/dog/x"), "lies in a folder 'testing', but would be one of the train"),
     ],
 )
 def test_what_may_be_a_part_or_a_class_is_refused(tmp_path, write_folder, folders, message):
@@ -247,3 +247,62 @@ def test_camera_rotation_is_applied_in_every_format(tmp_path, kind, orientation)
     columns = slice(None, width // 2) if left else slice(width // 2, None)
     assert image[rows, columns].mean() > 225  # 255, and what lossy formats make of it
     assert image.mean() < 255 / 4 + 20
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("tr", "te"), ("fold1", "fold2"), ("learn", "check"), ("entrenamiento", "prueba"), ("x/learn", "x/check")],
+    ids="-".join,
+)
+def test_parts_of_unknown_names_are_refused_or_recognised(tmp_path, write_folder, names):
+    """Else the parts are the classes, or the test images of each class are among those trained on."""
+    for layout in ("above", "below"):
+        pixels = {}
+        for number, (part, name) in enumerate((p, c) for p in names for c in ("cat", "dog")):
+            place = tmp_path / layout / (part if layout == "above" else name)
+            pixels |= write_folder(place, (name if layout == "above" else part,), count=4, start=90 * number)
+        if names == ("tr", "te"):
+            require_parts(load(tmp_path / layout), pixels_below(pixels, "tr"), pixels_below(pixels, "te"))
+            continue
+        with pytest.raises(
+            ValueError, match=r"both hold folders .* and no images of their own, so either may be parts"
+        ):
+            load(tmp_path / layout)
+
+
+@pytest.mark.parametrize("names", [("Ｔrain", "Ｔest"), ("tráin", "tést"), ("ｔｒａｉｎ", "test​")], ids="-".join)
+def test_width_and_accents_do_not_hide_a_part(tmp_path, write_folder, names):
+    pixels = write_folder(tmp_path / names[0], count=6) | write_folder(tmp_path / names[1], count=4, start=100)
+    require_parts(load(tmp_path), pixels_below(pixels, names[0]), pixels_below(pixels, names[1]))
+
+
+def test_folders_in_class_folders_that_are_no_parts(tmp_path, write_folder):
+    for number, name in enumerate(("cat", "dog")):  # as in Tiny ImageNet
+        write_folder(tmp_path / "one" / name, ("images",), count=6, start=7000 * number)
+        write_folder(tmp_path / "own" / name, (".", "more", "most"), count=6, start=7000 * number)
+        write_folder(tmp_path / "other" / name, (f"{name}1", f"{name}2"), count=6, start=7000 * number)
+    for layout in ("one", "own", "other"):
+        assert load(tmp_path / layout).class_names == ("cat", "dog"), layout
+
+
+@pytest.mark.parametrize(
+    "names", ["train_{}/test_{}", "{}-train/{}-test", "cat_val{}/cat_training{}", "Train{}/Test{}"]
+)
+def test_parts_in_the_names_of_images_are_refused(tmp_path, write_folder, names):
+    write_folder(tmp_path, count=8)
+    for path in sorted(tmp_path.glob("*/*.png")):
+        number = int(path.stem)
+        path.rename(path.with_stem(names.split("/")[number % 4 == 0].format(number)))
+    with pytest.raises(
+        ValueError, match=r"train images whose names say \w+ and \w+, such as .*: move each part into its"
+    ):
+        load(tmp_path)
+
+
+def test_some_images_of_such_names_are_told(tmp_path, write_folder):
+    write_folder(tmp_path, count=8)
+    (tmp_path / "cat/001.png").rename(tmp_path / "cat/bullet train 1.png")
+    assert load(tmp_path).note == ""
+    for name in ("cat/002.png", "dog/003.png"):
+        (tmp_path / name).rename(tmp_path / name.replace("/", "/test_"))
+    assert load(tmp_path).note == "2 images to train on are called validation or test"

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from lconvnet import attacks
 from lconvnet.experiments import config, names
+from lconvnet.experiments.build import build_model
 from lconvnet.experiments.explain import sections
 from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import dump, load, parse
@@ -261,3 +262,18 @@ def test_a_default_of_an_attack_is_its_functions():
         defaults = {key: one.default for key, one in signature(getattr(attacks, name)).parameters.items()}
         options = {key: one for key, one in section.model_fields.items() if key not in ("name", "eps", "mini")}
         assert {key: one.default for key, one in options.items()} == {key: defaults[key] for key in options}, name
+
+
+@pytest.mark.parametrize("key", ["training.batch_size", "training.epochs", "evaluation.batch_size", "data.limit"])
+def test_numbers_that_nothing_counts_to_are_refused(key):
+    section, name = key.split(".")
+    with pytest.raises(ValueError, match=rf"{key}.* is 9{{20}}; it should be less than 2147483648"):
+        parse({"model": S, section: {name: int("9" * 20)}})
+
+
+def test_networks_larger_than_the_memory_are_refused():
+    layers = {"architecture": "mlp", "widths": [2**31 - 1, 2**31 - 1]}
+    with pytest.raises(ValueError, match=r"network does not fit in memory: choose smaller widths or images"):
+        build_model(parse({"model": layers}).model, (1, 28, 28), 10, seed=0)
+    with pytest.raises(ValueError, match=r"widths\[0\] is 99999999999; it should be less than 2147483648"):
+        parse({"model": layers | {"widths": [99_999_999_999]}})

@@ -1,6 +1,7 @@
 """Encoded images (bytes or files) to one uint8 tensor, with nothing guessed: what does not fit is named."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,16 +55,17 @@ def decode(
 
     All images must share one size and one number of channels (that of `shape` when given, else of the first
     image). `image_size=(height, width)` scales and centre-crops instead, `channels=1|3` converts instead.
-    Cameras' EXIF rotation is applied. Raises `DataError` for unreadable, 16-bit, transparent, oversized or
-    ill-fitting images, naming them.
+    Cameras' EXIF rotation is applied. Raises `DataError` for unreadable, 16-bit, transparent, oversized,
+    moving or ill-fitting images and for those of several pages, naming them.
     """
     jpeg = 0
     pixels = np.empty(0, dtype=np.uint8)
     pil, ops = require("PIL.Image", "data"), require("PIL.ImageOps", "data")
     for i, (cell, origin) in enumerate(zip(cells, origins, strict=True)):
-        image, lossy = _open(pil, ops, cell, origin)
+        with warnings.catch_warnings(action="ignore"):  # of Pillow: what matters is refused here
+            image, lossy = _open(pil, ops, cell, origin)
+            image = _fit(ops, _convert(image, channels, origin), image_size)
         jpeg += lossy
-        image = _fit(ops, _convert(image, channels, origin), image_size)
         found = Shape(len(image.getbands()), image.height, image.width, origin)
         shape = shape or found
         _check(found, shape)
@@ -97,6 +99,7 @@ def _open(pil: Any, ops: Any, cell: bytes | Path, origin: str) -> tuple[Any, boo
         image = pil.open(io.BytesIO(content), formats=FORMATS)
         what = f"{origin} with {image.height}x{image.width} pixels"
         allowance.require(EACH * image.width * image.height, len(content), what, DataError)
+        _refuse_lost(image, origin)
         image.load()
         lossy = image.format in ("JPEG", "MPO")
         if image.getexif().get(_ORIENTATION, 1) != 1:
@@ -108,6 +111,21 @@ def _open(pil: Any, ops: Any, cell: bytes | Path, origin: str) -> tuple[Any, boo
     except Exception as error:  # decoders of broken files raise nearly anything
         raise DataError(f"{origin} is not a readable image ({error}): repair or remove it") from error
     return image, lossy
+
+
+def _refuse_lost(image: Any, origin: str) -> None:
+    """Refuse what Pillow would leave out: the lower bits of 16-bit colour, and all frames or pages but the first.
+
+    A camera's second frame (MPO) is a small copy of the first, or a view from beside it.
+    """
+    for _, _, _, stored in image.tile:
+        parts: tuple[Any, ...] = (stored,) if isinstance(stored, str) else tuple(stored or ())
+        deep = image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts)
+        if deep or any(";16" in str(part) for part in parts):
+            raise DataError(f"{origin} has 16 bits a channel, not 8-bit grey or colour: convert it to 8 bits")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise DataError(f"{origin} has {frames} frames or pages, an example is one: write each to a file of its own")
 
 
 def _convert(image: Any, channels: int | None, origin: str) -> Any:

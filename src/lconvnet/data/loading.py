@@ -6,6 +6,7 @@ in an order, the stored parts are put into a stratified one, every head of which
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,8 +19,8 @@ from lconvnet.data.folders import read_image_folder
 from lconvnet.data.locating import NAMED, locate
 from lconvnet.data.options import Options, checked
 from lconvnet.data.parquet import read_parquet, read_parquet_folder
-from lconvnet.data.rows import Rows, Source, class_names_of, encode, take
-from lconvnet.data.sets import Images, Splits
+from lconvnet.data.rows import Rows, Source, class_names_of, encode, require_text, take
+from lconvnet.data.sets import Images, Splits, remarks
 from lconvnet.data.splitting import held_out, size, stratified_order
 from lconvnet.data.tree import tree_of
 
@@ -81,10 +82,12 @@ def load(
     source = _read(path)
     names = _classes(source, name, path)
     title = name if name in NAMED else path.resolve().stem
+    require_text(title, "data")
     parts, jpeg = _decode(source, names, title, options)
     note = "; ".join(filter(None, (_lossy(jpeg, parts, name in NAMED), *source.remarks)))
     parts = parts if name in NAMED and options.limit is None else _mixed(parts, source.roles)
-    return _split(parts, note, options, carved="test" not in source.roles)
+    splits = _split(parts, note, options, carved="test" not in source.roles)
+    return splits if name in NAMED else replace(splits, note="; ".join(filter(None, (note, *remarks(splits)))))
 
 
 def load_labelled(

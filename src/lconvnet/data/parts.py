@@ -1,10 +1,12 @@
 """Which part of a data set a name stands for: `train`, `validation` or `test`, in whatever spelling.
 
-One recognition for folders, files and columns: case, synonyms (`Training`, `dev`, `testing`), what decorates them
-(`train_images`, `test-00000-of-00002`, `imagesVal`), and what siblings have in common (`seg_train` beside `seg_test`).
+One recognition for folders, files and columns: case, accents, width, synonyms (`Training`, `dev`, `testing`), what
+decorates them (`train_images`, `test-00000-of-00002`, `imagesVal`), and what siblings have in common (`seg_train`
+beside `seg_test`, `tr` beside `te`).
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -16,6 +18,7 @@ _WORDS = {
     "validation": r"val|valid|validate|validating|validation|dev|devel|development",
     "test": r"test|tests|testing|tst|eval|evaluate|evaluation|holdout|heldout",
 }
+_SHORT = {"tr": "train", "va": "validation", "vl": "validation", "val": "validation", "te": "test", "ts": "test"}
 _DECORATION = r"(?:images?|imgs?|pictures?|pics?|photos?|samples?|examples?|datasets?|data|subset|sets?|splits?|parts?|"
 _DECORATION += r"partition|folders?|dirs?|files?|rows?|shards?|raw|new|full|all|of|x|\d+)"
 _PART = {role: re.compile(rf"{_DECORATION}*(?:{words}){_DECORATION}*") for role, words in _WORDS.items()}
@@ -30,7 +33,7 @@ def role_of(name: str) -> str | None:
     >>> [role_of(name) for name in ("TRAIN", "test_set", "val2017", "train-00000-of-00002", "bullet train", "latest")]
     ['train', 'test', 'validation', 'train', None, None]
     """
-    squeezed = re.sub(r"[\W_]+", "", name.casefold())
+    squeezed = re.sub(r"[\W_]+", "", _plain(name).casefold())
     return next((role for role, pattern in _PART.items() if pattern.fullmatch(squeezed)), None)
 
 
@@ -44,6 +47,9 @@ def roles_of(names: Iterable[str]) -> dict[str, str]:
     ({'seg_train': 'train', 'seg_test': 'test'}, {})
     """
     names = list(names)
+    short = {name: _SHORT[key] for name in names if (key := name.casefold()) in _SHORT}
+    if len(short) == len(names) and {"train", "test"} <= set(short.values()):
+        return short
     said = {name: role for name in names if (role := role_of(name))}
     hinted = {name: hint for name in names if (hint := _hint(name))}
     if said:
@@ -56,9 +62,9 @@ def roles_of(names: Iterable[str]) -> dict[str, str]:
     return {}
 
 
-def hints(name: str) -> bool:
-    """Whether a name holds that of a part among other words: `pets_test`."""
-    return _hint(name) is not None
+def hint_of(name: str) -> str | None:
+    """Return the part that a name says by itself or among other words, as `pets_test` does, or None."""
+    return hint[0] if (hint := _hint(name)) else None
 
 
 def listed(names: Iterable[str]) -> str:
@@ -72,9 +78,14 @@ WAY_OUT = (
 )
 
 
+def _plain(name: str) -> str:
+    """A name without accents and in letters of ordinary width."""
+    return "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+
+
 def _hint(name: str) -> tuple[str, tuple[str, ...]] | None:
     """The only part among the words of a name, and its other words but decorations."""
-    words = [word.casefold() for word in _BETWEEN.split(name) if word]
+    words = [word.casefold() for word in _BETWEEN.split(_plain(name)) if word]
     roles: Sequence[str | None] = [role_of(word) for word in words]
     found = {role for role in roles if role}
     if len(found) != 1:
@@ -85,5 +96,5 @@ def _hint(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 def _inside(name: str) -> tuple[str, tuple[str, ...]] | None:
     """The part within a name whose words nothing divides, `mnisttrain`, and what stands around it."""
-    found = _INSIDE.fullmatch(name.casefold())
+    found = _INSIDE.fullmatch(_plain(name).casefold())
     return (role_of(found[2]) or "", (found[1], found[3])) if found else None

@@ -1,6 +1,7 @@
 """Encoded, labelled rows as they come from files, before decoding, and how their labels become classes."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class Source:
 def class_names_of(train: Rows, *, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """Return one name a class: stored with the rows, or known, or the distinct labels of the training rows.
 
-    Raises `DataError` for an integer label below 0 or without any training image, and for a single class.
+    Raises `DataError` for an integer label below 0 or without any training image, for a single class, and for names
+    that are not text or look alike.
 
     >>> class_names_of(Rows([b"", b""], ["dog", "cat"], ["a", "b"]))
     ('cat', 'dog')
@@ -43,10 +45,32 @@ def class_names_of(train: Rows, *, known: tuple[str, ...] | None = None) -> tupl
     if len(distinct) < 2:
         raise DataError(f"labels of the training images are all {distinct[0]!r}: a classifier needs two classes")
     if isinstance(distinct[0], str):
-        return _numeric_order([str(name) for name in distinct])
+        return _numeric_order(_distinct(str(name) for name in distinct))
     names = train.class_names or known
+    _distinct(names or ())
     count = _count_classes(train, len(names) if names else None)
     return names or tuple(map(str, range(count)))
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """The names of classes, each of them text and none like another."""
+    found = dict[str, str]()
+    for name in names:
+        require_text(name, "class")
+        if (other := found.setdefault(alike(name), name)) is not name:
+            raise DataError(f"classes {other!a} and {name!a} differ in case or coding alone: merge or rename them")
+    return list(found.values())
+
+
+def alike(name: str) -> str:
+    """A name as it is compared: upper and lower case, and ways to code a letter, are one."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def require_text(name: str, what: str) -> None:
+    """Raise `DataError` where a name, as of a file of another system, has bytes that are not a letter."""
+    if not name.isprintable():
+        raise DataError(f"{what} {name!a} is not a name of printable letters in UTF-8: rename it")
 
 
 def _count_classes(train: Rows, stored: int | None) -> int:
@@ -74,9 +98,15 @@ def encode(rows: Rows, class_names: tuple[str, ...]) -> Tensor:
     for label, origin in zip(rows.labels, rows.origins, strict=True):
         if label not in place:
             known = f"0..{len(class_names) - 1}" if isinstance(label, int) else ", ".join(class_names[:20])
-            hint = nearest(str(label), class_names) if isinstance(label, str) else ""
+            hint = _hint(label, class_names) if isinstance(label, str) else ""
             raise DataError(f"label {label!r} of {origin} is out of range: the training classes are {known}{hint}")
     return torch.tensor([place[label] for label in rows.labels], dtype=torch.int64)
+
+
+def _hint(label: str, class_names: Sequence[str]) -> str:
+    """The class that may be meant; where both are printed alike, in letters that differ."""
+    same = [f"{label!a} is not {name!a}" for name in class_names if alike(name) == alike(label)]
+    return f"; {same[0]}: rename one" if same else nearest(label, class_names)
 
 
 def take(rows: Rows, indices: Sequence[int]) -> Rows:

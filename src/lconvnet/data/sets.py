@@ -1,5 +1,6 @@
 """Images with labels, and the three splits of a data set: plain immutable records around uint8 tensors."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -116,6 +117,30 @@ class Splits:
     def class_names(self) -> tuple[str, ...]:
         """One name a class, at the label's place."""
         return self.train.class_names
+
+
+def remarks(splits: Splits) -> tuple[str, ...]:
+    """What makes numbers on the held-out images mean less: images that are in an earlier part, too, and classes that
+    are not tested.
+
+    >>> pool = Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), 2, "toy")
+    >>> remarks(Splits(pool, pool.subset([]), pool.subset([1]), "toy"))
+    ('1 of 1 test images are in an earlier part, too', "no test image of class '0'")
+    """
+    found, known = list[str](), set(_digests(splits.train))
+    for role, part in (("validation", splits.validation), ("test", splits.test)):
+        digests = _digests(part)
+        if count := sum(digest in known for digest in digests):
+            found.append(f"{count} of {len(part)} {role} images are in an earlier part, too")
+        known.update(digests)
+    tested = set(splits.test.labels.tolist())
+    missing = [repr(name) for label, name in enumerate(splits.class_names) if label not in tested]
+    found += [f"no test image of class {', '.join(missing[:6])}"] if missing else []
+    return tuple(found)
+
+
+def _digests(part: Images) -> list[bytes]:
+    return [hashlib.blake2b(image.data, digest_size=16).digest() for image in part.images.contiguous().numpy()]
 
 
 def batch(images: Images, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """From the sections of a configuration to what they describe: network, loss, optimiser, schedule, images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -38,13 +39,25 @@ def build_model(
     >>> model(torch.zeros(2, 1, 4, 4)).shape
     torch.Size([2, 3])
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _drawn(seed):
         if isinstance(config, Mlp):
             return _mlp(config, image_shape, classes)
         if isinstance(config, Kw | Qw):
             return _baseline(config, image_shape, classes)
         return _convnet(config, image_shape, classes)
+
+
+@contextmanager
+def _drawn(seed: int) -> Iterator[None]:
+    """Initial weights are a function of `seed`; raises ValueError where they do not fit in memory."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):
+                raise
+            raise ValueError("network does not fit in memory: choose smaller widths or images") from error
 
 
 def build_critic(config: Critic, image_shape: tuple[int, int, int], *, seed: int) -> nn.Sequential:
@@ -55,8 +68,7 @@ def build_critic(config: Critic, image_shape: tuple[int, int, int], *, seed: int
     """
     channels, height, width = image_shape
     factor = config.upsampling
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _drawn(seed):
         critic = models.dcgan_critic(
             channels,
             (factor * height, factor * width),
@@ -79,8 +91,7 @@ def build_generator(config: Generator, image_shape: tuple[int, int, int], *, see
         raise ValueError(
             f"images are {height}x{width}, a generator makes square ones: give data.image_size, such as 32"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "generator", 0))
+    with _drawn(derive_seed(seed, "generator", 0)):
         return DCGANGenerator(config.latent, channels, height, config.width)
 
 
@@ -94,8 +105,7 @@ def build_gan_critic(config: GanCritic, image_shape: tuple[int, int, int], *, se
     if isinstance(config, ConstrainedCritic):
         return build_critic(config, image_shape, seed=seed)
     channels, height, width = image_shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _drawn(seed):
         return baselines.unconstrained_critic(channels, (height, width), width=config.width)
 
 

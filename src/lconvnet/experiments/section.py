@@ -9,7 +9,7 @@ from lconvnet.experiments.scalars import quotient
 Number = Annotated[float, BeforeValidator(quotient)]
 """A float, or a fraction such as `36/255`."""
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[Number, Field(gt=0)]
 NonNegativeFloat = Annotated[Number, Field(ge=0)]

@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 import safetensors
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
 from torch import Tensor, nn
 
 from lconvnet import atomic
@@ -34,11 +35,17 @@ from lconvnet.bounds import Bound, fingerprint, lipschitz_bound, program, tensor
 from lconvnet.bounds.attributes import difference
 from lconvnet.ops.images import checked_shape
 from lconvnet.saving.architecture import MOST, Operation, Size, architecture, build, known_classes, unique
-from lconvnet.saving.room import require_room
+from lconvnet.saving.room import outputs, require_room
 
 FORMAT = "lconvnet-network-1"
 MAXIMAL_METADATA = 1_000_000
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if names and len(set(names)) < len(names):
+        raise ValueError("two outputs have one name; give each its own")
+    return names
 
 
 class RecordedBound(BaseModel):
@@ -58,7 +65,7 @@ class Description(BaseModel):
     architecture: Annotated[tuple[Operation, ...], Field(min_length=1, max_length=MOST), AfterValidator(unique)]
     input_shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)] | None = None
     bound: RecordedBound
-    class_names: tuple[str, ...] | None = None
+    class_names: Annotated[tuple[str, ...] | None, AfterValidator(_distinct)] = None
     notes: Mapping[str, str | int | float | None] = {}
 
 
@@ -82,8 +89,9 @@ def save(
     (C, H, W), `class_names` has a name for each output. `classes` are those of your own that the network holds; each
     instance is kept as its numbers, texts, lists of those, tensors and modules, and `load` needs the classes again.
     Those with a rule of their own (`lconvnet.bounds.register_rule`) are known without. Raises ValueError for a module
-    that is none of the baked operations, or that a file would not give back as it is, and for a bound of another
-    network or another shape, and `atomic.WriteError` where the file cannot be written.
+    that is none of the baked operations, or that a file would not give back as it is, for a bound of another network or
+    another shape, and for names that are not one for each output, and `atomic.WriteError` where the file cannot be
+    written.
     """
     data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes, classes=classes)
     atomic.write_bytes(path, data)
@@ -117,9 +125,12 @@ def encode(
             class_names=class_names,
             notes=notes or {},
         )
+        metadata = description.model_dump_json()
     except ValidationError as error:
         raise ValueError(f"network cannot be saved: {_problem(error)}") from None
-    metadata = description.model_dump_json()
+    except PydanticSerializationError as error:
+        raise ValueError(f"network cannot be saved: its class_names or notes are not text in UTF-8 ({error})") from None
+    _check_names("network", network, description)
     tensors = {name: tensor.detach() for name, tensor in tensors_of(network).items()}
     read = _built("network", _parse("network", metadata), classes)
     if extra := tensors.keys() - read.state_dict().keys():
@@ -134,6 +145,15 @@ def _check_bound(bound: Bound, network: nn.Module, shape: tuple[int, ...] | None
     read = program(trace(network, bound.input_shape))
     if bound.fingerprint != fingerprint(network) or bound.program not in ("", read):
         raise ValueError("bound is of other weights or another network than this one: leave it out")
+
+
+def _check_names(source: str, network: nn.Module, description: Description) -> None:
+    """Refuse another number of names than the network has outputs, where the shape of an input tells their number."""
+    names, shape = description.class_names, description.input_shape
+    found = None if names is None or shape is None else outputs(network, shape)
+    if names is not None and found not in (None, (len(names),)):
+        many = " x ".join(map(str, found or ())) or "no"
+        raise ValueError(f"{source} has {len(names)} class_names for {many} outputs; give one name for each output")
 
 
 def _check_same(network: nn.Module, read: nn.Module) -> None:
@@ -169,6 +189,7 @@ def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Seq
     network = _filled(str(path), _built(str(path), description, classes), tensors)
     if description.input_shape is not None:
         require_room(network, description.input_shape, Path(path).stat().st_size, str(path))
+    _check_names(str(path), network, description)
     return network
 
 

@@ -41,8 +41,25 @@ def require_room(network: nn.Module, input_shape: tuple[int, ...], size: int, wh
         for module in network.modules():
             if not isinstance(module, nn.Sequential | nn.ModuleList):
                 hooks.enter_context(module.register_forward_hook(enter))
-        shapes = {name: value.to("meta") for name, value in network.state_dict().items()}
-        torch.func.functional_call(network, shapes, (torch.empty(1, *input_shape, device="meta"),))
+        _shapes(network, input_shape)
+
+
+def outputs(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape of one output, from shapes alone; None where they do not tell.
+
+    >>> outputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2))
+    (3,)
+    """
+    with torch.no_grad(), suppress(RuntimeError, IndexError, TypeError, AttributeError):
+        return tuple(_shapes(network, input_shape).shape[1:])
+    return None
+
+
+def _shapes(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """The output of one image, without its numbers."""
+    held = {name: value.to("meta") for name, value in network.state_dict().items()}
+    dtype = next((value.dtype for value in held.values() if value.is_floating_point()), None)
+    return torch.func.functional_call(network, held, (torch.empty(1, *input_shape, device="meta", dtype=dtype),))
 
 
 def _patches(module: nn.Module, output: Tensor) -> int:
