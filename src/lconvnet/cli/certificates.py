@@ -117,7 +117,8 @@ def _subjects(
         known, found = (", ".join(names[:6]) for names in (model.class_names, splits.class_names))
         raise ValueError(f"data {name!r} has the classes {found}, the network knows {known}; name image files instead")
     inputs, labels = data.batch(part, range(min(first or len(part), len(part))))
-    sources = [{"image": f"{name}/{split}/{i}", "true_label": true} for i, true in enumerate(labels.tolist())]
+    called = part.files or [f"{name}/{split}/{i}" for i in range(len(part))]
+    sources = [{"image": image, "true_label": true} for image, true in zip(called, labels.tolist(), strict=False)]
     return Subjects(inputs, sources, labels, note)
 
 

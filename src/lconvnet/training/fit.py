@@ -2,8 +2,7 @@
 
 import contextlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.optim import Adam
 
 from lconvnet.data import Splits, load
 from lconvnet.losses import Hinge, OffsetCrossEntropy
+from lconvnet.ops.images import is_finite_number
 from lconvnet.training.checkpoint import CheckpointError, load_weights, read_best
 from lconvnet.training.checks import MakeOptimizer, made_optimizer, made_scheduler, require_loss
 from lconvnet.training.evaluation import require_classes, validate
@@ -245,10 +245,12 @@ def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: 
     asked = own if eps is None else eps
     if asked is None:
         raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
-    radii = tuple(float(radius) for radius in ([asked] if isinstance(asked, int | float) else asked))
-    if not radii or len(set(radii)) < len(radii) or not all(0 < radius < math.inf for radius in radii):
+    one = is_finite_number(asked) or isinstance(asked, str) or not isinstance(asked, Iterable)
+    given = (asked,) if one else tuple(asked)
+    radii = tuple(float(radius) for radius in given if is_finite_number(radius) and radius > 0)
+    if not radii or len(set(radii)) < len(given):
         raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")
-    if select_eps is not None and not 0 < select_eps < math.inf:
+    if select_eps is not None and not (is_finite_number(select_eps) and select_eps > 0):
         raise ValueError(f"select_eps={select_eps!r}: must be a positive l2 radius over pixels in [0, 1]")
     chosen = float(select_eps or own or radii[0])
     return (chosen, *(radius for radius in radii if radius != chosen))
