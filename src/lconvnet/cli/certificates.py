@@ -63,6 +63,11 @@ def certify_command(
     radii = [check_eps(value) for value in eps or ()]
     run = find_run(model) if model.is_dir() or is_started(model.parent) else None
     path = run.model if run and model.is_dir() else model
+    if run and not path.exists():
+        raise ValueError(
+            f"{path} is not written yet, for {run.path} is not finished: lconvnet train {run.config} --resume goes on, "
+            f"lconvnet evaluate {run.path} writes the best network so far"
+        )
     description, network = saving.describe(path), saving.load(path)
     if description.input_shape is None:
         raise ValueError(f"{path} does not say the shape of its images; save it with input_shape=(C, H, W)")

@@ -27,6 +27,7 @@ SECTIONS = {
     "adv_robustness_linf": "l-infinity, all test images",
     "adv_robustness_linf_mini_eval": "l-infinity, the first test images",
 }
+ROUNDING = "certified is rounded down, under attacks up: a difference of 0.01% may be rounding"
 
 
 class PlainConsole(Console):
@@ -91,6 +92,7 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
     for section, title in SECTIONS.items():
         if section in results:
             console.print(accuracy_table(title, results[section]), soft_wrap=False)
+    console.print(ROUNDING)
     console.print(f"{results['data']}, epoch {results['epoch']}")
     if "note" in results:
         console.print(results["note"])

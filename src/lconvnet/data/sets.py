@@ -14,8 +14,8 @@ from lconvnet.ops.images import channels_last
 class Images:
     """`N` labelled images: `images` uint8 `(N, C, H, W)`, `labels` int64 `(N,)` in `0 .. classes - 1`.
 
-    `class_names` has one name a class ("0", "1", ... unless given), `files` says where each image lies below the set, or
-    is empty. Raises `DataError` when they disagree.
+    `class_names` has one name a class ("0", "1", ... unless given); `files`, unless it is empty, says where each image
+    lies below the set. Raises `DataError` when they disagree.
 
     >>> pixels, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1])
     >>> pool = Images(pixels, labels, 2, "pets", ("cat", "dog"))

@@ -242,18 +242,22 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
 def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: Loss) -> tuple[float, ...]:
     """The radii to certify, checked; first the one that chooses the epoch."""
     own = float(loss.eps) if isinstance(loss, Hinge | OffsetCrossEntropy) else None
-    asked = own if eps is None else eps
+    asked: Any = own if eps is None else eps
     if asked is None:
         raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
     one = is_finite_number(asked) or isinstance(asked, str) or not isinstance(asked, Iterable)
     given = (asked,) if one else tuple(asked)
-    radii = tuple(float(radius) for radius in given if is_finite_number(radius) and radius > 0)
+    radii = tuple(map(float, filter(_is_radius, given)))
     if not radii or len(set(radii)) < len(given):
         raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")
-    if select_eps is not None and not (is_finite_number(select_eps) and select_eps > 0):
+    if select_eps is not None and not _is_radius(select_eps):
         raise ValueError(f"select_eps={select_eps!r}: must be a positive l2 radius over pixels in [0, 1]")
     chosen = float(select_eps or own or radii[0])
     return (chosen, *(radius for radius in radii if radius != chosen))
+
+
+def _is_radius(value: Any) -> bool:
+    return is_finite_number(value) and value > 0
 
 
 def _require_positive(**counts: int) -> None:
