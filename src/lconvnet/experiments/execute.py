@@ -84,6 +84,7 @@ def train(
         if own:
             _require_stated(own, experiment)  # from here on nobody generates another one in its place
         splits = build.load_images(experiment.data, seed=experiment.seed)
+        logger.info("read %r", splits)
         model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
         first = begin_from(weights, folder, experiment, {"model": model}) if weights else None
         if not own and is_first_process():

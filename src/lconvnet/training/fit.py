@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,8 @@ from lconvnet.training.state import Augment, Diverged, Loss, Plan, Run, restore,
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+logger = logging.getLogger("lconvnet")
 
 ADAM = partial(Adam, lr=1e-3)
 PAPER_SCHEDULE = Exponential(0.96235)
@@ -171,7 +174,12 @@ def _prepare(
     fabric.to_device(fabric.strategy.precision.convert_module(model))
     settings = json.loads(json.dumps({**_facts(plan, splits, model), "optimizer": options, **facts}))
     network = validate(model, splits.train.subset([0]), plan.eps).network
-    require_loss(plan.loss, *require_classes(network, splits.train))
+    logits, labels = require_classes(network, splits.train)
+    require_loss(plan.loss, logits, labels)
+    if logits.shape[1] > splits.classes and is_first_process():
+        logger.warning(
+            "model has %d outputs for %d classes: the others are trained never to win", logits.shape[1], splits.classes
+        )
     return Run(plan, splits, model, optimizer, scheduler, fabric, folder, Record(settings, {}))
 
 
@@ -245,8 +253,7 @@ def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: 
     asked: Any = own if eps is None else eps
     if asked is None:
         raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
-    one = is_finite_number(asked) or isinstance(asked, str) or not isinstance(asked, Iterable)
-    given = (asked,) if one else tuple(asked)
+    given = _each(asked)
     radii = tuple(map(float, filter(_is_radius, given)))
     if not radii or len(set(radii)) < len(given):
         raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")
@@ -254,6 +261,11 @@ def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: 
         raise ValueError(f"select_eps={select_eps!r}: must be a positive l2 radius over pixels in [0, 1]")
     chosen = float(select_eps or own or radii[0])
     return (chosen, *(radius for radius in radii if radius != chosen))
+
+
+def _each(eps: Any) -> tuple[Any, ...]:
+    """The radii of one or of several."""
+    return (eps,) if is_finite_number(eps) or isinstance(eps, str) or not isinstance(eps, Iterable) else tuple(eps)
 
 
 def _is_radius(value: Any) -> bool:
