@@ -178,7 +178,9 @@ def _prepare(
     require_loss(plan.loss, logits, labels)
     if logits.shape[1] > splits.classes and is_first_process():
         logger.warning(
-            "model has %d outputs for %d classes: the others are trained never to win", logits.shape[1], splits.classes
+            "model has %d outputs for %d classes: the others are answers that are never right",
+            logits.shape[1],
+            splits.classes,
         )
     return Run(plan, splits, model, optimizer, scheduler, fabric, folder, Record(settings, {}))
 
