@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import lconvnet
+
 PACKAGE = "lconvnet"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -135,3 +137,7 @@ def test_the_import_rule_itself(tmp_path, monkeypatch, place: str, statement: st
     path.parent.mkdir(exist_ok=True)
     path.write_text(statement)
     assert bool(wrong_imports(path)) is wrong
+
+
+def test_completion_shows_the_public_names():
+    assert dir(lconvnet) == sorted(lconvnet.__all__)

@@ -184,6 +184,8 @@ def test_certify_divides_a_set_as_the_run_did(command, pets, tmp_path, monkeypat
             assert [row["radius"] for row in rows] == found.radius.tolist()
             assert [row["correct"] for row in rows] == (found.label == labels).tolist()
             assert [row["true_class"] for row in rows] == [splits.class_names[label] for label in labels]
+            assert [row["image"] for row in rows] == list(part.files)
+            assert all((folder / row["image"]).parent.name == row["true_class"] for row in rows)
             assert said["accuracy"] == (found.label == labels).double().mean().item()
             assert said["certified_accuracy"] == {"0.05": lconvnet.certified_accuracy(found, labels, 0.05)}
             assert "note" not in said

@@ -89,3 +89,13 @@ def test_other_bad_arguments_are_refused() -> None:
 def test_shapes_that_do_not_fit_are_refused(loss: Hinge, logits: tuple[int, ...], labels: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"logits of shape .* pass logits \(B, C\)"):
         loss(torch.zeros(logits), torch.zeros(labels, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", ["0.1", None, [0.1], 1j])
+def test_what_is_not_a_number_is_refused_by_name(value):
+    with pytest.raises(ValueError, match=r"eps=.*must be positive and finite"):
+        Hinge(eps=value)
+    with pytest.raises(ValueError, match=r"temperature=.*must be positive and finite"):
+        OffsetCrossEntropy(eps=1, temperature=value)
+    with pytest.raises(ValueError, match="p=.*a norm needs"):
+        Hinge(eps=1, p=value)

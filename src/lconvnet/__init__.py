@@ -58,3 +58,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(training, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion: those of modules that are imported later are among them."""
+    return list(__all__)

@@ -30,7 +30,8 @@ def bake(model: nn.Module) -> nn.Module:
         model: any module; it is left as it is.
 
     Returns:
-        The network in eval mode, no parameter requiring a gradient.
+        The network in eval mode, no parameter requiring a gradient: train the model and bake it again, for steps on
+        what was baked keep no norm at 1.
 
     Raises:
         ValueError: for forward hooks, replaced methods, a compiled module, a kernel whose weight is not of the declared

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from lconvnet.ops.images import is_finite_number
+
 
 @dataclass(frozen=True)
 class Hinge:
@@ -46,7 +48,7 @@ class Hinge:
             "lipschitz",
             "an upper bound on the network's constant, 1 for this package's layers",
         )
-        if not self.p >= 1:
+        if not (self.p == math.inf or (is_finite_number(self.p) and self.p >= 1)):
             raise ValueError(f"p={self.p!r}: a norm needs p >= 1; use 2, or math.inf")
 
     @property
@@ -92,7 +94,7 @@ class OffsetCrossEntropy:
     def __post_init__(self) -> None:
         _positive(self.eps, "eps", "the l2 radius to train for, e.g. 1.58 for MNIST")
         _positive(self.temperature, "temperature", "0.25 is the usual choice")
-        if self.offset is not None and not 0 <= self.offset < math.inf:
+        if self.offset is not None and not (is_finite_number(self.offset) and self.offset >= 0):
             raise ValueError(f"offset={self.offset!r}: must be finite and not negative; None means sqrt(2) * eps")
 
     @property
@@ -107,7 +109,7 @@ class OffsetCrossEntropy:
 
 
 def _positive(value: float, name: str, way_out: str) -> None:
-    if not 0 < value < math.inf:
+    if not is_finite_number(value) or value <= 0:
         raise ValueError(f"{name}={value!r}: must be positive and finite; {way_out}")
 
 

@@ -205,5 +205,7 @@ def test_every_image_has_its_own_eps(subject, run, norm):
     assert (result.norm > 0.5 * eps)[~result.success].all(), "each ball is used"
     same = run(network, images, found.label, torch.full((len(images),), 0.25), norm=norm)
     assert torch.equal(same.adversarial, run(network, images, found.label, 0.25, norm=norm).adversarial)
+    with pytest.raises(ValueError, match=r"eps='0.1': pass one number"):
+        run(network, images, found.label, "0.1")
     with pytest.raises(ValueError, match=r"eps has shape \(3,\)"):
         run(network, images, found.label, eps[:3])

@@ -135,6 +135,9 @@ def test_arguments_of_certificates_are_checked():
     for options, message in (
         ({"batch_size": 1.5}, "batch_size=1.5 must be an integer"),
         ({"eps": 0.1}, "eps=0.1 is one radius: pass all of them in a sequence"),
+        ({"eps": "0.1"}, "eps='0.1' is one radius: pass all of them in a sequence"),
+        ({"eps": None}, "eps=None is one radius"),
+        ({"eps": ["0.1"]}, "eps='0.1' must be a finite l2 radius, a number"),
         ({"bound": 3}, "bound is a int: use lipschitz_bound"),
     ):
         with pytest.raises(ValueError, match=message):

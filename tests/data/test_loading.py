@@ -91,6 +91,19 @@ def test_mnist_by_path_equals_mnist_by_name(data_dir):
     assert torch.equal(by_path.test.images, by_name.test.images)
 
 
+def test_every_image_is_called_by_its_file(tmp_path, write_folder, encode, write_parquet):
+    pixels = write_folder(tmp_path / "pets")
+    splits = load(tmp_path / "pets")
+    for part in (splits.train, splits.validation, splits.test):
+        assert len(part.files) == len(part)
+        for image, file in zip(part.images, part.files, strict=True):
+            assert (image[0].numpy() == pixels[tmp_path / "pets" / file]).all()
+    write_parquet(tmp_path / "rows.parquet", [encode(i)[0] for i in range(20)], [0, 1] * 10)
+    rows = load(tmp_path / "rows.parquet").test
+    for image, file in zip(rows.images, rows.files, strict=True):
+        assert (image[0].numpy() == encode(int(file.removeprefix("rows.parquet row ")))[1]).all()
+
+
 def test_relative_names_are_found_in_the_directory(tmp_path, write_folder):
     write_folder(tmp_path / "pets")
     assert load("pets", directory=tmp_path).name == "pets"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lconvnet.data import Images, Splits, batch, crop_and_flip
+from lconvnet.data import DataError, Images, Splits, batch, crop_and_flip
 
 
 def pool(count=6, shape=(1, 2, 3), classes=3, name="pool", class_names=()):
@@ -16,6 +16,23 @@ def test_images_know_their_size_classes_and_subsets():
     assert torch.equal(part.images, images.images[[4, 0]])
     assert part.labels.tolist() == [1, 0]
     assert (part.name, part.class_names) == (images.name, images.class_names)
+
+
+def test_files_go_with_their_images():
+    images = pool(count=3)
+    named = Images(images.images, images.labels, 3, "pool", files=("a.png", "b.png", "c.png"))
+    assert named.subset([2, -3]).files == ("c.png", "a.png") and images.subset([0]).files == ()
+    with pytest.raises(DataError, match="files of 'pool' has 1 names for 3 images"):
+        Images(images.images, images.labels, 3, "pool", files=("a.png",))
+
+
+def test_images_and_splits_print_in_one_line():
+    images = pool(class_names=("cat", "dog", "ship"))
+    assert repr(images) == "Images('pool', 6 of 1 x 2 x 3, 3 classes: cat, dog, ship)"
+    splits = Splits(images, images.subset([0]), images.subset([1, 2]), "pool", "half of it")
+    counts = "train: 6, validation: 1, test: 2"
+    assert repr(splits) == f"Splits('pool', {counts} of 1 x 2 x 3, 3 classes: cat, dog, ship, note: 'half of it')"
+    assert repr(pool(count=12, classes=12)).endswith("12 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)")
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,14 @@ def test_a_second_evaluation_keeps_results_with_their_certificates_and_leaves_th
     assert copy.model.read_bytes() == model
 
 
-def test_certificates_alone_that_differ_are_kept_with_their_results(tmp_path):
+def test_certificates_alone_that_differ_are_kept_with_their_results(tmp_path, caplog):
     folder = RunFolder(tmp_path)
+    caplog.set_level(logging.INFO, "lconvnet")
     folder.write_evaluation({"accuracy": 0.5}, {"radius": [1.0]})
     older = folder.examples.read_bytes()
+    assert not caplog.text
     folder.write_evaluation({"accuracy": 0.5}, {"radius": [2.0]})
+    assert f"former evaluation is in {tmp_path / 'results-1.yaml'} and {tmp_path / 'examples-1.parquet'}" in caplog.text
     assert (tmp_path / "examples-1.parquet").read_bytes() == older
     assert (tmp_path / "results-1.yaml").read_bytes() == folder.results.read_bytes()
 
@@ -175,7 +178,7 @@ def test_images_that_changed_since_the_training_are_refused(tmp_path):
     assert execute.evaluate(folder, attacks=False).results["finished"]
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / "a" / "new.png")
     before = folder.results.read_bytes()
-    with pytest.raises(ValueError, match=r"was trained on other images \(data\.train\..*restore the images"):
+    with pytest.raises(ValueError, match=r"was trained on other images \(train: 20 images, now 21.*restore the images"):
         execute.evaluate(folder, attacks=False)
     assert folder.results.read_bytes() == before
 
@@ -221,7 +224,7 @@ def test_resuming_a_finished_run_changes_nothing_and_other_settings_are_refused(
     execute.train(parse(VALUES), run, resume=True, progress=False)
     assert ((run.path / "record.json").read_bytes(), run.model.read_bytes()) == (record, model)
     other = parse(VALUES, ["optimizer.lr=0.02"])
-    with pytest.raises(ValueError, match=r"describes another experiment, which is never overwritten"):
+    with pytest.raises(ValueError, match=r"describes another experiment \(.*now.*\), which is never overwritten"):
         execute.train(other, run, resume=True, progress=False)
     with pytest.raises(ValueError, match=r"cfg\.yaml states another experiment .*optimizer\.lr: 0\.01, now 0\.02"):
         execute.train(other, run, source=run.config, resume=True, progress=False)

@@ -35,7 +35,7 @@ def test_labels(labels):
         check_labels(labels, 2)
 
 
-@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf, "0.1", None, b"1", 1j, [0.1], torch.ones(2)])
 def test_eps(eps):
     with pytest.raises(ValueError, match="eps="):
         check_eps(eps)

@@ -137,6 +137,18 @@ def test_a_corrupt_file_is_listed_at_the_end(command, folder, runs):
 
 
 @pytest.mark.usefixtures("without_latex")
+def test_what_is_trained_and_not_evaluated_is_named(command, folder):
+    (folder / "fresh").mkdir()
+    for name in ("record.json", "model.safetensors"):
+        assert "not evaluated" not in command(cli.app, "tables", folder)[1]
+        (folder / "fresh" / name).touch()
+    code, out, _ = command(cli.app, "tables", folder)
+    assert code == 0 and "4 runs read; wrote" in out
+    assert "1 trained but not evaluated (fresh): lconvnet evaluate RUN" in out
+    assert "certified accuracy is rounded down" in out
+
+
+@pytest.mark.usefixtures("without_latex")
 def test_json_is_one_line(command, folder):
     code, out, err = command(cli.app, "tables", folder, "--json")
     values = json.loads(out)

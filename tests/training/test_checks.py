@@ -164,6 +164,8 @@ def test_losses_that_can(loss: Any) -> None:
         ({"augment": lambda images, generator: images[:3]}, r"augment gives torch.float32 \(3, 1, 28, 28\) for images"),
         ({"augment": lambda images, generator: (images * 255).byte()}, "augment gives torch.uint8"),
         ({"select_eps": -1}, "select_eps=-1: must be a positive l2 radius"),
+        ({"select_eps": "0.1"}, "select_eps='0.1': must be a positive l2 radius"),
+        ({"eps": "0.1"}, "eps='0.1': must be one or more different positive l2 radii"),
         ({"data": torch.zeros(4, 1, 28, 28)}, "data is a Tensor: give a name, a path, or lconvnet.data.Splits"),
         ({"data": ([], [])}, "data is a tuple"),
     ],

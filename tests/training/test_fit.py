@@ -247,6 +247,11 @@ def test_without_a_terminal_there_is_one_log_line_an_epoch(
     assert capsys.readouterr() == ("", "")
 
 
+def test_more_outputs_than_classes_are_warned_of(train: Train, caplog: pytest.LogCaptureFixture) -> None:
+    train(mlp(784, 12, widths=(4,)), epochs=1)
+    assert "model has 12 outputs for 10 classes" in caplog.text
+
+
 def test_on_a_terminal_there_is_a_bar(
     train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,7 +170,10 @@ def _like_images(values: Tensor, images: Tensor) -> Tensor:
 def _checked(images: Tensor, labels: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
     """The labels, and one eps an image."""
     count = len(check_images(images))
-    radii = torch.as_tensor(eps, dtype=torch.float64, device=images.device)
+    try:
+        radii = torch.as_tensor(eps, dtype=torch.float64, device=images.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"eps={eps!r}: pass one number, or one for each of {count} images") from None
     if radii.shape not in ((), (count,)):
         raise ValueError(f"eps has shape {tuple(radii.shape)}: pass one number, or one for each of {count} images")
     for radius in radii.unique().tolist():

@@ -11,7 +11,7 @@ What the levels account for:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import get_args
@@ -89,8 +89,8 @@ def certify(
     check_images(images)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be an integer, at least 1")
-    if isinstance(eps, int | float):
-        raise ValueError(f"eps={eps} is one radius: pass all of them in a sequence, ({eps},)")
+    if not isinstance(eps, Iterable) or isinstance(eps, str) or (isinstance(eps, Tensor) and not eps.ndim):
+        raise ValueError(f"eps={eps!r} is one radius: pass all of them in a sequence, ({eps},)")
     if level not in get_args(Level):
         raise ValueError(f"level={level!r} is unknown: use one of {get_args(Level)}")
     _refuse_half_precision(network)

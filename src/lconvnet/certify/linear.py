@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lconvnet.bounds.linear import margin_bounds
 from lconvnet.certify.certificates import Certificates
+from lconvnet.ops.images import check_eps
 
 WIDER = 1 + 2.0**-40
 """Margins are bounded over a ball of this times the radius, so that "radius > eps" holds at eps itself."""
@@ -31,8 +32,9 @@ def linear_margins(network: nn.Module, images: Tensor, labels: Tensor, eps: floa
     >>> round(float(linear_margins(network, torch.tensor([[1.0, 0.0]]), torch.tensor([0]), 0.5)), 6)
     0.292893
     """
+    radius = check_eps(eps) * WIDER
     pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    return torch.cat([margin_bounds(network, chunk, answer, eps * WIDER).amin(dim=1) for chunk, answer in pairs])
+    return torch.cat([margin_bounds(network, chunk, answer, radius).amin(dim=1) for chunk, answer in pairs])
 
 
 def certified_at(certificates: Certificates, margins: Tensor, eps: float) -> Certificates:

@@ -63,6 +63,11 @@ def certify_command(
     radii = [check_eps(value) for value in eps or ()]
     run = find_run(model) if model.is_dir() or is_started(model.parent) else None
     path = run.model if run and model.is_dir() else model
+    if run and not path.exists():
+        raise ValueError(
+            f"{path} is not written yet, for {run.path} is not finished: lconvnet train {run.config} --resume goes on, "
+            f"lconvnet evaluate {run.path} writes the best network so far"
+        )
     description, network = saving.describe(path), saving.load(path)
     if description.input_shape is None:
         raise ValueError(f"{path} does not say the shape of its images; save it with input_shape=(C, H, W)")
@@ -117,7 +122,8 @@ def _subjects(
         known, found = (", ".join(names[:6]) for names in (model.class_names, splits.class_names))
         raise ValueError(f"data {name!r} has the classes {found}, the network knows {known}; name image files instead")
     inputs, labels = data.batch(part, range(min(first or len(part), len(part))))
-    sources = [{"image": f"{name}/{split}/{i}", "true_label": true} for i, true in enumerate(labels.tolist())]
+    called = part.files or [f"{name}/{split}/{i}" for i in range(len(part))]
+    sources = [{"image": image, "true_label": true} for image, true in zip(called, labels.tolist(), strict=False)]
     return Subjects(inputs, sources, labels, note)
 
 

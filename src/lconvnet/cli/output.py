@@ -27,6 +27,8 @@ SECTIONS = {
     "adv_robustness_linf": "l-infinity, all test images",
     "adv_robustness_linf_mini_eval": "l-infinity, the first test images",
 }
+ROUNDING = "certified is rounded down, under attacks up: a difference of 0.01% may be rounding"
+ROUNDING = "certified accuracy is rounded down, accuracy under attack up: they may differ by 0.01% where they are equal"
 
 
 class PlainConsole(Console):
@@ -91,6 +93,8 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
     for section, title in SECTIONS.items():
         if section in results:
             console.print(accuracy_table(title, results[section]), soft_wrap=False)
+    console.print(ROUNDING)
+    console.print(ROUNDING)
     console.print(f"{results['data']}, epoch {results['epoch']}")
     if "note" in results:
         console.print(results["note"])
@@ -125,9 +129,14 @@ def show_report(report: Written, *, as_json: bool = False) -> None:
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     for table in report.tables:
         console.print(terminal.renderable(table, console.width))
+    if report.tables:
+        console.print(ROUNDING)
     files, skipped = ", ".join(map(str, report.files)), report.found.skipped
     unused = f", {len(skipped)} not used" if skipped else ""
     console.print(f"{len(report.found.runs)} runs read{unused}; wrote {files}")
+    if unmeasured := report.found.unmeasured:
+        names = ", ".join(unmeasured[:5]) + (", ..." if len(unmeasured) > 5 else "")
+        console.print(f"{len(unmeasured)} trained but not evaluated ({names}): lconvnet evaluate RUN")
     if report.note:
         console.print(report.note)
     report.found.report_skipped()

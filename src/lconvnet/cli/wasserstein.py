@@ -17,6 +17,7 @@ from lconvnet.ops.rounding import decimal, decimals, rounded_down, rounded_up
 from lconvnet.wasserstein.estimate import RATE
 from lconvnet.wasserstein.pictures import draw
 
+FEW = 1000  # held-out samples, below which an interval is called wide for want of them
 SIDE = "A folder of images, a .parquet or .npy file, a generator's .safetensors, or the name of a data set."
 Support = Annotated[
     tuple[float, float] | None, typer.Option("--support", help="LOW HIGH that every value is known to lie between.")
@@ -78,7 +79,10 @@ def show(found: wasserstein.Estimate, files: list[Path], console: Console) -> No
         f"W1 >= {low} with confidence {confidence}, assuming {found.assumes}; "
         f"estimate {down(found.lower_bound)}, interval [{low}, {high}] at {decimal(found.confidence)}"
     )
-    console.print(f"{found.units}; held out {count}; on training batches {down(found.training)}")
+    few = (
+        f" (below {FEW}: few samples make the interval wide, more make it narrow)" if min(found.held_out) < FEW else ""
+    )
+    console.print(f"{found.units}; held out {count}{few}; on training batches {down(found.training)}")
     console.print(f"Lipschitz bound {rounded_up(found.lipschitz, 9)} ({found.level})")
     if files:
         console.print(f"wrote {', '.join(map(str, files))}")

@@ -149,8 +149,14 @@ def _fit(ops: Any, image: Any, image_size: tuple[int, int] | None) -> Any:
 def _check(found: Shape, shape: Shape) -> None:
     if (found.height, found.width) != (shape.height, shape.width):
         sizes = f"is {found.height}x{found.width}, but {shape.origin} is {shape.height}x{shape.width}"
-        raise DataError(f"{found.origin} {sizes} (height x width): pass image_size=(height, width) to resize all")
+        raise DataError(
+            f"{found.origin} {sizes} (height x width): resize it, or pass "
+            "image_size=(height, width), in a configuration data.image_size (--set data.image_size=SIDE), to resize all"
+        )
     if found.channels != shape.channels:
         kinds = {1: "grey", 3: "colour"}
         mixed = f"is {kinds[found.channels]}, but {shape.origin} is {kinds[shape.channels]}"
-        raise DataError(f"{found.origin} {mixed}: pass channels=1 or channels=3 to convert all")
+        raise DataError(
+            f"{found.origin} {mixed}: pass channels=1 or channels=3, in a "
+            "configuration data.channels (--set data.channels=3), to convert all"
+        )

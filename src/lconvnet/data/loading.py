@@ -19,7 +19,7 @@ from lconvnet.data.folders import read_image_folder
 from lconvnet.data.locating import NAMED, locate
 from lconvnet.data.options import Options, checked
 from lconvnet.data.parquet import read_parquet, read_parquet_folder
-from lconvnet.data.rows import Rows, Source, class_names_of, encode, require_text, take
+from lconvnet.data.rows import Rows, Source, class_names_of, encode, files_of, require_text, take
 from lconvnet.data.sets import Images, Splits, remarks
 from lconvnet.data.splitting import held_out, size, stratified_order
 from lconvnet.data.tree import tree_of
@@ -83,7 +83,7 @@ def load(
     names = _classes(source, name, path)
     title = name if name in NAMED else path.resolve().stem
     require_text(title, "data")
-    parts, jpeg = _decode(source, names, title, options)
+    parts, jpeg = _decode(source, names, title, options, None if name in NAMED else path)
     note = "; ".join(filter(None, (_lossy(jpeg, parts, name in NAMED), *source.remarks)))
     parts = parts if name in NAMED and options.limit is None else _mixed(parts, source.roles)
     splits = _split(parts, note, options, carved="test" not in source.roles)
@@ -125,7 +125,10 @@ def load_labelled(
         channels=image_shape[0],
         shape=Shape(*image_shape, origin="the network"),
     )
-    images = Images(decoded.images, encode(rows, class_names), len(class_names), path.resolve().stem, class_names)
+    files = () if name in NAMED else files_of(rows, path)
+    images = Images(
+        decoded.images, encode(rows, class_names), len(class_names), path.resolve().stem, class_names, files
+    )
     note = "; ".join(filter(None, (_lossy(decoded.jpeg, {"": images}, False), *source.remarks)))
     return images.subset(stratified_order(images.labels, seed=_TEST_SEED)), note
 
@@ -208,8 +211,11 @@ def _select(labels: dict[str, Tensor], title: str, options: Options) -> dict[str
     return selected
 
 
-def _decode(source: Source, names: tuple[str, ...], title: str, options: Options) -> tuple[dict[str, Images], int]:
-    """Return the images of each role, and how many of all were JPEG files."""
+def _decode(
+    source: Source, names: tuple[str, ...], title: str, options: Options, path: Path | None
+) -> tuple[dict[str, Images], int]:
+    """Return the images of each role, called by their files where they have a `path`, and how many of all were JPEG
+    files."""
     labels = {role: encode(rows, names) for role, rows in source.roles.items()}
     selected = _select(labels, title, options)
     parts: dict[str, Images] = {}
@@ -222,7 +228,8 @@ def _decode(source: Source, names: tuple[str, ...], title: str, options: Options
             rows.cells, rows.origins, image_size=options.image_size, channels=options.channels, shape=shape
         )
         shape, jpeg = decoded.shape, jpeg + decoded.jpeg
-        parts[role] = Images(decoded.images, labels[stored][index], len(names), title, names)
+        files = files_of(rows, path) if path else ()
+        parts[role] = Images(decoded.images, labels[stored][index], len(names), title, names, files)
     return parts, jpeg
 
 

@@ -32,6 +32,16 @@ class Source:
     remarks: tuple[str, ...] = ()
 
 
+def files_of(rows: Rows, path: Path) -> tuple[str, ...]:
+    """Return what an error calls each row, without the folder that holds the set `path`.
+
+    >>> files_of(Rows([b""], ["cat"], ["data/pets.parquet row 3"]), Path("data/pets.parquet"))
+    ('pets.parquet row 3',)
+    """
+    above = f"{path if path.is_dir() else path.parent}/"
+    return tuple(origin.removeprefix(above) for origin in rows.origins)
+
+
 def class_names_of(train: Rows, *, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """Return one name a class: stored with the rows, or known, or the distinct labels of the training rows.
 

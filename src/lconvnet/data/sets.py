@@ -15,12 +15,15 @@ from lconvnet.ops.images import channels_last
 class Images:
     """`N` labelled images: `images` uint8 `(N, C, H, W)`, `labels` int64 `(N,)` in `0 .. classes - 1`.
 
-    `class_names` has one name a class ("0", "1", ... unless given). Raises `DataError` when they disagree.
+    `class_names` has one name a class ("0", "1", ... unless given); `files`, unless it is empty, says where each image
+    lies below the set. Raises `DataError` when they disagree.
 
     >>> pixels, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1])
     >>> pool = Images(pixels, labels, 2, "pets", ("cat", "dog"))
     >>> len(pool), pool.classes, pool.subset([2, 0]).labels.tolist()
     (3, 2, [1, 0])
+    >>> pool
+    Images('pets', 3 of 1 x 2 x 2, 2 classes: cat, dog)
     """
 
     images: Tensor
@@ -28,6 +31,7 @@ class Images:
     classes: int
     name: str
     class_names: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -37,15 +41,26 @@ class Images:
                 f"class_names of {self.name!r} has {len(self.class_names)} names for classes={self.classes}"
             )
         require_pixels(self.images, f"images of {self.name!r}")
+        if self.files and len(self.files) != len(self.images):
+            raise DataError(f"files of {self.name!r} has {len(self.files)} names for {len(self.images)} images")
         _require_labels(self.labels, len(self.images), self.classes, self.name)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.images.shape[1:]))
+        return f"Images({self.name!r}, {len(self)} of {shape}, {_listed(self.class_names)})"
+
     def subset(self, indices: Sequence[int] | Tensor) -> "Images":
         """Return a copy of the images at `indices`, in that order (negative indices count from the end)."""
         index = _index(self, indices)
-        return replace(self, images=self.images.index_select(0, index), labels=self.labels[index])
+        files = tuple(self.files[i] for i in index.tolist()) if self.files else ()
+        return replace(self, images=self.images.index_select(0, index), labels=self.labels[index], files=files)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
 
 
 def require_pixels(images: Tensor, name: str) -> None:
@@ -101,6 +116,12 @@ class Splits:
                 raise DataError(f"{role} images of {self.name!r} have shape {shapes}: convert or resize them")
             if part.class_names != self.train.class_names:
                 raise DataError(f"classes of {role} are {part.class_names}, of train {self.class_names}: use the same")
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{role}: {len(getattr(self, role))}" for role in ("train", "validation", "test"))
+        shape = " x ".join(map(str, self.image_shape))
+        note = f", note: {self.note!r}" if self.note else ""
+        return f"Splits({self.name!r}, {parts} of {shape}, {_listed(self.class_names)}{note})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -28,7 +28,7 @@ from lconvnet.experiments.run_folder import RunFolder, evaluation_values
 from lconvnet.experiments.session import session
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, Record, fit, is_first_process, load_best, load_record
-from lconvnet.training.settings import describe_splits, differences
+from lconvnet.training.settings import describe_splits
 
 logger = logging.getLogger("lconvnet")
 
@@ -84,6 +84,7 @@ def train(
         if own:
             _require_stated(own, experiment)  # from here on nobody generates another one in its place
         splits = build.load_images(experiment.data, seed=experiment.seed)
+        logger.info("read %r", splits)
         model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
         first = begin_from(weights, folder, experiment, {"model": model}) if weights else None
         if not own and is_first_process():
@@ -264,9 +265,14 @@ def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> t
     splits = build.load_images(own.model_copy(update={"name": name, "directory": place}), seed=experiment.seed)
     if name == own.name or Path(name).resolve() == Path(own.name).resolve():
         _require_same_images(record, splits, folder)
-    if not _changed(record, splits):
+    if not _changed(record, splits, folder):
         return splits, ""
-    return splits, f"{name} is not the set that {folder.path} was trained on ({own.name}), but divided in the same way"
+    total = sum(map(len, (splits.train, splits.validation, splits.test)))
+    return splits, (
+        f"{name} is not the set that {folder.path} was trained on ({own.name}), but divided in the same way: "
+        f"{len(splits.test)} of its {total} images are test images; for all of them lconvnet evaluate {folder.path} "
+        f"--data {name}"
+    )
 
 
 def require_open(folder: RunFolder, overrides: Sequence[str]) -> None:
@@ -312,7 +318,7 @@ def _stated(experiment: Experiment) -> dict[str, Any]:
 
 
 def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> None:
-    if changed := _changed(record, splits):
+    if changed := _changed(record, splits, folder):
         raise ValueError(
             f"{folder.path} was trained on other images ({'; '.join(changed)}), so test images may be among the "
             "trained ones; restore the images as they were, say where they are now with --set data.name=PATH, "
@@ -320,14 +326,27 @@ def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> N
         )
 
 
-def _changed(record: Record, splits: Splits) -> list[str]:
+def _changed(record: Record, splits: Splits, folder: RunFolder) -> list[str]:
     """What differs between these images and those of a training; of imported weights nobody wrote that down."""
     if "imported" in record.settings:
         return []
     recorded, found = record.settings.get("data") or {}, describe_splits(splits)
     if "test" not in recorded:  # of older runs only the others are known
         del found["test"]
-    return list(differences({part: recorded.get(part) for part in found}, found, "data"))
+    parts = [_difference(part, recorded.get(part) or {}, facts) for part, facts in found.items()]
+    changed = [line for line in parts if line]
+    names = saving.describe(folder.model).class_names if changed and folder.model.exists() else None
+    if names and tuple(names) != splits.class_names:
+        changed = [f"classes: {', '.join(names)}, now {', '.join(splits.class_names)}", *changed]
+    return changed
+
+
+def _difference(part: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What differs in one part, in words; nothing where its pixels and labels are the same."""
+    if recorded == found:
+        return ""
+    before, now = recorded.get("images", "unknown"), found["images"]
+    return f"{part}: {before} images, now {now}" if before != now else f"{part}: other pixels, labels or order"
 
 
 def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> None:

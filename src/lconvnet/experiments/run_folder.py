@@ -18,6 +18,7 @@ import contextlib
 import io
 import itertools
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ from lconvnet.experiments.reading import read
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, is_started, load_record
 from lconvnet.training.settings import differences, identity
+
+logger = logging.getLogger("lconvnet")
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,9 @@ class RunFolder:
         one."""
         if not self.config.exists():
             atomic.write_text(self.config, dump(experiment))
-        elif self.unlike(settings(load(self.config)), settings(experiment)):
+        elif other := self.unlike(settings(load(self.config)), settings(experiment)):
             raise ValueError(
-                f"{self.config} describes another experiment, which is never overwritten; "
+                f"{self.config} describes another experiment ({'; '.join(other[:5])}), which is never overwritten; "
                 "choose an empty folder with --out"
             )
 
@@ -168,6 +171,8 @@ class RunFolder:
             number = self._free_number()
             for path in older:
                 atomic.write_bytes(_numbered(path, number), path.read_bytes())
+            kept = " and ".join(str(_numbered(path, number)) for path in reversed(older))
+            logger.info("the former evaluation is in %s", kept)
         for path, data in files.items():
             atomic.write_bytes(path, data)
 

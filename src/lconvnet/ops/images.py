@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from operator import index
 
 import torch
@@ -70,14 +71,28 @@ def check_labels(labels: Tensor, images: int) -> Tensor:
 
 
 def check_eps(eps: float) -> float:
-    """Return the l2 radius as a float, refusing NaN, infinity and negative numbers.
+    """Return the l2 radius as a float, refusing NaN, infinity, negative numbers and what is not one number.
 
     >>> check_eps(1)
     1.0
+    >>> check_eps("0.1")
+    Traceback (most recent call last):
+    ValueError: eps='0.1' must be a finite l2 radius, a number of at least 0, over pixels in [0, 1]
     """
-    if not math.isfinite(eps) or eps < 0:
-        raise ValueError(f"eps={eps!r} must be a finite l2 radius, at least 0, over pixels in [0, 1]")
+    if not is_finite_number(eps) or eps < 0:
+        raise ValueError(f"eps={eps!r} must be a finite l2 radius, a number of at least 0, over pixels in [0, 1]")
     return float(eps)
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether this is one finite real number: a Python or NumPy number or a tensor of one element, but no text.
+
+    >>> [is_finite_number(value) for value in (1, torch.tensor(0.5), "0.5", None, True, math.inf)]
+    [True, True, False, False, False, False]
+    """
+    if not isinstance(value, Real | Tensor) or isinstance(value, bool):
+        return False
+    return (not isinstance(value, Tensor) or value.numel() == 1) and math.isfinite(value)
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -36,11 +36,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds; `runs` and `skipped` are sorted by path."""
+    """What a folder holds, sorted by path; `unmeasured` are trained networks without results.yaml."""
 
     folder: Path
     runs: tuple[Run, ...]
     skipped: tuple[Skipped, ...]
+    unmeasured: tuple[str, ...] = ()
 
     def report_skipped(self) -> None:
         """Warn of every file that was not used."""
@@ -70,7 +71,15 @@ def find_runs(folder: str | Path) -> Found:
     if not runs:
         reasons = f": {skipped[0].path}: {skipped[0].reason}" if skipped else "; evaluate a run: lconvnet evaluate RUN"
         raise ValueError(f"{folder} holds no usable {NAME}{reasons}")
-    return Found(folder, tuple(runs.values()), tuple(sorted(skipped, key=lambda item: item.path)))
+    ordered = tuple(sorted(skipped, key=lambda item: item.path))
+    return Found(folder, tuple(runs.values()), ordered, tuple(_unmeasured(folder)))
+
+
+def _unmeasured(folder: Path) -> list[str]:
+    """The folders of trained networks that nobody has evaluated."""
+    trained = {"record.json", "model.safetensors"}
+    found = [(files[0].parent, {path.name for path in files}) for _, _, files in walk(folder) if files]
+    return sorted(_text(place.relative_to(folder)) for place, held in found if trained <= held and NAME not in held)
 
 
 def _results_files(folder: Path, skipped: list[Skipped]) -> list[Path]:

@@ -2,8 +2,8 @@
 
 import contextlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.optim import Adam
 from lconvnet.data import Splits, load
 from lconvnet.losses import Hinge, OffsetCrossEntropy
 from lconvnet.ops.altered import require_module
+from lconvnet.ops.images import is_finite_number
 from lconvnet.training.checkpoint import CheckpointError, load_weights, read_best
 from lconvnet.training.checks import MakeOptimizer, made_optimizer, made_scheduler, require_loss
 from lconvnet.training.evaluation import require_classes, validate
@@ -31,6 +32,8 @@ from lconvnet.training.state import Augment, Diverged, Loss, Plan, Run, restore,
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+logger = logging.getLogger("lconvnet")
 
 ADAM = partial(Adam, lr=1e-3)
 PAPER_SCHEDULE = Exponential(0.96235)
@@ -173,7 +176,14 @@ def _prepare(
     fabric.to_device(fabric.strategy.precision.convert_module(model))
     settings = json.loads(json.dumps({**_facts(plan, splits, model), "optimizer": options, **facts}))
     network = validate(model, splits.train.subset([0]), plan.eps).network
-    require_loss(plan.loss, *require_classes(network, splits.train))
+    logits, labels = require_classes(network, splits.train)
+    require_loss(plan.loss, logits, labels)
+    if logits.shape[1] > splits.classes and is_first_process():
+        logger.warning(
+            "model has %d outputs for %d classes: the others are answers that are never right",
+            logits.shape[1],
+            splits.classes,
+        )
     return Run(plan, splits, model, optimizer, scheduler, fabric, folder, Record(settings, {}))
 
 
@@ -244,16 +254,26 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
 def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: Loss) -> tuple[float, ...]:
     """The radii to certify, checked; first the one that chooses the epoch."""
     own = float(loss.eps) if isinstance(loss, Hinge | OffsetCrossEntropy) else None
-    asked = own if eps is None else eps
+    asked: Any = own if eps is None else eps
     if asked is None:
         raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
-    radii = tuple(float(radius) for radius in ([asked] if isinstance(asked, int | float) else asked))
-    if not radii or len(set(radii)) < len(radii) or not all(0 < radius < math.inf for radius in radii):
+    given = _each(asked)
+    radii = tuple(map(float, filter(_is_radius, given)))
+    if not radii or len(set(radii)) < len(given):
         raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")
-    if select_eps is not None and not 0 < select_eps < math.inf:
+    if select_eps is not None and not _is_radius(select_eps):
         raise ValueError(f"select_eps={select_eps!r}: must be a positive l2 radius over pixels in [0, 1]")
     chosen = float(select_eps or own or radii[0])
     return (chosen, *(radius for radius in radii if radius != chosen))
+
+
+def _each(eps: Any) -> tuple[Any, ...]:
+    """The radii of one or of several."""
+    return (eps,) if is_finite_number(eps) or isinstance(eps, str) or not isinstance(eps, Iterable) else tuple(eps)
+
+
+def _is_radius(value: Any) -> bool:
+    return is_finite_number(value) and value > 0
 
 
 def _require_positive(**counts: int) -> None:
