@@ -21,7 +21,7 @@ from torch import Tensor
 from lconvnet.data import NAMES, DataError, load, read_samples
 from lconvnet.ops.images import channels_last
 from lconvnet.training.randomness import derive_seed, epoch_order, generator
-from lconvnet.wasserstein.numbers import floats, is_pixels, numbers
+from lconvnet.wasserstein.numbers import floats, is_pixels, numbers, require_unit_range
 
 LEAST = 4  # two to train on and two held out
 DRAWN = 10_000  # held-out samples of a sampler
@@ -101,12 +101,7 @@ def require_comparable(real: Distribution, fake: Distribution) -> None:
         )
     for pixels, other in ((real, fake), (fake, real)):
         if pixels.pixels and not other.pixels:
-            low, high = (float(end) for end in other.held_out.aminmax())
-            if low < 0 or high > 1:
-                raise ValueError(
-                    f"{other.name} has values in [{low:.4g}, {high:.4g}], {pixels.name} pixels in [0, 1]: "
-                    "bring them to the same range"
-                )
+            require_unit_range(other.held_out, other.name, pixels.name)
 
 
 def require_resolved(real: Distribution, fake: Distribution) -> None:
