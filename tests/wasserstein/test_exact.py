@@ -95,6 +95,25 @@ def test_a_sample_so_far_that_the_rest_is_not_told_is_refused(weighted):
         transport(x, y, weights=weights)
 
 
+@pytest.mark.parametrize("common", [1e170, 1e200, -1.7e308])
+@pytest.mark.parametrize("unit", [1.0, 1e-100, 1e100])
+def test_a_coordinate_that_all_have_may_be_of_any_size(common, unit):
+    x, y = ([[common, unit * k] for k in values] for values in ((1.0, 2.0), (3.0, 5.0)))
+    x, y = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
+    assert transport(x, y) == pytest.approx(2.5 * unit, rel=1e-12)
+    assert transport(x, y, weights=(np.array([1.0, 1.0]), None)) == pytest.approx(2.5 * unit, rel=1e-12)
+
+
+@pytest.mark.parametrize("far", [1e200, 1.7e308])
+def test_distances_too_unequal_or_too_large_are_refused(far):
+    x, y = (torch.tensor([[far, k], [0.0, k]], dtype=torch.float64) for k in (1.0, 2.0))
+    with pytest.raises(ValueError, match="distances that differ by more than 1e150"):
+        transport(x, y)
+    with pytest.raises(ValueError, match="beyond the largest float64"):
+        transport(torch.tensor([[1.7e308]], dtype=torch.float64), torch.tensor([[-1.7e308]], dtype=torch.float64))
+    assert transport(x, x) == 0.0
+
+
 @pytest.mark.parametrize("unit", [1e-200, 1e-30, 1e30, 1e200])
 def test_units_far_from_1(unit):
     x, y = points(20, 3, 1).double(), points(20, 3, 2).double()
@@ -119,9 +138,13 @@ def test_distances_of_near_and_far_samples(spread):
     assert distances(x, y) == pytest.approx(expected, rel=11 * 2.0**-53 * 4, abs=0)  # twice (d + 4) u
 
 
+BYTES = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
+
+
 def test_bytes_are_pixels():
     x = torch.zeros(2, 1, 1, 1, dtype=torch.uint8)
     assert transport(x, x + 51) == pytest.approx(0.2, rel=1e-7)
+    assert transport(BYTES, BYTES.double() / 255) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -146,6 +169,10 @@ def test_bytes_are_pixels():
         ),
         (torch.zeros(2, 1), torch.zeros(2, 1), (None, torch.ones(2) + 1j), "weights of fake is torch.complex64"),
         (torch.zeros(2, 1), torch.ones(2, 1) + 1j, (None, None), "fake is torch.complex64: give numbers"),
+        (torch.zeros(2, 1), torch.zeros(2, 1), None, "weights is NoneType: give a pair"),
+        (torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 2), "weights is Tensor: give a pair"),
+        (BYTES, BYTES.long(), (None, None), r"fake has values in \[0, 255\], real pixels in \[0, 1\]"),
+        (BYTES.double(), BYTES, (None, None), r"real has values in \[0, 255\], fake pixels in \[0, 1\]"),
         (torch.tensor([[2**60]]), torch.tensor([[0]]), (None, None), r"integers 2\^53 and more apart"),
         (torch.tensor([[2**60 + 1]]), torch.zeros(1, 1), (None, None), r"real has integers of 2\^53 and more"),
     ],

@@ -9,6 +9,8 @@ from PIL import Image
 
 from lconvnet.wasserstein import estimate
 from lconvnet.wasserstein.numbers import floats
+from lconvnet.wasserstein.objective import Mean, central_interval
+from lconvnet.wasserstein.result import intervals
 from lconvnet.wasserstein.samples import batch_indices, copies, prepare, require_comparable, units
 from tests.wasserstein.forms import Draw
 
@@ -101,13 +103,61 @@ def test_integers_are_kept(kind):
     assert sorted([*found.batch(0).flatten().tolist(), *found.held_out.flatten().tolist()]) == exact
 
 
-def test_no_copy_is_on_both_sides_and_copies_count_once():
-    values = torch.rand(12, 3, generator=torch.Generator().manual_seed(0)).repeat(5, 1)
-    found = side(values, batch_size=50)
-    held = set(multiset(found.held_out))
-    assert held.isdisjoint(multiset(found.batch(0))) and len(held) + len(set(multiset(found.batch(0)))) == 12
-    assert (len(found.held_out), len(found.groups.unique())) == (10, 2)
+def test_equal_samples_are_held_out_as_often_as_they_were_drawn():
+    """Of 0 and 100 other values each the same part, as many as asked; and those that are equal are one group."""
+    values = torch.cat([torch.zeros(2000), torch.arange(1.0, 101.0).repeat(20)])
+    found = side(values, held_out=1200)
+    assert len(found.held_out) == 1200
+    assert abs(int((found.held_out == 0).sum()) - 600) < 4 * (1200 * 0.25 * 0.7) ** 0.5  # hypergeometric
+    assert len(found.groups.unique()) == len(found.held_out.unique())
     assert side(Draw(lambda n, g: torch.zeros(n, 1)), held_out=7).groups.tolist() == list(range(7))
+
+
+MIXTURES = {  # mass, number of values (0: continuous), place
+    "continuous": [(1.0, 0, 0.5)],
+    "atoms above": [(0.5, 100, 1.0), (0.5, 0, 0.0)],
+    "atoms below": [(0.5, 100, 0.0), (0.5, 0, 1.0)],
+    "three kinds": [(0.3, 100, 1.0), (0.4, 1000, 0.0), (0.3, 0, 1.0)],
+    "half at 0": [(0.5, 1, 0.0), (0.5, 0, 0.9)],
+}
+
+
+def drawn(mixture, count, generator):
+    """Independent draws, and their mean: a part adds to its place a uniform number of [0, 0.01), in steps or not."""
+    part = torch.multinomial(torch.tensor([mass for mass, _, _ in mixture]), count, True, generator=generator)
+    steps = torch.tensor([float(values or 2**20) for _, values, _ in mixture], dtype=torch.float64)[part]
+    place = torch.tensor([place for _, _, place in mixture], dtype=torch.float64)[part]
+    offset = (torch.rand(count, generator=generator, dtype=torch.float64) * steps).floor() / steps
+    mean = sum(mass * (place + 0.005 * (1 - 1 / (values or 2**20))) for mass, values, place in mixture)
+    return (place + 0.01 * offset)[:, None], mean
+
+
+@pytest.mark.parametrize("mixture", MIXTURES.values(), ids=list(MIXTURES))
+def test_values_that_come_again_do_not_move_the_interval(mixture):
+    """Of 40 intervals at 95 % on either side: five misses have the probability 0.3 %."""
+    missed = [0, 0]
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        (real, truth), fake = drawn(mixture, 2000, generator), torch.zeros(2000, 1, dtype=torch.float64)
+        sides = side(real, seed=seed), side(fake + torch.rand(2000, 1, generator=generator) / 1e9, "fake", seed=seed)
+        values = sides[0].held_out.flatten(), sides[1].held_out.flatten()
+        (low, high), _ = intervals(values, *sides, confidence=0.95, support=None)
+        missed = [missed[0] + (low > truth), missed[1] + (high < truth)]
+    assert max(missed) < 5
+
+
+def test_copies_of_samples_are_covered_by_a_critic_that_does_not_know_them():
+    """Every draw five times, 40 arrays; counted as different ones half the intervals are 0.6 of this."""
+    missed, widths = [0, 0], []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        one, other = (torch.randn(100, 1, generator=generator).repeat(5, 1) for _ in range(2))
+        sides = side(one, seed=seed), side(other, "fake", seed=seed)
+        means = [Mean.of(part.held_out.flatten(), part.groups) for part in sides]
+        low, high = central_interval(*means, 0.95, 0.0)
+        missed, widths = [missed[0] + (low > 0), missed[1] + (high < 0)], [*widths, high - low]
+    assert max(missed) < 5
+    assert np.mean(widths) == pytest.approx(2 * 1.98 * (2 * 0.0179) ** 0.5, rel=0.1)  # (1 / 100 + 99 / 100 * 4 / 499)
 
 
 def test_copies_are_told_in_every_dtype():

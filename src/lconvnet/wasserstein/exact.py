@@ -22,7 +22,8 @@ from lconvnet.wasserstein.numbers import displaced, numbers
 
 EXTRA = "wasserstein"
 TOLERANCE = 1e-9  # of the result, or of the median distance
-Weights = Tensor | None
+SMALLEST = 2.0**-500  # of a number whose square keeps its digits
+Weights = Tensor | np.ndarray | None
 
 
 def transport(real: Tensor, fake: Tensor, *, weights: tuple[Weights, Weights] = (None, None)) -> float:
@@ -34,7 +35,8 @@ def transport(real: Tensor, fake: Tensor, *, weights: tuple[Weights, Weights] = 
         weights: non-negative `(n,)` and `(m,)`, scaled to sum 1; None: equal.
 
     Raises:
-        ValueError: shapes or weights do not fit, a value is not finite, integers lie 2^53 apart, distances are so
+        ValueError: shapes or weights do not fit, a value is not finite, integers lie 2^53 apart, pixels of 8 bits
+            meet values outside [0, 1], distances are so
             unequal that float64 does not tell the result, or a library is missing (extra `wasserstein`).
 
     >>> transport(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]]))
@@ -42,12 +44,12 @@ def transport(real: Tensor, fake: Tensor, *, weights: tuple[Weights, Weights] = 
     >>> transport(torch.tensor([[0.0]]), torch.tensor([[3.0], [1.0]]), weights=(None, torch.tensor([1.0, 3.0])))
     1.5
     """
-    cost = distances(real, fake)
-    if len(real) == len(fake) and weights == (None, None):
+    cost, (of_real, of_fake) = distances(real, fake), _pair(weights)
+    if len(real) == len(fake) and of_real is of_fake is None:
         rows, columns = require("scipy.optimize", EXTRA).linear_sum_assignment(cost)
         found = math.fsum(cost[rows, columns]) / len(cost)
     else:
-        found = _weighted(cost, weights)
+        found = _weighted(cost, (of_real, of_fake))
     lost = sum(cost.shape) * UNIT_ROUNDOFF * float(cost.max())
     if found and lost > TOLERANCE * max(found, float(np.median(cost))):
         raise ValueError(
@@ -74,10 +76,26 @@ def distances(real: Tensor, fake: Tensor) -> np.ndarray:
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(f"fake has samples of shape {tuple(fake.shape[1:])}, real of shape {tuple(real.shape[1:])}")
     one, other, unit = displaced(real, fake)
-    largest = max(float(side.abs().max()) for side in (one, other))
-    scale = 2.0 ** math.frexp(largest)[1] if largest else 1.0  # so that no square overflows
-    one, other = ((side / scale).flatten(1) for side in (one, other))
-    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").mul(scale).mul(unit).numpy()
+    one, other = one.flatten(1), other.flatten(1)
+    low, high = torch.cat([one, other]).aminmax(dim=0)
+    one, other = one[:, low < high], other[:, low < high]
+    exponent = math.frexp(float((high / 2 - low / 2).max()))[1] + 1  # of the largest difference
+    left, right = (torch.from_numpy(np.ldexp(side.numpy(), -exponent)) for side in (one, other))  # no square overflows
+    found = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
+    near = found < SMALLEST
+    if bool(near.any()) and bool((torch.cdist(one, other, p=math.inf)[near] > 0).any()):
+        raise ValueError("real and fake have distances that differ by more than 1e150: leave the farthest samples out")
+    with np.errstate(over="ignore"):
+        cost = np.ldexp(found.numpy(), exponent) * unit
+    if not np.isfinite(cost).all():
+        raise ValueError("real and fake have distances beyond the largest float64: divide both by one number")
+    return cost
+
+
+def _pair(weights: object) -> tuple[Weights, Weights]:
+    if not isinstance(weights, tuple | list) or len(weights) != 2:
+        raise ValueError(f"weights is {type(weights).__name__}: give a pair (weights of real, weights of fake)")
+    return weights[0], weights[1]
 
 
 def _weighted(cost: np.ndarray, weights: tuple[Weights, Weights]) -> float:

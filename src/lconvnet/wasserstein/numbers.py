@@ -65,13 +65,15 @@ def floats(samples: Tensor, name: str = "samples") -> Tensor:
 def displaced(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, float]:
     """Both sides in float64 on the CPU, integers counted from the first sample, and the unit of their distances.
 
-    Raises `ValueError` for integers that lie 2^53 and more apart.
+    Raises `ValueError` for integers that lie 2^53 and more apart, and for pixels beside values outside [0, 1].
 
     >>> displaced(torch.tensor([[2**60 + 1]]), torch.tensor([[2**60]]))[:2]
     (tensor([[0.]], dtype=torch.float64), tensor([[-1.]], dtype=torch.float64))
     """
     pixels = is_pixels(real), is_pixels(fake)
     if any(pixels) and not all(pixels):
+        for side, name, pixels in ((real, "real", "fake"), (fake, "fake", "real")):
+            require_unit_range(side, name, pixels)
         one, other = (side.double() / 255 if is_pixels(side) else floats(side).double() for side in (real, fake))
         return one.cpu(), other.cpu(), 1.0
     if real.is_floating_point() or fake.is_floating_point():
@@ -82,6 +84,15 @@ def displaced(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, float]:
     if max(float(side.abs().max()) for side in (one, other)) >= EXACT:
         raise ValueError("real and fake have integers 2^53 and more apart, which float64 does not tell: divide both")
     return one, other, 1 / 255 if all(pixels) else 1.0
+
+
+def require_unit_range(values: Tensor, name: str, pixels: str) -> None:
+    """Raise `ValueError` unless values that are compared with the `pixels` lie in [0, 1], or are pixels, too."""
+    low, high = (float(end) for end in floats(values, name).aminmax())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{name} has values in [{low:.4g}, {high:.4g}], {pixels} pixels in [0, 1]: bring them to the same range"
+        )
 
 
 def _halves(samples: Tensor) -> tuple[Tensor, Tensor]:

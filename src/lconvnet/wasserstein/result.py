@@ -162,12 +162,12 @@ def _guaranteed(
 
 def assumption(real: Distribution, fake: Distribution) -> str:
     """What the asymptotic interval takes for granted of these samples."""
-    copies = [f"{_copies(side)} of {side.name}" for side in (real, fake) if _copies(side)]
-    counted = f"; copies of others ({' and '.join(copies)}) count once" if copies else ""
-    return f"independent samples, enough for the central limit theorem, and no rare values beyond those seen{counted}"
+    equal = [f"{_repeats(side)} of {side.name}" for side in (real, fake) if _repeats(side)]
+    drawn = f"; samples that equal others ({' and '.join(equal)} held out) were drawn, not copied" if equal else ""
+    return f"independent samples, enough for the central limit theorem, and no rare values beyond those seen{drawn}"
 
 
-def _copies(side: Distribution) -> int:
+def _repeats(side: Distribution) -> int:
     return len(side.groups) - len(side.groups.unique())
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from lconvnet.data import NAMES, DataError, load, read_samples
 from lconvnet.ops.images import channels_last
 from lconvnet.training.randomness import derive_seed, epoch_order, generator
-from lconvnet.wasserstein.numbers import floats, is_pixels, numbers
+from lconvnet.wasserstein.numbers import floats, is_pixels, numbers, require_unit_range
 
 LEAST = 4  # two to train on and two held out
 DRAWN = 10_000  # held-out samples of a sampler
@@ -53,8 +53,8 @@ class Distribution:
         key: a fingerprint of the content.
         batch: `batch(step)` gives the training samples `(batch_size, ...)` of an optimiser step, as floats.
         held_out: samples `(n, ...)`, as floats, that training never sees.
-        groups: `(n,)`, one number for all copies of a held-out sample. Equal rows of an array are copies of one sample;
-            equal draws of a sampler are not, for it draws independently.
+        groups: `(n,)`, one number for all held-out samples that are equal, which may be copies of one; every draw of a
+            sampler has its own, for it draws independently.
     """
 
     name: str
@@ -67,7 +67,10 @@ class Distribution:
 
 
 def prepare(given: Given, name: str, *, held_out: int | float | None, batch_size: int, seed: int) -> Distribution:
-    """Read and check what was given, and hold samples out.
+    """Read and check what was given, and hold samples out, at random and whatever they equal.
+
+    So what is held out of independent samples are independent samples. Copies of one sample are not, and nothing tells
+    them from equal draws: remove them first, or training sees what is held out.
 
     Args:
         given: samples `(N, ...)` as a tensor or array (uint8 `(N, C, H, W)` are pixels, and divided by 255); the path
@@ -98,12 +101,7 @@ def require_comparable(real: Distribution, fake: Distribution) -> None:
         )
     for pixels, other in ((real, fake), (fake, real)):
         if pixels.pixels and not other.pixels:
-            low, high = (float(end) for end in other.held_out.aminmax())
-            if low < 0 or high > 1:
-                raise ValueError(
-                    f"{other.name} has values in [{low:.4g}, {high:.4g}], {pixels.name} pixels in [0, 1]: "
-                    "bring them to the same range"
-                )
+            require_unit_range(other.held_out, other.name, pixels.name)
 
 
 def require_resolved(real: Distribution, fake: Distribution) -> None:
@@ -179,8 +177,6 @@ def _divided(samples: Tensor, name: str, held_out: int | float | None, batch_siz
     count = _count(held_out, total, name)
     key = _digest(samples)
     order = torch.randperm(total, generator=generator(seed, f"hold out of {key}", 0))
-    groups = copies(samples)
-    order, count = without_copies(order, groups, count)
     training = samples[order[count:].to(samples.device)]
     order_seed = derive_seed(seed, f"batches of {key}", 0)
 
@@ -188,7 +184,7 @@ def _divided(samples: Tensor, name: str, held_out: int | float | None, batch_siz
         return floats(training[batch_indices(order_seed, step, len(training), batch_size).to(training.device)])
 
     held = floats(samples[order[:count].to(samples.device)])
-    return Distribution(name, tuple(samples.shape[1:]), is_pixels(samples), key, batch, held, groups[order[:count]])
+    return Distribution(name, tuple(samples.shape[1:]), is_pixels(samples), key, batch, held, copies(held))
 
 
 def copies(samples: Tensor) -> Tensor:
@@ -211,20 +207,6 @@ def first_of_each(groups: Tensor) -> Tensor:
     """
     _, place = groups.unique(return_inverse=True)
     return torch.full((int(place.max()) + 1,), len(groups)).scatter_reduce(0, place, torch.arange(len(place)), "amin")
-
-
-def without_copies(order: Tensor, groups: Tensor, count: int) -> tuple[Tensor, int]:
-    """The order with copies side by side, and the place nearest to `count` that parts none of them.
-
-    Where every place would, or leaves fewer than two samples on a side, `count` itself.
-
-    >>> without_copies(torch.tensor([0, 2, 1, 3]), torch.tensor([0, 0, 1, 2]), 1)
-    (tensor([0, 1, 2, 3]), 2)
-    """
-    order = order[first_of_each(groups[order])[groups[order]].argsort(stable=True)]
-    ends = groups[order].diff().nonzero().flatten() + 1
-    ends = ends[(ends >= 2) & (ends <= len(order) - 2)]
-    return order, int(ends[(ends - count).abs().argmin()]) if len(ends) else count
 
 
 def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
