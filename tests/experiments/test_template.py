@@ -49,6 +49,8 @@ def test_a_bracketed_key_puts_its_keys_in_its_own_place():
         ({"a|x\0": 0}, "cannot be the name"),
         ({"a|x\ny": 0}, "cannot be the name"),
         ({"a| x": 0}, "cannot be the name"),
+        ({"a|.hidden": 0}, "cannot be the name"),
+        ({"a|__MACOSX": 0}, "cannot be the name"),
         ({"a|" + 300 * "x": 0}, "cannot be the name"),
         ({"a|x": 0, "a": 1}, r"a: 'a' has a fixed value beside its choices"),
         ({"a": 0, "a|x": 1}, r"a\|x: 'a' has a fixed value beside its choices"),

@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lconvnet.visible import is_visible
+
 MAXIMAL_RUNS = 100_000
 MAXIMAL_ENTRIES = 2_000_000
 """Keys of all combinations together, those of inner choices with them; a run has about a hundred."""
 
-FORBIDDEN = ("", ".", "..")
 LONGEST_LABEL = 255  # bytes
 
 
@@ -125,8 +126,8 @@ def _groups(mapping: Mapping[str, Any], place: str) -> dict[str, list[tuple[tupl
 
 
 def _is_folder_name(label: str) -> bool:
-    fits = label not in FORBIDDEN and label == label.strip() and len(label.encode()) <= LONGEST_LABEL
-    return fits and label.isprintable() and not {"/", "\\"} & set(label)
+    fits = label != "" and label == label.strip() and len(label.encode()) <= LONGEST_LABEL
+    return fits and is_visible(label) and label.isprintable() and not {"/", "\\"} & set(label)
 
 
 def _merged(keys: list[str], items: tuple[Choice, ...], place: str) -> dict[str, Any]:
