@@ -48,6 +48,30 @@ def test_what_repeats_in_a_parquet_file_is_counted(tmp_path, pool, read):
     assert pool.max_memory() - start < 2 * allowance.BYTES
 
 
+@pytest.mark.parametrize("read", [load, read_samples])
+def test_a_column_that_is_a_dictionary_is_counted_by_its_rows(tmp_path, pool, read):
+    path = tmp_path / "bomb.parquet"
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(13_000, np.int32)), pa.array([bytes(500_000)]))
+    pq.write_table(pa.table({"image": column, "label": pa.array(np.zeros(13_000, np.int64))}), path, compression="zstd")
+    start = pool.bytes_allocated()
+    with pytest.raises(DataError, match=r"bomb.parquet would take .* set LCONVNET_MEMORY="):
+        read(path)
+    assert pool.max_memory() - start < allowance.BYTES
+
+
+def test_a_structure_is_counted_row_by_row(tmp_path, pool):
+    path = tmp_path / "bomb.parquet"
+    repeated(path, bytes(500_000), 13_000)
+    flat = pq.ParquetFile(path).read(columns=["label"])
+    images = pa.DictionaryArray.from_arrays(pa.array(np.zeros(13_000, np.int32)), pa.array([bytes(500_000)]))
+    nested = pa.StructArray.from_arrays([images], ["bytes"])
+    pq.write_table(pa.table({"image": nested, "label": flat["label"]}), path, compression="zstd", store_schema=False)
+    start = pool.bytes_allocated()
+    with pytest.raises(DataError, match=r"bomb.parquet would take"):
+        load(path)
+    assert pool.max_memory() - start < allowance.BYTES
+
+
 def test_numbers_that_repeat_in_a_parquet_file_are_counted(tmp_path, pool):
     path = tmp_path / "bomb.parquet"
     pq.write_table(pa.table({"x": pa.array(np.zeros(20_000_000))}), path, compression="zstd")

@@ -104,20 +104,37 @@ def open_columns(file: Path, *wanted: tuple[str, ...], optional: tuple[str, ...]
 
 
 def _held(file: Path, opened: Any, columns: list[str] | None) -> Any:
-    """The columns as a table, a few rows at a time: what repeats in a file takes no room in it.
+    """The columns as a table, counted as it is read: what repeats in a file takes no room in it.
 
-    So few that they fit even if every one of them held all that a group of rows declares.
+    What its metadata says of sizes is its author's word, so values of any length are read one row at a time.
     """
-    size = file.stat().st_size
-    groups = [opened.metadata.row_group(i).total_byte_size for i in range(opened.metadata.num_row_groups)]
+    arrow, size = require("pyarrow", "data"), file.stat().st_size
+    groups = (opened.metadata.row_group(i).total_byte_size for i in range(opened.metadata.num_row_groups))
     allowance.require(OBJECTS * sum(groups), size, str(file), DataError)
-    rows = max(1, min(ROWS, allowance.allowed(size) // (OBJECTS * max([*groups, 1]))))
-    batches, held = [], 0
-    for batch in opened.iter_batches(batch_size=rows, columns=columns):
-        held += OBJECTS * batch.nbytes
+    read = [field for field in opened.schema_arrow if columns is None or field.name in columns]
+    step = ROWS if all(arrow.types.is_primitive(field.type) for field in read) else 1
+    chunks, rows, held = [], [], 0
+    for batch in opened.iter_batches(batch_size=step, columns=columns):
+        row = _spelled_out(arrow.Table.from_batches([batch]))
+        held += OBJECTS * row.nbytes
         allowance.require(held, size, str(file), DataError)
-        batches.append(batch)
-    return require("pyarrow", "data").Table.from_batches(batches, schema=None if batches else opened.schema_arrow)
+        rows.append(row)
+        if len(rows) == ROWS:
+            chunks, rows = [*chunks, arrow.concat_tables(rows).combine_chunks()], []
+    return arrow.concat_tables([*chunks, *rows]) if chunks or rows else opened.schema_arrow.empty_table()
+
+
+def _spelled_out(table: Any) -> Any:
+    """The same values without dictionaries, each in its own place."""
+    for index, field in enumerate(table.schema):
+        if "dictionary<" in str(field.type):
+            if not str(field.type).startswith("dictionary<"):
+                raise DataError(
+                    f"column {field.name!r} holds dictionaries inside of other values: save it without them"
+                )
+            column = table.column(index).cast(field.type.value_type)
+            table = table.set_column(index, field.with_type(field.type.value_type), column)
+    return table
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:

@@ -70,7 +70,8 @@ def tree_of(root: Path) -> Tree:
         status = folder.stat()
         first = known.setdefault((status.st_dev, status.st_ino), folder)
         if first != folder or (folder.is_symlink() and folder.resolve() in root.resolve().parents):
-            raise DataError(f"{folder} links to a folder that holds it or is read already: remove the link")
+            link = next((path for path in (folder, first) if path.is_symlink()), folder)
+            raise DataError(f"{link} links to a folder that holds it or is read already: remove the link")
         tree.folders[folder] = folders
         tree.files[folder] = [file for file in files if _is_file(file)]
     return tree
