@@ -27,8 +27,8 @@ SECTIONS = {
     "adv_robustness_linf": "l-infinity, all test images",
     "adv_robustness_linf_mini_eval": "l-infinity, the first test images",
 }
-ROUNDING = "certified is rounded down, under attacks up: a difference of 0.01% may be rounding"
-ROUNDING = "certified accuracy is rounded down, accuracy under attack up: they may differ by 0.01% where they are equal"
+ROUNDING = "certified accuracy is rounded down, attacked accuracy up: they may differ by 0.01% where they are equal"
+ROUNDING = "certified accuracy is rounded down, attacked accuracy up: they may differ by 0.01% where they are equal"
 
 
 class PlainConsole(Console):
