@@ -189,7 +189,7 @@ def test_bad_input(run):
     for options, message in (
         ({"steps": 0}, "steps=0"),
         ({"restarts": 0}, "restarts=0"),
-        ({"step_size": -1}, "eps=-1"),
+        ({"step_size": -1}, "step_size=-1"),
     ):
         with pytest.raises(ValueError, match=message):
             pgd(network, x, label, 0.1, **options)

@@ -134,7 +134,9 @@ def test_bad_input(subject):
     with pytest.raises(ValueError, match="norm='l1'"):
         attacks.apgd(network, images, found.label, 0.1, norm="l1")
     with pytest.raises(ValueError, match="square needs"):
-        attacks.square(network, images[..., :4], found.label, 0.1)
+        attacks.square(
+            nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9, 10)), images[..., :4], found.label, 0.1
+        )
     with pytest.raises(ValueError, match="works in float32"):
         attacks.square(network.double(), images.double(), found.label, 0.1)
     network.float()

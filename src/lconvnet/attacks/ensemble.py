@@ -13,21 +13,25 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lconvnet.attacks.checks import checked
 from lconvnet.attacks.gradient import marked
 from lconvnet.attacks.losses import Normalized, require_three
 from lconvnet.attacks.randomness import seeded
 from lconvnet.attacks.result import AttackResult, Norm, score
 from lconvnet.extras import require
-from lconvnet.ops.images import check_eps, check_images, check_labels
+from lconvnet.ops.images import check_eps
 
 INSIDE = 1 - 1e-5
 NORMS = {"l2": "L2", "linf": "Linf"}
 TARGETS = 9
+TIE = 1e-4  # of a spread of 10
 APGD = {"cross-entropy": "apgd-ce", "logit-difference-ratio": "apgd-dlr"}
 
 
+@checked
 def apgd(
     network: nn.Module,
     images: Tensor,
@@ -57,6 +61,7 @@ def apgd(
     return _run([APGD[loss]], tune, network, images, labels, eps, norm, seed)
 
 
+@checked
 def square(
     network: nn.Module,
     images: Tensor,
@@ -77,6 +82,7 @@ def square(
     return _run(["square"], tune, network, images, labels, eps, norm, seed)
 
 
+@checked
 def autoattack(
     network: nn.Module, images: Tensor, labels: Tensor, eps: float, *, norm: Norm = "l2", seed: int = 0
 ) -> AttackResult:
@@ -90,6 +96,16 @@ def autoattack(
     classes = _classes(network, images)
     members = ["apgd-ce", "apgd-t", "fab-t", "square"] if classes > 3 else ["apgd-ce", "fab-t", "square"]
     return _run(members, tune, network, images, labels, eps, norm, seed)
+
+
+class Decided(Normalized):
+    """Logits of which one is the largest, as argmax decides: Square takes a tie for a wrong answer, and ends."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        top = logits.topk(2).values
+        tied = (top[:, :1] == top[:, 1:]) * F.one_hot(logits.argmax(dim=1), logits.shape[1])
+        return logits + TIE * tied
 
 
 @torch.no_grad()
@@ -107,15 +123,14 @@ def _run(
     norm: Norm,
     seed: int,
 ) -> AttackResult:
-    check_eps(eps)
-    labels = check_labels(labels, len(check_images(images))).to(images.device)
+    eps = check_eps(eps)
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r}: must be 'l2' or 'linf'")
     if images.dtype != torch.float32:
         raise ValueError(f"images has dtype {images.dtype}: AutoAttack works in float32, use images.float()")
     library = require("pyautoattack", "attacks")
     ensemble = library.AutoAttack(
-        Normalized(network, images),
+        Decided(network, images),
         attacks=list(members),
         device=images.device,
         eps=eps * INSIDE,

@@ -14,14 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from lconvnet.attacks.checks import checked
 from lconvnet.attacks.losses import Loss, LossName, loss_of, unit
 from lconvnet.attacks.result import AttackResult, Norm, norms, score
-from lconvnet.ops.images import check_eps, check_images, check_labels
+from lconvnet.ops.images import check_eps
 
 INSIDE = 1 - 1e-6
 """Perturbations end this much inside the ball, so that rounding to the images' dtype does not leave it."""
 
 
+@checked
 def fgsm(
     network: nn.Module,
     images: Tensor,
@@ -34,7 +36,7 @@ def fgsm(
     """One step of length eps along the gradient of the loss.
 
     Args:
-        network: in eval mode; evaluated in its own dtype.
+        network: of which a copy in eval mode is evaluated, in its own dtype.
         images: ``(B, C, H, W)``, floats in [0, 1].
         labels: true classes ``(B,)``.
         eps: radius of the ball, or one for each image ``(B,)``.
@@ -44,12 +46,13 @@ def fgsm(
     >>> fgsm(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25).norm.item() <= 0.25
     True
     """
-    labels, eps = _checked(images, labels, eps)
+    eps = _radii(images, eps)
     direction, fooled = _ascent(network, images, labels, _objective(network, images, loss), norm)
     moved = _projected(images, images + _like_images(eps, images) * direction, eps, norm)
     return replace(score(network, images, labels, moved, eps, norm=norm), zero_gradient=_flat(direction) & ~fooled)
 
 
+@checked
 def pgd(
     network: nn.Module,
     images: Tensor,
@@ -66,7 +69,7 @@ def pgd(
     """Projected gradient ascent of the loss from random points of the ball.
 
     Args:
-        network: in eval mode; evaluated in its own dtype.
+        network: of which a copy in eval mode is evaluated, in its own dtype.
         images: ``(B, C, H, W)``, floats in [0, 1].
         labels: true classes ``(B,)``.
         eps: radius of the ball, or one for each image ``(B,)``.
@@ -80,10 +83,8 @@ def pgd(
     >>> pgd(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3).norm.item() <= 0.25
     True
     """
-    labels, eps = _checked(images, labels, eps)
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps={steps} and restarts={restarts} must be at least 1")
-    step = 2.5 * eps / steps if step_size is None else eps.new_full(eps.shape, check_eps(step_size))
+    eps = _radii(images, eps)
+    step = 2.5 * eps / steps if step_size is None else eps.new_full(eps.shape, step_size)
     generator, objective = torch.Generator().manual_seed(seed), _objective(network, images, loss)
     best = score(network, images, labels, images, eps, norm=norm)
     flat = ~best.success
@@ -100,7 +101,7 @@ def pgd(
             moved = _projected(original, x + _like_images(step[left], x) * direction, radius, norm)
             x = torch.where(_like_images(fooled, x), x, moved)
         best = replaced(best, left, score(network, original, right, x, radius, norm=norm))
-    return replace(best, zero_gradient=flat)
+    return replace(best, zero_gradient=flat & ~best.success)
 
 
 def marked(network: nn.Module, images: Tensor, labels: Tensor, result: AttackResult) -> AttackResult:
@@ -122,7 +123,15 @@ def replaced(result: AttackResult, index: Tensor, new: AttackResult) -> AttackRe
 def _objective(network: nn.Module, images: Tensor, loss: Loss | LossName) -> Loss:
     """The loss of logits brought to the spread that losses expect."""
     scale, climbed = unit(network, images), loss_of(loss)
-    return lambda logits, labels: climbed(logits / scale, labels)
+
+    def objective(logits: Tensor, labels: Tensor) -> Tensor:
+        value = climbed(logits / scale, labels)
+        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"loss gives {found}: give loss(logits, labels), a scalar tensor, summed or averaged")
+        return value
+
+    return objective
 
 
 def _flat(direction: Tensor) -> Tensor:
@@ -167,9 +176,9 @@ def _like_images(values: Tensor, images: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
-def _checked(images: Tensor, labels: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The labels, and one eps an image."""
-    count = len(check_images(images))
+def _radii(images: Tensor, eps: float | Tensor) -> Tensor:
+    """One eps an image."""
+    count = len(images)
     try:
         radii = torch.as_tensor(eps, dtype=torch.float64, device=images.device)
     except (TypeError, ValueError, RuntimeError):
@@ -178,4 +187,4 @@ def _checked(images: Tensor, labels: Tensor, eps: float | Tensor) -> tuple[Tenso
         raise ValueError(f"eps has shape {tuple(radii.shape)}: pass one number, or one for each of {count} images")
     for radius in radii.unique().tolist():
         check_eps(radius)
-    return check_labels(labels, count).to(images.device), radii.expand(count)
+    return radii.detach().to(images.device, torch.float64).expand(count)

@@ -12,7 +12,6 @@ on a positive factor of the network, no softmax saturates and no gradient under-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from typing import Literal, get_args
 
 import torch
@@ -60,6 +59,8 @@ def loss_of(loss: Loss | LossName) -> Loss:
     >>> loss_of("margin")(torch.tensor([[1.0, 3.0]]), torch.tensor([0])).item()
     2.0
     """
+    if isinstance(loss, type):
+        raise ValueError(f"loss is the class {loss.__name__}: pass a name or a callable, such as {loss.__name__}()")
     if callable(loss):
         return loss
     if loss not in LOSSES:
@@ -81,19 +82,14 @@ def unit(network: nn.Module, images: Tensor) -> float:
     return float(spread.median()) / SPREAD if len(spread) else 1.0
 
 
-def frozen(network: nn.Module) -> nn.Module:
-    """Return a copy in eval mode that gathers no gradients."""
-    return deepcopy(network).eval().requires_grad_(False)
-
-
 class Normalized(nn.Module):
-    """A frozen copy of a network whose logits have spread :data:`SPREAD` and belong to the caller."""
+    """A network whose logits have spread :data:`SPREAD`, the dtype of the images, and belong to the caller."""
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self.network = frozen(network)
+        self.network = network
         self.unit = unit(self.network, images)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images) / self.unit
+        return (self.network(images) / self.unit).to(images.dtype)

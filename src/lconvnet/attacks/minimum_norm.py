@@ -20,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lconvnet.attacks.checks import checked
 from lconvnet.attacks.gradient import marked, replaced
-from lconvnet.attacks.losses import Normalized, frozen
+from lconvnet.attacks.losses import Normalized
 from lconvnet.attacks.randomness import seeded
 from lconvnet.attacks.result import AttackResult, Norm, score
 from lconvnet.extras import require
-from lconvnet.ops.images import check_images, check_labels
 
 NOISE_STARTS = 100
 
 
+@checked
 def deepfool(
     network: nn.Module, images: Tensor, labels: Tensor, *, steps: int = 50, norm: Norm = "l2", seed: int = 0
 ) -> AttackResult:
@@ -43,6 +44,7 @@ def deepfool(
     return _by_gradient(kind, network, images, labels, norm, seed, steps=steps)
 
 
+@checked
 def carlini_wagner(
     network: nn.Module,
     images: Tensor,
@@ -58,11 +60,13 @@ def carlini_wagner(
     return _by_gradient("L2CarliniWagnerAttack", network, images, labels, "l2", seed, **options)
 
 
+@checked
 def ddn(network: nn.Module, images: Tensor, labels: Tensor, *, steps: int = 100, seed: int = 0) -> AttackResult:
     """Gradient steps on a sphere that shrinks while the answer is wrong and grows while it is right."""
     return _by_gradient("DDNAttack", network, images, labels, "l2", seed, steps=steps)
 
 
+@checked
 def fmn(
     network: nn.Module, images: Tensor, labels: Tensor, *, steps: int = 100, norm: Norm = "l2", seed: int = 0
 ) -> AttackResult:
@@ -71,6 +75,7 @@ def fmn(
     return _by_gradient(kind, network, images, labels, norm, seed, steps=steps)
 
 
+@checked
 def boundary_attack(
     network: nn.Module, images: Tensor, labels: Tensor, *, steps: int = 5000, seed: int = 0
 ) -> AttackResult:
@@ -78,6 +83,7 @@ def boundary_attack(
     return _by_answers("BoundaryAttack", network, images, labels, seed, steps=steps)
 
 
+@checked
 def hop_skip_jump(
     network: nn.Module,
     images: Tensor,
@@ -93,6 +99,7 @@ def hop_skip_jump(
     return _by_answers("HopSkipJumpAttack", network, images, labels, seed, norm, **options)
 
 
+@checked
 def pointwise(network: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> AttackResult:
     """From salt-and-pepper noise, pixel after pixel back towards the image while the answer stays wrong."""
     return _by_answers("PointwiseAttack", network, images, labels, seed)
@@ -101,7 +108,7 @@ def pointwise(network: nn.Module, images: Tensor, labels: Tensor, *, seed: int =
 def _by_gradient(
     kind: str, network: nn.Module, images: Tensor, labels: Tensor, norm: Norm, seed: int, **options: Any
 ) -> AttackResult:
-    attacks, labels = require("foolbox.attacks", "attacks"), _checked(images, labels)
+    attacks = require("foolbox.attacks", "attacks")
     attack, normalized = getattr(attacks, kind)(**options), Normalized(network, images)
     with seeded(seed, images.device), _silent_root_logger():
         found = attack.run(_foolbox(normalized, images), images, _misclassified(labels))
@@ -112,7 +119,7 @@ def _by_answers(
     kind: str, network: nn.Module, images: Tensor, labels: Tensor, seed: int, norm: Norm = "l2", **options: Any
 ) -> AttackResult:
     """Run on the images that have a start; the others keep their own pixels and count as not attacked."""
-    attacks, network, labels = require("foolbox.attacks", "attacks"), frozen(network), _checked(images, labels)
+    attacks = require("foolbox.attacks", "attacks")
     result = score(network, images, labels, images, math.inf, norm=norm)
     with seeded(seed, images.device), _silent_root_logger():
         starts, found = _starts(network, images, labels, salt_and_pepper=kind == "PointwiseAttack")
@@ -161,10 +168,6 @@ def _foolbox(network: nn.Module, images: Tensor) -> Any:
 
 def _misclassified(labels: Tensor) -> Any:
     return require("foolbox", "attacks").Misclassification(labels)
-
-
-def _checked(images: Tensor, labels: Tensor) -> Tensor:
-    return check_labels(labels, len(check_images(images))).to(images.device)
 
 
 def _known(norm: Norm) -> Norm:

@@ -114,7 +114,7 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_range(flat: Tensor) -> None:
-    low, high = (float(end) for end in flat.aminmax())
+    low, high = (float(end) for end in flat.detach().aminmax())
     if math.isnan(low):
         bad = int(flat.isnan().any(dim=1).sum())
         raise ValueError(f"images holds NaN in {bad} of {len(flat)} images: remove them, or repair the pixels")
