@@ -1,6 +1,7 @@
 """What all attacks ask alike: labels that are classes, counts that count, and a network that they leave as it was."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ IMAGES = torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2])
 
 
-def run(name, network, images=IMAGES, labels=LABELS, *, eps=0.3, **options):
+def run(name, network, images=IMAGES, labels=LABELS, *, eps: Any = 0.3, **options):
     arguments = () if name in SHORTEST else (eps,)
     return getattr(attacks, name)(network, images, labels, *arguments, **OPTIONS.get(name, {}) | options)
 
@@ -82,7 +83,8 @@ def test_modes_of_gradients_and_dtypes_change_nothing(name):
 @pytest.mark.parametrize("name", [*OPTIONS, "autoattack"])
 def test_a_network_of_equal_logits_is_attacked_in_vain(name):
     dead = network()
-    nn.init.zeros_(dead[2].weight), nn.init.zeros_(dead[2].bias)
+    for parameter in dead[2].parameters():
+        nn.init.zeros_(parameter)
     found = run(name, dead, labels=torch.zeros(3, dtype=torch.long))
     assert not found.success.any()
 

@@ -65,10 +65,9 @@ def _require_classes(network: nn.Module, images: Tensor, labels: Tensor) -> None
 
 
 def _check_option(name: str, value: object) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if name in COUNTS and not (whole and value >= 1):
+    if name in COUNTS and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         raise ValueError(f"{name}={value!r}: must be an integer of at least 1")
-    if name == "seed" and not whole:
+    if name == "seed" and (isinstance(value, bool) or not isinstance(value, int)):
         raise ValueError(f"seed={value!r}: must be an integer")
     positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
     if name == "step_size" and value is not None and not positive:
