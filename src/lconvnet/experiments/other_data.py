@@ -45,12 +45,13 @@ def evaluate_on(
         attack.made_with()
     trained = saved_network(record, folder)
     description = saving.describe(folder.model)
-    if description.class_names is None or description.input_shape is None:
+    shape = description.input_shape
+    if description.class_names is None or shape is None or len(shape) != 3:
         raise ValueError(f"{folder.model} does not name its classes, so images of other folders cannot be matched")
     images, note = load_labelled(
         name,
         class_names=description.class_names,
-        image_shape=description.input_shape,
+        image_shape=shape,
         directory=directory,
         image_size=experiment.data.image_size,
     )
