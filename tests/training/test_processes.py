@@ -153,7 +153,7 @@ def test_the_command_trains_evaluates_and_goes_on_with_another_number_of_process
     done = run("-m", "lconvnet.run", "--cfg", str(cfg), "--json")
     assert len(done.stdout.splitlines()) == 1
     assert json.loads(done.stdout)["model"] == str(cfg.parent / "model.safetensors")
-    assert [line.split()[0] for line in done.stderr.splitlines()] == ["epoch", "epoch", "kept"]
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["read", "epoch", "epoch", "kept"]
     made = (cfg.parent / "model.safetensors").read_bytes()
     again = run("-m", "lconvnet.run", "--cfg", str(cfg), "--resume", "--set", "training.devices=1")
     assert "kept epoch" in again.stdout

@@ -84,7 +84,8 @@ def train(
         if own:
             _require_stated(own, experiment)  # from here on nobody generates another one in its place
         splits = build.load_images(experiment.data, seed=experiment.seed)
-        logger.info("read %r", splits)
+        if is_first_process():
+            logger.info("read %r", splits)
         model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
         first = begin_from(weights, folder, experiment, {"model": model}) if weights else None
         if not own and is_first_process():
@@ -237,13 +238,14 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
 
     Raises ValueError for an override of anything that was fixed by the training.
     """
-    require_open(folder, overrides)
     settings = load_record(folder.path).settings
+    places = IMPORTED if "imported" in settings else TRAINED
+    require_open(folder, overrides, places)
     recorded = settings.get("settings")
     if not isinstance(recorded, dict) or "model" not in recorded:
         raise ValueError(f"{folder.path} was not trained from a configuration; evaluate it with lconvnet.certify")
     described = evaluation_values(folder)
-    moved = {key: value for key, value in described.get("data", {}).items() if key in _open(settings)}
+    moved = {key: value for key, value in described.get("data", {}).items() if key in places}
     data = {**recorded.get("data", {}), **moved}
     return parse({**recorded, **described, "data": data}, overrides)
 
@@ -275,9 +277,13 @@ def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> t
     )
 
 
-def require_open(folder: RunFolder, overrides: Sequence[str]) -> None:
-    """Raise ValueError for an override of anything that was fixed by a run's training."""
-    places = [f"data.{key}" for key in _open(load_record(folder.path).settings)]
+IMPORTED = ("directory",)  # imported weights know nothing of where their images lie but the name
+TRAINED = ("directory", "name")
+
+
+def require_open(folder: RunFolder, overrides: Sequence[str], open_keys: Sequence[str] = IMPORTED) -> None:
+    """Raise ValueError for an override of anything that was fixed by a run's training, but where its images lie."""
+    places = [f"data.{key}" for key in open_keys]
     for section, values in parse_overrides(overrides).items():
         keys = [f"data.{key}" for key in values] if section == "data" and hasattr(values, "keys") else [section]
         fixed = [key for key in keys if key not in ("evaluation", *places)]
@@ -286,11 +292,6 @@ def require_open(folder: RunFolder, overrides: Sequence[str]) -> None:
                 f"--set {fixed[0]}=... was fixed when the run in {folder.path} was trained; only evaluation.*, "
                 f"{' and '.join(places)} can change now, train another run for the rest"
             )
-
-
-def _open(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys of a run that say where its images lie; imported weights know nothing of theirs but the name."""
-    return ("directory",) if "imported" in settings else ("directory", "name")
 
 
 def own_images(experiment: Experiment, folder: RunFolder) -> Splits:

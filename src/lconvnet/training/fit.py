@@ -67,11 +67,11 @@ def fit(
 ) -> Record:
     """Train `model`, keep the weights of the epoch that certifies most on the validation split, return the record.
 
-    After every epoch the baked network is bounded and certified on the validation split; the test split is never
-    looked at. Without validation images the weights of the last epoch are kept. On return `model` carries the weights
-    of the best epoch, in eval mode. Its initial weights are the caller's: call `torch.manual_seed` before building
-    it. From there on, order, augmentation and dropout follow from `seed` alone, and the global random state is left
-    as it was.
+    After every epoch the baked network is bounded and certified on the validation split; of the test split only a
+    fingerprint is recorded. Without validation images the weights of the last epoch are kept. On return `model`
+    carries the weights of the best epoch, in eval mode. Its initial weights are the caller's: call `torch.manual_seed`
+    before building it. From there on, order, augmentation and dropout follow from `seed` alone, and the global random
+    state is left as it was.
 
     With `devices` processes each takes its share of every batch; `batch_size`, the curve and the record are those of
     one process, up to rounding and dropout. They run the whole script: all of them return from here, with the same

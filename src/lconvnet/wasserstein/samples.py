@@ -167,7 +167,7 @@ def _read(path: str | Path, name: str) -> Tensor:
         return read_samples(path)
     except DataError as error:
         options = "; that is an option of lconvnet.data.read_samples, whose tensor you can give here"
-        raise ValueError(f"{name}: {error}{options if ': pass ' in str(error) else ''}") from error
+        raise ValueError(f"{name}: {error}{options if ' pass ' in str(error) else ''}") from error
 
 
 def _divided(samples: Tensor, name: str, held_out: int | float | None, batch_size: int, seed: int) -> Distribution:
