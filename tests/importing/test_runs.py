@@ -204,7 +204,7 @@ def test_the_network_of_an_import_must_be_there(old, tmp_path):
     import_run(old, tmp_path / "new")
     (tmp_path / "new" / "model.safetensors").unlink()
     assert main_run(["--cfg", str(old / "cfg.yaml"), "--test", "--no-attacks"], images=tmp_path) == 0
-    with pytest.raises(CheckpointError, match="the imported network, is missing; import it again"):
+    with pytest.raises(CheckpointError, match="the network of this run, is missing; import it again"):
         evaluate(RunFolder(tmp_path / "new"), [f"data.directory={tmp_path}"], attacks=False)
 
 
