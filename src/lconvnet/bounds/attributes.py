@@ -84,7 +84,7 @@ def _held(module: nn.Module) -> dict[str, Any]:
 
 
 def _form(tensor: Tensor) -> str:
-    """Its shape, and its dtype where that is no float."""
+    """Its shape, and its dtype if that is not a float."""
     return f"a tensor of shape {tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f", {tensor.dtype}")
 
 

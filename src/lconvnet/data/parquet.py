@@ -162,7 +162,7 @@ def _read(file: Path) -> dict[str, Rows]:
 
 
 def roles_in(file: Path, table: Any) -> list[str]:
-    """The part that every row of a table says in a column such as `split`; none where there is no such column.
+    """The part that every row of a table says in a column such as `split`; none if no such column exists.
 
     Raises `DataError` where some rows say one and others do not.
     """

@@ -33,7 +33,7 @@ def begin_from(
     """Put the weights of the run `source` into networks, by the section that describes each; return facts on them.
 
     Of a classifier they are those of the best epoch, of others the last ones, before any baking. Where the run in
-    `folder` has begun, nothing is read. Raises ValueError where there is no such run, or its networks are others.
+    `folder` has begun, nothing is read. Raises ValueError if no such run exists, or its networks are others.
     """
     if is_started(folder.path):
         return {"run": str(source)}
@@ -53,7 +53,7 @@ def begin_from(
 
 
 def require_source(source: Path | None, folder: RunFolder) -> None:
-    """Raise ValueError where there is no run to start from, before anything is written."""
+    """Raise ValueError if no run exists to start from, before anything is written."""
     if source and not is_started(folder.path):
         find_run(source)
 
