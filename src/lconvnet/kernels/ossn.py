@@ -11,16 +11,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from lconvnet.kernels.base import Kernel, Promise, draw_uniform_, remember, require_input_size, require_positive
+from lconvnet.kernels.base import require_input_size, require_positive
+from lconvnet.kernels.power_iteration import PowerIterated, generic
 from lconvnet.ops import circular
-from lconvnet.ops.products import unit_scaled
-
-WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
 
 
-class OSSN(Kernel):
+class OSSN(PowerIterated):
     """Convolution kernel ``(out_channels, in_channels, k, k)`` divided by its estimated norm where that exceeds 1.
 
     In training mode every call runs ``iterations`` power iterations and stores the divisor; in eval mode the stored
@@ -39,10 +38,7 @@ class OSSN(Kernel):
     torch.Size([8, 3, 3, 3])
     """
 
-    promise: ClassVar[Promise] = Promise.APPROXIMATE
     sound_padding: ClassVar[frozenset[str]] = frozenset({"circular"})
-    u: Tensor
-    factor: Tensor
 
     def __init__(
         self,
@@ -55,42 +51,23 @@ class OSSN(Kernel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         require_positive(
             in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, iterations=iterations
         )
         size = require_input_size(input_size, "OSSN")
-        self.iterations = iterations
-        shape = (out_channels, in_channels, kernel_size, kernel_size)
-        self.W = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.register_buffer("u", torch.empty(1, out_channels, *size, device=device, dtype=dtype))
-        self.register_buffer("factor", torch.ones((), device=device, dtype=dtype))
-        self.reset_parameters()
+        shape = out_channels, in_channels, kernel_size, kernel_size
+        super().__init__(shape, (1, out_channels, *size), iterations, device, dtype)
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw W as PyTorch does, and estimate its norm."""
-        draw_uniform_(self.W)
-        self.u.normal_()
-        if not self.W.is_meta:  # where there are no numbers to estimate
-            self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
+    @staticmethod
+    def _apply_map(v: Tensor, W: Tensor) -> Tensor:
+        return circular.conv2d(v, W)
 
-    def _estimate(self, iterations: int) -> Tensor:
-        W, u, v = unit_scaled(self.W.detach().flatten(1)).view_as(self.W), self.u, self.u
-        for _ in range(iterations):
-            v = _unit(circular.conv2d_adjoint(u, W))
-            u = _unit(circular.conv2d(v, W))
-        remember(self, u=u)
-        return (u * circular.conv2d(v, self.W)).sum()
+    @staticmethod
+    def _apply_adjoint(u: Tensor, W: Tensor) -> Tensor:
+        return circular.conv2d_adjoint(u, W)
 
-    def forward(self) -> Tensor:
-        if not self.training:
-            return self.W / self.factor
-        with torch.autocast(self.W.device.type, enabled=False):
-            factor = self._estimate(self.iterations).clamp_min(1)
-            remember(self, factor=factor)
-            return self.W / factor
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+    @staticmethod
+    def _direction(u: Tensor) -> Tensor:
+        """One pixel, which has every frequency, with another value in every channel."""
+        _, channels, height, width = u.shape
+        return F.pad(generic(channels, u).view(1, channels, 1, 1), (0, width - 1, 0, height - 1))

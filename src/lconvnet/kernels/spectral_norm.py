@@ -7,19 +7,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lconvnet.kernels.base import DenseKernel, Promise, draw_uniform_, remember, require_positive
-from lconvnet.ops.products import unit_scaled
-
-WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
+from lconvnet.kernels.base import DenseKernel, require_positive
+from lconvnet.kernels.power_iteration import PowerIterated, generic
 
 
-class SpectralNorm(DenseKernel):
+class SpectralNorm(PowerIterated, DenseKernel):
     """Dense weight ``(out_features, in_features)`` divided by its estimated norm where that exceeds 1.
 
     In training mode every call runs ``iterations`` power iterations and stores the divisor; in eval mode the stored
@@ -33,10 +28,6 @@ class SpectralNorm(DenseKernel):
     torch.Size([3, 4])
     """
 
-    promise: ClassVar[Promise] = Promise.APPROXIMATE
-    u: Tensor
-    factor: Tensor
-
     def __init__(
         self,
         in_features: int,
@@ -46,34 +37,17 @@ class SpectralNorm(DenseKernel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         require_positive(in_features=in_features, out_features=out_features, iterations=iterations)
-        self.iterations = iterations
-        self.W = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.register_buffer("u", torch.empty(out_features, device=device, dtype=dtype))
-        self.register_buffer("factor", torch.ones((), device=device, dtype=dtype))
-        self.reset_parameters()
+        super().__init__((out_features, in_features), (out_features,), iterations, device, dtype)
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw W as PyTorch does, and estimate its norm."""
-        draw_uniform_(self.W)
-        self.u.normal_()
-        if not self.W.is_meta:  # where there are no numbers to estimate
-            self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
+    @staticmethod
+    def _apply_map(v: Tensor, W: Tensor) -> Tensor:
+        return W @ v
 
-    def _estimate(self, iterations: int) -> Tensor:
-        W, u, v = unit_scaled(self.W.detach()), self.u, self.u
-        for _ in range(iterations):
-            v = F.normalize(W.mT @ u, dim=0)
-            u = F.normalize(W @ v, dim=0)
-        remember(self, u=u)
-        return u @ (self.W @ v)
+    @staticmethod
+    def _apply_adjoint(u: Tensor, W: Tensor) -> Tensor:
+        return W.mT @ u
 
-    def forward(self) -> Tensor:
-        if not self.training:
-            return self.W / self.factor
-        with torch.autocast(self.W.device.type, enabled=False):
-            factor = self._estimate(self.iterations).clamp_min(1)
-            remember(self, factor=factor)
-            return self.W / factor
+    @staticmethod
+    def _direction(u: Tensor) -> Tensor:
+        return generic(len(u), u)

@@ -1,0 +1,100 @@
+"""One-sided normalisation by power iteration, for the kernels that divide by an estimated norm (Gouk et al. 2018).
+
+    v = T^T u / |T^T u|,   u = T v / |T v|,   s = <u, T v>,   K = W / max(1, s)
+
+with T the linear map whose weight is W. ``s`` is a lower bound on the norm of T, so the result may exceed 1 slightly:
+certificates must divide by a bound of the baked network.
+
+A circular convolution maps every Fourier mode to itself, so iterates that are exactly constant over the image stay
+constant for ever, whatever another mode grows to. Each call therefore starts a little away from the last iterate, in
+a direction that has every mode; the iterations take it back where nothing else has grown.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.kernels.base import Kernel, Promise, draw_uniform_, remember
+from lconvnet.ops.products import unit_scaled
+
+WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
+NUDGE = 1e-3  # how far from the last iterate a call starts; the estimate loses at most its square
+
+
+class PowerIterated(Kernel):
+    """Weight ``W`` divided by its estimated norm if that exceeds 1. In training mode every call runs ``iterations``
+    power iterations and stores the divisor; in eval mode the stored divisor is used and nothing changes. The gradient
+    flows through ``s`` with u and v held constant.
+    """
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+    u: Tensor
+    factor: Tensor
+
+    def __init__(
+        self,
+        weight_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        iterations: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.iterations = iterations
+        self.W = nn.Parameter(torch.empty(weight_shape, device=device, dtype=dtype))
+        self.register_buffer("u", torch.empty(output_shape, device=device, dtype=dtype))
+        self.register_buffer("factor", torch.ones((), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @staticmethod
+    @abstractmethod
+    def _apply_map(v: Tensor, W: Tensor) -> Tensor:
+        """T v."""
+
+    @staticmethod
+    @abstractmethod
+    def _apply_adjoint(u: Tensor, W: Tensor) -> Tensor:
+        """T^T u."""
+
+    @staticmethod
+    @abstractmethod
+    def _direction(u: Tensor) -> Tensor:
+        """A direction shaped as u, of norm at most 1, with a part in every mode of T."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw W as PyTorch does, and estimate its norm."""
+        draw_uniform_(self.W)
+        self.u.normal_()
+        if not self.W.is_meta:  # where there are no numbers to estimate
+            self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
+
+    def _estimate(self, iterations: int) -> Tensor:
+        W = unit_scaled(self.W.detach().flatten(1)).view_as(self.W)
+        v = u = _unit(self.u) + NUDGE * self._direction(self.u)
+        for _ in range(iterations):
+            v = _unit(self._apply_adjoint(u, W))
+            u = _unit(self._apply_map(v, W))
+        remember(self, u=u)
+        return (u * self._apply_map(v, self.W)).sum()
+
+    def forward(self) -> Tensor:
+        if not self.training:
+            return self.W / self.factor
+        with torch.autocast(self.W.device.type, enabled=False):
+            factor = self._estimate(self.iterations).clamp_min(1)
+            remember(self, factor=factor)
+            return self.W / factor
+
+
+def generic(n: int, like: Tensor) -> Tensor:
+    """A vector (n) of norm at most 1 without structure: sin 1, sin 2, ... over the root of n."""
+    return torch.arange(1, n + 1, device=like.device, dtype=like.dtype).sin() / n**0.5
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
