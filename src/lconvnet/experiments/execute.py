@@ -367,7 +367,7 @@ def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> 
 
 
 def _save_best(model: nn.Module, record: Record, splits: Splits, folder: RunFolder) -> Trained:
-    network = bake(model.cpu())
+    network = bake(model).cpu()  # in this order, for engines are chosen by device
     bound = lipschitz_bound(network, input_shape=splits.image_shape)
     notes = {"data": splits.name, "epoch": record.kept_epoch}
     shape = splits.image_shape

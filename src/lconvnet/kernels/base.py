@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from lconvnet.ops.orthogonalize import Engine
+
 
 class Promise(Enum):
     """What a kernel says about the singular values of its linear map, before any bound has measured them."""
@@ -27,12 +29,15 @@ class Kernel(nn.Module, ABC):
         sound_padding: padding modes under which the promise's upper half (norm at most 1, or the estimate) holds.
         bias_fan: a layer draws its bias uniformly within 1 / sqrt(inputs) or 1 / sqrt(outputs) of its weight.
         frozen: the weight stays as it was drawn, and so does the bias of its layer.
+        engine: what makes its matrices orthogonal, if anything does; None is chosen by device and dtype at each call,
+            and baking keeps to what is chosen for the parameters as they are.
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
     sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
     bias_fan: ClassVar[Literal["inputs", "outputs"]] = "inputs"
     frozen: ClassVar[bool] = False
+    engine: Engine | None = None
 
     @abstractmethod
     def forward(self) -> Tensor:

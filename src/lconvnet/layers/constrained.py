@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lconvnet.kernels import Kernel
+from lconvnet.ops.orthogonalize import default_engine
 
 
 class ConstrainedLayer(nn.Module, ABC):
@@ -67,7 +68,7 @@ class ConstrainedLayer(nn.Module, ABC):
     def exact_weight(self) -> Tensor:
         """The weight evaluated in float64 and then rounded once to the dtype of the parameters."""
         with torch.no_grad():
-            weight = self.checked(deepcopy(self.kernel).cpu().eval().double()())
+            weight = self.checked(_exact(self.kernel)())
             if not weight.isfinite().all():
                 raise ValueError(
                     f"kernel {type(self.kernel).__name__} returned NaN or infinity: load weights that are finite"
@@ -132,6 +133,15 @@ def _first(module: nn.Module) -> Tensor | None:
     """The first floating-point parameter or buffer of a module, whose dtype and device it has."""
     tensors = chain(module.parameters(), module.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def _exact(kernel: Kernel) -> Kernel:
+    """A copy in eval mode in float64 on the CPU, with the engines that the original has by its device and dtype."""
+    kernel = deepcopy(kernel).eval()
+    for part in kernel.modules():
+        if isinstance(part, Kernel) and part.engine is None and (like := _first(part)) is not None:
+            part.engine = default_engine(like)
+    return kernel.cpu().double()
 
 
 Layer = TypeVar("Layer", bound=ConstrainedLayer)
