@@ -1,5 +1,6 @@
 """What a kernel must be: a ``Kernel`` that can be built, and whose weight has the shape and the type of its layer."""
 
+import re
 from functools import partial
 
 import pytest
@@ -7,8 +8,12 @@ import torch
 from torch import nn
 
 import lconvnet as lc
-from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal, Promise
+from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, DenseKernel, FixedBCOP, Kernel, Orthogonal, Promise
 from lconvnet.layers import LipschitzConv2d, LipschitzLinear
+from lconvnet.ops.bjorck import bjorck
+from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.polar_express import polar_express
+from lconvnet.ops.whitening import cholesky
 
 
 class Given(Kernel):
@@ -51,7 +56,7 @@ def test_a_weight_of_another_shape_is_refused_by_model_and_bake(case):
     build, x, weight, found = WRONG[case]
     layer = build(kernel=partial(Given, weight=weight)).eval()
     expected = r"shape \(6, 16, 2, 2\)" if build is conv else r"shape \(6, 4\)"
-    message = f"kernel Given {found}.*Lipschitz.* is a floating-point tensor of {expected}"
+    message = f"kernel Given {found}.*Lipschitz.* is a finite floating-point tensor of {expected}"
     for use in (lambda: layer(x), lambda: layer.weight, layer.exact_weight):
         with pytest.raises(ValueError, match=message):
             use()
@@ -193,3 +198,46 @@ def test_a_weight_that_is_not_finite_is_not_baked():
     model = nn.Sequential(LipschitzLinear(6, 4, kernel=partial(Eye, value=torch.nan)))
     with pytest.raises(ValueError, match=r"layer '0' .*kernel Eye returned NaN or infinity"):
         lc.bake(model)
+
+
+ENGINES = {
+    "default": None,
+    "polar_eigh": polar_eigh,
+    "cholesky": cholesky,
+    "polar_express": polar_express,
+    "bjorck": bjorck,
+}
+BROKEN = {
+    **{
+        f"dense-{name}": partial(LipschitzLinear, 6, 4, kernel=partial(Orthogonal, engine=engine))
+        for name, engine in ENGINES.items()
+    },
+    **{
+        f"bcop-{name}": partial(LipschitzConv2d, 2, 4, 3, kernel=partial(BCOP, engine=engine))
+        for name, engine in ENGINES.items()
+    },
+    **{name: build for name, (build, _) in LAYERS.items()},
+}
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_tensor_that_is_not_finite_is_refused_by_name_and_layer(name, value):
+    x = torch.rand((2, 6) if isinstance(BROKEN[name]().kernel, DenseKernel) else (1, 2, 6, 6))
+    for index, (path, _) in enumerate([*BROKEN[name]().named_parameters(), *BROKEN[name]().named_buffers()]):
+        layer = BROKEN[name]()
+        [*layer.parameters(), *layer.buffers()][index].data.view(-1)[-1] = value
+        refused = rf"{type(layer).__name__}\({re.escape(layer.extra_repr())}\): {path} holds NaN or infinity: load"
+        for use in (lambda: layer(x), lambda: layer.weight, layer.exact_weight):  # noqa: B023
+            with pytest.raises(ValueError, match=f"^{refused}"):
+                use()
+        with pytest.raises(ValueError, match=f"^layer '0' .*{refused}"):
+            lc.bake(nn.Sequential(layer))
+
+
+def test_a_kernel_that_returns_nan_is_refused_at_a_call():
+    layer = LipschitzLinear(6, 4, kernel=partial(Eye, value=torch.nan), bias=False)
+    with pytest.raises(
+        ValueError, match=r"kernel Eye returned NaN or infinity: the weight of LipschitzLinear \(6, 4\)"
+    ):
+        layer(torch.rand(2, 6))

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
 from itertools import chain
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from lconvnet.kernels import Kernel
+from lconvnet.ops.derivatives import plain_call
 from lconvnet.ops.orthogonalize import default_engine
 
 
@@ -26,7 +27,9 @@ class ConstrainedLayer(nn.Module, ABC):
     :func:`lconvnet.bake` evaluates once: use its result for inference.
 
     Raises:
-        ValueError: at a call, if the kernel returns anything but a floating-point tensor of :attr:`weight_shape`.
+        ValueError: at a call, if the kernel returns anything but a floating-point tensor of :attr:`weight_shape`; on a
+            CPU also if a parameter or a buffer, or what the kernel returns, is not finite. Transforms and compiled code
+            do not look, nor do accelerators, which would wait for the host: there NaN comes out.
     """
 
     def __init__(self, kernel: Kernel, inputs: int, outputs: int, bias: bool) -> None:
@@ -62,29 +65,37 @@ class ConstrainedLayer(nn.Module, ABC):
 
     def current_weight(self) -> Tensor:
         """What the kernel returns for the current parameters, in their dtype; it may be a parameter itself (SVCM)."""
+        self.require_finite()
         weight, like = self.checked(self.kernel()), _first(self)
         return weight if like is None else weight.to(like.dtype)
 
     def exact_weight(self) -> Tensor:
         """The weight evaluated in float64 and then rounded once to the dtype of the parameters."""
+        self.require_finite()
         with torch.no_grad():
-            weight = self.checked(_exact(self.kernel)())
-            if not weight.isfinite().all():
-                raise ValueError(
-                    f"kernel {type(self.kernel).__name__} returned NaN or infinity: load weights that are finite"
-                )
-            like = _first(self)
+            weight, like = self.checked(_exact(self.kernel)()), _first(self)
             return weight.to(self.current_weight() if like is None else like)
 
     def checked(self, weight: Tensor) -> Tensor:
         """The same tensor, if it can be this layer's weight."""
-        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == self.weight_shape:
-            return weight
         found = f"{weight.dtype} of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)
+        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == self.weight_shape:
+            if not _seen_not_finite(weight):
+                return weight
+            found = "NaN or infinity"
         raise ValueError(
             f"kernel {type(self.kernel).__name__} returned {found}: the weight of {type(self).__name__} "
-            f"({self.extra_repr()}) is a floating-point tensor of shape {self.weight_shape}"
+            f"({self.extra_repr()}) is a finite floating-point tensor of shape {self.weight_shape}"
         )
+
+    def require_finite(self) -> None:
+        """Raise ``ValueError`` that names this layer and its first tensor that is not finite, where that is seen."""
+        for name, tensor in chain(self.named_parameters(), self.named_buffers()):
+            if _seen_not_finite(tensor):
+                raise ValueError(
+                    f"{type(self).__name__}({self.extra_repr()}): {name} holds NaN or infinity: load weights that are "
+                    "finite"
+                )
 
     def __prepare_scriptable__(self) -> NoReturn:
         """What ``torch.jit.script`` calls first."""
@@ -133,6 +144,13 @@ def _first(module: nn.Module) -> Tensor | None:
     """The first floating-point parameter or buffer of a module, whose dtype and device it has."""
     tensors = chain(module.parameters(), module.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def _seen_not_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds NaN or infinity and lies where looking costs nothing: on a CPU, in a plain call."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or not plain_call(tensor) or not tensor.numel():
+        return False
+    return tensor.is_floating_point() and not all(isfinite(end) for end in tensor.detach().aminmax())
 
 
 def _exact(kernel: Kernel) -> Kernel:
