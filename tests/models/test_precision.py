@@ -1,15 +1,18 @@
 """Training under bf16 autocast and in float64: finite losses, orthogonal weights, gradients for everything."""
 
+import copy
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 
 from lconvnet import layers, models
-from lconvnet.kernels import BCOP, Orthogonal
+from lconvnet.kernels import BCOP, L2NE, OSSN, RKL2NE, RKO, Orthogonal, SpectralNorm
 from lconvnet.losses import OffsetCrossEntropy
-from lconvnet.ops.bjorck import residual
+from lconvnet.ops.bjorck import bjorck, residual
 from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize
+from lconvnet.ops.polar_express import polar_express
 from lconvnet.ops.whitening import cholesky
 
 
@@ -64,22 +67,65 @@ def test_float64(linear):
     assert losses[-1] < losses[0] and worst < 1e-13
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler's own code
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(
-    "kernel",
-    [lambda: BCOP(4, 6, 3), lambda: Orthogonal(6, 4), lambda: Orthogonal(6, 4, engine=cholesky)],
-    ids=["bcop", "polar", "cholesky"],
-)
-def test_gradients_of_factorisations_do_not_feel_autocast(kernel, compiled):
+ENGINES = {
+    "polar": None,
+    "cholesky": cholesky,
+    "express": polar_express,
+    "bjorck": bjorck,
+    "bjorck3": partial(bjorck, order=3, iterations=8),
+}
+KERNELS = {
+    **{name: partial(Orthogonal, 6, 4, engine=engine) for name, engine in ENGINES.items()},
+    **{f"bcop-{name}": partial(BCOP, 4, 6, 3, engine=engine) for name, engine in ENGINES.items()},
+    "rko": partial(RKO, 4, 6, 3, engine=polar_express),
+    "rkl2ne": partial(RKL2NE, 4, 6, 3),
+    "l2ne": partial(L2NE, 6, 4),
+    "spectral-norm": partial(SpectralNorm, 6, 4),
+    "ossn": partial(OSSN, 4, 6, 3, input_size=(6, 6)),
+}
+
+
+def first(kernel, G):
+    return torch.autograd.grad((kernel() * G).sum(), tuple(kernel.parameters()))
+
+
+def second(kernel, G):
+    parameters = tuple(kernel.parameters())
+    gradients = torch.autograd.grad((kernel() * G).sum().square(), parameters, create_graph=True)
+    return torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), parameters)
+
+
+def functional(kernel, G):
+    kernel.eval()  # buffers are not written under a transform
+    loss = lambda parameters: (torch.func.functional_call(kernel, parameters, ()) * G).sum()  # noqa: E731
+    return tuple(torch.func.grad(loss)(dict(kernel.named_parameters())).values())
+
+
+@pytest.mark.parametrize("gradients", [first, second, functional])
+@pytest.mark.parametrize("name", KERNELS)
+def test_gradients_of_weights_do_not_feel_autocast(name, gradients):
     torch.manual_seed(0)
-    kernel = kernel()
-    weight = torch.compile(kernel, fullgraph=True, backend="aot_eager") if compiled else kernel
-    G, gradients = torch.randn_like(kernel()), []
+    kernel = KERNELS[name]()
+    with torch.no_grad():
+        for parameter in kernel.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    G, state, found = torch.randn_like(kernel()), copy.deepcopy(kernel.state_dict()), []
     for context in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
-        kernel.zero_grad()
+        kernel.load_state_dict(state)
         with context:
-            (weight() * G).sum().backward()
-        gradients.append([p.grad for p in kernel.parameters()])
+            found.append(gradients(kernel, G))
+    assert all(torch.equal(a, b) and a.norm() > 0 for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler's own code
+@pytest.mark.parametrize("name", ["bcop-polar", "polar", "cholesky", "express", "bjorck3", "l2ne"])
+def test_compiled_gradients_of_weights_do_not_feel_autocast(name):
+    torch.manual_seed(0)
+    kernel = KERNELS[name]()
+    weight = torch.compile(kernel, fullgraph=True, backend="aot_eager")
+    G = torch.randn_like(kernel())
+    expected = first(kernel, G)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad((weight() * G).sum(), tuple(kernel.parameters()))
     # the same operations on the same numbers, but for what a compiler reorders
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lconvnet.ops.bjorck import bjorck, bjorck_step, residual, safe_scale
+from lconvnet.ops.odd_polynomial import odd_polynomial
 from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize
 from lconvnet.ops.polar import polar_eigh, polar_linear
 from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
@@ -115,6 +116,17 @@ def test_applying_the_factor_equals_forming_it(shape, dtype, engine):
     # rounding of products with at most nine terms, of matrices with condition numbers of about two
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
     assert all(torch.allclose(a, b, atol=tolerance) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("coefficients", [(1.5, -0.5), (15 / 8, -10 / 8, 3 / 8), (2.0, -3.0, 1.0, 0.5, -0.25)], ids=len)
+def test_odd_polynomials_and_their_gradients(coefficients):
+    X = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    U, s, Vh = torch.linalg.svd(X, full_matrices=False)
+    expected = (U * sum(c * s ** (2 * k + 1) for k, c in enumerate(coefficients)).unsqueeze(-2)) @ Vh
+    # sums of some hundred products, of up to 6^9
+    assert torch.allclose(odd_polynomial(X, coefficients), expected, rtol=1e-11, atol=1e-9)
+    f = partial(odd_polynomial, coefficients=coefficients)
+    assert torch.autograd.gradcheck(f, (X,)) and torch.autograd.gradgradcheck(f, (X,))
 
 
 def apply_to_scalars(step, s):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.kernels.base import DenseKernel, Kernel, Promise, draw_uniform_, require_positive
-from lconvnet.ops.products import unit_scaled
+from lconvnet.ops.products import square, unit_scaled
 
 
 class RKL2NE(Kernel):
@@ -95,7 +95,7 @@ def norm_estimate(W: Tensor) -> Tensor:
     """
     with torch.autocast(W.device.type, enabled=False):
         flat = W.flatten(1)
-        norms = [gram.abs().sum(1).amax() for gram in (flat @ flat.mT, flat.mT @ flat)]
+        norms = [gram.abs().sum(1).amax() for gram in (square(flat), square(flat.mT))]
         return torch.minimum(*norms).clamp_min(torch.finfo(W.dtype).tiny).sqrt()
 
 

@@ -12,6 +12,7 @@ from math import comb
 import torch
 from torch import Tensor
 
+from lconvnet.ops.odd_polynomial import odd_polynomial
 from lconvnet.ops.products import unit_scaled
 
 
@@ -33,17 +34,17 @@ def safe_scale(W: Tensor) -> Tensor:
 
 
 def bjorck_step(W: Tensor, order: int) -> Tensor:
-    """One step of the given order on a wide matrix, ``order + 1`` products in Horner form."""
-    defect = torch.eye(W.shape[-2], dtype=W.dtype, device=W.device) - W @ W.mT
-    polynomial = torch.zeros_like(defect)
-    identity = torch.eye(W.shape[-2], dtype=W.dtype, device=W.device)
-    for j in range(order, 0, -1):
-        polynomial = defect @ (polynomial + comb(2 * j, j) / 4**j * identity)
-    return W + polynomial @ W
+    """One step of the given order on a wide matrix, as a polynomial in ``W W^T``."""
+    return odd_polynomial(W, tuple(_coefficient(k, order) for k in range(order + 1)))
+
+
+def _coefficient(k: int, order: int) -> float:
+    """Of ``x^k`` in ``sum_j binom(2j, j) / 4^j (1 - x)^j``."""
+    return (-1) ** k * sum(comb(2 * j, j) / 4**j * comb(j, k) for j in range(k, order + 1))
 
 
 def bjorck(W: Tensor, *, order: int = 1, iterations: int = 20) -> Tensor:
-    """Orthonormalise by Björck's iteration after a safe scaling; autograd records every step.
+    """Orthonormalise by Björck's iteration after a safe scaling; the gradient goes through every step.
 
     Args:
         W: matrices ``(..., m, n)``; singular values that are small end below 1, since all steps are polynomials.

@@ -49,7 +49,8 @@ def _expanded(H: Tensor, bases: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def _kernel(H: Tensor, bases: Tensor) -> Tensor:
-    return _expanded(H, bases)[0]
+    """The kernel in plain operations and float64."""
+    return _expanded(H.double(), bases.double())[0].to(H.dtype)
 
 
 class _BlockOrthogonalKernel(torch.autograd.Function):

@@ -42,7 +42,8 @@ def _watched(tensor: Tensor) -> bool:
 def gradient_of(function: Callable[..., Tensor]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a hand-written ``backward`` that of ``function``, which takes over where the gradient is not a plain one.
 
-    The saved tensors must begin with the inputs, all of them tensors. Autocast is off: `backward` may be called inside
+    The saved tensors must begin with the inputs that are tensors; the others come last and are ``ctx.constants``, if
+    there are any. Autocast is off: `backward` may be called inside
     a region of it, and a compiler calls it in that of the forward pass (`torch.amp.custom_bwd` is for one device type).
     """
 
@@ -52,8 +53,10 @@ def gradient_of(function: Callable[..., Tensor]) -> Callable[[Callable[..., Any]
             with torch.autocast(grad.device.type, enabled=False):
                 if torch.compiler.is_compiling() or (plain_call(grad) and not torch.is_grad_enabled()):
                     return backward(ctx, grad)
-                inputs = ctx.saved_tensors[: len(ctx.needs_input_grad)]
-                return torch.func.vjp(function, *inputs)[1](grad)
+                constants = getattr(ctx, "constants", ())
+                inputs = ctx.saved_tensors[: len(ctx.needs_input_grad) - len(constants)]
+                gradients = torch.func.vjp(lambda *tensors: function(*tensors, *constants), *inputs)[1](grad)
+                return *gradients, *(None for _ in constants)
 
         return gradient
 

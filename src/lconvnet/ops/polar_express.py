@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lconvnet.ops.odd_polynomial import odd_polynomial
 from lconvnet.ops.products import unit_scaled
 
 CUSHION = 0.02407327424182761  # the published coefficients are reproduced with this value
@@ -82,7 +83,7 @@ def coefficients(iterations: int, lower: float = 1e-3) -> tuple[Quintic, ...]:
 
 
 def polar_express(W: Tensor, *, iterations: int = 8, cubic_steps: int = 1, lower: float = 1e-3) -> Tensor:
-    """Polar factor by Polar Express, ended by cubic steps; autograd records every step.
+    """Polar factor by Polar Express, ended by cubic steps; the gradient goes through every step.
 
     Args:
         W: matrices ``(..., m, n)``; singular values below ``lower`` end below 1, since all steps are polynomials.
@@ -105,12 +106,10 @@ def polar_express(W: Tensor, *, iterations: int = 8, cubic_steps: int = 1, lower
         return polar_express(W.mT, iterations=iterations, cubic_steps=cubic_steps, lower=lower).mT
     W = unit_scaled(W)
     norm = torch.linalg.matrix_norm(W, keepdim=True).clamp_min(1 / 4)  # which it is, but for a matrix of zeros
-    X = (W / (SAFETY * norm)).reshape(math.prod(W.shape[:-2]), *W.shape[-2:])
+    X = W / (SAFETY * norm)
     for index, (a, b, c) in enumerate(coefficients(iterations, lower)):
         safety = SAFETY if index < iterations - 1 else 1.0
-        S = X @ X.mT
-        polynomial = torch.baddbmm(S, S, S, beta=b / safety**3, alpha=c / safety**5)
-        X = torch.baddbmm(X, polynomial, X, beta=a / safety)
+        X = odd_polynomial(X, (a / safety, b / safety**3, c / safety**5))
     for _ in range(cubic_steps):
-        X = torch.baddbmm(X, X @ X.mT, X, beta=1.5, alpha=-0.5)
-    return X.reshape(W.shape)
+        X = odd_polynomial(X, (1.5, -0.5))
+    return X

@@ -5,8 +5,12 @@ Products of rows square the range of their entries, so these are brought to at m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from lconvnet.ops.derivatives import gradient_of, plain_call
 
 BLOCK = 128
 NOT_FINITE = "a matrix to be made orthogonal holds NaN or infinity: load weights that are finite"
@@ -60,6 +64,32 @@ def gram(W: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         product = W.narrow(-2, start, below) @ (W.narrow(-2, start, size) * scale).mT
         S.narrow(-2, start, below).narrow(-1, start, size).copy_(product)
     return S.mul_(scale)
+
+
+def _square_double(X: Tensor) -> Tensor:
+    """``X X^T`` in plain operations and float64."""
+    return (X.double() @ X.double().mT).to(X.dtype)
+
+
+class _Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, X: Tensor) -> Tensor:
+        ctx.save_for_backward(X)
+        return X @ X.mT
+
+    @staticmethod
+    @gradient_of(_square_double)
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return (grad + grad.mT) @ ctx.saved_tensors[0]
+
+
+def square(X: Tensor) -> Tensor:
+    """``X X^T``, whole, with a gradient that does not feel autocast.
+
+    >>> square(torch.tensor([[3.0, 4.0]]))
+    tensor([[25.]])
+    """
+    return _Square.apply(X) if plain_call(X) else _square_double(X)
 
 
 def mirrored(S: Tensor) -> Tensor:
