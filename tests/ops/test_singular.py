@@ -119,6 +119,29 @@ def test_the_scale_changes_nothing(name):
             assert torch.equal(y, found[0][0]) and torch.equal(grad, found[0][1])
 
 
+@pytest.mark.parametrize("name", [*ENGINES, "l2ne"])
+@pytest.mark.parametrize("shape", [(5, 2), (2, 5), (4, 4), (130, 132)], ids=str)
+def test_every_finite_weight_has_an_output_and_a_gradient(name, shape):
+    """From subnormal numbers to the largest ones; gradients grow as weights shrink, down to 2^-110."""
+    kernel = L2NE if name == "l2ne" else partial(Orthogonal, engine=ENGINES[name][0])
+    layer = LipschitzLinear(shape[1], shape[0], kernel=kernel)
+    free = next(layer.kernel.parameters())
+    start = torch.rand(shape) * 2 - 1
+    x = torch.randn(3, shape[1], requires_grad=True)
+    expected = None
+    for scale in (1.0, 3e38, 1e34, 1e-32, 1e-37, 1e-40, 1e-44):
+        with torch.no_grad():
+            free.copy_(start * scale)
+        y = layer(x)
+        gradients = torch.autograd.grad(y.square().sum(), (x, free))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        expected = y.detach() if expected is None else expected
+        if scale > 1e-33:
+            assert gradients[1].abs().max() > 0
+            assert (y - expected).norm() < 1e-2 * expected.norm()  # the scale changes nothing
+        assert (y - layer.bake()(x)).norm() < 2e-2 * y.norm()
+
+
 @every_engine
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_baked_layers_are_the_trained_ones(name, shape):
@@ -186,7 +209,7 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("scale", [0.0, 1e-42, 1e-30, 1.0, 1e30, 1e36])
 def test_convolution_kernels(kernel, scale):
     """Every free matrix of rank 1, also of any scale or zero: finite, and of norm at most 1."""
     module = KERNELS[kernel](4, 4, 3)

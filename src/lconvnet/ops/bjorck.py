@@ -30,7 +30,7 @@ def safe_scale(W: Tensor) -> Tensor:
     W = unit_scaled(W)
     magnitude = W.abs()
     bound = magnitude.sum(-1).amax(-1) * magnitude.sum(-2).amax(-1)
-    return W / bound.clamp_min(1 / 4).sqrt()[..., None, None]  # which it is, but for a matrix of zeros
+    return W / bound.clamp_min(1 / 4).sqrt()[..., None, None]  # which it is, but for what is nearly 0
 
 
 def bjorck_step(W: Tensor, order: int) -> Tensor:

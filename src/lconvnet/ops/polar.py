@@ -49,7 +49,7 @@ class _Roots(NamedTuple):
         measured up to 512 x 4096; what is baked is bounded.
         """
         x, Q = _eigenvalues(gram(W))
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1 / 4)  # which it is, but for zeros
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1 / 4)  # but for what is nearly 0
         x = x + 2 * torch.finfo(x.dtype).eps * norm
         rho = RIDGE * norm
         t = (1 - x / rho).clamp_min(0)

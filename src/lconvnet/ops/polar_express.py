@@ -105,7 +105,7 @@ def polar_express(W: Tensor, *, iterations: int = 8, cubic_steps: int = 1, lower
     if W.shape[-2] > W.shape[-1]:
         return polar_express(W.mT, iterations=iterations, cubic_steps=cubic_steps, lower=lower).mT
     W = unit_scaled(W)
-    norm = torch.linalg.matrix_norm(W, keepdim=True).clamp_min(1 / 4)  # which it is, but for a matrix of zeros
+    norm = torch.linalg.matrix_norm(W, keepdim=True).clamp_min(1 / 4)  # which it is, but for what is nearly 0
     X = W / (SAFETY * norm)
     for index, (a, b, c) in enumerate(coefficients(iterations, lower)):
         safety = SAFETY if index < iterations - 1 else 1.0

@@ -13,6 +13,7 @@ from torch import Tensor
 from lconvnet.ops.derivatives import gradient_of, plain_call
 
 BLOCK = 128
+LEAST = 2.0**-110
 NOT_FINITE = "a matrix to be made orthogonal holds NaN or infinity: load weights that are finite"
 
 
@@ -26,14 +27,17 @@ def blocks(size: int) -> list[tuple[int, int]]:
 
 
 def unit(W: Tensor) -> Tensor:
-    """The powers of two ``(..., 1, 1)`` that bring the largest entry of matrices into [1/2, 1); 1/2 for zeros.
+    """The powers of two ``(..., 1, 1)`` that bring the largest entry of matrices into [1/2, 1).
+
+    What is below :data:`LEAST` counts as nearly 0 and stays below 1/2, in every dtype: gradients grow as weights shrink
+    and must end somewhere. For zeros it is 1/2.
 
     >>> import torch
     >>> unit(torch.tensor([[3.0, 4.0]])).item()
     0.125
     """
     largest = W.detach().abs().amax((-2, -1), keepdim=True)
-    largest = largest.masked_fill(largest == 0, 1).clamp_min(torch.finfo(W.dtype).tiny)
+    largest = largest.masked_fill(largest == 0, 1).clamp_min(max(LEAST, torch.finfo(W.dtype).tiny))
     return torch.frexp(largest)[0] / largest
 
 
@@ -47,23 +51,21 @@ def unit_scaled(W: Tensor) -> Tensor:
     return W * unit(W) if W.numel() else W
 
 
-def gram(W: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """The lower triangle of ``X X^T``, ``(..., m, m)``, with ``X = scale W``; above it stands no result.
+def gram(X: Tensor) -> Tensor:
+    """The lower triangle of ``X X^T``, ``(..., m, m)``; above it stands no result.
 
-    >>> import torch
-    >>> gram(torch.tensor([[3.0, 4.0]]), 0.5)
-    tensor([[6.2500]])
+    >>> gram(torch.tensor([[3.0, 4.0]]))
+    tensor([[25.]])
     """
-    m = W.shape[-2]
+    m = X.shape[-2]
     if m <= BLOCK:
-        X = W * scale
         return X @ X.mT
-    S = W.new_zeros(*W.shape[:-1], m)
+    S = X.new_zeros(*X.shape[:-1], m)
     for start, size in blocks(m):
         below = m - start
-        product = W.narrow(-2, start, below) @ (W.narrow(-2, start, size) * scale).mT
+        product = X.narrow(-2, start, below) @ X.narrow(-2, start, size).mT
         S.narrow(-2, start, below).narrow(-1, start, size).copy_(product)
-    return S.mul_(scale)
+    return S
 
 
 def _square_double(X: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ Rows are multiplied without forming U. With ``B = (I + rho/2 A A^T) A``
 where C is symmetric with the lower triangle of ``(dl/dy)^T y + rho/2 (a^T b + b^T a)``, and ``dl/d rho`` is the sum of
 ``a b / 2`` less half the trace of K. A wide dense layer has ``z = x X^T``, a tall one ``y = (x B) X``, the mirror
 image. Either costs two products with X, the half one of its Gram matrix and that of the gradient. The inverse A is
-formed, by blocks: products with it are faster than triangular solves. X enters times a power of two, s.
+formed, by blocks: products with it are faster than triangular solves.
 """
 
 from __future__ import annotations
@@ -29,28 +29,26 @@ from torch import Tensor
 
 from lconvnet.ops.bjorck import finished
 from lconvnet.ops.derivatives import gradient_of, plain_call
-from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, gram, mirrored, unit, unit_scaled
+from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, gram, mirrored, unit_scaled
 from lconvnet.ops.roots import frobenius_norm
 
 RIDGE = 2.0**-18
 
 
 class _Factor(NamedTuple):
-    """``A (S + rho I) A^T = I`` with A lower triangular, and the derivative of rho by S, for ``S = (s X) (s X)^T``."""
+    """``A (S + rho I) A^T = I`` with A lower triangular, and the derivative of rho by S, for ``S = X X^T``."""
 
-    s: Tensor
     A: Tensor
     rho: Tensor
     slope: Tensor
 
     @classmethod
     def of(cls, X: Tensor) -> _Factor:
-        scale = unit(X)
-        lower = gram(X, scale)
+        lower = gram(X)
         S = mirrored(lower) if lower.shape[-1] > BLOCK else lower.clone()
-        norm = torch.linalg.matrix_norm(S, keepdim=True).clamp_min(1 / 4)  # which it is, but for a matrix of zeros
+        norm = torch.linalg.matrix_norm(S, keepdim=True).clamp_min(1 / 4)  # which it is, but for what is nearly 0
         lower.diagonal(dim1=-2, dim2=-1).add_(RIDGE * norm[..., 0])
-        return cls(scale, _inverse_factor(lower), RIDGE * norm, S.mul_(RIDGE / norm))
+        return cls(_inverse_factor(lower), RIDGE * norm, S.mul_(RIDGE / norm))
 
     def polished(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """``v (I + rho/2 A^T A)`` and ``v A^T``."""
@@ -58,11 +56,11 @@ class _Factor(NamedTuple):
         return torch.addcmul(v, self.rho / 2, a @ self.A), a
 
     def through(self, C: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """``K s`` from C, a and b of the equations above, with what rho changes."""
+        """K from C, a and b of the equations above, with what rho changes."""
         cross = b.mT @ a
         K = congruence(self.A, C + self.rho / 2 * (cross + cross.mT))
         by_rho = (a * b).sum((-2, -1)) - K.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return torch.addcmul(K, by_rho[..., None, None], self.slope, value=-1).mul_(self.s)
+        return torch.addcmul(K, by_rho[..., None, None], self.slope, value=-1)
 
 
 def _cholesky(S: Tensor) -> Tensor:
@@ -101,7 +99,7 @@ def _inverse_factor(S: Tensor) -> Tensor:
 
 def _rows(X: Tensor) -> Tensor:
     """U in plain operations and float64."""
-    X = unit_scaled(X).double()
+    X = X.double()
     S = X @ X.mT
     rho = RIDGE * frobenius_norm(S, 1 / 4)
     identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
@@ -125,7 +123,7 @@ class _Whiten(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, R: Tensor) -> Tensor:
         factor = _Factor.of(R.mT)
-        v, a = factor.polished(R * factor.s)
+        v, a = factor.polished(R)
         Y = v @ factor.A.mT
         ctx.save_for_backward(R, a, Y, *factor)
         return Y
@@ -136,14 +134,14 @@ class _Whiten(torch.autograd.Function):
         R, a, Y, *factor = ctx.saved_tensors
         factor = _Factor(*factor)
         dz, b = factor.polished(grad @ factor.A)
-        return (dz - R @ factor.through(grad.mT @ Y, a, b)) * factor.s
+        return dz - R @ factor.through(grad.mT @ Y, a, b)
 
 
 class _WideLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, X: Tensor) -> Tensor:
         factor = _Factor.of(X)
-        v, a = factor.polished((x @ X.mT).mul_(factor.s))
+        v, a = factor.polished(x @ X.mT)
         y = v @ factor.A.mT
         ctx.save_for_backward(x, X, a, y, *factor)
         return y
@@ -155,10 +153,9 @@ class _WideLinear(torch.autograd.Function):
         factor = _Factor(*factor)
         image, weight = ctx.needs_input_grad
         dz, b = factor.polished(grad @ factor.A)
-        dz = dz * factor.s
         if not weight:
             return dz @ X, None
-        dX = (factor.through(grad.mT @ y, a, b) @ X).mul_(-factor.s).addmm_(dz.mT, x)
+        dX = torch.addmm(dz.mT @ x, factor.through(grad.mT @ y, a, b), X, alpha=-1)
         return dz @ X if image else None, dX
 
 
@@ -167,7 +164,6 @@ class _TallLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, X: Tensor) -> Tensor:
         factor = _Factor.of(X)
         q, a = factor.polished(x @ factor.A)
-        q = q * factor.s
         ctx.save_for_backward(x, X, a, q, *factor)
         return q @ X
 
@@ -176,11 +172,11 @@ class _TallLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, X, a, q, *factor = ctx.saved_tensors
         factor = _Factor(*factor)
-        dv, b = factor.polished((grad @ X.mT).mul_(factor.s))
+        dv, b = factor.polished(grad @ X.mT)
         dx = dv @ factor.A.mT
         if not ctx.needs_input_grad[1]:
             return dx, None
-        return dx, (factor.through(x.mT @ dx, a, b) @ X).mul_(-factor.s).addmm_(q.mT, grad)
+        return dx, torch.addmm(q.mT @ grad, factor.through(x.mT @ dx, a, b), X, alpha=-1)
 
 
 def whiten(R: Tensor) -> Tensor:
@@ -201,6 +197,7 @@ def whiten(R: Tensor) -> Tensor:
     """
     if R.numel() == 0:
         return R
+    R = unit_scaled(R)
     return finished((_Whiten.apply(R) if plain_call(R) else _columns(R)).mT).mT
 
 
@@ -237,6 +234,7 @@ def cholesky_linear(x: Tensor, W: Tensor) -> Tensor:
     >>> round(cholesky_linear(torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 4.0]])).item(), 6)
     2.0
     """
+    W = unit_scaled(W)
     if W.shape[0] > W.shape[1]:
         return _TallLinear.apply(x, W.mT) if plain_call(x, W) else _tall_linear(x, W.mT)
     return _WideLinear.apply(x, W) if plain_call(x, W) else _wide_linear(x, W)
