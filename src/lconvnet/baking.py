@@ -96,9 +96,12 @@ def _baked_layer(layer: ConstrainedLayer, name: str) -> nn.Module:
             "override forward and bake in the same class, or change the kernel instead"
         )
     try:
-        return layer.bake()
+        baked = layer.bake()
     except ValueError as error:
         raise ValueError(f"layer {name or 'model'!r} ({cls.__name__}): {error}") from error
+    if not isinstance(baked, nn.Module):
+        raise ValueError(f"layer {name or 'model'!r} ({cls.__name__}) was baked to {baked!r}, which is not a module")
+    return baked
 
 
 def _definer(cls: type, method: str) -> type:
@@ -132,9 +135,12 @@ def _parts(child: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     baked = _baked(child, name)
     if type(baked) is not nn.Sequential:
         return [("", baked)]
-    if isinstance(child, ConstrainedLayer):
-        padding, layer = baked
-        return [("pad", padding), ("", layer)]
+    if (
+        isinstance(child, ConstrainedLayer)
+        and len(baked) == 2
+        and isinstance(baked[0], nn.CircularPad2d | nn.ZeroPad2d)
+    ):
+        return [("pad", baked[0]), ("", baked[1])]
     return list(baked._modules.items())  # pyright: ignore[reportReturnType]
 
 

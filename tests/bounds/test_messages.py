@@ -1,7 +1,10 @@
 """What a user wrote is named where it cannot be bounded: one line, and none of the library's own names."""
 
+import math
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -111,15 +114,42 @@ class Own(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("answer", [None, 1.0, "1", *(LayerBound("", u, None, "") for u in (-1.0, float("nan"), "1"))])
+UNUSABLE = (-1.0, float("nan"), "1", True, 1j, -1, torch.ones(2), torch.tensor(-1), np.float32("nan"))
+
+
+@pytest.mark.parametrize("answer", [None, 1.0, "1", *(LayerBound("", u, None, "") for u in UNUSABLE)])
 def test_a_rule_that_returns_no_bound_is_named(answer):
     """Two negative ones would make a positive product."""
     register_rule(Own, lambda operation, method: answer)
     try:
-        with pytest.raises(ValueError, match=r"'0' \(Own\) has a rule that returns .*whose upper is at least 0"):
+        with pytest.raises(ValueError, match=r"'0' \(Own\) has a rule that returns .*whose upper is a number of at"):
             lipschitz_bound(nn.Sequential(Own(), Own()).eval())
     finally:
         del RULES[Own]
+
+
+@pytest.mark.parametrize(
+    ("upper", "expected"),
+    [
+        (2**53 + 1, 2.0**53 + 2),
+        (np.int64(2**53 + 1), 2.0**53 + 2),
+        (torch.tensor(2**53 + 1), 2.0**53 + 2),
+        (Fraction(1, 3), math.nextafter(1 / 3, 1)),  # the nearest float is below
+        (10**400, math.inf),
+        (np.float32(0.1), 13421773 / 2**27),
+        (torch.tensor([0.1]), 13421773 / 2**27),
+        (np.float64(0.1), 0.1),
+        (3, 3.0),
+    ],
+    ids=repr,
+)
+def test_whatever_number_a_rule_returns_is_rounded_up(upper, expected):
+    register_rule(Own, lambda operation, method: LayerBound("", upper, None, ""))
+    try:
+        found = lipschitz_bound(nn.Sequential(Own()).eval()).upper
+    finally:
+        del RULES[Own]
+    assert type(found) is float and found == expected
 
 
 def test_images_of_another_precision_are_estimated_in_that_of_the_network():
@@ -128,12 +158,31 @@ def test_images_of_another_precision_are_estimated_in_that_of_the_network():
     assert torch.equal(found.radius, certify(network, images.float(), level="estimate").radius)
 
 
+@pytest.mark.parametrize("level", ["analytic", "estimate"])
+def test_integers_of_other_libraries_are_integers(level):
+    network, images = nn.Sequential(nn.Linear(4, 3)).eval(), torch.rand(5, 4)
+    found = certify(network, images, batch_size=np.int64(2), level=level)
+    assert torch.equal(found.radius, certify(network, images, batch_size=2, level=level).radius)
+
+
+def test_one_image_is_advised_only_where_that_helps():
+    flat, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval(), torch.rand(1, 4, 4)
+    with pytest.raises(ValueError, match=r"one image \(C, H, W\) is images\[None\]"):
+        certify(flat, torch.rand(4, 2, 2))
+    rows = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout()).train()
+    with pytest.raises(ValueError, match="is in training mode") as error:
+        certify(rows, images)
+    assert "images[None]" not in str(error.value)
+
+
 def test_arguments_of_certificates_are_checked():
     network, images = nn.Sequential(nn.Linear(4, 3)).eval(), torch.rand(2, 4)
     other = lipschitz_bound(nn.Sequential(nn.ReLU(), nn.ReLU()))
     bound = lipschitz_bound(network, input_shape=(4,))
     for options, message in (
         ({"batch_size": 1.5}, "batch_size=1.5 must be an integer"),
+        ({"batch_size": True}, "batch_size=True must be an integer"),
+        ({"batch_size": np.int64(0)}, "batch_size=.*0.* must be an integer"),
         ({"eps": 0.1}, "eps=0.1 is one radius: pass all of them in a sequence"),
         ({"eps": "0.1"}, "eps='0.1' is one radius: pass all of them in a sequence"),
         ({"eps": None}, "eps=None is one radius"),

@@ -9,6 +9,7 @@ from torch import nn
 
 import lconvnet as lc
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, DenseKernel, FixedBCOP, Kernel, Orthogonal, Promise
+from lconvnet.kernels.base import draw_orthogonal_
 from lconvnet.layers import LipschitzConv2d, LipschitzLinear
 from lconvnet.ops.bjorck import bjorck
 from lconvnet.ops.polar import polar_eigh
@@ -241,3 +242,54 @@ def test_a_kernel_that_returns_nan_is_refused_at_a_call():
         ValueError, match=r"kernel Eye returned NaN or infinity: the weight of LipschitzLinear \(6, 4\)"
     ):
         layer(torch.rand(2, 6))
+
+
+class Random(Eye):
+    def forward(self):
+        return super().forward() + 1e-3 * torch.rand(self.size)
+
+
+class Typed(Kernel):
+    """A kernel of another weight in float64 than in float32."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.W = nn.Parameter(torch.eye(outputs, inputs))
+
+    def forward(self):
+        return self.W if self.W.dtype == torch.float64 else self.W / 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "when"), [(Random, "in two calls"), (Typed, "in torch.float32 and in float64")], ids=["random", "typed"]
+)
+def test_a_weight_that_is_not_a_function_of_the_parameters_is_not_baked(kernel, when):
+    model = nn.Sequential(LipschitzLinear(6, 4, kernel=kernel))
+    message = f"layer '0' .*kernel {kernel.__name__} returned two weights {when} for the same parameters"
+    with pytest.raises(ValueError, match=message):
+        lc.bake(model)
+
+
+def test_a_kernel_that_says_nothing_is_sound_on_the_torus_only():
+    with pytest.raises(ValueError, match="padding_mode='zeros' is not sound with Fixed"):
+        conv(kernel=Fixed, padding_mode="zeros")
+    for kernel in (BCOP, FixedBCOP, RKO, RKL2NE):
+        assert kernel.sound_padding == {"circular", "zeros"}
+
+
+def test_only_what_a_transform_forbids_is_blamed_on_it():
+    layer = lc.layers.SpectralNormLinear(4, 3)
+    loss = lambda W: torch.func.functional_call(layer, {"kernel.W": W}, (torch.ones(4),)).sum()  # noqa: E731
+    with pytest.raises(ValueError, match="SpectralNorm writes 'u' at every call .*this transform of torch.func"):
+        torch.func.grad(loss)(torch.ones(3, 4))
+    with torch.inference_mode():
+        layer = lc.layers.SpectralNormLinear(4, 3)
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
+        layer(torch.ones(4))
+
+
+def test_matrices_of_any_batch_and_layout_are_drawn():
+    for W in (torch.zeros(2, 3, 4, 5), torch.zeros(3, 2, 5, 4).transpose(0, 1).mT, torch.zeros(5, 4).mT):
+        draw_orthogonal_(W)
+        gram = W.shape[-1] * W @ W.mT
+        assert torch.allclose(gram, torch.eye(4).expand_as(gram), atol=1e-5)  # sums of five products in float32

@@ -161,6 +161,35 @@ def test_a_class_that_says_the_whole_map_is_baked():
     torch.testing.assert_close(lc.bake(model)(x), model(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_layer_may_be_baked_to_any_number_of_parts(count):
+    class Parts(LipschitzLinear):
+        def forward(self, x):
+            for _ in range(count):
+                x = nn.functional.linear(x, self.weight, self.bias)
+            return x
+
+        def bake(self):
+            return nn.Sequential(*(super(Parts, self).bake() for _ in range(count)))
+
+    model, x = nn.Sequential(OrderedDict(a=Parts(4, 4), a_0=MaxMin())).eval(), torch.rand(2, 4)
+    network = lc.bake(model)
+    assert len(network) == count + 1
+    torch.testing.assert_close(network(x), model(x), rtol=0, atol=1e-5)
+
+
+def test_a_layer_that_is_baked_to_no_module_is_refused():
+    class Nothing(LipschitzLinear):
+        def forward(self, x):
+            return x
+
+        def bake(self):
+            return None
+
+    with pytest.raises(ValueError, match=r"layer '0' \(Nothing\) was baked to None, which is not a module"):
+        lc.bake(nn.Sequential(Nothing(3, 3)))
+
+
 class Gain(nn.Module):
     def forward(self, bias):
         return bias * (3 if self.training else 2)

@@ -54,6 +54,7 @@ def test_channels_last_are_other_pixels():
     with pytest.raises(ValueError, match=r"images has shape \(2, 8, 8, 3\), channels last: .*images.permute"):
         certify(bake(network), images.permute(0, 2, 3, 1))
     assert len(certify(bake(network), images)) == 2
+    assert check_images(torch.rand(2, 8, 64, 1)).shape == (2, 8, 64, 1)  # eight signals, or grey pixels in their order
     with pytest.raises(ValueError, match=r"one image \(C, H, W\) is images\[None\]"):
         certify(bake(network), images[0])
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from lconvnet import allowance
 from lconvnet.bounds.fingerprint import fingerprint, program
@@ -19,6 +20,7 @@ from lconvnet.bounds.propagation import Groups
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Bound, LayerBound, Method, Operation
 from lconvnet.bounds.walk import Trace, in_float64, trace
+from lconvnet.ops.rounding import float_up
 
 KEPT = 128
 """Bytes of a number while a network is differentiated twice, at four points in float64."""
@@ -112,11 +114,13 @@ def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
 def _ruled(operation: Operation, method: Method) -> LayerBound:
     """What the rule of an operation says, if that is a bound."""
     layer = RULES[type(operation.module)](operation, method)
-    if not isinstance(layer, LayerBound) or not isinstance(layer.upper, int | float) or not layer.upper >= 0:
+    upper = layer.upper if isinstance(layer, LayerBound) else None
+    upper = upper.item() if isinstance(upper, Tensor) and upper.numel() == 1 else upper
+    if not isinstance(upper, Real) or isinstance(upper, bool) or not upper >= 0:
         raise operation.refuse(
-            f"has a rule that returns {layer!r}: a rule returns a LayerBound whose upper is at least 0"
+            f"has a rule that returns {layer!r}: a rule returns a LayerBound whose upper is a number of at least 0"
         )
-    return replace(layer, name=operation.name, upper=float(layer.upper))
+    return replace(layer, name=operation.name, upper=float_up(upper))  # pyright: ignore[reportArgumentType]
 
 
 def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:

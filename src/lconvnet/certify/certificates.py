@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 from typing import get_args
 
 import torch
@@ -87,8 +88,8 @@ def certify(
     """
     require_module(network)
     check_images(images)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be an integer, at least 1")
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be an integer, at least 1")
     if not isinstance(eps, Iterable) or isinstance(eps, str) or (isinstance(eps, Tensor) and not eps.ndim):
         raise ValueError(f"eps={eps!r} is one radius: pass all of them in a sequence, ({eps},)")
     if level not in get_args(Level):
@@ -98,20 +99,30 @@ def certify(
     try:
         traced = trace(network, shape)
     except ValueError as error:
-        raise (ValueError(f"{error}; one image (C, H, W) is images[None]") if images.ndim == 3 else error) from None
+        if images.ndim == 3 and _reads(network, images.shape):
+            raise ValueError(f"{error}; one image (C, H, W) is images[None]") from None
+        raise
     if bound is None:
         bound = lipschitz_bound(network, input_shape=shape) if level == "estimate" else bound_of(traced, network)
     check_bound(bound, network, traced)
     if level == "estimate":
-        chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
+        chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(int(batch_size))]
         label, margin, radius = (torch.cat(column) for column in zip(*chunks, strict=True))
         return Certificates(label, margin, radius, level)
-    batch_size = min(batch_size, _fitting(traced))
+    batch_size = min(int(batch_size), _fitting(traced))
     claim, wanted = Claim.of(network, traced, bound, images, level), [check_eps(value) for value in eps]
     if wanted and claim.dtype == images.dtype == torch.float32 and runs_as_sums(network):
         return _decided(claim, images, wanted, batch_size)
     found = claim.radii(images, torch.float64, batch_size)
     return Certificates(found.label, found.margin, found.radius, level)
+
+
+def _reads(network: nn.Module, shape: Sequence[int]) -> bool:
+    try:
+        trace(network, shape)
+    except ValueError:
+        return False
+    return True
 
 
 def _fitting(traced: Trace) -> int:

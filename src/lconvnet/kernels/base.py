@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from lconvnet.ops.derivatives import plain_call
 from lconvnet.ops.orthogonalize import Engine
 
 
@@ -26,7 +27,8 @@ class Kernel(nn.Module, ABC):
     Attributes:
         promise: the guarantee of the method, under circular padding for convolutions; APPROXIMATE, the weakest, of a
             kernel that says none.
-        sound_padding: padding modes under which the promise's upper half (norm at most 1, or the estimate) holds.
+        sound_padding: padding modes under which the promise's upper half (norm at most 1, or the estimate) holds;
+            circular only, the weakest, of a kernel that says none.
         bias_fan: a layer draws its bias uniformly within 1 / sqrt(inputs) or 1 / sqrt(outputs) of its weight.
         frozen: the weight stays as it was drawn, and so does the bias of its layer.
         engine: what makes its matrices orthogonal, if anything does; None is chosen by device and dtype at each call,
@@ -34,7 +36,7 @@ class Kernel(nn.Module, ABC):
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
-    sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
+    sound_padding: ClassVar[frozenset[str]] = frozenset({"circular"})
     bias_fan: ClassVar[Literal["inputs", "outputs"]] = "inputs"
     frozen: ClassVar[bool] = False
     engine: Engine | None = None
@@ -65,9 +67,11 @@ def draw_orthogonal_(W: Tensor) -> None:
     >>> torch.allclose(4 * W @ W.mT, torch.eye(3).expand(2, 3, 3), atol=1e-6)
     True
     """
-    for matrix in W.flatten(0, -3) if W.ndim > 2 else W[None]:
-        if matrix.numel():
-            nn.init.orthogonal_(matrix, gain=1 / sqrt(matrix.shape[-1]))
+    if W.ndim > 2:
+        for part in W.unbind():
+            draw_orthogonal_(part)
+    elif W.numel():
+        nn.init.orthogonal_(W, gain=1 / sqrt(W.shape[-1]))
 
 
 def draw_uniform_(W: Tensor) -> None:
@@ -81,6 +85,8 @@ def remember(kernel: Kernel, **statistics: Tensor) -> None:
         try:
             kernel.get_buffer(name).copy_(value.detach())
         except RuntimeError as error:
+            if plain_call():
+                raise
             raise ValueError(
                 f"{type(kernel).__name__} writes {name!r} at every call in training mode, which this transform of "
                 "torch.func forbids: call eval() first, or make the buffers arguments (torch.func.functional_call)"

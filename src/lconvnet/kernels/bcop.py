@@ -36,6 +36,7 @@ class BCOP(Kernel):
     """
 
     promise: ClassVar[Promise] = Promise.ORTHOGONAL
+    sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
     bias_fan: ClassVar[Literal["inputs", "outputs"]] = "outputs"
 
     def __init__(

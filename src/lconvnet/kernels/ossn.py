@@ -8,8 +8,6 @@ exceed 1 slightly: certificates must divide by a bound of the baked network.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,8 +35,6 @@ class OSSN(PowerIterated):
     >>> OSSN(3, 8, 3, input_size=(8, 8))().shape
     torch.Size([8, 3, 3, 3])
     """
-
-    sound_padding: ClassVar[frozenset[str]] = frozenset({"circular"})
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class RKL2NE(Kernel):
     """
 
     promise: ClassVar[Promise] = Promise.LIPSCHITZ
+    sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
 
     def __init__(
         self,

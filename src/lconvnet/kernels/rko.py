@@ -31,6 +31,7 @@ class RKO(Kernel):
     """
 
     promise: ClassVar[Promise] = Promise.LIPSCHITZ
+    sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
 
     def __init__(
         self,

@@ -40,7 +40,6 @@ class SVCM(Kernel):
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
-    sound_padding: ClassVar[frozenset[str]] = frozenset({"circular"})
 
     def __init__(
         self,

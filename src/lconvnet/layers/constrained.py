@@ -18,6 +18,10 @@ from lconvnet.kernels import Kernel
 from lconvnet.ops.derivatives import plain_call
 from lconvnet.ops.orthogonalize import default_engine
 
+COARSE = 0.1
+"""How far a weight in float32 may be from that in float64, relative to its norm: five times what was seen of factors
+of singular matrices."""
+
 
 class ConstrainedLayer(nn.Module, ABC):
     """Base of the layers whose weight comes from a kernel.
@@ -70,11 +74,27 @@ class ConstrainedLayer(nn.Module, ABC):
         return weight if like is None else weight.to(like.dtype)
 
     def exact_weight(self) -> Tensor:
-        """The weight evaluated in float64 and then rounded once to the dtype of the parameters."""
+        """The weight evaluated in float64 and then rounded once to the dtype of the parameters.
+
+        Raises:
+            ValueError: if the kernel is not a function of its parameters: random, or another one in another dtype.
+        """
         self.require_finite()
         with torch.no_grad():
-            weight, like = self.checked(_exact(self.kernel)()), _first(self)
+            kernel = _settled(self.kernel)
+            rounded = self.checked(kernel())
+            weight = self.checked(kernel.double()())
+            self._require_same(weight, self.checked(kernel()), 0.0, "in two calls")
+            self._require_same(weight, rounded, COARSE, f"in {rounded.dtype} and in float64")
+            like = _first(self)
             return weight.to(self.current_weight() if like is None else like)
+
+    def _require_same(self, weight: Tensor, other: Tensor, tolerance: float, when: str) -> None:
+        if (weight - other.double()).norm() > tolerance * weight.norm():
+            raise ValueError(
+                f"kernel {type(self.kernel).__name__} returned two weights {when} for the same parameters: a weight "
+                "is a function of these alone"
+            )
 
     def checked(self, weight: Tensor) -> Tensor:
         """The same tensor, if it can be this layer's weight."""
@@ -153,13 +173,13 @@ def _seen_not_finite(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not all(isfinite(end) for end in tensor.detach().aminmax())
 
 
-def _exact(kernel: Kernel) -> Kernel:
-    """A copy in eval mode in float64 on the CPU, with the engines that the original has by its device and dtype."""
+def _settled(kernel: Kernel) -> Kernel:
+    """A copy in eval mode on the CPU, with the engines that the original has by its device and dtype."""
     kernel = deepcopy(kernel).eval()
     for part in kernel.modules():
         if isinstance(part, Kernel) and part.engine is None and (like := _first(part)) is not None:
             part.engine = default_engine(like)
-    return kernel.cpu().double()
+    return kernel.cpu()
 
 
 Layer = TypeVar("Layer", bound=ConstrainedLayer)

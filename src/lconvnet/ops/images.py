@@ -32,7 +32,7 @@ def check_images(images: Tensor) -> Tensor:
         raise ValueError(
             f"images has shape {tuple(images.shape)}: expected a batch (B, C, H, W); for one image, images[None]"
         )
-    if channels_last(images.shape):
+    if channels_last(images.shape) and images.shape[3] > 1:  # one grey channel has the same pixels in the same order
         raise ValueError(
             f"images has shape {tuple(images.shape)}, channels last: expected (B, C, H, W), images.permute(0, 3, 1, 2)"
         )

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
+from numbers import Integral
 
 UNIT_ROUNDOFF = 2.0**-53
 """Half the distance from 1 to the next float64."""
@@ -54,6 +55,20 @@ def down(value: float) -> float:
     True
     """
     return math.nextafter(value, -math.inf)
+
+
+def float_up(value: int | float | Fraction) -> float:
+    """The least float64 that is not below a number of at least 0, such as an integer, of NumPy too, or a fraction.
+
+    >>> float_up(2**53 + 1) - 2**53, float_up(Fraction(1, 2)), float_up(10**400)
+    (2.0, 0.5, inf)
+    """
+    exact = int(value) if isinstance(value, Integral) else value  # NumPy compares its integers as floats
+    try:
+        nearest = float(exact)
+    except OverflowError:
+        return math.inf
+    return up(nearest) if nearest < exact else nearest
 
 
 def rounded_up(value: float | Decimal, digits: int) -> str:
