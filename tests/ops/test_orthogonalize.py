@@ -213,11 +213,20 @@ def test_residual_bounds_the_singular_values():
     assert residual(W.T) == pytest.approx(float(residual(W)))
 
 
-@pytest.mark.parametrize("condition", [1e1, 1e2, 2e2])
-def test_float64_is_orthogonal_to_round_off(condition):
+@pytest.mark.parametrize("condition", [1e1, 1e2, 2e2, 1e3, 1e5])
+def test_float64_is_orthogonal_to_round_off_above_the_ridge_and_loses_what_it_says_below(condition):
     U, _, Vh = torch.linalg.svd(torch.randn(32, 48, dtype=torch.float64), full_matrices=False)
-    W = (U * torch.logspace(0, -torch.tensor(condition).log10().item(), 32, dtype=torch.float64)) @ Vh
-    assert residual(orthogonalize(W)) < 1e-12
+    s = torch.logspace(0, -torch.tensor(condition).log10().item(), 32, dtype=torch.float64)
+    W = (U * s) @ Vh
+    rho = 2**-16 * s.pow(4).sum().sqrt()
+    t = (1 - s.square() / rho).clamp_min(0)
+    expected = torch.where(t > 0, s * (1 + t / 2 + 3 / 8 * t.square()) / rho.sqrt(), 1)
+    assert (expected == 1).all() == (condition < 1e3)
+    # round-off of a Gram matrix, relative to its smallest eigenvalue that is not lost
+    found = torch.linalg.svdvals(orthogonalize(W))
+    assert torch.allclose(found, expected.sort(descending=True).values, rtol=0, atol=1e-10)
+    if (expected == 1).all():
+        assert residual(orthogonalize(W)) < 1e-12
 
 
 @pytest.mark.parametrize("rank", [0, 1, 5])

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from lconvnet.kernels import BCOP, L2NE, OSSN, RKL2NE, RKO, SVCM, Kernel, Orthogonal, SpectralNorm
+from lconvnet.kernels import BCOP, L2NE, OSSN, RKL2NE, RKO, SVCM, Kernel, Orthogonal, Promise, SpectralNorm
 from lconvnet.layers import LipschitzConv2d, LipschitzLinear, constrained
 from lconvnet.ops import orthogonalize as choosing
 from lconvnet.ops.bjorck import bjorck
@@ -24,6 +24,8 @@ ENGINES = {
     "bjorck2": (partial(bjorck, order=2, iterations=12), 1.875**12),
     "bjorck3": (partial(bjorck, order=3, iterations=8), 2.1875**8),
 }
+# how far float32 turns a vanishing direction: some roundings times the slope, or what it rounds off S over the ridge
+FLOAT32 = dict.fromkeys(ENGINES, 2e-3) | {"polar_eigh": 2e-2, "cholesky": 2e-2}
 every_engine = pytest.mark.parametrize("name", ENGINES)
 SHAPES = [(4, 4), (3, 6), (6, 3)]
 CROSSINGS = 1000
@@ -51,8 +53,7 @@ def test_a_thousand_crossings(name, shape):
     assert values.max() <= 1 + 1e-4
     assert values[..., -2].min() > 0.1  # what is far from singular stays
     exact = engine(W.detach().double())
-    # what rounds S by eps turns the vanishing direction by eps over the ridge
-    assert torch.linalg.matrix_norm(U.detach() - exact, 2).max() < 2e-2
+    assert torch.linalg.matrix_norm(U.detach() - exact, 2).max() < FLOAT32[name]
     assert torch.linalg.matrix_norm(exact, 2).max() <= 1 + 1e-12
 
 
@@ -153,7 +154,7 @@ def test_baked_layers_are_the_trained_ones(name, shape):
             layer.kernel.V.copy_(W)
         plain = layer.bake()
         assert isinstance(plain, torch.nn.Linear)
-        assert (layer(x) - plain(x)).norm(dim=1).max() < 2e-2
+        assert (layer(x) - plain(x)).norm(dim=1).max() < FLOAT32[name]
         assert torch.linalg.matrix_norm(plain.weight.double(), 2) <= 1 + 1e-6
 
 
@@ -223,8 +224,9 @@ def test_convolution_kernels(kernel, scale):
     K = module()
     (K * torch.randn_like(K)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
-    # SVCM and OSSN are approximate: a few per cent
-    assert torch.linalg.matrix_norm(transfer_matrices(K.detach().double(), (6, 6)), 2).max() <= 1.05
+    # a few per cent where only a bound tells how well, else float32's rounding of a Gram matrix near singular
+    slack = 0.05 if module.promise is Promise.APPROXIMATE else 1e-4
+    assert torch.linalg.matrix_norm(transfer_matrices(K.detach().double(), (6, 6)), 2).max() <= 1 + slack
     if scale in (1.0, 1e30):
         assert K.abs().max() > 1e-3  # not a kernel of zeros
 
