@@ -87,7 +87,7 @@ def moved_from_start(module, amount=0.2):
     """Free parameters away from the orthogonal ones that they start with: condition numbers of about five."""
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += amount * torch.randn_like(parameter) / math.sqrt(parameter.shape[-1])
+            parameter += amount * parameter.std(correction=0) * torch.randn_like(parameter)
     return module
 
 
