@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
 from itertools import chain
@@ -32,8 +33,8 @@ class ConstrainedLayer(nn.Module, ABC):
 
     Raises:
         ValueError: at a call, if the kernel returns anything but a floating-point tensor of :attr:`weight_shape`; on a
-            CPU also if a parameter or a buffer, or what the kernel returns, is not finite. Transforms and compiled code
-            do not look, nor do accelerators, which would wait for the host: there NaN comes out.
+            CPU also if that is not finite (NaN in a bias comes out, as of ``nn.Linear``). Transforms and compiled code do not look, nor do accelerators, which would
+            wait for the host: there NaN comes out.
     """
 
     def __init__(self, kernel: Kernel, inputs: int, outputs: int, bias: bool) -> None:
@@ -69,8 +70,8 @@ class ConstrainedLayer(nn.Module, ABC):
 
     def current_weight(self) -> Tensor:
         """What the kernel returns for the current parameters, in their dtype; it may be a parameter itself (SVCM)."""
-        self.require_finite()
-        weight, like = self.checked(self.kernel()), _first(self)
+        with self.naming_what_is_not_finite():
+            weight, like = self.checked(self.kernel()), _first(self)
         return weight if like is None else weight.to(like.dtype)
 
     def exact_weight(self) -> Tensor:
@@ -107,6 +108,15 @@ class ConstrainedLayer(nn.Module, ABC):
             f"kernel {type(self.kernel).__name__} returned {found}: the weight of {type(self).__name__} "
             f"({self.extra_repr()}) is a finite floating-point tensor of shape {self.weight_shape}"
         )
+
+    @contextmanager
+    def naming_what_is_not_finite(self) -> Iterator[None]:
+        """Blame an error of the kernel on this layer and its first tensor that is not finite, if there is one."""
+        try:
+            yield
+        except ValueError:
+            self.require_finite()
+            raise
 
     def require_finite(self) -> None:
         """Raise ``ValueError`` that names this layer and its first tensor that is not finite, where that is seen."""

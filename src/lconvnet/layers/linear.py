@@ -55,8 +55,8 @@ class LipschitzLinear(ConstrainedLayer):
                 f"{type(self).__name__}: input of shape {tuple(x.shape)}: expected (..., {self.in_features})"
             )
         if _is_known(self.kernel) and self.kernel.V.dtype in FULL:  # then the factor need not be formed
-            self.require_finite()
-            return orthogonal_linear(x, self.checked(self.kernel.V), self.bias, self.kernel.engine)
+            with self.naming_what_is_not_finite():
+                return orthogonal_linear(x, self.checked(self.kernel.V), self.bias, self.kernel.engine)
         return F.linear(x, self.current_weight(), self.bias)
 
     @property
