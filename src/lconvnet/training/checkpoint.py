@@ -95,8 +95,8 @@ def require_resumable(path: Path, version: int, *, finished: bool) -> None:
     """Raise `CheckpointError` where training would go on otherwise than it began; what is finished trains no more."""
     if version != VERSION and not finished:
         raise CheckpointError(
-            f"{path}: is of an unfinished run of an older release, which trained with other learning rates, projections "
-            "or frozen biases for the same settings; finish it with that release, or start anew in another folder"
+            f"{path}: is of an unfinished run of an older release, where the same settings meant other learning rates, "
+            "projections or frozen biases; finish it with that release, or start anew in another folder"
         )
 
 
