@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lconvnet import saving
+from lconvnet import atomic, saving
 from lconvnet.data import Images, Splits, load_labelled
 from lconvnet.experiments import robustness
 from lconvnet.experiments.config import Experiment
@@ -59,7 +59,8 @@ def evaluate_on(
     about = {"data": f"all {len(images)} images of {images.name} ({name})", "note": "; ".join(notes)}
     about = {key: value for key, value in about.items() if value}
     place = _place(folder, images)
-    with session(place, "evaluate"):
+    folder.refuse_links()
+    with atomic.confined(folder.path), session(place, "evaluate"):
         return measure(trained, images, experiment, place, about, attacks=attacks, report=report)
 
 

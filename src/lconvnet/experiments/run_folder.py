@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +80,12 @@ class RunFolder:
         return self.path / "evidence"
 
     def refuse_links(self) -> None:
-        """Raise ValueError where what a run writes would land in another folder."""
-        logs = ("logs/sessions.jsonl", "logs/output.log", "logs/timing.jsonl", "logs/tensorboard")
-        written = ("checkpoints", "evaluation", "evidence", *logs)
-        atomic.refuse_links(self.path, *(self.path / name for name in written))
+        """Raise ValueError where what a run writes would land in another folder, before any work is done."""
+        written = ("checkpoints", "logs", "evaluation", "evidence", "samples", "other-data")
+        for place in (self.path / name for name in written):
+            atomic.refuse_links(self.path, place)
+            for above, folders, files in os.walk(place):
+                atomic.refuse_links(place, *(Path(above) / name for name in (*folders, *files)))
 
     def refuse_if_used(self) -> None:
         """Raise ValueError where a run has left something: a new run must not replace it."""
