@@ -12,6 +12,7 @@ from lconvnet.data.tree import Tree
 from lconvnet.extras import require
 
 ROWS = 1024
+CELL, ROW = 8, 600  # bytes that a number takes at least, and a row of values of any length, a dictionary in Python
 OBJECTS = 6  # times a value of Arrow: what the number or the bytes take in Python
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 _SPLIT_COLUMNS = ("split", "part", "partition", "subset", "set", "phase", "usage")
@@ -109,10 +110,16 @@ def _held(file: Path, opened: Any, columns: list[str] | None) -> Any:
     What its metadata says of sizes is its author's word, so values of any length are read one row at a time.
     """
     arrow, size = require("pyarrow", "data"), file.stat().st_size
-    groups = (opened.metadata.row_group(i).total_byte_size for i in range(opened.metadata.num_row_groups))
-    allowance.require(OBJECTS * sum(groups), size, str(file), DataError)
+    groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
     read = [field for field in opened.schema_arrow if columns is None or field.name in columns]
-    step = ROWS if all(arrow.types.is_primitive(field.type) for field in read) else 1
+    step = (
+        ROWS if all(arrow.types.is_primitive(kind := field.type) or arrow.types.is_null(kind) for field in read) else 1
+    )
+    allowance.require(OBJECTS * sum(group.total_byte_size for group in groups), size, str(file), DataError)
+    count = sum(group.num_rows for group in groups)
+    allowance.require(
+        count * max(CELL * len(read), ROW if step == 1 else 0), size, f"{file} of {count} rows", DataError
+    )
     chunks, rows, held = [], [], 0
     for batch in opened.iter_batches(batch_size=step, columns=columns):
         row = _spelled_out(arrow.Table.from_batches([batch]))

@@ -103,7 +103,7 @@ def _stated(run: RunFolder, settings: Mapping[str, Any]) -> AnyExperiment | None
     recorded = settings.get("settings") or {}
     if "model" in recorded:
         return parse_any(recorded)
-    return load_any(run.config) if run.config.exists() and not recorded else None
+    return load_any(run.config) if run.is_configured and not recorded else None
 
 
 def _shapes(weights: Mapping[str, Any], network: nn.Module) -> list[str]:

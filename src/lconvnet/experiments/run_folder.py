@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "cfg.yaml"
 
     @property
+    def is_configured(self) -> bool:
+        """Whether there is a cfg.yaml, which as a link may lead nowhere."""
+        return self.config.exists() or self.config.is_symlink()
+
+    @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
 
@@ -133,7 +138,7 @@ class RunFolder:
     def keep_config(self, experiment: Experiment) -> None:
         """Write the complete configuration where there is none; raise ValueError where there is another
         one."""
-        if not self.config.exists():
+        if not self.is_configured:
             atomic.write_text(self.config, dump(experiment))
         elif other := self.unlike(settings(load(self.config)), settings(experiment)):
             raise ValueError(
@@ -146,7 +151,7 @@ class RunFolder:
 
         `outside` are the keys that may differ.
         """
-        if not self.config.exists():
+        if not self.is_configured:
             atomic.write_text(self.config, dump(experiment))
             return
         both = (load_any(self.config), experiment)
@@ -208,7 +213,7 @@ def recorded_settings(folder: RunFolder) -> dict[str, Any]:
 
 def evaluation_values(folder: RunFolder) -> dict[str, Any]:
     """Return what a run's cfg.yaml says of evaluation and of where the data lie, unvalidated."""
-    if not folder.config.exists():
+    if not folder.is_configured:
         return {}
     values = merge(read(folder.config))
     found = {"evaluation": values["evaluation"]} if "evaluation" in values else {}
