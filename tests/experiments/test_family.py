@@ -266,3 +266,12 @@ def test_what_a_session_writes_stays_below_its_folder_wherever_links_come_from(w
         assert not contents(outside)
     write(tmp_path / "any" / "file", "text")  # by others the link may be meant
     assert contents(outside)
+
+
+@pytest.mark.parametrize("labels", [("A", "a"), ("caf\u00e9", "cafe\u0301")], ids=ascii)
+def test_labels_that_are_one_folder_elsewhere_are_refused(labels, tmp_path):
+    text = "".join(f"seed|{label}: {i}\n" for i, label in enumerate(labels))
+    (tmp_path / "template.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"differ in case or coding alone, and are one folder on some systems"):
+        generate(tmp_path)
+    assert contents(tmp_path).keys() == {tmp_path / "template.yaml"}

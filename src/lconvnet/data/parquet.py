@@ -112,14 +112,11 @@ def _held(file: Path, opened: Any, columns: list[str] | None) -> Any:
     arrow, size = require("pyarrow", "data"), file.stat().st_size
     groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
     read = [field for field in opened.schema_arrow if columns is None or field.name in columns]
-    step = (
-        ROWS if all(arrow.types.is_primitive(kind := field.type) or arrow.types.is_null(kind) for field in read) else 1
-    )
+    fixed = all(arrow.types.is_primitive(field.type) or arrow.types.is_null(field.type) for field in read)
+    step, least = (ROWS, CELL * len(read)) if fixed else (1, max(ROW, CELL * len(read)))
     allowance.require(OBJECTS * sum(group.total_byte_size for group in groups), size, str(file), DataError)
     count = sum(group.num_rows for group in groups)
-    allowance.require(
-        count * max(CELL * len(read), ROW if step == 1 else 0), size, f"{file} of {count} rows", DataError
-    )
+    allowance.require(least * count, size, f"{file} of {count} rows", DataError)
     chunks, rows, held = [], [], 0
     for batch in opened.iter_batches(batch_size=step, columns=columns):
         row = _spelled_out(arrow.Table.from_batches([batch]))
