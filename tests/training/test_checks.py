@@ -144,6 +144,14 @@ def test_the_commonest_recipes_with_epochs_for_steps(epochs: int, steps: int) ->
         made_scheduler(schedule, SGD(parameters(), lr=0.1), epochs, steps)
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (2, 2), (1, 100), (3, 3), (50, 2)])
+def test_short_runs_may_have_any_usual_schedule(epochs: int, steps: int) -> None:
+    usual = [schedules.one_cycle(), schedules.exponential(), lambda o, e, n: CosineAnnealingLR(o, e * n)]
+    usual += [lambda o, e, n: CosineAnnealingWarmRestarts(o, max(1, n // 4))] if epochs == 1 else []
+    for schedule in usual:
+        made_scheduler(schedule, SGD(parameters(), lr=0.1), epochs, steps)
+
+
 OPTIMIZERS = [
     (Adam(parameters()), r"optimizer is one Adam: pass what makes one .*partial\(torch.optim.Adam, lr=1e-3\)"),
     ("adam", "optimizer is adam: pass what makes one"),

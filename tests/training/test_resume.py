@@ -280,6 +280,18 @@ def test_an_older_run_is_not_finished_at_other_learning_rates(train: Train, tmp_
     assert train(directory=tmp_path / "finished", resume=True) == finished
 
 
+FACTS = [({"data": {"test": 0.2}}, {"data": {"test": 0.3}}), ({"from": {"file": "a"}}, {"from": {"file": "b"}})]
+
+
+@pytest.mark.parametrize(("before", "now"), FACTS)
+def test_facts_of_the_user_are_compared_whatever_they_are_called(
+    before: dict[str, Any], now: dict[str, Any], train: Train, tmp_path: Path
+) -> None:
+    train(directory=tmp_path, settings=before, epochs=1)
+    with pytest.raises(CheckpointError, match=r"was written with other settings \(settings\."):
+        train(directory=tmp_path, settings=now, epochs=1, resume=True)
+
+
 def test_results_without_their_checkpoint_are_not_overwritten(train: Train, tmp_path: Path) -> None:
     train(directory=tmp_path)
     (tmp_path / "checkpoints" / "last.ckpt").rename(tmp_path / "moved")

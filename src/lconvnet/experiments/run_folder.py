@@ -132,8 +132,9 @@ class RunFolder:
     def unlike(self, stated: dict[str, Any], asked: dict[str, Any]) -> list[str]:
         """Return what differs between configurations of this run; once it has begun the names of its images may, for
         their fingerprints are compared."""
-        comparable = identity if is_started(self.path) else dict
-        return list(differences(comparable(stated), comparable(asked)))
+        both = ({"settings": one} for one in (stated, asked))
+        old, new = (identity(one) if is_started(self.path) else one for one in both)
+        return list(differences(old["settings"], new["settings"]))
 
     def keep_config(self, experiment: Experiment) -> None:
         """Write the complete configuration where there is none; raise ValueError where there is another
@@ -157,9 +158,10 @@ class RunFolder:
         both = (load_any(self.config), experiment)
         stated, asked = (one.model_dump(mode="json", exclude=dict(outside)) for one in both)
         if other := self.unlike(stated, asked):
+            change = "" if is_started(self.path) else ", or change the file"  # what a run is made by is fixed
             raise ValueError(
                 f"{self.config} states another experiment than asked for ({'; '.join(other[:5])}); choose an empty "
-                "folder with --out, or change the file"
+                f"folder with --out{change}"
             )
 
     def write_model(self, data: bytes) -> None:

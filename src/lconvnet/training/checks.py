@@ -28,6 +28,7 @@ logger = logging.getLogger("lconvnet")
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 VANISHED = 1e-4  # of the peak, for half of the steps: the paper's schedule is at 0.02 there, and ends at 5e-4
 COARSE = 20  # levels of a rate between 0 and its peak, as which it swings
+FEW = 10  # steps or swings, of which nothing is said
 LEAST, MOST = 1e-10, 1e6  # float32 weights of order 1 do not move below, and keep none of their digits above
 
 _OPTIMIZER = "pass what makes one from a list of parameters, such as partial(torch.optim.Adam, lr=1e-3)"
@@ -151,16 +152,16 @@ def _takes_epochs_for_steps(scheduler: LRScheduler, rates: list[float], epochs: 
     Torch's milestones and periods are numbers of calls, and in its examples an epoch makes one.
     """
     changes = [step for step, (one, other) in enumerate(pairwise(rates), 1) if one != other]
-    early = steps_per_epoch > 1 and changes and changes[-1] <= epochs
+    early = changes and changes[-1] <= epochs and len(rates) - changes[-1] > max(FEW, len(rates) // 2)
     if early and rates[-1] < rates[0] and any(step % steps_per_epoch for step in changes):
         return f"lowers the learning rate for the last time at step {changes[-1]} of {len(rates)}"
     periods = {getattr(part, name, None) for part in _parts(scheduler) for name in ("T_max", "T_0")}
-    if epochs % steps_per_epoch and epochs in periods:
+    if epochs > 1 and epochs % steps_per_epoch and epochs in periods:
         return f"has a period of {epochs} steps, as many as there are epochs"
     peak = max(rates)
     levels = [round(COARSE * rate / peak) for rate in rates]
     moves = [other > one for one, other in pairwise(levels) if one != other]
-    if (swings := sum(up and not on for up, on in pairwise(moves))) > epochs:
+    if (swings := sum(up and not on for up, on in pairwise(moves))) > max(FEW, epochs):
         return f"raises and lowers the learning rate {swings} times in {epochs} epochs"
     return ""
 
