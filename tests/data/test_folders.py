@@ -157,7 +157,7 @@ def test_refuses_layouts(tmp_path, write_folder):
     with pytest.raises(ValueError, match="labels of the training images are all 'cat': a classifier needs two"):
         load(tmp_path / "single")
     write_folder(tmp_path / "only/test")
-    with pytest.raises(ValueError, match="has a folder test but no folder train"):
+    with pytest.raises(ValueError, match="has test images, but no folder train"):
         load(tmp_path / "only")
     write_folder(tmp_path / "mixed/train")
     write_folder(tmp_path / "mixed", classes=("bird",))

@@ -18,18 +18,24 @@ _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 _SPLIT_COLUMNS = ("split", "part", "partition", "subset", "set", "phase", "usage")
 
 
-def read_parquet(file: Path) -> Source:
+def read_parquet(file: Path, *, to_train: bool = True) -> Source:
     """Read one file, whatever it is called; its rows may say their parts."""
-    return _source({file: ""}, file)
+    source = _source({file: ""})
+    if to_train and "train" not in source.roles:
+        raise DataError(f"{file} has no rows to train on, only of {' and '.join(source.roles)}: add some")
+    return source
 
 
-def read_parquet_folder(tree: Tree) -> Source:
+def read_parquet_folder(tree: Tree, *, to_train: bool = True) -> Source:
     """Read all parquet files of a folder, each of the part that its name, its folders or its rows say.
 
     Raises `DataError` for a missing shard or part, an unreadable file, missing or unusable columns, and where two parts
     are said at once, or only some files or rows say one.
     """
-    return _source({file: _part(file, tree) for file in tree.parquet()}, tree.root)
+    source = _source({file: _part(file, tree) for file in tree.parquet()})
+    if to_train and "train" not in source.roles:
+        raise DataError(f"{tree.root} has no train-*.parquet beside {tree.parquet()[0].name}: add the training images")
+    return source
 
 
 def _part(file: Path, tree: Tree) -> str:
@@ -40,7 +46,7 @@ def _part(file: Path, tree: Tree) -> str:
     return next(iter(said), "")
 
 
-def _source(parts: dict[Path, str], place: Path) -> Source:
+def _source(parts: dict[Path, str]) -> Source:
     by_role: dict[str, list[Path]] = {}
     for file, role in parts.items():
         by_role.setdefault(role, []).append(file)
@@ -57,8 +63,6 @@ def _source(parts: dict[Path, str], place: Path) -> Source:
             f"{rows[''][0].origins[0]} is neither train, validation nor test: rename its file train-*.parquet, or "
             "remove it"
         )
-    if not rows.keys() & {"", "train"}:
-        raise DataError(f"{place} has no train-*.parquet beside {next(iter(parts)).name}: add the training images")
     return Source({role or "train": _join(part) for role, part in rows.items()})
 
 

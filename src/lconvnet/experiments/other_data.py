@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from lconvnet import atomic, saving
 from lconvnet.data import Images, Splits, load_labelled
+from lconvnet.data.sets import digests
 from lconvnet.experiments import robustness
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.execute import Evaluated, measure, own_images, saved_network, trained_experiment
@@ -76,16 +76,12 @@ def _trained_on(images: Images, experiment: Experiment, record: Record, folder: 
         return f"{unknown}: its weights were imported"
     try:
         own = own_images(experiment, folder)
-    except ValueError:
-        return f"{unknown}: the run's own images are not where they were"
+    except ValueError as error:
+        return f"{unknown}: {error}"
     seen = _seen(images, own)
     return f"{seen} of them are among the images that the run was trained on or chosen by" if seen else ""
 
 
 def _seen(images: Images, own: Splits) -> int:
-    known = {row for part in (own.train, own.validation) for row in _rows(part)}
-    return sum(row in known for row in _rows(images))
-
-
-def _rows(images: Images) -> list[Any]:
-    return [row.tobytes() for row in images.images.numpy()]
+    known = {digest for part in (own.train, own.validation) for digest in digests(part)}
+    return sum(digest in known for digest in digests(images))
