@@ -12,15 +12,28 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
+_FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
+
 
 class WriteError(OSError):
     """A file could not be written; what stood there before is untouched."""
+
+
+@contextlib.contextmanager
+def confined(folder: Path) -> Iterator[None]:
+    """Until the block ends nothing is written from here through a symbolic link below `folder`."""
+    token = _FOLDERS.set((*_FOLDERS.get(), folder))
+    try:
+        yield
+    finally:
+        _FOLDERS.reset(token)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -35,6 +48,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     (b'new', ['a.bin'])
     """
     path = Path(path)
+    _require_confined(path.parent)  # a link in the file's own place is replaced
     # Random: process numbers come again, on other machines of a shared disk and after a kill.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -84,6 +98,7 @@ def append_text(path: str | Path, text: str) -> None:
     was, where the disk is full or the folder cannot be written.
     """
     path = Path(path)
+    _require_confined(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0) as file, _cut_on_failure(file):
@@ -109,6 +124,12 @@ def refuse_links(folder: Path, *paths: Path) -> None:
                 break
             if place.is_symlink():
                 raise ValueError(f"{place} is a symbolic link, and nothing is written through it; put a folder there")
+
+
+def _require_confined(path: Path) -> None:
+    for folder in _FOLDERS.get():
+        if folder in path.parents:
+            refuse_links(folder, path)
 
 
 def sweep(path: str | Path) -> None:

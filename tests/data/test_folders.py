@@ -157,7 +157,7 @@ def test_refuses_layouts(tmp_path, write_folder):
     with pytest.raises(ValueError, match="labels of the training images are all 'cat': a classifier needs two"):
         load(tmp_path / "single")
     write_folder(tmp_path / "only/test")
-    with pytest.raises(ValueError, match="has a folder test but no folder train"):
+    with pytest.raises(ValueError, match="has test images, but no folder train"):
         load(tmp_path / "only")
     write_folder(tmp_path / "mixed/train")
     write_folder(tmp_path / "mixed", classes=("bird",))
@@ -188,18 +188,32 @@ def test_test_images_must_fit_the_training_images(tmp_path, write_folder):
 
 
 def test_images_of_several_parts_are_told(tmp_path, write_folder):
-    """By their pixels: a copy, a link, and the same pixels in another format."""
+    """By their pixels: a copy, and the same pixels in another format."""
     write_folder(tmp_path / "train", count=10)
     write_folder(tmp_path / "test", count=4, start=100)
     assert load(tmp_path).note == ""
     shutil.copy(tmp_path / "train/cat/001.png", tmp_path / "test/cat/copy.png")
-    (tmp_path / "test/dog/link.png").symlink_to(tmp_path / "train/dog/002.png")
+    shutil.copy(tmp_path / "train/dog/002.png", tmp_path / "test/dog/copy.png")
     Image.open(tmp_path / "train/dog/003.png").save(tmp_path / "test/dog/other.bmp")
     assert load(tmp_path).note == "3 of 11 test images are in an earlier part, too"
     shutil.copytree(tmp_path / "train", tmp_path / "val")
     assert load(tmp_path).note == (
         "20 of 20 validation images are in an earlier part, too; 3 of 11 test images are in an earlier part, too"
     )
+
+
+@pytest.mark.parametrize("name", ["test/cat/also.png", "train/dog/also.png", "train/cat/also.png"])
+def test_a_file_does_not_count_twice(tmp_path, write_folder, name):
+    """In another part, in another class, and in its own."""
+    write_folder(tmp_path / "train", count=10)
+    write_folder(tmp_path / "test", count=4, start=100)
+    first, second = tmp_path / "train/cat/001.png", tmp_path / name
+    for link, way in ((second.symlink_to, rf"remove the link .*{name}"), (second.hardlink_to, "remove one of them")):
+        link(first)
+        with pytest.raises(ValueError, match=rf"are one file, which would count twice: {way}"):
+            load(tmp_path)
+        second.unlink()
+    assert load(tmp_path).note == ""
 
 
 def test_classes_that_are_not_tested_are_told(tmp_path, write_folder):

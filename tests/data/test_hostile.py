@@ -72,6 +72,15 @@ def test_a_structure_is_counted_row_by_row(tmp_path, pool):
     assert pool.max_memory() - start < allowance.BYTES
 
 
+@pytest.mark.parametrize("column", ["x", "image"])
+def test_rows_of_nothing_are_counted_before_they_are_read(tmp_path, column):
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({column: pa.nulls(70_000_000)}), path, compression="zstd")
+    assert path.stat().st_size < 200_000, "bytes; read row by row they took minutes"
+    with pytest.raises(DataError, match=r"bomb.parquet of 70000000 rows would take 560 MB"):
+        read_samples(path)
+
+
 def test_numbers_that_repeat_in_a_parquet_file_are_counted(tmp_path, pool):
     path = tmp_path / "bomb.parquet"
     pq.write_table(pa.table({"x": pa.array(np.zeros(20_000_000))}), path, compression="zstd")

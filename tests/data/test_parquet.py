@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
-from lconvnet.data import load
+from lconvnet.data import load, read_samples
 
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 def rows(encode, count=20, classes=2, start=0, **options):
@@ -169,3 +171,17 @@ def test_says_what_to_install(tmp_path, monkeypatch, encode, write_parquet):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match=r"needs 'pyarrow.parquet': pip install 'lconvnet\[data\]'"):
         load(tmp_path / "toy.parquet")
+
+
+def test_integers_that_floats_do_not_hold_are_refused_column_by_column(tmp_path):
+    """Not by what stands beside them: floats above 2^53 say nothing of integers, and a NaN hides none."""
+    path, small, large = tmp_path / "x.parquet", [1, 2, 3, 4], [2**53 + 1, 2, 3, 4]
+    for floats in ([1e300, 1.0, 2.0, 3.0], [float("nan"), 1.0, 2.0, 3.0]):
+        pq.write_table(pa.table({"f": floats, "k": small}), path)
+        np.testing.assert_array_equal(read_samples(path).numpy(), np.column_stack([floats, small]))
+        pq.write_table(pa.table({"f": floats, "k": small, "l": large}), path)
+        with pytest.raises(ValueError, match=r"has integers of 2\^53 and more in l, which float64 does not hold"):
+            read_samples(path)
+    pq.write_table(pa.table({"v": [[2**53 + 1, 2], [3, 4]]}), path)
+    with pytest.raises(ValueError, match=r"integers of 2\^53 and more in v"):
+        read_samples(path)

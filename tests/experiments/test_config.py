@@ -13,6 +13,7 @@ from lconvnet.experiments.build import build_model
 from lconvnet.experiments.explain import sections
 from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import dump, load, parse
+from lconvnet.experiments.run_folder import RunFolder, evaluation_values
 
 S = {"architecture": "small"}
 
@@ -206,6 +207,7 @@ def test_dump_is_complete_and_reads_back(tmp_path):
         (b"model: {architecture: small}\n<<: {seed: 1}\n", "<< = "),
         (b"data: {name: '${oc.env:HOME}'}\n", "is not the name of a key"),
         (b"1: 2\n", "a key that is no text"),
+        (b"a: [" + b"1," * 400_000 + b"]", "has more than 40000 keys, values and signs; it is no configuration"),
         (b"a: " + b"[" * 100_000, "nested deeper than 20 levels"),
         (b"".join(b" " * i + b"a:\n" for i in range(30)), "nested deeper than 20 levels"),
         (b"#" * 1_000_001, "bytes, more than"),
@@ -277,3 +279,13 @@ def test_networks_larger_than_the_memory_are_refused():
         build_model(parse({"model": layers}).model, (1, 28, 28), 10, seed=0)
     with pytest.raises(ValueError, match=r"widths\[0\] is 99999999999; it should be less than 2147483648"):
         parse({"model": layers | {"widths": [99_999_999_999]}})
+
+
+def test_a_link_to_nowhere_is_not_a_missing_configuration(tmp_path):
+    """Nor one to itself: what a run's cfg.yaml says of its evaluation is not left out without a word."""
+    for target in ("nowhere", "cfg.yaml"):
+        (tmp_path / "cfg.yaml").symlink_to(target)
+        with pytest.raises(ValueError, match=rf"cfg.yaml is a link that leads nowhere \({target}\); mend it"):
+            evaluation_values(RunFolder(tmp_path))
+        (tmp_path / "cfg.yaml").unlink()
+    assert evaluation_values(RunFolder(tmp_path)) == {}

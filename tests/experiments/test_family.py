@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lconvnet import cli
+from lconvnet import atomic, cli
 from lconvnet.experiments.family import generate, run_folders
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.run_folder import RunFolder
@@ -242,12 +242,36 @@ def test_a_link_to_the_folder_itself_is_its_users(folder, tmp_path_factory):
     assert names(generate(link).added, link) == RELATIVE
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "logs", "logs/sessions.jsonl"])
+LINKS = ["checkpoints", "logs", "samples", "other-data", "other-data/x-1", "logs/tensorboard/1", "logs/sessions.jsonl"]
+
+
+@pytest.mark.parametrize("name", LINKS)
 def test_no_session_writes_through_a_link_of_its_folder(tmp_path, name, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside")
     target = outside / "file" if name.endswith("jsonl") else outside
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).symlink_to(target)
     with pytest.raises(ValueError, match="is a symbolic link"), session(RunFolder(tmp_path), "train"):
         pass
     assert not contents(outside)
+
+
+@pytest.mark.parametrize("write", [atomic.write_text, atomic.append_text])
+def test_what_a_session_writes_stays_below_its_folder_wherever_links_come_from(write, tmp_path, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    with session(RunFolder(tmp_path), "train"):
+        (tmp_path / "any").symlink_to(outside)
+        with pytest.raises(ValueError, match=r"any is a symbolic link, and nothing is written through it"):
+            write(tmp_path / "any" / "file", "text")
+        assert not contents(outside)
+    write(tmp_path / "any" / "file", "text")  # by others the link may be meant
+    assert contents(outside)
+
+
+@pytest.mark.parametrize("labels", [("A", "a"), ("caf\u00e9", "cafe\u0301")], ids=ascii)
+def test_labels_that_are_one_folder_elsewhere_are_refused(labels, tmp_path):
+    text = "".join(f"seed|{label}: {i}\n" for i, label in enumerate(labels))
+    (tmp_path / "template.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"differ in case or coding alone, and are one folder on some systems"):
+        generate(tmp_path)
+    assert contents(tmp_path).keys() == {tmp_path / "template.yaml"}

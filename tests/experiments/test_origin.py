@@ -121,6 +121,22 @@ def test_a_killed_run_goes_on_without_the_other(old, tmp_path, monkeypatch):
     assert (tmp_path / "stopped" / record).read_bytes() == (tmp_path / "again" / record).read_bytes() == expected
 
 
+def test_a_run_killed_before_its_first_checkpoint_does_not_begin_from_elsewhere(old, capsys, tmp_path, monkeypatch):
+    new = tmp_path / "new"
+    train = ["train", old.config, "--out", new]
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "_fit", lambda *arguments, **options: (_ for _ in ()).throw(Interrupted("killed")))
+        assert command(*train, "--from", old.path) == 3
+    capsys.readouterr()
+    assert "was to start from the weights of another run; name it again with --from" in refusal(
+        capsys, *train, "--resume"
+    )
+    assert command(*train, "--resume", "--from", old.path) == 0
+    monkeypatch.chdir(old.path.parent)
+    assert command(*train, "--resume", "--from", f"./{old.path.name}") == 0, "the same run, spelled otherwise"
+    assert load_record(new).settings["from"]["run"] == str(old.path)
+
+
 def test_what_from_refuses(old, capsys, tmp_path):
     train = ["train", old.config, "--out", tmp_path / "new"]
     assert "does not exist; name a run folder" in refusal(capsys, *train, "--from", tmp_path / "absent")

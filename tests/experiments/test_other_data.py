@@ -163,10 +163,11 @@ def test_classes_are_matched_by_name(world, capsys, tmp_path):
     err = refusal(capsys, *evaluate, folder)
     assert "has other classes than the network: also zebra, and not cow" in err
     shutil.rmtree(folder / "zebra")
-    assert "not cow" in refusal(capsys, *evaluate, folder)
     assert "divided by a run's own options" in refusal(capsys, *evaluate, "digits")
     assert "neither a data set nor an existing path" in refusal(capsys, *evaluate, tmp_path / "absent")
     assert not list((run / "other-data").glob("renamed*"))
+    assert command(*evaluate, folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["note"] == "no image of class 'cow'"
     table = pyarrow.table(
         {
             "image": [{"bytes": p.read_bytes()} for p in sorted((world / "insects").rglob("*.png"))],
@@ -181,6 +182,16 @@ def test_classes_are_matched_by_name(world, capsys, tmp_path):
     assert bright[rows.labels == 0].mean() > bright[rows.labels == 2].mean() > bright[rows.labels == 1].mean()
     with pytest.raises(DataError, match="10x10"):
         load_labelled(tmp_path / "named.parquet", class_names=names, image_shape=shape)
+
+
+def test_a_new_test_set_needs_no_images_to_train_on(world, capsys, tmp_path):
+    """It is used whole: nothing is to be divided."""
+    for name, place in (("above", "test"), ("alone", "")):
+        folder = tmp_path / name
+        pictures(folder / place, seed=9, per_class=4, side=10)
+        assert command("evaluate", world / "run", "--no-attacks", "--data", folder, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["data"] == f"all 12 images of {name} ({folder})" and "note" not in found
 
 
 def test_images_that_were_trained_on_are_noted(world, copy, capsys):

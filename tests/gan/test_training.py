@@ -135,6 +135,16 @@ def test_a_signal_stops_after_the_step_and_a_resume_completes(
     assert_same_run(whole, parts)
 
 
+def test_an_older_checkpoint_is_only_read_where_all_is_done(tmp_path: Path) -> None:
+    record, path = tiny.train(directory=tmp_path), tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    del content["version"]  # releases before this one wrote none
+    torch.save(content, path)
+    assert tiny.train(directory=tmp_path, resume=True) == record
+    with pytest.raises(CheckpointError, match=r"is of an unfinished run of an older release"):
+        tiny.train(directory=tmp_path, resume=True, epochs=3)
+
+
 def test_what_lies_in_the_folder(tmp_path: Path) -> None:
     seen: list[gan.Epoch] = []
     generator = tiny.generator()

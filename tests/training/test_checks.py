@@ -1,6 +1,6 @@
 """What is given to train with is tried at the call: what cannot be used is refused with the way out, on one line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam
 from torch.optim.lr_scheduler import (
+    ConstantLR,
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
     ExponentialLR,
     LambdaLR,
+    LinearLR,
     LRScheduler,
+    MultiStepLR,
     OneCycleLR,
+    PolynomialLR,
     ReduceLROnPlateau,
+    SequentialLR,
     StepLR,
 )
 
@@ -44,7 +51,17 @@ SCHEDULES = [
     (StepLR, "schedule is torch's StepLR, which takes other arguments"),
     (partial(CosineAnnealingLR, T_max=10), "schedule is torch's CosineAnnealingLR"),
     (CosineAnnealingLR(SGD(parameters(), lr=0.1), 10), "schedule is one CosineAnnealingLR: pass one of"),
-    (schedules.Exponential, r"schedule=the class Exponential cannot be made \("),
+    (schedules.Exponential, r"schedule=the class Exponential cannot be made \(.*\): call it, Exponential\(\)"),
+    (schedules.one_cycle, r"schedule=one_cycle cannot be made \(.*\): call it, one_cycle\(\)"),
+    (lambda o, e, n: MultiStepLR(o, [2, 4]), "lowers the learning rate for the last time at step 4 of 200, for it is"),
+    (lambda o, e, n: LinearLR(o, 1.0, 0.01, total_iters=e), "for the last time at step 5 of 200"),
+    (lambda o, e, n: CosineAnnealingLR(o, e), "has a period of 5 steps, as many as there are epochs, for it is"),
+    (lambda o, e, n: CosineAnnealingWarmRestarts(o, e), "has a period of 5 steps"),
+    (lambda o, e, n: SequentialLR(o, [ConstantLR(o, 0.1, 3), CosineAnnealingLR(o, e)], [3]), "has a period of 5 steps"),
+    (lambda o, e, n: CosineAnnealingLR(o, 4), "raises and lowers the learning rate 24 times in 5 epochs"),
+    (lambda o, e, n: CyclicLR(o, 0.01, 0.1, step_size_up=5), "raises and lowers the learning rate 20 times in 5"),
+    (lambda o, e, n: LambdaLR(o, lambda step: 1e9), r"learning rate 3e\+08, above 1e\+06, which trains no weight"),
+    (lambda o, e, n: LambdaLR(o, lambda step: 1e-12), "learning rate 3e-13, which trains nothing"),
     ("one-cycle", "schedule is one-cycle: pass one of lconvnet.training.schedules"),
     (lambda optimizer: optimizer, r"cannot be made \(.*takes 1 positional argument but 3 were given"),
     (lambda optimizer, epochs, steps: None, "schedule makes None, not a torch LRScheduler"),
@@ -55,7 +72,7 @@ SCHEDULES = [
         lambda optimizer, epochs, steps: ExponentialLR(optimizer, 0.8),
         "half of the 200 steps a learning rate of at most",
     ),
-    (lambda optimizer, epochs, steps: LambdaLR(optimizer, lambda step: 0.0), "of at most 0, which trains nothing"),
+    (lambda optimizer, epochs, steps: LambdaLR(optimizer, lambda step: 0.0), "learning rate 0, which trains nothing"),
     (
         lambda optimizer, epochs, steps: LambdaLR(optimizer, lambda step: 1 - step),
         "gives step 3 the learning rate -0.3",
@@ -78,6 +95,19 @@ def test_schedules_that_cannot_be_used(schedule: Any, message: str) -> None:
         schedules.one_cycle(),
         lambda optimizer, epochs, steps: CosineAnnealingLR(optimizer, T_max=epochs * steps),
         lambda optimizer, epochs, steps: OneCycleLR(optimizer, 0.3, total_steps=epochs * steps),
+        lambda optimizer, epochs, steps: CosineAnnealingWarmRestarts(optimizer, T_0=steps),
+        lambda optimizer, epochs, steps: CosineAnnealingWarmRestarts(optimizer, T_0=steps, T_mult=2),
+        lambda optimizer, epochs, steps: CyclicLR(optimizer, 0.01, 0.3, step_size_up=2 * steps),
+        lambda optimizer, epochs, steps: MultiStepLR(optimizer, [2 * steps, 4 * steps]),
+        lambda optimizer, epochs, steps: MultiStepLR(optimizer, [1 * steps]),
+        lambda optimizer, epochs, steps: StepLR(optimizer, 2 * steps),
+        lambda optimizer, epochs, steps: LinearLR(optimizer, total_iters=5),
+        lambda optimizer, epochs, steps: ExponentialLR(optimizer, 0.01 ** (1 / (epochs * steps))),
+        lambda optimizer, epochs, steps: PolynomialLR(optimizer, total_iters=epochs * steps),
+        lambda optimizer, epochs, steps: LambdaLR(optimizer, lambda step: (1 + step) ** -0.5),
+        lambda optimizer, epochs, steps: SequentialLR(
+            optimizer, [LinearLR(optimizer, 0.1, total_iters=10), CosineAnnealingLR(optimizer, epochs * steps)], [10]
+        ),
     ],
 )
 def test_a_trial_leaves_optimiser_and_schedule_as_new(schedule: schedules.Schedule) -> None:
@@ -91,6 +121,37 @@ def test_a_trial_leaves_optimiser_and_schedule_as_new(schedule: schedules.Schedu
     assert tried.state_dict() == plain.state_dict()
 
 
+def test_the_rates_of_a_training_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lconvnet"):
+        scheduled(schedules.constant())
+        scheduled(lambda optimizer, epochs, steps: MultiStepLR(optimizer, [steps, 3 * steps]))
+    rates = "0.3 at first, 0.03 after a quarter, 0.03 after half, 0.003 after three quarters, 0.003 at last"
+    assert caplog.messages == [f"learning rate: {rates}"]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(200, 469), (200, 391), (10, 100), (90, 7)])
+def test_the_commonest_recipes_with_epochs_for_steps(epochs: int, steps: int) -> None:
+    """What torch's examples step once an epoch, stepped after every batch; in the right unit it is taken."""
+
+    def made(unit: int) -> Iterator[schedules.Schedule]:
+        yield lambda o, e, n: MultiStepLR(o, [e // 2 * unit, e * 3 // 4 * unit])
+        yield lambda o, e, n: CosineAnnealingLR(o, e * unit)
+
+    for schedule in made(1):
+        with pytest.raises(ValueError, match="for it is stepped after every optimiser step"):
+            made_scheduler(schedule, SGD(parameters(), lr=0.1), epochs, steps)
+    for schedule in made(steps):
+        made_scheduler(schedule, SGD(parameters(), lr=0.1), epochs, steps)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (2, 2), (1, 100), (3, 3), (50, 2)])
+def test_short_runs_may_have_any_usual_schedule(epochs: int, steps: int) -> None:
+    usual = [schedules.one_cycle(), schedules.exponential(), lambda o, e, n: CosineAnnealingLR(o, e * n)]
+    usual += [lambda o, e, n: CosineAnnealingWarmRestarts(o, max(1, n // 4))] if epochs == 1 else []
+    for schedule in usual:
+        made_scheduler(schedule, SGD(parameters(), lr=0.1), epochs, steps)
+
+
 OPTIMIZERS = [
     (Adam(parameters()), r"optimizer is one Adam: pass what makes one .*partial\(torch.optim.Adam, lr=1e-3\)"),
     ("adam", "optimizer is adam: pass what makes one"),
@@ -102,6 +163,9 @@ OPTIMIZERS = [
     (lambda: None, "takes no list of parameters"),
     (LBFGS, "optimizer makes one LBFGS, whose steps need a closure"),
     (partial(SGD, lr=0.0), "learning rate 0, which trains nothing"),
+    (partial(Adam, lr=1e-12), "learning rate 1e-12, which trains nothing"),
+    (partial(Adam, lr=1e9), r"learning rate 1e\+09, above 1e\+06"),
+    (partial(SGD, lr=0.1, maximize=True), "has maximize=True, which makes the loss larger"),
 ]
 
 
@@ -138,6 +202,10 @@ LOSSES = [
     (lambda logits: logits.mean(), r"cannot be computed \(.*takes 1 positional argument but 2 were given"),
     (lambda labels, logits: F.cross_entropy(logits, labels), "cannot be computed"),
     (nn.BCEWithLogitsLoss(), "cannot be computed"),
+    (lambda logits, labels: (logits * 0).sum(), "does not depend on the labels"),
+    (lambda logits, labels: logits.square().mean(), "does not depend on the labels"),
+    (lambda logits, labels: -F.cross_entropy(logits, labels), "is larger for right answers than for wrong ones"),
+    (nn.NLLLoss(), r"loss=NLLLoss\(\) falls without end where all logits of an image grow alike"),
     (Learned(), r"loss=Learned\(\) has parameters of its own, which nobody would train"),
 ]
 
@@ -149,7 +217,30 @@ def test_losses_that_cannot_be_used(loss: Any, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), F.cross_entropy, Hinge(0.5), OffsetCrossEntropy(0.5)])
+def contrast(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit against the others': below no bound, but not by what changes no answer."""
+    right = logits.gather(1, labels[:, None])[:, 0]
+    return ((logits.sum(1) - right) / (logits.shape[1] - 1) - right).mean()
+
+
+def squared(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    likely = logits.softmax(1).gather(1, labels[:, None])
+    return (-((1 - likely) ** 2) * likely.log()).mean()
+
+
+USABLE = [
+    *(nn.CrossEntropyLoss(), F.cross_entropy, nn.CrossEntropyLoss(torch.tensor([0.0, 1, 1, 1, 1]))),
+    *(nn.CrossEntropyLoss(label_smoothing=0.3), nn.MultiMarginLoss(), contrast, squared, focal),
+    *(Hinge(0.5), Hinge(1e-3), Hinge(1e3), OffsetCrossEntropy(0.5), OffsetCrossEntropy(0.5, temperature=1e-3)),
+    lambda logits, labels: F.nll_loss(logits.log_softmax(1), labels),
+]
+
+
+@pytest.mark.parametrize("loss", USABLE)
 def test_losses_that_can(loss: Any) -> None:
     require_loss(loss, torch.randn(1, 5), torch.tensor([3]))
 
@@ -163,6 +254,7 @@ def test_losses_that_can(loss: Any) -> None:
         ({"augment": lambda images: images}, "augment cannot be used .*unexpected keyword argument 'generator'"),
         ({"augment": lambda images, generator: images[:3]}, r"augment gives torch.float32 \(3, 1, 28, 28\) for images"),
         ({"augment": lambda images, generator: (images * 255).byte()}, "augment gives torch.uint8"),
+        ({"augment": lambda images, generator: images / 0}, "augment gives NaN or infinite pixels"),
         ({"select_eps": -1}, "select_eps=-1: must be a positive l2 radius"),
         ({"select_eps": "0.1"}, "select_eps='0.1': must be a positive l2 radius"),
         ({"eps": "0.1"}, "eps='0.1': must be one or more different positive l2 radii"),

@@ -232,7 +232,8 @@ def test_without_a_terminal_there_is_one_log_line_an_epoch(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="lconvnet"):
         train()
-    lines = [record.message for record in caplog.records if record.name == "lconvnet"]
+    rates, *lines = [record.message for record in caplog.records if record.name == "lconvnet"]
+    assert rates.startswith("learning rate: 0.0009624 at first, ")
     assert len(lines) == 2
     assert lines[0].startswith("epoch 1/2  loss ")
     assert "clean " in lines[0]

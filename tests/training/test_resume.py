@@ -239,7 +239,7 @@ def foreign(content: Any) -> Callable[[Path], None]:
         (foreign(Bomb()), "pickled code, which is never run"),
         (foreign({"state_dict": {}}), "no checkpoint of this package"),
         (foreign([1, 2]), "no checkpoint of this package"),
-        (foreign({"format": "lconvnet-checkpoint", "version": 99}), "version 99, this package reads 1"),
+        (foreign({"format": "lconvnet-checkpoint", "version": 99}), "version 99, this package reads 2"),
         (foreign({"format": "lconvnet-checkpoint", "version": 1}), "damaged checkpoint"),
     ],
 )
@@ -259,6 +259,37 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
         train(directory=tmp_path, resume=True)
     assert path.read_bytes() == before
     assert not (tmp_path / "exploded").exists()
+
+
+def make_older(path: Path) -> bytes:
+    """The checkpoint of a release in which equal settings meant other rates, as version 1 of it."""
+    torch.save(torch.load(path, weights_only=True) | {"version": 1}, path)
+    return path.read_bytes()
+
+
+def test_an_older_run_is_not_finished_at_other_learning_rates(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(loss=stop_after(signal.SIGTERM, 8), eps=0.3, directory=tmp_path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    older = make_older(path)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: is of an unfinished run of an older release, .*finish it"):
+        train(loss=stop_after(0, 0), eps=0.3, directory=tmp_path, resume=True)
+    assert path.read_bytes() == older
+    finished = train(directory=tmp_path / "finished")
+    make_older(tmp_path / "finished" / "checkpoints" / "last.ckpt")
+    assert train(directory=tmp_path / "finished", resume=True) == finished
+
+
+FACTS = [({"data": {"test": 0.2}}, {"data": {"test": 0.3}}), ({"from": {"file": "a"}}, {"from": {"file": "b"}})]
+
+
+@pytest.mark.parametrize(("before", "now"), FACTS)
+def test_facts_of_the_user_are_compared_whatever_they_are_called(
+    before: dict[str, Any], now: dict[str, Any], train: Train, tmp_path: Path
+) -> None:
+    train(directory=tmp_path, settings=before, epochs=1)
+    with pytest.raises(CheckpointError, match=r"was written with other settings \(settings\."):
+        train(directory=tmp_path, settings=now, epochs=1, resume=True)
 
 
 def test_results_without_their_checkpoint_are_not_overwritten(train: Train, tmp_path: Path) -> None:

@@ -111,3 +111,10 @@ def test_curve_shows_the_history():
     axes = training_curve(found).axes[0]
     assert axes.lines[0].get_xydata().tolist() == [list(point) for point in found.history]
     assert axes.lines[1].get_ydata()[0] == found.lower_bound
+
+
+def test_the_support_may_be_fractions(command, arrays):
+    code, _, err = command(*arrays, *QUICK, "--support", "0", "36/255")
+    assert code == 2 and "support=(0.0, 0.1411" in err  # read, and too narrow for these
+    code, _, err = command(*arrays, *QUICK, "--support", "0", "wide")
+    assert code == 2 and "wide" in err

@@ -159,6 +159,18 @@ def test_interrupted_and_resumed(tmp_path):
     assert quick(REAL, FAKE, critic=small(), directory=tmp_path, resume=True).to_dict() == whole.to_dict()
 
 
+def test_an_older_training_is_not_gone_on_with(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    whole = quick(REAL, FAKE, critic=small(), directory=tmp_path)
+    content = torch.load(path, weights_only=True)
+    del content["version"]  # releases before this one wrote none
+    torch.save(content, path)
+    assert quick(REAL, FAKE, critic=small(), directory=tmp_path, resume=True).to_dict() == whole.to_dict()
+    torch.save(content | {"values": content["values"][:5]}, path)
+    with pytest.raises(CheckpointError, match=r"is of an unfinished run of an older release"):
+        quick(REAL, FAKE, critic=small(), directory=tmp_path, resume=True)
+
+
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     path = os.pathsep.join([str(Path(lc.__file__).parents[1]), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -163,7 +163,7 @@ def show_generator(record: Record, folder: RunFolder, *, as_json: bool) -> None:
 def evaluate(folder: RunFolder, changes: Sequence[str], *, attacks: bool, as_json: bool, quiet: bool) -> None:
     """Evaluate a classifier or a critic, or tell how a generator was trained."""
     output.configure_logging(quiet)
-    experiment = load_any(folder.config, changes) if folder.config.exists() else None
+    experiment = load_any(folder.config, changes) if folder.is_configured else None
     if experiment is None or isinstance(experiment, Experiment):
         evaluate_classifier(folder, changes, attacks=attacks, as_json=as_json, quiet=quiet)
     else:
@@ -191,7 +191,7 @@ def evaluate_other(
 ) -> None:
     """Evaluate a classifier on images of another folder."""
     output.configure_logging(quiet)
-    if folder.config.exists() and not isinstance(load_any(folder.config), Experiment):
+    if folder.is_configured and not isinstance(load_any(folder.config), Experiment):
         raise ValueError(f"--data {name}: {folder.path} is not a classifier, so there are no accuracies to measure")
     with output.evaluation_progress(quiet) as report:
         found = evaluate_on(name, folder, changes, directory=data_dir, attacks=attacks, report=report)

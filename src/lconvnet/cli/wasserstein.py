@@ -20,7 +20,8 @@ from lconvnet.wasserstein.pictures import draw
 FEW = 1000  # held-out samples, below which an interval is called wide for want of them
 SIDE = "A folder of images, a .parquet or .npy file, a generator's .safetensors, or the name of a data set."
 Support = Annotated[
-    tuple[float, float] | None, typer.Option("--support", help="LOW HIGH that every value is known to lie between.")
+    tuple[str, str] | None,
+    typer.Option("--support", metavar="LOW HIGH", help="Numbers that every value is known to lie between."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for checkpoint, record.json, critic and pictures.")]
 
@@ -50,7 +51,7 @@ def wasserstein_command(
     optimizer = partial(RMSprop, lr=rate)
     found = wasserstein.estimate(
         distribution(real), distribution(fake), steps=steps, batch_size=batch_size, optimizer=optimizer, seed=seed,
-        confidence=confidence, support=support, directory=out, resume=resume, progress=not quiet,
+        confidence=confidence, support=_pair(support), directory=out, resume=resume, progress=not quiet,
     )  # fmt: skip
     files = [] if out is None else write(found, out)
     show(found, files, output.PlainConsole(stderr=as_json))
@@ -97,3 +98,7 @@ def interval(ends: tuple[float, float]) -> tuple[str, str]:
     """Six digits of the larger end of an interval, rounded outward."""
     digits = decimals(ends[1])
     return rounded_down(ends[0], digits), rounded_up(ends[1], digits)
+
+
+def _pair(texts: tuple[str, str] | None) -> tuple[float, float] | None:
+    return None if texts is None else (options.number(texts[0]), options.number(texts[1]))

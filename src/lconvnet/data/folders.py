@@ -14,12 +14,14 @@ Labelled = tuple[Path, str]
 """An image and its class."""
 
 
-def read_image_folder(tree: Tree) -> Source:
+def read_image_folder(tree: Tree, *, to_train: bool = True) -> Source:
     """Take the images of PART/CLASS, CLASS/PART or CLASS, each in the order of their paths; nothing is decoded yet.
 
-    A folder that is alone stands for what is in it. Raises `DataError` for a missing class level, an empty class
-    folder, parts beside classes, an image in a folder that is called another part than the one it would be in, several
-    classes that hold the same folders, and images whose own names say several parts.
+    A folder that is alone stands for what is in it. Only what is to be trained on needs a training part.
+
+    Raises `DataError` for a missing class level, an empty class folder, parts beside classes, an image in a folder that
+    is called another part than the one it would be in, several classes that hold the same folders, and images whose own
+    names say several parts.
     """
     top = _opened(tree, tree.root)
     names = tree.roles(top)
@@ -32,8 +34,12 @@ def read_image_folder(tree: Tree) -> Source:
     for role, images in roles.items():
         for path, name in images:
             _refuse_other_part(tree, path, role, name)
+    if to_train and "train" not in roles:
+        raise DataError(
+            f"{top} has {' and '.join(roles)} images, but no folder train: add train/<class>/<image> or <class>/train"
+        )
     called = {role: _called(tree, role, images) for role, images in roles.items()}
-    remarks = _remarks(tree, sum(map(len, roles.values())), called["train"])
+    remarks = _remarks(tree, sum(map(len, roles.values())), called.get("train", 0))
     return Source({role: _rows(images) for role, images in roles.items()}, remarks)
 
 
@@ -46,9 +52,6 @@ def _part_class(tree: Tree, top: Path, names: dict[str, str]) -> dict[str, list[
         if role in roles:
             raise DataError(f"{top} has two folders of {role} images, one is {folder.name!r}: merge them")
         roles[role] = list(_classes(tree, _opened(tree, folder, role)))
-    if "train" not in roles:
-        name = next(iter(names))
-        raise DataError(f"{top} has a folder {name} but no folder train: add {top / 'train'}/<class>/<image>")
     return roles
 
 
@@ -64,8 +67,6 @@ def _class_part(tree: Tree, top: Path) -> dict[str, list[Labelled]]:
             raise DataError(f"{folder} has two folders of one part, among {listed(names)}: merge them")
         for name, role in names.items():
             roles.setdefault(role, []).extend((path, folder.name) for path in tree.images(folder / name))
-    if not roles.get("train"):
-        raise DataError(f"{top} has {', '.join(roles)} images but none to train on: add <class>/train/<image>")
     return {role: images for role, images in roles.items() if images}
 
 

@@ -100,9 +100,9 @@ def load_labelled(
 ) -> tuple[Images, str]:
     """Return labelled images for a network that knows these classes and takes this shape `(C, H, W)`, and a note.
 
-    They are the test images of a named set, or of a folder or parquet file that has such a part, and all images of any
-    other. Classes are matched by name; channels are converted, and with `image_size` the size. Their order is seeded
-    and stratified.
+    They are the test images of a named set, or of a folder or parquet file that has such a part, perhaps alone, and all
+    images of any other. The note says which classes are missing. Classes are matched by name; channels are converted,
+    and with `image_size` the size. Their order is seeded and stratified.
 
     Raises:
         DataError: as `load`, and where the network has other classes, or another size of images.
@@ -113,11 +113,11 @@ def load_labelled(
             "'digits' are divided by a run's own options: evaluate the run itself, or name a folder of images"
         )
     path = locate(name, directory)
-    source = _read(path)
-    if "test" not in source.roles and len(source.roles) > 1:
+    source = _read(path, to_train=False)
+    if "test" not in source.roles and set(source.roles) != {"train"}:
         raise DataError(f"{path} has {' and '.join(source.roles)} images, none of them test: name a folder of classes")
-    rows = _named(source.roles.get("test", source.roles["train"]), NAMED[name][1] if name in NAMED else None)
-    _require_classes(rows, class_names, path)
+    rows = _named(source.roles.get("test") or source.roles["train"], NAMED[name][1] if name in NAMED else None)
+    missing = _missing(rows, class_names, path)
     decoded = decode(
         rows.cells,
         rows.origins,
@@ -129,16 +129,16 @@ def load_labelled(
     images = Images(
         decoded.images, encode(rows, class_names), len(class_names), path.resolve().stem, class_names, files
     )
-    note = "; ".join(filter(None, (_lossy(decoded.jpeg, {"": images}, False), *source.remarks)))
+    note = "; ".join(filter(None, (_lossy(decoded.jpeg, {"": images}, False), missing, *source.remarks)))
     return images.subset(stratified_order(images.labels, seed=_TEST_SEED)), note
 
 
-def _read(path: Path) -> Source:
+def _read(path: Path, *, to_train: bool = True) -> Source:
     """Rows of a parquet file, or of whatever a folder holds."""
     if path.is_file():
-        return read_parquet(path)
+        return read_parquet(path, to_train=to_train)
     tree = tree_of(path)
-    return read_parquet_folder(tree) if tree.parquet() else read_image_folder(tree)
+    return (read_parquet_folder if tree.parquet() else read_image_folder)(tree, to_train=to_train)
 
 
 def _classes(source: Source, name: str, path: Path) -> tuple[str, ...]:
@@ -164,13 +164,14 @@ def _at(names: tuple[str, ...], label: int) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 
-def _require_classes(rows: Rows, class_names: tuple[str, ...], path: Path) -> None:
-    """Raise `DataError` unless the images are of these classes, of all of them."""
+def _missing(rows: Rows, class_names: tuple[str, ...], path: Path) -> str:
+    """Say which of these classes no image is of; raise `DataError` where one is of another."""
     found = set(map(str, rows.labels))
     extra, missing = sorted(found - set(class_names)), [name for name in class_names if name not in found]
-    if extra or missing:
+    if extra:
         parts = (f"{what} {', '.join(names[:10])}" for what, names in (("also", extra), ("not", missing)) if names)
         raise DataError(f"{path} has other classes than the network: {', and '.join(parts)}; name them alike")
+    return f"no image of class {', '.join(map(repr, missing[:10]))}" if missing else ""
 
 
 def _embedded(options: Options) -> Splits:

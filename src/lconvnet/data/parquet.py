@@ -12,23 +12,30 @@ from lconvnet.data.tree import Tree
 from lconvnet.extras import require
 
 ROWS = 1024
+CELL, ROW = 8, 600  # bytes that a number takes at least, and a row of values of any length, a dictionary in Python
 OBJECTS = 6  # times a value of Arrow: what the number or the bytes take in Python
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 _SPLIT_COLUMNS = ("split", "part", "partition", "subset", "set", "phase", "usage")
 
 
-def read_parquet(file: Path) -> Source:
+def read_parquet(file: Path, *, to_train: bool = True) -> Source:
     """Read one file, whatever it is called; its rows may say their parts."""
-    return _source({file: ""}, file)
+    source = _source({file: ""})
+    if to_train and "train" not in source.roles:
+        raise DataError(f"{file} has no rows to train on, only of {' and '.join(source.roles)}: add some")
+    return source
 
 
-def read_parquet_folder(tree: Tree) -> Source:
+def read_parquet_folder(tree: Tree, *, to_train: bool = True) -> Source:
     """Read all parquet files of a folder, each of the part that its name, its folders or its rows say.
 
     Raises `DataError` for a missing shard or part, an unreadable file, missing or unusable columns, and where two parts
     are said at once, or only some files or rows say one.
     """
-    return _source({file: _part(file, tree) for file in tree.parquet()}, tree.root)
+    source = _source({file: _part(file, tree) for file in tree.parquet()})
+    if to_train and "train" not in source.roles:
+        raise DataError(f"{tree.root} has no train-*.parquet beside {tree.parquet()[0].name}: add the training images")
+    return source
 
 
 def _part(file: Path, tree: Tree) -> str:
@@ -39,7 +46,7 @@ def _part(file: Path, tree: Tree) -> str:
     return next(iter(said), "")
 
 
-def _source(parts: dict[Path, str], place: Path) -> Source:
+def _source(parts: dict[Path, str]) -> Source:
     by_role: dict[str, list[Path]] = {}
     for file, role in parts.items():
         by_role.setdefault(role, []).append(file)
@@ -56,8 +63,6 @@ def _source(parts: dict[Path, str], place: Path) -> Source:
             f"{rows[''][0].origins[0]} is neither train, validation nor test: rename its file train-*.parquet, or "
             "remove it"
         )
-    if not rows.keys() & {"", "train"}:
-        raise DataError(f"{place} has no train-*.parquet beside {next(iter(parts)).name}: add the training images")
     return Source({role or "train": _join(part) for role, part in rows.items()})
 
 
@@ -109,10 +114,13 @@ def _held(file: Path, opened: Any, columns: list[str] | None) -> Any:
     What its metadata says of sizes is its author's word, so values of any length are read one row at a time.
     """
     arrow, size = require("pyarrow", "data"), file.stat().st_size
-    groups = (opened.metadata.row_group(i).total_byte_size for i in range(opened.metadata.num_row_groups))
-    allowance.require(OBJECTS * sum(groups), size, str(file), DataError)
+    groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
     read = [field for field in opened.schema_arrow if columns is None or field.name in columns]
-    step = ROWS if all(arrow.types.is_primitive(field.type) for field in read) else 1
+    fixed = all(arrow.types.is_primitive(field.type) or arrow.types.is_null(field.type) for field in read)
+    step, least = (ROWS, CELL * len(read)) if fixed else (1, max(ROW, CELL * len(read)))
+    allowance.require(OBJECTS * sum(group.total_byte_size for group in groups), size, str(file), DataError)
+    count = sum(group.num_rows for group in groups)
+    allowance.require(least * count, size, f"{file} of {count} rows", DataError)
     chunks, rows, held = [], [], 0
     for batch in opened.iter_batches(batch_size=step, columns=columns):
         row = _spelled_out(arrow.Table.from_batches([batch]))

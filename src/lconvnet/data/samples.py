@@ -3,7 +3,7 @@
 Nothing here knows classes: an image folder may be flat, a parquet file may lack labels, an array may have any shape.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lconvnet.data.decoding import decode
 from lconvnet.data.errors import DataError
 from lconvnet.data.parquet import encoded_bytes, open_columns, roles_in
 from lconvnet.data.tree import SUFFIXES, Tree, tree_of
+from lconvnet.extras import require
 
 IMAGE_COLUMNS = ("image", "img")
 
@@ -102,7 +103,14 @@ def _numbers(file: Path, table: Any) -> np.ndarray:
             f"{', '.join(table.column_names) or 'nothing'}: keep those that make up a sample"
         ) from error
     for name, column in zip(table.column_names, table.columns, strict=True):
-        cells = column.to_pylist() if np.abs(values).max(initial=0) >= 2.0**53 else []  # of few files
-        if np.asarray(cells).dtype.kind in "iuO":
+        if any(value is not None and abs(value) >= 2**53 for value in _whole(column)):
             raise DataError(f"{file} has integers of 2^53 and more in {name}, which float64 does not hold: save .npy")
     return values.reshape(len(values), -1)
+
+
+def _whole(column: Any) -> Iterator[Any]:
+    """The values of a column that are not stored as floats, those of lists one by one."""
+    types, flat = require("pyarrow", "data").types, column.combine_chunks()
+    while types.is_nested(flat.type):
+        flat = flat.flatten()
+    return iter(() if types.is_floating(flat.type) else flat.to_pylist())

@@ -148,19 +148,20 @@ def remarks(splits: Splits) -> tuple[str, ...]:
     >>> remarks(Splits(pool, pool.subset([]), pool.subset([1]), "toy"))
     ('1 of 1 test images are in an earlier part, too', "no test image of class '0'")
     """
-    found, known = list[str](), set(_digests(splits.train))
+    found, known = list[str](), set(digests(splits.train))
     for role, part in (("validation", splits.validation), ("test", splits.test)):
-        digests = _digests(part)
-        if count := sum(digest in known for digest in digests):
+        own = digests(part)
+        if count := sum(digest in known for digest in own):
             found.append(f"{count} of {len(part)} {role} images are in an earlier part, too")
-        known.update(digests)
+        known.update(own)
     tested = set(splits.test.labels.tolist())
     missing = [repr(name) for label, name in enumerate(splits.class_names) if label not in tested]
     found += [f"no test image of class {', '.join(missing[:6])}"] if missing else []
     return tuple(found)
 
 
-def _digests(part: Images) -> list[bytes]:
+def digests(part: Images) -> list[bytes]:
+    """One short fingerprint an image, of its pixels."""
     return [hashlib.blake2b(image.data, digest_size=16).digest() for image in part.images.contiguous().numpy()]
 
 

@@ -10,6 +10,8 @@ from lconvnet.visible import walk
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
+READ = SUFFIXES | {".parquet"}
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -58,8 +60,8 @@ class Tree:
 def tree_of(root: Path) -> Tree:
     """List everything below `root`; links are followed.
 
-    Raises `DataError` for a folder that cannot be read, for one that links lead to twice, whose images would count
-    twice, or for ever, and for a link that leads to neither a file nor a folder.
+    Raises `DataError` for a folder that cannot be read, for one that links lead to twice, or for ever, for a file that
+    has two names there, links of either kind, for both would count, and for a link to neither a file nor a folder.
     """
 
     def unreadable(error: OSError) -> None:
@@ -67,14 +69,24 @@ def tree_of(root: Path) -> Tree:
 
     tree, known = Tree(root, {}, {}), dict[tuple[int, int], Path]()
     for folder, folders, files in walk(root, links=True, onerror=unreadable):
-        status = folder.stat()
-        first = known.setdefault((status.st_dev, status.st_ino), folder)
+        first = _first(known, folder)
         if first != folder or (folder.is_symlink() and folder.resolve() in root.resolve().parents):
             link = next((path for path in (folder, first) if path.is_symlink()), folder)
             raise DataError(f"{link} links to a folder that holds it or is read already: remove the link")
         tree.folders[folder] = folders
         tree.files[folder] = [file for file in files if _is_file(file)]
+        for file in tree.files[folder]:
+            if file.suffix.lower() in READ and (other := _first(known, file)) != file:
+                link = next((path for path in (file, other) if path.is_symlink()), None)
+                way = f"remove the link {link}" if link else "remove one of them"
+                raise DataError(f"{other} and {file} are one file, which would count twice: {way}")
     return tree
+
+
+def _first(known: dict[tuple[int, int], Path], path: Path) -> Path:
+    """The first path that led to the same folder or file."""
+    status = path.stat()
+    return known.setdefault((status.st_dev, status.st_ino), path)
 
 
 def _is_file(path: Path) -> bool:

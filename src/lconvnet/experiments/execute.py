@@ -27,7 +27,7 @@ from lconvnet.experiments.reading import parse_overrides
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
 from lconvnet.experiments.session import session
 from lconvnet.extras import require
-from lconvnet.training import CheckpointError, Record, fit, is_first_process, load_best, load_record
+from lconvnet.training import CheckpointError, Record, fit, is_first_process, is_started, load_best, load_record
 from lconvnet.training.settings import describe_splits
 
 logger = logging.getLogger("lconvnet")
@@ -101,7 +101,7 @@ def _require_stated(path: Path, experiment: Experiment) -> None:
     if other := RunFolder(path.parent).unlike(_stated(load(path)), _stated(experiment)):
         raise ValueError(
             f"{path} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
-            "own: lconvnet train CFG --out FOLDER --set ..., or change the file"
+            f"own: lconvnet train CFG --out FOLDER --set ...{'' if is_started(path.parent) else ', or change the file'}"
         )
 
 

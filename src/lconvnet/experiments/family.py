@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from lconvnet import atomic
+from lconvnet.data.rows import alike
 from lconvnet.experiments.loading import merge, parse_any
 from lconvnet.experiments.reading import Dumper, parse_overrides, read
 from lconvnet.experiments.run_folder import RunFolder
@@ -96,7 +97,21 @@ def _planned(templates: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
                     f"{run} is a run of {planned[run][0]} and of {template}; change a label in one of them"
                 )
             planned[run] = template, choice
+    _require_distinct(planned)
     return planned
+
+
+def _require_distinct(runs: Iterable[Path]) -> None:
+    """Raise ValueError for folders that differ in case or coding alone, which are one on some systems."""
+    known: dict[str, Path] = {}
+    for run in runs:
+        for place in (run, *run.parents):
+            if (other := known.setdefault(alike(str(place)), place)) == place:
+                continue
+            raise ValueError(
+                f"{other.name!a} and {place.name!a} below {place.parent} differ in case or coding alone, and are one "
+                "folder on some systems; change a label"
+            )
 
 
 def _expanded(template: Path) -> list[Choice]:

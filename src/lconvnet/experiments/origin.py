@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from lconvnet import atomic
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.loading import AnyExperiment, load_any, parse_any
 from lconvnet.experiments.run_folder import RunFolder, find_run, recorded_settings
 from lconvnet.gan import checkpoint as generators
-from lconvnet.training import is_started
+from lconvnet.training import is_first_process, is_started
 from lconvnet.training.checkpoint import load_weights, read_best, read_state
 from lconvnet.training.settings import describe_model, differences
 from lconvnet.wasserstein import checkpoint as critics
@@ -49,13 +50,27 @@ def begin_from(
                 f"{run.path} holds weights of other shapes ({other[0]}); --from takes a run of this network"
             )
         load_weights(network, dict(weights[section]), path)
+    if is_first_process():
+        atomic.write_json(_intent(folder), {"run": str(source)})  # for a kill before the first checkpoint
     return {"run": str(source), "file": path.name, **facts, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def require_source(source: Path | None, folder: RunFolder) -> None:
-    """Raise ValueError if no run exists to start from, before anything is written."""
-    if source and not is_started(folder.path):
+    """Raise ValueError, before anything is written, if no run exists to start from, or if a run that was to start from
+    another is begun without it."""
+    if is_started(folder.path):
+        return
+    if source:
         find_run(source)
+    elif _intent(folder).exists():
+        raise ValueError(
+            f"{folder.path} was stopped before its first checkpoint and was to start from the weights of another run; "
+            f"name it again with --from ({_intent(folder)} says which), or choose another folder with --out"
+        )
+
+
+def _intent(folder: RunFolder) -> Path:
+    return folder.path / "checkpoints" / "from.json"
 
 
 def _read(run: RunFolder, experiment: AnyExperiment) -> tuple[Path, Weights, dict[str, Any]]:
@@ -103,7 +118,7 @@ def _stated(run: RunFolder, settings: Mapping[str, Any]) -> AnyExperiment | None
     recorded = settings.get("settings") or {}
     if "model" in recorded:
         return parse_any(recorded)
-    return load_any(run.config) if run.config.exists() and not recorded else None
+    return load_any(run.config) if run.is_configured and not recorded else None
 
 
 def _shapes(weights: Mapping[str, Any], network: nn.Module) -> list[str]:

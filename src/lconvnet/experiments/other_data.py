@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from lconvnet import saving
+from lconvnet import atomic, saving
 from lconvnet.data import Images, Splits, load_labelled
+from lconvnet.data.sets import digests
 from lconvnet.experiments import robustness
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.execute import Evaluated, measure, own_images, saved_network, trained_experiment
@@ -59,7 +59,8 @@ def evaluate_on(
     about = {"data": f"all {len(images)} images of {images.name} ({name})", "note": "; ".join(notes)}
     about = {key: value for key, value in about.items() if value}
     place = _place(folder, images)
-    with session(place, "evaluate"):
+    folder.refuse_links()
+    with atomic.confined(folder.path), session(place, "evaluate"):
         return measure(trained, images, experiment, place, about, attacks=attacks, report=report)
 
 
@@ -75,16 +76,12 @@ def _trained_on(images: Images, experiment: Experiment, record: Record, folder: 
         return f"{unknown}: its weights were imported"
     try:
         own = own_images(experiment, folder)
-    except ValueError:
-        return f"{unknown}: the run's own images are not where they were"
+    except ValueError as error:
+        return f"{unknown}: {error}"
     seen = _seen(images, own)
     return f"{seen} of them are among the images that the run was trained on or chosen by" if seen else ""
 
 
 def _seen(images: Images, own: Splits) -> int:
-    known = {row for part in (own.train, own.validation) for row in _rows(part)}
-    return sum(row in known for row in _rows(images))
-
-
-def _rows(images: Images) -> list[Any]:
-    return [row.tobytes() for row in images.images.numpy()]
+    known = {digest for part in (own.train, own.validation) for digest in digests(part)}
+    return sum(digest in known for digest in digests(images))

@@ -18,6 +18,7 @@ from lconvnet.experiments.scalars import DECIMAL, plain
 
 MAXIMAL_BYTES = 1_000_000
 MAXIMAL_DEPTH = 20
+MAXIMAL_TOKENS = 40_000  # read in a second or two; the longest of the paper's templates has 300
 STARTS = (
     yaml.FlowSequenceStartToken,
     yaml.FlowMappingStartToken,
@@ -83,6 +84,8 @@ def read(path: Path) -> dict[str, Any]:
     """Return the nested values of a YAML file, unvalidated; ValueError where it is not a readable YAML mapping."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name the cfg.yaml in it")
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link that leads nowhere ({path.readlink()}); mend it, or name a cfg.yaml")
     if not path.is_file():
         raise ValueError(f"{path} does not exist; name a cfg.yaml such as runs/demo/cfg.yaml")
     if path.stat().st_size > MAXIMAL_BYTES:
@@ -150,12 +153,14 @@ def _parsed(text: str, loader: type[_Loader], source: str) -> Any:
 def _check_tokens(text: str, source: str) -> None:
     """Refuse aliases, which can grow without bound, deep nesting, on which the parser's time is quadratic, and tags."""
     depth = 0
-    for token in yaml.scan(text):
+    for number, token in enumerate(yaml.scan(text)):
         depth += isinstance(token, STARTS) - isinstance(token, ENDS)
         if isinstance(token, yaml.AliasToken):
             raise ValueError(f"{source} uses a YAML alias (*name); refer to another key with ${{key}} instead")
         if isinstance(token, yaml.TagToken):
             raise ValueError(f"{source} uses a YAML tag ({''.join(filter(None, token.value))}); leave it out")
+        if number > MAXIMAL_TOKENS:
+            raise ValueError(f"{source} has more than {MAXIMAL_TOKENS} keys, values and signs; it is no configuration")
         if depth > MAXIMAL_DEPTH:
             raise ValueError(f"{source} is nested deeper than {MAXIMAL_DEPTH} levels; it is no configuration")
 

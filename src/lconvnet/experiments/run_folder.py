@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ class RunFolder:
         return self.path / "cfg.yaml"
 
     @property
+    def is_configured(self) -> bool:
+        """Whether there is a cfg.yaml, which as a link may lead nowhere."""
+        return self.config.exists() or self.config.is_symlink()
+
+    @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
 
@@ -79,10 +85,12 @@ class RunFolder:
         return self.path / "evidence"
 
     def refuse_links(self) -> None:
-        """Raise ValueError where what a run writes would land in another folder."""
-        logs = ("logs/sessions.jsonl", "logs/output.log", "logs/timing.jsonl", "logs/tensorboard")
-        written = ("checkpoints", "evaluation", "evidence", *logs)
-        atomic.refuse_links(self.path, *(self.path / name for name in written))
+        """Raise ValueError where what a run writes would land in another folder, before any work is done."""
+        written = ("checkpoints", "logs", "evaluation", "evidence", "samples", "other-data")
+        for place in (self.path / name for name in written):
+            atomic.refuse_links(self.path, place)
+            for above, folders, files in os.walk(place):
+                atomic.refuse_links(place, *(Path(above) / name for name in (*folders, *files)))
 
     def refuse_if_used(self) -> None:
         """Raise ValueError where a run has left something: a new run must not replace it."""
@@ -124,13 +132,14 @@ class RunFolder:
     def unlike(self, stated: dict[str, Any], asked: dict[str, Any]) -> list[str]:
         """Return what differs between configurations of this run; once it has begun the names of its images may, for
         their fingerprints are compared."""
-        comparable = identity if is_started(self.path) else dict
-        return list(differences(comparable(stated), comparable(asked)))
+        both = ({"settings": one} for one in (stated, asked))
+        old, new = (identity(one) if is_started(self.path) else one for one in both)
+        return list(differences(old["settings"], new["settings"]))
 
     def keep_config(self, experiment: Experiment) -> None:
         """Write the complete configuration where there is none; raise ValueError where there is another
         one."""
-        if not self.config.exists():
+        if not self.is_configured:
             atomic.write_text(self.config, dump(experiment))
         elif other := self.unlike(settings(load(self.config)), settings(experiment)):
             raise ValueError(
@@ -143,15 +152,16 @@ class RunFolder:
 
         `outside` are the keys that may differ.
         """
-        if not self.config.exists():
+        if not self.is_configured:
             atomic.write_text(self.config, dump(experiment))
             return
         both = (load_any(self.config), experiment)
         stated, asked = (one.model_dump(mode="json", exclude=dict(outside)) for one in both)
         if other := self.unlike(stated, asked):
+            change = "" if is_started(self.path) else ", or change the file"  # what a run is made by is fixed
             raise ValueError(
                 f"{self.config} states another experiment than asked for ({'; '.join(other[:5])}); choose an empty "
-                "folder with --out, or change the file"
+                f"folder with --out{change}"
             )
 
     def write_model(self, data: bytes) -> None:
@@ -205,7 +215,7 @@ def recorded_settings(folder: RunFolder) -> dict[str, Any]:
 
 def evaluation_values(folder: RunFolder) -> dict[str, Any]:
     """Return what a run's cfg.yaml says of evaluation and of where the data lie, unvalidated."""
-    if not folder.config.exists():
+    if not folder.is_configured:
         return {}
     values = merge(read(folder.config))
     found = {"evaluation": values["evaluation"]} if "evaluation" in values else {}

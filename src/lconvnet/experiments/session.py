@@ -51,7 +51,7 @@ def session(folder: RunFolder, task: str) -> Iterator[None]:
     """
     folder.refuse_links()
     atomic.append_text(folder.sessions, "")
-    with _exclusively(folder):
+    with atomic.confined(folder.path), _exclusively(folder):
         started = time.perf_counter()
         _append(folder, {"event": "start", "task": task, "time": _now(), **_circumstances()})
         outcome, error = "killed", ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from lconvnet.gan.record import Record
 from lconvnet.training import CheckpointError
-from lconvnet.training.checkpoint import read_state, write_state
+from lconvnet.training.checkpoint import VERSION, read_state, write_state
 
 FORMAT = "lconvnet-gan-checkpoint-1"
 STATES = ("generator", "critic", "generator_optimizer", "critic_optimizer")
@@ -34,6 +34,7 @@ class Checkpoint:
     progress: Progress
     record: Record
     states: dict[str, dict[str, Any]]
+    version: int = VERSION
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -59,4 +60,4 @@ def _parse(content: dict[str, Any]) -> Checkpoint:
         raise ValueError(f"{progress}")
     if progress.epoch != len(record.epochs) or progress.step < 0:
         raise ValueError(f"{progress}, {len(record.epochs)} epochs recorded")
-    return Checkpoint(progress, record, {name: dict(content[name]) for name in STATES})
+    return Checkpoint(progress, record, {name: dict(content[name]) for name in STATES}, content["version"])

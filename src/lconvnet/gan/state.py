@@ -28,7 +28,7 @@ from lconvnet.gan.record import Epoch, Record
 from lconvnet.gan.streams import generated, latents
 from lconvnet.models import DCGANGenerator
 from lconvnet.training import CheckpointError, Diverged
-from lconvnet.training.checkpoint import load_weights, require_same_settings
+from lconvnet.training.checkpoint import load_weights, require_resumable, require_same_settings
 from lconvnet.training.folder import RunFolder
 from lconvnet.training.settings import differences
 from lconvnet.training.state import first_not_finite
@@ -133,6 +133,7 @@ def restore(run: Run) -> None:
         return
     saved = checkpoints.load(run.folder.last)
     _require_this_run(saved.record, run, run.folder.last)
+    require_resumable(run.folder.last, saved.version, finished=saved.progress.epoch == run.plan.epochs)
     load_weights(run.generator, saved.states["generator"], run.folder.last)
     load_weights(run.critic, saved.states["critic"], run.folder.last)
     try:

@@ -77,7 +77,7 @@ def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
     if not path.exists():
         return
     folder = RunFolder(path if path.is_dir() else path.parent)
-    if path.is_file() and not folder.config.exists() and _checkpoints(folder.path):
+    if path.is_file() and not folder.is_configured and _checkpoints(folder.path):
         raise ValueError(f"{path} is not named cfg.yaml, as it must be in place; or lconvnet import {path} NEW")
     if not folder.config.is_file() or (_is_recorded(folder) and not _is_half_done(folder)):
         return
@@ -106,7 +106,7 @@ def _adopt(folder: RunFolder) -> None:
 
 
 def _keep_config(folder: RunFolder, experiment: Experiment | WassersteinExperiment) -> None:
-    if not folder.config.exists():
+    if not folder.is_configured:
         atomic.write_text(folder.config, dump(experiment))
     elif load_any(folder.config) != experiment:
         raise ValueError(

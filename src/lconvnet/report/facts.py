@@ -83,7 +83,7 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
 def specification(folder: Path) -> AnyExperiment | None:
     """Return the experiment that record.json, or else cfg.yaml, says was trained; None where neither does."""
     run, record = RunFolder(folder), folder / "record.json"
-    values = read(run.config) if run.config.exists() else {ORIGINALS_KEY: None}
+    values = read(run.config) if run.is_configured else {ORIGINALS_KEY: None}
     if "task" not in values and record.exists() and _recorded(record):
         found = trained_experiment(run)
         name = load_record(folder).settings["settings"].get("data", {}).get("name", found.data.name)

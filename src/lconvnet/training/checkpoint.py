@@ -16,7 +16,7 @@ from lconvnet.training.record import Record
 from lconvnet.training.settings import differences, identity
 
 FORMAT = "lconvnet-checkpoint"
-VERSION = 1
+VERSION = 2  # in 1 equal settings meant other learning rates, projections and frozen biases
 LONGER = (
     "the learning rates of a run are made for its length: to train for longer, start a new run from its weights in "
     "another folder, after load_best(model, RUN), on the command line lconvnet train CFG --from RUN --out NEW"
@@ -53,7 +53,6 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically. Raises `atomic.WriteError`; the previous one then still stands."""
     content = {
         "format": FORMAT,
-        "version": VERSION,
         "progress": asdict(checkpoint.progress),
         "record": json.dumps(checkpoint.record.to_dict(), allow_nan=False),
         "model": dict(checkpoint.model),
@@ -66,14 +65,14 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 def write_state(path: Path, content: dict[str, Any]) -> None:
     """Write what `read_state` reads, atomically. Raises `atomic.WriteError`; the previous file then still stands."""
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save({"version": VERSION, **content}, buffer)
     atomic.write_bytes(path, buffer.getvalue())
 
 
 def read_state(path: Path, form: str, what: str = "this package") -> dict[str, Any]:
     """Read the dictionary with this "format" onto the CPU by torch's weights-only reader, which refuses pickled code.
 
-    Raises `CheckpointError` for any other file, as no checkpoint of `what`.
+    Raises `CheckpointError` for any other file, as no checkpoint of `what`, and for a newer version.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -84,7 +83,21 @@ def read_state(path: Path, form: str, what: str = "this package") -> dict[str, A
         ) from error
     if not isinstance(content, dict) or content.get("format") != form:
         raise CheckpointError(f"{path}: a torch file, but no checkpoint of {what}; start in another folder")
+    if content.setdefault("version", 1) not in (1, VERSION):
+        raise CheckpointError(
+            f"{path}: checkpoint version {content['version']!r}, this package reads {VERSION}; "
+            "continue with the release that wrote it"
+        )
     return content
+
+
+def require_resumable(path: Path, version: int, *, finished: bool) -> None:
+    """Raise `CheckpointError` where training would go on otherwise than it began; what is finished trains no more."""
+    if version != VERSION and not finished:
+        raise CheckpointError(
+            f"{path}: is of an unfinished run of an older release, where the same settings meant other learning rates, "
+            "projections or frozen biases; finish it with that release, or start anew in another folder"
+        )
 
 
 def require_same_settings(path: Path, saved: Any, asked: Any) -> None:
@@ -102,14 +115,15 @@ def require_same_settings(path: Path, saved: Any, asked: Any) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Raises `CheckpointError` for everything that `save` did not write whole."""
+    """Read a checkpoint onto the CPU, to go on from.
+
+    Raises `CheckpointError` for everything that `save` did not write whole, and for an unfinished run of an older
+    version.
+    """
     content = read_state(path, FORMAT)
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: checkpoint version {content.get('version')!r}, this package reads {VERSION}; "
-            "continue with the release that wrote it"
-        )
-    return _parse(path, content)
+    saved = _parse(path, content)
+    require_resumable(path, content["version"], finished=saved.record.finished)
+    return saved
 
 
 def _parse(path: Path, content: dict[str, Any]) -> Checkpoint:

@@ -5,22 +5,31 @@ nothing: torch's `CosineAnnealingLR` would take the number of epochs for its per
 """
 
 import copy
+import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lconvnet.training.schedules import Schedule
+from lconvnet.training.processes import is_first_process
+from lconvnet.training.schedules import Exponential, Schedule
 from lconvnet.training.state import Loss
 
+logger = logging.getLogger("lconvnet")
+
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-VANISHED = 1e-6  # of the peak: at such a rate float32 weights of order 1 hardly move
+VANISHED = 1e-4  # of the peak, for half of the steps: the paper's schedule is at 0.02 there, and ends at 5e-4
+COARSE = 20  # levels of a rate between 0 and its peak, as which it swings
+FEW = 10  # steps or swings, of which nothing is said
+LEAST, MOST = 1e-10, 1e6  # float32 weights of order 1 do not move below, and keep none of their digits above
 
 _OPTIMIZER = "pass what makes one from a list of parameters, such as partial(torch.optim.Adam, lr=1e-3)"
 _SCHEDULE = (
@@ -52,16 +61,25 @@ def made_optimizer(make: MakeOptimizer, parameters: list[nn.Parameter], name: st
             f"{name} leaves out {len(given - taken)} of the {len(given)} trainable parameters and has "
             f"{len(taken - given)} others: {_OPTIMIZER}; what is not to be trained, freeze with requires_grad_(False)"
         )
-    if not any(group.get("lr") is None or float(group["lr"]) > 0 for group in optimizer.param_groups):
-        raise ValueError(f"{name} has the learning rate 0, which trains nothing: give it a positive lr")
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(f"{name} has maximize=True, which makes the loss larger: leave it out")
+    _require_size([float(group.get("lr") or 0) for group in optimizer.param_groups], name)
     return optimizer
+
+
+def _require_size(rates: Iterable[float], name: str) -> None:
+    if not (peak := max(rates)) <= MOST:
+        raise ValueError(f"{name} has the learning rate {peak:.4g}, above {MOST:g}, which trains no weight: lower it")
+    if peak < LEAST:
+        raise ValueError(f"{name} has the learning rate {peak:.4g}, which trains nothing: give it a positive lr, 1e-3")
 
 
 def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
     """Return the scheduler, tried on a copy of the optimiser's options to the last step.
 
     Raises `ValueError` for torch's classes and schedulers, which take other arguments, for one that fails before the
-    end, and for rates that are not numbers or vanish for half of the steps.
+    end, and for rates that are not numbers, train nothing, vanish for half of the steps, or take epochs for steps.
+    Logs the rates of a schedule that changes them.
 
     >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     >>> made_scheduler(torch.optim.lr_scheduler.StepLR, optimizer, 3, 100)
@@ -75,7 +93,13 @@ def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_
         raise ValueError(f"schedule is {_kind(schedule)}: {_SCHEDULE}")
     trial = copy.copy(optimizer)
     trial.param_groups = [{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
-    _require_rates(list(_rates(_scheduler(schedule, trial, epochs, steps_per_epoch), epochs * steps_per_epoch)))
+    tried = _scheduler(schedule, trial, epochs, steps_per_epoch)
+    rates = list(_rates(tried, epochs * steps_per_epoch))
+    _require_rates(rates)
+    if why := _takes_epochs_for_steps(tried, rates, epochs, steps_per_epoch):
+        raise ValueError(f"schedule {why}, for it is stepped after every optimiser step: {_SCHEDULE}")
+    if is_first_process() and min(rates) < max(rates):
+        logger.info("learning rate: %s", _told(rates))
     return _scheduler(schedule, optimizer, epochs, steps_per_epoch)
 
 
@@ -83,7 +107,9 @@ def _scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_per_
     try:
         scheduler = schedule(optimizer, epochs, steps_per_epoch)
     except TypeError as error:
-        raise ValueError(f"schedule={_kind(schedule)} cannot be made ({_line(error)}): {_SCHEDULE}") from error
+        own = getattr(schedule, "__module__", "") == Exponential.__module__ and getattr(schedule, "__name__", "")
+        way_out = f"call it, {own}()" if own else _SCHEDULE
+        raise ValueError(f"schedule={_kind(schedule)} cannot be made ({_line(error)}): {way_out}") from error
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError(
             f"schedule makes {_kind(scheduler)}, not a torch LRScheduler that needs no metric: {_SCHEDULE}"
@@ -111,6 +137,7 @@ def _require_rates(rates: list[float]) -> None:
     if wrong := [(step, rate) for step, rate in enumerate(rates, 1) if not 0 <= rate < math.inf]:
         step, rate = wrong[0]
         raise ValueError(f"schedule gives step {step} the learning rate {rate:.4g}: {_SCHEDULE}")
+    _require_size(rates, "schedule")
     median = sorted(rates)[len(rates) // 2]
     if median <= VANISHED * max(rates):
         raise ValueError(
@@ -119,8 +146,50 @@ def _require_rates(rates: list[float]) -> None:
         )
 
 
+def _takes_epochs_for_steps(scheduler: LRScheduler, rates: list[float], epochs: int, steps_per_epoch: int) -> str:
+    """What shows that epochs are taken for steps; "" where nothing does.
+
+    Torch's milestones and periods are numbers of calls, and in its examples an epoch makes one.
+    """
+    changes = [step for step, (one, other) in enumerate(pairwise(rates), 1) if one != other]
+    early = changes and changes[-1] <= epochs and len(rates) - changes[-1] > max(FEW, len(rates) // 2)
+    if early and rates[-1] < rates[0] and any(step % steps_per_epoch for step in changes):
+        return f"lowers the learning rate for the last time at step {changes[-1]} of {len(rates)}"
+    periods = {getattr(part, name, None) for part in _parts(scheduler) for name in ("T_max", "T_0")}
+    if epochs > 1 and epochs % steps_per_epoch and epochs in periods:
+        return f"has a period of {epochs} steps, as many as there are epochs"
+    peak = max(rates)
+    levels = [round(COARSE * rate / peak) for rate in rates]
+    moves = [other > one for one, other in pairwise(levels) if one != other]
+    if (swings := sum(up and not on for up, on in pairwise(moves))) > max(FEW, epochs):
+        return f"raises and lowers the learning rate {swings} times in {epochs} epochs"
+    return ""
+
+
+def _parts(scheduler: Any) -> Iterator[Any]:
+    """A scheduler and those that it is made of."""
+    yield scheduler
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield from _parts(part)
+
+
+def _told(rates: list[float]) -> str:
+    """The rates of a training in words.
+
+    >>> _told([4.0, 3.0, 2.0, 1.0, 0.5])
+    '4 at first, 3 after a quarter, 2 after half, 1 after three quarters, 0.5 at last'
+    """
+    places = ("at first", "after a quarter", "after half", "after three quarters", "at last")
+    last = len(rates) - 1
+    return ", ".join(f"{rates[round(i * last / 4)]:.4g} {place}" for i, place in enumerate(places))
+
+
 def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
-    """Raise `ValueError` unless the loss of logits `(B, C)` and labels `(B,)` is a mean that can be differentiated.
+    """Raise `ValueError` unless the loss of logits `(B, C)` and labels `(B,)` is a mean that can be differentiated, and
+    that is lowest for right answers.
+
+    What no labels change is refused, what prefers wrong answers, and what falls for ever where all logits of an image
+    grow alike, which changes no answer.
 
     >>> require_loss(nn.CrossEntropyLoss(reduction="sum"), torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     Traceback (most recent call last):
@@ -130,21 +199,49 @@ def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"loss is {_kind(loss)}: {_LOSS}")
     if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
         raise ValueError(f"loss={_kind(loss)} has parameters of its own, which nobody would train: {_LOSS}")
-    values = [_value(loss, logits.detach().repeat(times, 1), labels.repeat(times)) for times in (1, 2)]
-    once, twice = values
+    values = [_evaluated(loss, logits.repeat(times, 1), labels.repeat(times))[0] for times in (1, 2)]
+    once, twice = map(float, values)
     if once and abs(twice - 2 * once) <= 1e-3 * abs(once):
         raise ValueError(f"loss={_kind(loss)} adds up the images of a batch: {_LOSS}")
+    if logits.shape[1] > 1 and (why := _trains_wrongly(partial(_evaluated, loss), logits)):
+        raise ValueError(f"loss={_kind(loss)} {why}: {_LOSS}")
 
 
-def _value(loss: Loss, logits: Tensor, labels: Tensor) -> float:
+def _trains_wrongly(loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], like: Tensor) -> str:
+    """What is wrong with a loss, by its values and gradients for logits of two images of two classes; "" if nothing.
+
+    Each fault must show for every choice of labels, so that nothing is refused that is only unusual.
+    """
+    draws = torch.Generator().manual_seed(0)
+    pair = torch.tensor([0, 1], device=like.device)
+    labels = [pair, pair.flip(0), pair[[0, 0]], pair[[1, 1]]]
+    logits = [scale * torch.randn(2, like.shape[1], generator=draws).to(like) for scale in (1.0, 1.0, 10.0)]
+    found = [[loss(one, each)[1] for each in labels] for one in logits]
+    if all(torch.equal(gradient, row[0]) for row in found for gradient in row):
+        return "does not depend on the labels"
+    answers = [(each, scale * one_hot(each, like.shape[1]).to(like)) for scale in (1, 10) for each in labels[:2]]
+    if all(loss(right, each)[0] > loss(right.flip(0), each)[0] for each, right in answers):
+        return "is larger for right answers than for wrong ones"
+    for far in (1e3, -1e3):
+        values = torch.stack([loss(logits[0] + shift, each)[0] for each in labels for shift in (0, far, 2 * far)])
+        start, middle, end = values.reshape(-1, 3).unbind(1)
+        if bool(((middle < start - 1) & (end - start < 1.9 * (middle - start)) & end.isfinite()).all()):
+            return "falls without end where all logits of an image grow alike"
+    return ""
+
+
+def _evaluated(loss: Loss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A loss and its gradient for the logits."""
+    logits = logits.detach().requires_grad_()
     try:
-        value = loss(logits.requires_grad_(), labels)
+        value = loss(logits, labels)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ValueError(f"loss={_kind(loss)} cannot be computed ({_line(error)}): {_LOSS}") from error
     if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point() or not value.requires_grad:
         found = f"Tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"loss={_kind(loss)} gives no scalar with a gradient but {found}: {_LOSS}")
-    return float(value.detach())
+    (gradient,) = torch.autograd.grad(value, logits, allow_unused=True, materialize_grads=True)
+    return value.detach(), gradient
 
 
 def _line(error: Exception) -> str:

@@ -100,7 +100,8 @@ def fit(
         progress: a bar on standard error, where that is a terminal; otherwise one line an epoch in the log `lconvnet`.
         tensorboard: curves and histograms of singular values, where TensorBoard is installed.
         on_epoch: called with every finished `Epoch`.
-        settings: further JSON-able facts for the record; a resume insists that they are the same.
+        settings: further JSON-able facts for the record; a resume insists that they are the same, but for the name of
+            its images (`data.name`), which may move.
         origin: JSON-able facts on where the initial weights came from, for the record (`from`); a resume, which needs
             none of them, may leave it out.
 

@@ -103,6 +103,8 @@ def _augmented(augment: Augment, images: Tensor, draws: torch.Generator) -> Tens
     if not isinstance(found, Tensor) or found.shape != images.shape or not found.is_floating_point():
         kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"augment gives {kind} for images {tuple(images.shape)}, not as many of that shape: {wanted}")
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"augment gives NaN or infinite pixels: {wanted}")
     return found
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -14,11 +15,15 @@ from torch.optim import Optimizer
 
 from lconvnet.data import Images, Splits
 
-OUTSIDE: Mapping[str, tuple[str, ...]] = {
-    "": ("generated",),
-    "data": ("name", "note", "test"),
-    "from": ("file", "epoch", "sha256"),
-}
+Place = tuple[str, ...]
+OUTSIDE: frozenset[Place] = frozenset(
+    {
+        *(("data", name) for name in ("name", "note", "test")),
+        *(("from", name) for name in ("file", "epoch", "sha256")),
+        ("settings", "data", "name"),  # of a configuration
+        ("settings", "generated"),  # where the samples of an estimate lie
+    }
+)
 
 
 def describe(value: Any) -> Any:
@@ -101,17 +106,19 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def identity(settings: Any, section: str = "") -> Any:
+def identity(settings: Any, place: Place = ()) -> Any:
     """What two settings of one training agree in: all but where its images lie and what they are called, the test
     images, which it never sees, and facts on its first weights. Which images they are, their fingerprints tell.
 
-    >>> identity({"seed": 0, "data": {"name": "flowers", "sha256": "1f"}, "from": {"run": "old", "sha256": "2e"}})
-    {'seed': 0, 'data': {'sha256': '1f'}, 'from': {'run': 'old'}}
+    >>> identity({"seed": 0, "data": {"name": "flowers", "sha256": "1f"}, "from": {"run": "/a/../old", "epoch": 3}})
+    {'seed': 0, 'data': {'sha256': '1f'}, 'from': {'run': '/old'}}
     """
+    if place == ("from", "run") and isinstance(settings, str):
+        return os.path.realpath(settings)
     if not isinstance(settings, Mapping):
         return settings
-    left_out = OUTSIDE.get(section, ())
-    return {key: identity(value, key) for key, value in settings.items() if key not in left_out}
+    places = {key: (*place, key) for key in settings}
+    return {key: identity(settings[key], at) for key, at in places.items() if at not in OUTSIDE}
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
