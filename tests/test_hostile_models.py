@@ -63,13 +63,36 @@ LARGE = {
         layer("nearest-upsampling", "n", factor=256),
         layer("concat", "c", branches=[[layer("identity", "i")] for _ in range(1024)]),
     ],
+    "patches of a transposed one": [
+        layer("nearest-upsampling", "n", factor=512),
+        layer(
+            "conv-transpose2d",
+            "c",
+            in_channels=1,
+            out_channels=1,
+            kernel_size=[63, 63],
+            stride=[1, 1],
+            padding=[31, 31],
+            output_padding=[0, 0],
+            dilation=[1, 1],
+            groups=1,
+            bias=False,
+        ),
+    ],
+    "circular pads": [
+        layer("nearest-upsampling", "n", factor=1024),
+        conv("c", 1, 1, 63, padding=1024) | {"padding_mode": "circular", "stride": [1024, 1024]},
+    ],
+    "indices": [layer("nearest-upsampling", f"n{i}", factor=f) for i, f in enumerate((1024, 3))]
+    + [layer("fullsort", "s", dim=3)],
     "patches": [layer("nearest-upsampling", "n", factor=512), conv("c", 1, 1, 63, padding=31)],
 }
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_model_whose_image_grows_is_refused_by_load(tmp_path, name):
-    path = hostile(tmp_path, LARGE[name], {"c": torch.ones(1, 1, 63, 63)} if name == "patches" else {})
+    named = any(entry["name"] == "c" and "kernel_size" in entry for entry in LARGE[name])
+    path = hostile(tmp_path, LARGE[name], {"c": torch.ones(1, 1, 63, 63)} if named else {})
 
     def refused():
         with pytest.raises(ValueError, match=r"an image of shape \(1, 1, 1\) in it would take .* LCONVNET_MEMORY="):

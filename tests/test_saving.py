@@ -428,6 +428,65 @@ def test_forged_names_are_refused_at_every_depth(change, line, path):
         load(path)
 
 
+class Rated(nn.Module):
+    """A class with data, a method and a property of its own."""
+
+    rate = 2
+
+    def __init__(self):
+        super().__init__()
+        self.rate = 3
+
+    @property
+    def twice(self):
+        return 2 * self.rate
+
+    def forward(self, x):
+        return self.scaled(x)
+
+    def scaled(self, x):
+        return x / self.twice
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["forward", "scaled", "twice", "named_children", "__call__", "_call_impl", "_compiled_call_impl", "_forward_hooks"],
+)
+def test_an_attribute_of_a_file_hides_no_method(name, path):
+    network, x = nn.Sequential(Rated()).eval(), torch.rand(2, 4)
+    save(network, path, input_shape=VECTORS, classes=[Rated])
+    assert torch.equal(load(path, classes=[Rated])(x), network(x))
+    description = json.loads(describe(path).model_dump_json())
+    assert description["architecture"][0]["attributes"] == {"rate": 3}
+    description["architecture"][0]["attributes"][name] = 3
+    atomic.write_safetensors(path, {}, metadata=json.dumps(description))
+    with pytest.raises(ValueError, match=rf"{name}'?.* (hides a method|is an attribute of every module)"):
+        load(path, classes=[Rated])
+
+
+class Valued(nn.Module):
+    """A forward pass that depends on values, and a rule that knows it."""
+
+    def forward(self, x):
+        return x * (float(x.detach().sum()) > 0)
+
+
+def test_a_forward_pass_that_shapes_do_not_tell(path):
+    register_rule(Valued, lambda operation, method: LayerBound(operation.name, 1.0, None, "own"))
+    try:
+        network = nn.Sequential(Valued()).eval()
+        with pytest.raises(ValueError, match=r"depends on values, .*: leave input_shape out"):
+            save(network, path, input_shape=VECTORS)
+        save(network, path)
+        load(path)
+        description = json.loads(describe(path).model_dump_json())
+        atomic.write_safetensors(path, {}, metadata=json.dumps(description | {"input_shape": [4]}))
+        with pytest.raises(ValueError, match=r"takes memory that shapes do not tell: .*meta"):
+            load(path)
+    finally:
+        del RULES[Valued]
+
+
 def test_the_advice_is_never_what_was_just_done(path):
     with pytest.raises(ValueError, match=r"layer '0' is a Softmax; build the network from Abs"):
         save(bake(nn.Sequential(nn.Softmax(1))), path, bound=lipschitz_bound(nn.Sequential(nn.Flatten())))

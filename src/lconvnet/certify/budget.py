@@ -18,7 +18,6 @@ from lconvnet.bounds.graph import Graph
 from lconvnet.ops.norms import row_norms
 from lconvnet.ops.residual import to_float64
 
-
 PAIR = 80
 """Bytes that a pair of classes takes in all that is computed of it."""
 
@@ -72,9 +71,9 @@ def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: tor
     reach = _reach(whole.peak, arithmetic)
     if end.operation != "Linear":
         root = math.sqrt(2) * INFLATION
-        everywhere = torch.ones(classes, dtype=torch.float64)
-        slope, offset = everywhere * whole.error.slope * root, everywhere * whole.error.offset * root
-        return Budget(Pairs(lambda _: slope, classes), Pairs(lambda _: offset, classes), reach)
+        ones = torch.ones(classes, dtype=torch.float64)
+        slopes, offsets = ones * whole.error.slope * root, ones * whole.error.offset * root
+        return Budget(Pairs(lambda _: slopes, classes), Pairs(lambda _: offsets, classes), reach)
     body = stored[end.inputs[0]]
     W, bias = to_float64(tensors[end.tensors["weight"]]), end.tensors.get("bias")
     b = W.new_zeros(len(W)) if bias is None else tensors[bias].detach().cpu().double().abs()

@@ -130,6 +130,11 @@ def encode(
         raise ValueError(f"network cannot be saved: {_problem(error)}") from None
     except PydanticSerializationError as error:
         raise ValueError(f"network cannot be saved: its class_names or notes are not text in UTF-8 ({error})") from None
+    if shape is not None and outputs(network, shape) is None:
+        raise ValueError(
+            f"network cannot be saved: what it makes of an image of shape {shape} depends on values, so nobody could "
+            "tell how much memory it takes: leave input_shape out"
+        )
     _check_names("network", network, description)
     tensors = {name: tensor.detach() for name, tensor in tensors_of(network).items()}
     read = _built("network", _parse("network", metadata), classes)
@@ -183,7 +188,8 @@ def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Seq
 
     `classes` are those of your own that the file may hold: it never imports one. Raises ValueError for a file that is
     missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given, and where one image
-    of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`).
+    of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`). Of a file
+    without `input_shape` only its weights are counted.
     """
     description, tensors = _read(Path(path))
     network = _filled(str(path), _built(str(path), description, classes), tensors)
