@@ -15,7 +15,10 @@ from lconvnet.bounds import LayerBound
 from lconvnet.bounds.rules import RULES
 from lconvnet.certify.files import documents
 from lconvnet.importing import pickles
+from lconvnet.saving.room import require_room
+from tests.test_saving import EVERY
 
+OF_FOUR = ("linear", "nested", "sum of anything", "concat of anything")  # columns
 FLATTEN = {"op": "flatten", "name": "flatten", "start_dim": 1, "end_dim": -1}
 
 
@@ -79,12 +82,10 @@ LARGE = {
             bias=False,
         ),
     ],
-    "circular pads": [
-        layer("nearest-upsampling", "n", factor=1024),
-        conv("c", 1, 1, 63, padding=1024) | {"padding_mode": "circular", "stride": [1024, 1024]},
+    "pads of a convolution": [
+        *(layer("nearest-upsampling", f"n{i}", factor=f) for i, f in enumerate((1024, 4))),
+        conv("c", 1, 1, 63, padding=1024, stride=1024) | {"padding_mode": "circular"},
     ],
-    "indices": [layer("nearest-upsampling", f"n{i}", factor=f) for i, f in enumerate((1024, 3))]
-    + [layer("fullsort", "s", dim=3)],
     "patches": [layer("nearest-upsampling", "n", factor=512), conv("c", 1, 1, 63, padding=31)],
 }
 
@@ -99,6 +100,24 @@ def test_a_model_whose_image_grows_is_refused_by_load(tmp_path, name):
             load(path)
 
     assert peak(refused) < 2e8
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_saved_operation_takes_more_than_is_counted(name, monkeypatch):
+    """Two images in float64, measured; 6 MB are left for what does not grow with the image."""
+    counted = [0]
+    monkeypatch.setattr(allowance, "require", lambda needed, *rest: counted.append(needed))
+    module, side = nn.Sequential(EVERY[name]()).double().eval(), 256
+    if type(module[0]) is nn.BatchNorm1d:
+        shape = (4, 4 * side * side)
+    else:
+        shape = (4, side, 4) if name in OF_FOUR else (4, side, side)
+    require_room(module, shape, 0, name)
+    image = torch.rand(2, *shape, dtype=torch.float64)
+    with torch.no_grad():
+        module(image.clone())  # what a first call sets up
+        measured = peak(lambda: module(image.clone()))
+    assert measured <= max(counted) + 6e6
 
 
 def test_the_command_says_so_in_one_line(tmp_path, capsys):
