@@ -372,7 +372,10 @@ def test_without_bjorck_the_weight_is_divided_by_its_estimate(tmp_path):
     [
         ((nn.Flatten(), GroupSort(2), nn.Linear(4, 4)), r"without a layer of weights right before it"),
         ((nn.Linear(4, 4), GroupSort(2)), r"frame ends with a GroupSort"),
-        ((nn.Linear(4, 4), GroupSort(2), Sum(Abs()), nn.Linear(4, 4)), r"(?s)Sum.* between a GroupSort and the weights"),
+        (
+            (nn.Linear(4, 4), GroupSort(2), Sum(Abs()), nn.Linear(4, 4)),
+            r"(?s)Sum.* between a GroupSort and the weights",
+        ),
         (
             (nn.Linear(4, 4), Sum(GroupSort(2), Abs()), nn.Linear(4, 4)),
             r"GroupSort.* where its channels may be in another order than theirs",
