@@ -628,3 +628,35 @@ def test_names_are_one_for_each_output(names, line, dtype, path):
 def test_names_of_outputs_that_are_no_vector(path):
     with pytest.raises(ValueError, match=r"network has 3 class_names for 1 x 2 x 2 outputs"):
         save(nn.Sequential(nn.ReLU()).eval(), path, input_shape=(1, 2, 2), class_names=("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"bound": 1.0}, r"bound is a float: leave it out"),
+        ({"notes": {"a": "x" * 1_000_000}}, r"its description with notes has 1000\d{3} letters, .* shorten the notes"),
+        ({"input_shape": (10**12,)}, r"input_shape=\(1000000000000,\): 2 such images do not fit into memory"),
+    ],
+)
+def test_options_of_another_kind(options, line, path):
+    with pytest.raises(ValueError, match=line):
+        save(nn.Sequential(nn.ReLU()).eval(), path, **options)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"model.safetensors"])
+def test_paths_are_texts_or_paths(wrong):
+    for use in (load, describe, partial(save, nn.Sequential(nn.ReLU()).eval())):
+        with pytest.raises(ValueError, match=r"path=.* is a \w+: pass the path of a file"):
+            use(wrong)
+    with pytest.raises(ValueError, match=r"cannot be read \(File name too long\)"):
+        load("x" * 5000)
+
+
+def test_modules_without_an_end(path):
+    network = nn.Sequential(nn.ReLU()).eval()
+    network._modules["1"] = network
+    with pytest.raises(ValueError, match=r"modules within modules without end"):
+        save(network, path)
+    with pytest.raises(ValueError, match=r"network is on the meta device"):
+        save(nn.Sequential(nn.Linear(2, 2, device="meta")).eval(), path)

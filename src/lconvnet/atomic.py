@@ -23,6 +23,17 @@ class WriteError(OSError):
     """A file could not be written; what stood there before is untouched."""
 
 
+def as_path(path: object) -> Path:
+    """Return the path of a file; ValueError for what is neither a text nor a path.
+
+    >>> as_path("a/b.safetensors").name
+    'b.safetensors'
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path={path!r} is a {type(path).__name__}: pass the path of a file as a text or a Path")
+    return Path(path)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically, creating the folders above it.
 

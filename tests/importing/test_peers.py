@@ -329,7 +329,9 @@ def test_the_factors_of_its_layers_are_asked_for(factors, tmp_path):
     network = load_torchlip(path, frame, k_coef_lip=factors)
     for i, factor in enumerate(factors if isinstance(factors, tuple) else (factors, factors)):
         assert torch.allclose(network[i].weight, factor * layers[i].weight)
-    for wrong in (0, -1.0, (1.0,), (1.0, float("nan"))):
+    scaled = load_torchlip(path, frame, k_coef_lip=torch.tensor(2.0))
+    assert torch.allclose(scaled[0].weight, 2 * layers[0].weight)
+    for wrong in (0, -1.0, (1.0,), (1.0, float("nan")), "2", [None, 1], True):
         with pytest.raises(ValueError, match=r"k_coef_lip=.*: give one positive number, or 2, one for each layer"):
             load_torchlip(path, frame, k_coef_lip=wrong)
 

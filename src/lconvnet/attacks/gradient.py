@@ -183,7 +183,7 @@ def _radii(images: Tensor, eps: float | Tensor) -> Tensor:
     count = len(images)
     try:
         radii = torch.as_tensor(eps, dtype=torch.float64, device=images.device)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"eps={eps!r}: pass one number, or one for each of {count} images") from None
     if radii.shape not in ((), (count,)):
         raise ValueError(f"eps has shape {tuple(radii.shape)}: pass one number, or one for each of {count} images")

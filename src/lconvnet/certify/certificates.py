@@ -90,7 +90,7 @@ def certify(
     require_module(network)
     check_images(images)
     batch_size = _checked_count(batch_size)
-    if not isinstance(eps, Iterable) or isinstance(eps, str) or (isinstance(eps, Tensor) and not eps.ndim):
+    if not isinstance(eps, Iterable) or isinstance(eps, str) or getattr(eps, "ndim", 1) == 0:
         raise ValueError(f"eps={eps!r} is one radius: pass all of them in a sequence, ({eps},)")
     if level not in get_args(Level):
         raise ValueError(f"level={level!r} is unknown: use one of {get_args(Level)}")

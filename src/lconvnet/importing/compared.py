@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lconvnet.atomic import as_path
 from lconvnet.importing.frames import Plain, placed, weighted
 from lconvnet.importing.original import block_kernel
 from lconvnet.ops.orthogonalize import orthogonalize
@@ -63,7 +64,7 @@ def load_compared(path: str | Path, frame: nn.Sequential, layers: Sequence[str])
             weight, bias = weight[:outputs], None if bias is None else bias[:outputs]
         return weight, bias
 
-    return placed(Path(path), frame, parameters)
+    return placed(as_path(path), frame, parameters)
 
 
 def _weight(name: str, group: Group, layer: Plain) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from lconvnet.atomic import as_path
 from lconvnet.baking import bake
 from lconvnet.importing import pickles
 from lconvnet.importing.pairing import paired
@@ -38,7 +39,7 @@ def load_plain(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
     Raises:
         ValueError: for a file that is missing, damaged, or would run something, and where it does not fit the frame.
     """
-    return fill(Path(path), frame, lambda group, layer: taken(group, "weight").double(), re.compile("weight"))
+    return fill(as_path(path), frame, lambda group, layer: taken(group, "weight").double(), re.compile("weight"))
 
 
 def fill(path: Path, frame: nn.Sequential, weight: Weight, kept: re.Pattern[str]) -> nn.Sequential:

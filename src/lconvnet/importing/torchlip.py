@@ -11,17 +11,18 @@ of the rows before it and of the columns after it, they are the same.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lconvnet.atomic import as_path
 from lconvnet.importing.frames import Plain, fill, patches, taken, weighted
 from lconvnet.layers import Abs, Concat, FullSort, GroupSort, MaxMin, NormPool, Scale, Sum, TwoSidedReLU
+from lconvnet.ops.images import is_finite_number
 
 ORIGINAL = "parametrizations.weight.original"
 KEPT = re.compile(r"parametrizations\.weight\.(original|0\._[uv]|1\._w_bjorck)")
@@ -65,7 +66,7 @@ def load_torchlip(
     def weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:
         return _weight(group, layer, disjoint_neurons) * next(factors)
 
-    network = fill(Path(path), frame, weight, KEPT)
+    network = fill(as_path(path), frame, weight, KEPT)
     _regroup(network)
     return network
 
@@ -76,8 +77,9 @@ def _factors(k_coef_lip: float | Sequence[float] | None, count: int) -> list[flo
             "k_coef_lip is not given and in no file: give 1 for layers that were built without it, else the factor of "
             "each layer with weights"
         )
-    factors = [float(k_coef_lip)] * count if isinstance(k_coef_lip, int | float) else list(map(float, k_coef_lip))
-    if len(factors) != count or not all(0 < factor < math.inf for factor in factors):
+    given: Any = [k_coef_lip] * count if is_finite_number(k_coef_lip) else k_coef_lip
+    factors = [float(factor) for factor in given if is_finite_number(factor)] if isinstance(given, Iterable) else []
+    if len(factors) != count or min(factors, default=1) <= 0:
         raise ValueError(f"k_coef_lip={k_coef_lip!r}: give one positive number, or {count}, one for each layer")
     return factors
 
