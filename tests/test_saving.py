@@ -428,6 +428,65 @@ def test_forged_names_are_refused_at_every_depth(change, line, path):
         load(path)
 
 
+class Rated(nn.Module):
+    """A class with data, a method and a property of its own."""
+
+    rate = 2
+
+    def __init__(self):
+        super().__init__()
+        self.rate = 3
+
+    @property
+    def twice(self):
+        return 2 * self.rate
+
+    def forward(self, x):
+        return self.scaled(x)
+
+    def scaled(self, x):
+        return x / self.twice
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["forward", "scaled", "twice", "named_children", "__call__", "_call_impl", "_compiled_call_impl", "_forward_hooks"],
+)
+def test_an_attribute_of_a_file_hides_no_method(name, path):
+    network, x = nn.Sequential(Rated()).eval(), torch.rand(2, 4)
+    save(network, path, input_shape=VECTORS, classes=[Rated])
+    assert torch.equal(load(path, classes=[Rated])(x), network(x))
+    description = json.loads(describe(path).model_dump_json())
+    assert description["architecture"][0]["attributes"] == {"rate": 3}
+    description["architecture"][0]["attributes"][name] = 3
+    atomic.write_safetensors(path, {}, metadata=json.dumps(description))
+    with pytest.raises(ValueError, match=rf"{name}'?.* (hides a method|is an attribute of every module)"):
+        load(path, classes=[Rated])
+
+
+class Valued(nn.Module):
+    """A forward pass that depends on values, and a rule that knows it."""
+
+    def forward(self, x):
+        return x * (float(x.detach().sum()) > 0)
+
+
+def test_a_forward_pass_that_shapes_do_not_tell(path):
+    register_rule(Valued, lambda operation, method: LayerBound(operation.name, 1.0, None, "own"))
+    try:
+        network = nn.Sequential(Valued()).eval()
+        with pytest.raises(ValueError, match=r"depends on values, .*: leave input_shape out"):
+            save(network, path, input_shape=VECTORS)
+        save(network, path)
+        load(path)
+        description = json.loads(describe(path).model_dump_json())
+        atomic.write_safetensors(path, {}, metadata=json.dumps(description | {"input_shape": [4]}))
+        with pytest.raises(ValueError, match=r"takes memory that shapes do not tell: .*meta"):
+            load(path)
+    finally:
+        del RULES[Valued]
+
+
 def test_the_advice_is_never_what_was_just_done(path):
     with pytest.raises(ValueError, match=r"layer '0' is a Softmax; build the network from Abs"):
         save(bake(nn.Sequential(nn.Softmax(1))), path, bound=lipschitz_bound(nn.Sequential(nn.Flatten())))
@@ -569,3 +628,35 @@ def test_names_are_one_for_each_output(names, line, dtype, path):
 def test_names_of_outputs_that_are_no_vector(path):
     with pytest.raises(ValueError, match=r"network has 3 class_names for 1 x 2 x 2 outputs"):
         save(nn.Sequential(nn.ReLU()).eval(), path, input_shape=(1, 2, 2), class_names=("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"bound": 1.0}, r"bound is a float: leave it out"),
+        ({"notes": {"a": "x" * 1_000_000}}, r"its description with notes has 1000\d{3} letters, .* shorten the notes"),
+        ({"input_shape": (10**12,)}, r"input_shape=\(1000000000000,\): 2 such images do not fit into memory"),
+    ],
+)
+def test_options_of_another_kind(options, line, path):
+    with pytest.raises(ValueError, match=line):
+        save(nn.Sequential(nn.ReLU()).eval(), path, **options)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"model.safetensors"])
+def test_paths_are_texts_or_paths(wrong):
+    for use in (load, describe, partial(save, nn.Sequential(nn.ReLU()).eval())):
+        with pytest.raises(ValueError, match=r"path=.* is a \w+: pass the path of a file"):
+            use(wrong)
+    with pytest.raises(ValueError, match=r"cannot be read \(File name too long\)"):
+        load("x" * 5000)
+
+
+def test_modules_without_an_end(path):
+    network = nn.Sequential(nn.ReLU()).eval()
+    network._modules["1"] = network
+    with pytest.raises(ValueError, match=r"modules within modules without end"):
+        save(network, path)
+    with pytest.raises(ValueError, match=r"network is on the meta device"):
+        save(nn.Sequential(nn.Linear(2, 2, device="meta")).eval(), path)

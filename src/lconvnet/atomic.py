@@ -36,6 +36,17 @@ def confined(folder: Path) -> Iterator[None]:
         _FOLDERS.reset(token)
 
 
+def as_path(path: object) -> Path:
+    """Return the path of a file; ValueError for what is neither a text nor a path.
+
+    >>> as_path("a/b.safetensors").name
+    'b.safetensors'
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path={path!r} is a {type(path).__name__}: pass the path of a file as a text or a Path")
+    return Path(path)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically, creating the folders above it.
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from copy import deepcopy
-from itertools import chain
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.altered import altered, refuse_global_hooks, require_module
+from lconvnet.ops.altered import altered, refuse_global_hooks, require_module, require_numbers
 
 FREE = {"extra_repr", "reset_parameters", "_abc_impl"}  # what a subclass may replace, since no call of it reads this
 CALLS = {"__call__", "__getattr__", "__getattribute__"}  # of the names with double underscores, those that a call reads
@@ -49,8 +48,7 @@ def bake(model: nn.Module) -> nn.Module:
     """
     require_module(model, "model")
     _refuse_altered(model)
-    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
-        raise ValueError("model is on the meta device, where weights have no numbers: load them first")
+    require_numbers(model, "model")
     return _baked(deepcopy(model).eval(), "").eval().requires_grad_(False)
 
 

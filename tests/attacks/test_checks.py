@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -42,18 +43,20 @@ def test_unusable_arguments(name):
         (IMAGES, LABELS + 5, "labels has the class 7, the network has 3 classes"),
         (IMAGES[:0], LABELS[:0], "nothing to attack"),
         (IMAGES, LABELS[:2], r"expected \(3,\)"),
+        (torch.rand(3, 1, 5, 5), LABELS, r"network cannot take an image of shape \(1, 5, 5\)"),
+        (IMAGES.to("meta"), LABELS, r"images is on the meta device"),
     ):
         with pytest.raises(ValueError, match=message):
             run(name, network(), images, labels)
     with pytest.raises(ValueError, match="attacks need"):
         run(name, nn.Flatten(0), IMAGES, LABELS)
     for option in inspect.signature(getattr(attacks, name)).parameters:
-        for value in {"steps": (0, 2.5, True), "queries": (0,), "step_size": (0, -1, "1"), "seed": (None,)}.get(
+        for value in {"steps": (0, 2.5, True), "queries": (0,), "step_size": (0, -1, "1"), "seed": (None, 2**70)}.get(
             option, ()
         ):
             with pytest.raises(ValueError, match=f"{option}={value!r}: must be"):
                 run(name, network(), **{option: value})
-        for eps in ("0.1", None, -1.0, torch.ones(2)) if option == "eps" else ():
+        for eps in ("0.1", None, -1.0, torch.ones(2), 10**400, 1j) if option == "eps" else ():
             with pytest.raises(ValueError, match="eps"):
                 run(name, network(), eps=eps)
 
@@ -98,3 +101,14 @@ def test_unusable_losses(name):
     ):
         with pytest.raises(ValueError, match=message):
             run(name, network(), loss=loss)
+
+
+@pytest.mark.parametrize("name", ["pgd", "ddn"])
+def test_integers_of_numpy_are_integers(name):
+    given = {"steps": np.int64(2), "seed": np.uint8(3)}
+    assert torch.equal(run(name, network(), **given).adversarial, run(name, network(), steps=2, seed=3).adversarial)
+
+
+def test_vectors_have_no_squares():
+    with pytest.raises(ValueError, match=r"square needs \(B, C, H, W\)"):
+        run("autoattack", nn.Linear(36, 3), IMAGES.flatten(1))

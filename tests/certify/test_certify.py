@@ -93,7 +93,7 @@ def test_ties_and_non_finite_logits_certify_nothing():
 def test_forward_runs_in_float64_and_in_batches():
     network = bake(models.small_convnet(1, 8, 3))
     images = torch.rand(7, 1, 8, 8)
-    whole, parts = certify(network, images), certify(network, images, batch_size=2)
+    whole, parts = certify(network, images), certify(network, images, batch_size=np.int64(2))
     torch.testing.assert_close(whole.margin, parts.margin, rtol=1e-12, atol=1e-14)
     assert whole.margin.dtype == whole.radius.dtype == torch.float64
     assert (whole.label.dtype, len(whole), whole.level) == (torch.int64, 7, "analytic")
@@ -289,8 +289,14 @@ def test_an_infinite_bound_certifies_nothing():
 def test_one_logit_and_bad_arguments():
     with pytest.raises(ValueError, match="two classes or more"):
         certify(nn.Sequential(linear([[1, 0]])), torch.rand(1, 2))
-    with pytest.raises(ValueError, match="batch_size=0"):
-        certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(1, 2), batch_size=0)
+    for wrong in (0, True, 2.0, None):
+        with pytest.raises(ValueError, match=f"batch_size={wrong} must be an integer, at least 1"):
+            certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(1, 2), batch_size=wrong)
+    with pytest.raises(ValueError, match="is one radius"):
+        certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(1, 2), eps=np.array(0.1))
+    for images in (torch.rand(1, 2, device="meta"), torch.rand(1, 2).to_sparse()):
+        with pytest.raises(ValueError, match="images is .*: pass a dense tensor with numbers"):
+            certify(nn.Sequential(linear([[1, 0], [0, 1]])), images)
     found = certify(nn.Sequential(linear([[1, 0], [0, 1]])), torch.rand(3, 2))
     with pytest.raises(ValueError, match=r"expected \(3,\) integers"):
         certified_accuracy(found, torch.zeros(2, dtype=torch.long), 0.1)

@@ -16,7 +16,7 @@ from lconvnet import lipschitz_bound, save
 from lconvnet.importing import load_orthogonium, load_plain, load_torchlip
 from lconvnet.importing.bjorck import cut_off
 from lconvnet.importing.orthogonium import bcop_kernel, compose
-from lconvnet.layers import Abs, FullSort, GroupSort, MaxMin, Scale, Sum
+from lconvnet.layers import Abs, FullSort, GroupSort, MaxMin, OrthogonalLinear, Scale, Sum
 
 read_torchlip = partial(load_torchlip, k_coef_lip=1, disjoint_neurons=True)
 
@@ -259,6 +259,52 @@ def test_groups_side_by_side_become_groups_apart(tmp_path):
     assert torch.allclose(network(x), y, rtol=1e-5)
 
 
+def test_maxmin_in_the_frame_is_their_sort_of_two(tmp_path):
+    """Our MaxMin pairs channels that lie apart, their sort those side by side."""
+    layers = nn.Conv2d(3, 8, 3), nn.Linear(288, 6), nn.Linear(6, 4)
+    frame = nn.Sequential(
+        nn.Conv2d(3, 8, 3), MaxMin(), nn.Flatten(), nn.Linear(288, 6), nn.Sequential(MaxMin()), nn.Linear(6, 4)
+    )
+    weights = {}
+    for i, layer in zip("035", layers, strict=True):
+        factor = 3 if i == "0" else 1
+        weights |= {f"{i}.parametrizations.weight.1._w_bjorck": factor * layer.weight, f"{i}.bias": layer.bias}
+    network, x = read_torchlip(saved(weights, tmp_path), frame), torch.rand(5, 3, 8, 8)
+    y = layers[0](x).unflatten(1, (4, 2)).sort(2).values.flatten(1).flatten(1)
+    y = layers[1](y).unflatten(1, (3, 2)).sort(2).values.flatten(1)
+    assert torch.allclose(network(x), layers[2](y), atol=1e-6)
+
+
+class Sorted(GroupSort):
+    """A class of a user's: nobody knows what it does to the channels."""
+
+
+def test_a_frame_of_our_own_layers_is_filled(tmp_path):
+    W = torch.eye(4)[:, :3]
+    weights = {"0.parametrizations.weight.1._w_bjorck": W, "0.bias": torch.arange(4.0)}
+    network = read_torchlip(saved(weights, tmp_path), nn.Sequential(OrthogonalLinear(3, 4)))
+    assert torch.equal(network(torch.eye(3)), W.T + torch.arange(4.0))
+
+
+TIED = {"plain": load_plain, "orthogonium": load_orthogonium, "torchlip": partial(load_torchlip, k_coef_lip=1)}
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_a_frame_that_ties_weights_takes_those_of_the_file(kind, tmp_path):
+    W = {i: nn.init.orthogonal_(torch.empty(4, 4)) for i in "02"}
+    key = {"plain": "weight", "torchlip": "parametrizations.weight.1._w_bjorck"}
+    key = key.get(kind, "parametrizations.weight.original")
+    extra = {f"{i}.parametrizations.weight.0.parametrizations.u.original": torch.ones(1) for i in "02"}
+    weights = {f"{i}.{key}": W[i] for i in "02"} | (extra if kind == "orthogonium" else {})
+    frame = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    frame[2].weight = frame[0].weight
+    network, x = TIED[kind](saved(weights, tmp_path), frame), torch.rand(3, 4)
+    torch.testing.assert_close(network(x), (x @ W["0"].T).relu() @ W["2"].T)  # both are orthogonal
+    frame[2] = frame[0]
+    with pytest.raises(ValueError, match=r"frame has one layer as 0 and as 2: write a layer of its own for each"):
+        TIED[kind](saved(weights, tmp_path), frame)
+
+
 def test_groups_in_sequences_of_sequences(tmp_path):
     """A GroupSort that is further in is regrouped all the same, against sorting neighbours."""
     layers = nn.Linear(6, 4), nn.Linear(4, 3)
@@ -283,7 +329,9 @@ def test_the_factors_of_its_layers_are_asked_for(factors, tmp_path):
     network = load_torchlip(path, frame, k_coef_lip=factors)
     for i, factor in enumerate(factors if isinstance(factors, tuple) else (factors, factors)):
         assert torch.allclose(network[i].weight, factor * layers[i].weight)
-    for wrong in (0, -1.0, (1.0,), (1.0, float("nan"))):
+    scaled = load_torchlip(path, frame, k_coef_lip=torch.tensor(2.0))
+    assert torch.allclose(scaled[0].weight, 2 * layers[0].weight)
+    for wrong in (0, -1.0, (1.0,), (1.0, float("nan")), "2", [None, 1], True):
         with pytest.raises(ValueError, match=r"k_coef_lip=.*: give one positive number, or 2, one for each layer"):
             load_torchlip(path, frame, k_coef_lip=wrong)
 
@@ -326,12 +374,20 @@ def test_without_bjorck_the_weight_is_divided_by_its_estimate(tmp_path):
     [
         ((nn.Flatten(), GroupSort(2), nn.Linear(4, 4)), r"without a layer of weights right before it"),
         ((nn.Linear(4, 4), GroupSort(2)), r"frame ends with a GroupSort"),
-        ((nn.Linear(4, 4), GroupSort(2), MaxMin(), nn.Linear(4, 4)), r"MaxMin.* between a GroupSort and the weights"),
         (
-            (nn.Linear(4, 4), Sum(GroupSort(2), Abs()), nn.Linear(4, 4)),
+            (nn.Linear(4, 4), GroupSort(2), Sum(Abs()), nn.Linear(4, 4)),
             r"(?s)Sum.* between a GroupSort and the weights",
         ),
-        ((nn.Linear(4, 4), GroupSort(3), nn.Linear(4, 4)), r"GroupSort\(3\) does not divide the 4 channels"),
+        (
+            (nn.Linear(4, 4), Sum(GroupSort(2), Abs()), nn.Linear(4, 4)),
+            r"GroupSort.* where its channels may be in another order than theirs",
+        ),
+        ((nn.Linear(4, 4), GroupSort(3), nn.Linear(4, 4)), r"GroupSort.* does not divide the 4 channels"),
+        ((nn.Linear(4, 4), MaxMin()), r"frame ends with a GroupSort"),
+        ((nn.Linear(4, 4), MaxMin(0), nn.Linear(4, 4)), r"MaxMin\(dim=0\); theirs sorts channels, dim=1"),
+        ((nn.Linear(4, 4), GroupSort(2, 2), nn.Linear(4, 4)), r"GroupSort.* theirs sorts channels, dim=1"),
+        ((nn.Linear(4, 4), Sorted(2), nn.Linear(4, 4)), r"Sorted.* channels may be in another order than theirs"),
+        ((nn.Linear(4, 4), Sum(MaxMin(), Abs()), nn.Linear(4, 4)), r"MaxMin.* may be in another order than theirs"),
     ],
 )
 def test_groups_that_cannot_be_renumbered_are_refused(layers, message, tmp_path):

@@ -318,6 +318,14 @@ def test_weights_that_are_no_longer_finite_are_never_saved(train: Train, tmp_pat
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
+@pytest.mark.parametrize(("eps", "expected"), [((0.5, 0.1412), [0.1412, 0.5]), ((0.5, 1.0), [36 / 255, 0.5, 1.0])])
+def test_the_radius_that_chooses_is_one_of_the_list_or_stands_first(train, eps, expected):
+    """36/255 and 0.1412 are one radius, and one column."""
+    record = train(loss=OffsetCrossEntropy(36 / 255), eps=eps, epochs=1)
+    assert record.settings["eps"] == expected
+    assert list(record.epochs[0].certified) == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -328,6 +336,7 @@ def test_weights_that_are_no_longer_finite_are_never_saved(train: Train, tmp_pat
         ({"seed": "a"}, r"seed='a': must be an integer"),
         ({"eps": ()}, r"eps=\(\): must be one or more"),
         ({"eps": (0.1, 0.1)}, r"eps=\(0\.1, 0\.1\): must be one or more different"),
+        ({"eps": (36 / 255, 0.1412)}, r"eps=.*0\.1412\): must be one or more different"),
         ({"eps": -1}, r"eps=-1: must be one or more different positive l2 radii"),
         ({"loss": nn.CrossEntropyLoss()}, r"eps=None: .*CrossEntropyLoss.* no radius of its own; pass eps"),
         ({"precision": "16"}, r"precision='16': unknown; choose one of 32-true, bf16-mixed, 64-true"),

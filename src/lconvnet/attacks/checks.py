@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Concatenate, ParamSpec
+from numbers import Integral
+from typing import Concatenate, ParamSpec, cast
 
 import torch
 from torch import Tensor, nn
 
 from lconvnet.attacks.result import AttackResult
-from lconvnet.ops.altered import require_module
-from lconvnet.ops.images import check_images, check_labels
+from lconvnet.ops.altered import require_module, require_numbers
+from lconvnet.ops.images import check_images, check_labels, is_finite_number
 
 COUNTS = ("steps", "restarts", "queries", "binary_search_steps", "max_gradient_eval_steps")
 P = ParamSpec("P")
@@ -42,11 +42,11 @@ def checked(attack: Attacking[P]) -> Attacking[P]:
     @functools.wraps(attack)
     def run(network: nn.Module, images: Tensor, labels: Tensor, /, *args: P.args, **options: P.kwargs) -> AttackResult:
         require_module(network)
+        require_numbers(network)
         if not len(check_images(images)):
             raise ValueError(f"images has shape {tuple(images.shape)}: there is nothing to attack")
         labels = check_labels(labels, len(images)).to(images.device)
-        for name, value in options.items():
-            _check_option(name, value)
+        options.update({name: _option(name, value) for name, value in options.items()})
         with torch.inference_mode(False), torch.enable_grad():
             frozen, images, labels = Frozen(network), images.detach().clone(), labels.clone()
             _require_classes(frozen, images, labels)
@@ -57,18 +57,24 @@ def checked(attack: Attacking[P]) -> Attacking[P]:
 
 @torch.no_grad()
 def _require_classes(network: nn.Module, images: Tensor, labels: Tensor) -> None:
-    logits = network(images[:1])
+    try:
+        logits = network(images[:1])
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape, reason = tuple(images.shape[1:]), (str(error).splitlines() or [""])[0]
+        raise ValueError(f"network cannot take an image of shape {shape}: {reason}") from error
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"network gives {tuple(logits.shape)} for one image: attacks need (1, classes), 2 or more")
     if int(labels.max()) >= logits.shape[1]:
         raise ValueError(f"labels has the class {int(labels.max())}, the network has {logits.shape[1]} classes from 0")
 
 
-def _check_option(name: str, value: object) -> None:
-    if name in COUNTS and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        raise ValueError(f"{name}={value!r}: must be an integer of at least 1")
-    if name == "seed" and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"seed={value!r}: must be an integer")
-    positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-    if name == "step_size" and value is not None and not positive:
+def _option(name: str, value: object) -> object:
+    """The value of an option, an integer of NumPy as one of Python; ValueError for what it cannot be."""
+    if name in COUNTS or name == "seed":
+        least, what = (1, "an integer of at least 1") if name in COUNTS else (-(2**63), "an integer of 64 bits")
+        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
+            raise ValueError(f"{name}={value!r}: must be {what}")
+        return int(value)
+    if name == "step_size" and value is not None and not (is_finite_number(value) and cast(float, value) > 0):
         raise ValueError(f"step_size={value!r}: must be a number above 0")
+    return value

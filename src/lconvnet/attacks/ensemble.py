@@ -73,8 +73,7 @@ def square(
     seed: int = 0,
 ) -> AttackResult:
     """Random search over squares of pixels; needs images ``(B, C, H, W)`` of 5 x 5 pixels or more."""
-    if images.ndim != 4 or min(images.shape[2:]) < 5:
-        raise ValueError(f"images has shape {tuple(images.shape)}: square needs (B, C, H, W) of 5 x 5 pixels or more")
+    _require_squares(images)
 
     def tune(ensemble: Any) -> None:
         ensemble.square.n_queries = queries
@@ -93,9 +92,15 @@ def autoattack(
         ensemble.apgd.n_restarts = ensemble.fab.n_restarts = ensemble.apgd_targeted.n_restarts = 1
         ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = targets
 
+    _require_squares(images)
     classes = _classes(network, images)
     members = ["apgd-ce", "apgd-t", "fab-t", "square"] if classes > 3 else ["apgd-ce", "fab-t", "square"]
     return _run(members, tune, network, images, labels, eps, norm, seed)
+
+
+def _require_squares(images: Tensor) -> None:
+    if images.ndim != 4 or min(images.shape[2:]) < 5:
+        raise ValueError(f"images has shape {tuple(images.shape)}: square needs (B, C, H, W) of 5 x 5 pixels or more")
 
 
 class Decided(Normalized):

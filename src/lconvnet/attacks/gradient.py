@@ -49,7 +49,8 @@ def fgsm(
     eps = _radii(images, eps)
     direction, fooled = _ascent(network, images, labels, _objective(network, images, loss), norm)
     moved = _projected(images, images + _like_images(eps, images) * direction, eps, norm)
-    return replace(score(network, images, labels, moved, eps, norm=norm), zero_gradient=_flat(direction) & ~fooled)
+    result = score(network, images, labels, moved, eps, norm=norm)
+    return replace(result, zero_gradient=_flat(direction) & ~fooled & ~result.success)
 
 
 @checked
@@ -77,7 +78,8 @@ def pgd(
         step_size: length of a step, by default ``2.5 eps / steps``.
         restarts: attempts; an image stays with its first success, within an attempt too.
         norm: "l2" or "linf", of the ball and of the steps.
-        seed: decides the random starts.
+        seed: decides the random starts, drawn for the batch in its order; without them images do not depend on each
+            other.
         loss: what the attack increases: a name, or a callable of the logits at spread 10 and the labels.
 
     >>> pgd(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3).norm.item() <= 0.25
@@ -107,7 +109,7 @@ def pgd(
 def marked(network: nn.Module, images: Tensor, labels: Tensor, result: AttackResult) -> AttackResult:
     """Return the result with the rightly answered images whose margin has a gradient of zero."""
     direction, fooled = _ascent(network, images, labels, _objective(network, images, "margin"), "linf")
-    return replace(result, zero_gradient=_flat(direction) & ~fooled)
+    return replace(result, zero_gradient=_flat(direction) & ~fooled & ~result.success)
 
 
 def replaced(result: AttackResult, index: Tensor, new: AttackResult) -> AttackResult:
@@ -181,7 +183,7 @@ def _radii(images: Tensor, eps: float | Tensor) -> Tensor:
     count = len(images)
     try:
         radii = torch.as_tensor(eps, dtype=torch.float64, device=images.device)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"eps={eps!r}: pass one number, or one for each of {count} images") from None
     if radii.shape not in ((), (count,)):
         raise ValueError(f"eps has shape {tuple(radii.shape)}: pass one number, or one for each of {count} images")

@@ -1,7 +1,8 @@
 """What an attack climbs, whatever the scale of the logits.
 
-Logits z are first divided by a tenth of their spread: the median over the images of max z − min z. So no attack depends
-on a positive factor of the network, no softmax saturates and no gradient under- or overflows. With y the label, and
+Logits z are first divided by a tenth of their spread: the median of max z − min z over the same noise always. So no
+attack depends on a positive factor of the network or on the other images of a batch, no softmax saturates and no
+gradient under- or overflows. With y the label, and
 π the classes in descending order of their logits, the losses of an image are
 
     margin                    max_{j≠y} z_j − z_y                          (Li et al. 2019)
@@ -25,6 +26,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 summed or averaged."""
 
 LossName = Literal["margin", "cross-entropy", "logit-difference-ratio"]
+
+NOISE = 32
+"""Images of noise that tell a network's spread."""
 
 SPREAD = 10.0
 """The spread of logits that losses and libraries see: cross-entropy heeds the nearest classes and has digits left."""
@@ -70,13 +74,17 @@ def loss_of(loss: Loss | LossName) -> Loss:
 
 @torch.no_grad()
 def unit(network: nn.Module, images: Tensor) -> float:
-    """Return the number by which the logits are divided to have spread :data:`SPREAD` on these images; 1 where every
-    image has equal logits.
+    """Return the number by which the logits are divided to have spread :data:`SPREAD` on uniform noise of the shape,
+    dtype and device of the images, whatever these are; 1 where all the noise has equal logits.
 
-    >>> unit(nn.Flatten(), torch.tensor([[0.0, 0.5], [0.0, 1.0], [0.0, 0.0]]))
-    0.05
+    >>> unit(nn.Linear(2, 2, bias=False), torch.zeros(1, 2)) == unit(nn.Linear(2, 2, bias=False), torch.ones(9, 2))
+    False
+    >>> same = nn.Linear(2, 2, bias=False)
+    >>> unit(same, torch.zeros(1, 2)) == unit(same, torch.ones(9, 2))
+    True
     """
-    logits = network(images).double()
+    noise = torch.rand(NOISE, *images.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = network(noise.to(images)).double()
     spread = logits.amax(dim=1) - logits.amin(dim=1)
     spread = spread[(spread > 0) & spread.isfinite()]
     return float(spread.median()) / SPREAD if len(spread) else 1.0

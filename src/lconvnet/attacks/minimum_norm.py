@@ -3,7 +3,8 @@
 By the gradient: DeepFool (Moosavi-Dezfooli et al. 2016), C&W (Carlini & Wagner 2017), DDN (Rony et al. 2019), FMN
 (Pintor et al. 2021). By the answers alone: the boundary attack (Brendel et al. 2018), pointwise (Schott et al. 2019)
 and HopSkipJump (Chen et al. 2020). Each runs once; whoever has an eps compares it with the norms. What they return is
-clipped and measured again by :func:`lconvnet.attacks.score`.
+clipped and measured again by :func:`lconvnet.attacks.score`. Those by the gradient treat each image alone; those by
+the answers draw for the batch as a whole, so what they find depends on its other images.
 
 Attacks by the answers walk from a *start*, an image with another answer: the nearest of the batch's other images and
 of uniform noise. A certified network often answers all noise alike; an image without a start counts as not attacked.
@@ -56,7 +57,8 @@ def carlini_wagner(
     seed: int = 0,
 ) -> AttackResult:
     """Adam on norm plus c times margin, with a binary search for c."""
-    options = {"steps": steps, "binary_search_steps": binary_search_steps, "stepsize": step_size}
+    # Not abort_early, which asks all images of the batch at once whether there is progress.
+    options = {"steps": steps, "binary_search_steps": binary_search_steps, "stepsize": step_size, "abort_early": False}
     return _by_gradient("L2CarliniWagnerAttack", network, images, labels, "l2", seed, **options)
 
 

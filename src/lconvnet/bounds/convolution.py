@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -119,8 +120,8 @@ def convolution_upper(operation: Operation, method: Method) -> tuple[float, str]
     conv = cast(nn.Conv2d, operation.module)
     stride = conv.stride if stride_divides(operation) else (1, 1)
     weight = to_float64(conv.weight, f"network module {operation.name!r}: weight")
-    _require_room(operation, stride)
-    blocks = (_block(group, conv, stride, _torus(operation)) for group in weight.chunk(conv.groups))
+    room = allowance.allowed(conv.weight.nbytes) if method == "auto" else math.inf
+    blocks = (_block(group, conv, stride, _torus(operation), room) for group in weight.chunk(conv.groups))
     if method == "auto":
         return max(_smallest_bound(block) for block in blocks)
     return max(_spectrum(block, operation) for block in blocks), "spectrum"
@@ -144,8 +145,8 @@ def transposed_upper(operation: Operation, method: Method) -> tuple[float, str]:
     if operation.input_shape is not None:
         sides = zip(operation.input_shape[-2:], conv.stride, conv.dilation, weight.shape[2:], strict=True)
         torus = _multiple(((n - 1) * s + d * (k - 1) + 1 for n, s, d, k in sides), conv.stride)
-    _require_room(operation, conv.stride)
-    return max(_smallest_bound(_block(group, conv, conv.stride, torus)) for group in weight.chunk(conv.groups))
+    room = allowance.allowed(conv.weight.nbytes)
+    return max(_smallest_bound(_block(group, conv, conv.stride, torus, room)) for group in weight.chunk(conv.groups))
 
 
 def _torus(operation: Operation) -> tuple[int, int] | None:
@@ -178,22 +179,24 @@ class _Block:
 
 
 def _block(
-    K: Tensor, conv: nn.Conv2d | nn.ConvTranspose2d, stride: tuple[int, ...], size: tuple[int, int] | None
+    K: Tensor,
+    conv: nn.Conv2d | nn.ConvTranspose2d,
+    stride: tuple[int, ...],
+    size: tuple[int, int] | None,
+    room: float,
 ) -> _Block:
+    """The convolution with its stride and dilation; without them, which has at least its norm, where the zeros that
+    they put between the taps would take more than `room` bytes."""
+    blocks = None if size is None else (size[0] // stride[0], size[1] // stride[1])
+    reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, K.shape[2:], strict=True)]
+    stride = tuple(map(min, stride, reach))  # beyond, the patches only lie further apart
+    sides = [-(-r // s) * s for r, s in zip(reach, stride, strict=True)]
+    if SPREAD * K.shape[0] * K.shape[1] * math.prod(sides) > room:
+        return _Block(K, K, None)
     dilated = dilate(K, cast(tuple[int, int], conv.dilation))
     if max(stride) > 1:
         K = dilated = to_unshuffled(dilated, (stride[0], stride[1]))
-    return _Block(K, dilated, None if size is None else (size[0] // stride[0], size[1] // stride[1]))
-
-
-def _require_room(operation: Operation, stride: tuple[int, ...]) -> None:
-    """Raise ``ValueError`` for a kernel that dilation and stride fill up with far more zeros than it has weights."""
-    conv = cast(nn.Conv2d | nn.ConvTranspose2d, operation.module)
-    reach = (d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.weight.shape[2:], strict=True))
-    sides = [-(-r // s) * s for r, s in zip(reach, stride, strict=True)]
-    group = conv.weight.shape[0] // conv.groups * conv.weight.shape[1]
-    needed, what = SPREAD * group * sides[0] * sides[1], f"the kernel of network module {operation.name!r}"
-    allowance.require(needed, conv.weight.nbytes, f"{what} with stride {stride} and dilation {conv.dilation}")
+    return _Block(K, dilated, blocks)
 
 
 def dilate(K: Tensor, dilation: tuple[int, int]) -> Tensor:

@@ -223,7 +223,10 @@ class Reader:
     def _images(self) -> Tensor | None:
         if self.shape is None:
             return None
-        images = torch.rand(EXAMPLES, *self.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        try:
+            images = torch.rand(EXAMPLES, *self.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        except RuntimeError:
+            raise ValueError(f"input_shape={self.shape}: {EXAMPLES} such images do not fit into memory") from None
         return images.to(self.like.device, self.like.dtype)
 
     def _compare(self, result: Tensor | None) -> None:

@@ -19,7 +19,7 @@ from lconvnet.bounds.reading import Reader, Trace, local
 from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.altered import altered, refuse_foreign, require_module
+from lconvnet.ops.altered import altered, refuse_foreign, require_module, require_numbers
 from lconvnet.ops.flushing import refuse_flushing
 from lconvnet.ops.images import checked_shape
 
@@ -41,6 +41,7 @@ def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace
     """
     shape = None if input_shape is None else checked_shape(input_shape)
     require_module(network)
+    require_numbers(network)
     refuse_foreign(network)
     refuse_flushing()
     for name, module in network.named_modules():

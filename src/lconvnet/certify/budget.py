@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from lconvnet import allowance
 from lconvnet.bounds import Bound
 from lconvnet.bounds.error_rules import ERROR_RULES
 from lconvnet.bounds.forward_error import INFLATION, Arithmetic, Line, forward_error
 from lconvnet.bounds.graph import Graph
-from lconvnet.ops.margins import row_distances
 from lconvnet.ops.norms import row_norms
 from lconvnet.ops.residual import to_float64
+
+PAIR = 80
+"""Bytes that a pair of classes takes in all that is computed of it."""
+
+
+class Pairs:
+    """A table of pairs of classes, float64 ``(classes, classes)``, of which a row is made when it is asked for.
+
+    Rows are kept, as many as fit into a part of `allowance.BYTES`.
+
+    >>> Pairs(lambda label: torch.eye(3, dtype=torch.float64)[label], 3)[torch.tensor([2, 0])].tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, row: Callable[[int], Tensor], classes: int) -> None:
+        self.classes = classes
+        self.row = lru_cache(maxsize=max(1, allowance.BYTES // (PAIR * classes)))(row)
+
+    def __getitem__(self, labels: Tensor) -> Tensor:
+        """The rows of these labels: ``(N, classes)``."""
+        rows = torch.empty(len(labels), self.classes, dtype=torch.float64)
+        for i, label in enumerate(labels.tolist()):
+            rows[i] = self.row(label)
+        return rows
 
 
 @dataclass(frozen=True)
 class Budget:
     """For an image of norm t <= reach, ``f_i - f_j`` of a float network and of the one in real arithmetic are at most
-    ``slope[i, j] t + offset[i, j]`` apart, float64 ``(classes, classes)``; beyond, numbers may overflow."""
+    ``slope[i, j] t + offset[i, j]`` apart; beyond, numbers may overflow."""
 
-    slope: Tensor
-    offset: Tensor
+    slope: Pairs
+    offset: Pairs
     reach: float
 
     def at(self, norms: Tensor, labels: Tensor) -> Tensor:
@@ -46,17 +71,24 @@ def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: tor
     reach = _reach(whole.peak, arithmetic)
     if end.operation != "Linear":
         root = math.sqrt(2) * INFLATION
-        everywhere = torch.ones(classes, classes, dtype=torch.float64)
-        slope, offset = everywhere * whole.error.slope * root, everywhere * whole.error.offset * root
-        return Budget(slope, offset, reach)
+        ones = torch.ones(classes, dtype=torch.float64)
+        slopes, offsets = ones * whole.error.slope * root, ones * whole.error.offset * root
+        return Budget(Pairs(lambda _: slopes, classes), Pairs(lambda _: offsets, classes), reach)
     body = stored[end.inputs[0]]
     W, bias = to_float64(tensors[end.tensors["weight"]]), end.tensors.get("bias")
     b = W.new_zeros(len(W)) if bias is None else tensors[bias].detach().cpu().double().abs()
-    rounding, rows = arithmetic.gamma(W.shape[1]), absolute_sums(W)
-    apart, underflow = row_distances(W), 2 * arithmetic.underflow(W.shape[1])
-    slope = apart * body.error.slope + rounding * rows * body.norm.slope
-    offset = apart * body.error.offset + rounding * (rows * body.norm.offset + b[:, None] + b) + underflow
-    return Budget(slope * INFLATION, offset * INFLATION, reach)
+    rounding, underflow, A = arithmetic.gamma(W.shape[1]), 2 * arithmetic.underflow(W.shape[1]), W.abs()
+    apart = Pairs(lambda i: row_norms(W - W[i]), classes)
+    sums = Pairs(lambda i: row_norms(A + A[i]), classes)  # of the rows' absolute values, from above
+
+    def slope(i: int) -> Tensor:
+        return (apart.row(i) * body.error.slope + rounding * sums.row(i) * body.norm.slope) * INFLATION
+
+    def offset(i: int) -> Tensor:
+        biases = rounding * (sums.row(i) * body.norm.offset + b[i] + b)
+        return (apart.row(i) * body.error.offset + biases + underflow) * INFLATION
+
+    return Budget(Pairs(slope, classes), Pairs(offset, classes), reach)
 
 
 def refuse_subnormal(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
@@ -85,12 +117,6 @@ def classes_of(graph: Graph) -> int:
             f"network gives an output of shape (N, *{shape}): a certificate needs (N, classes) with two classes or more"
         )
     return shape[0]
-
-
-def absolute_sums(W: Tensor) -> Tensor:
-    """Upper bounds on ``||w_i| + |w_j||`` for all pairs of rows of ``(classes, n)``."""
-    A = W.abs()
-    return torch.stack([row_norms(A + row) for row in A])
 
 
 def _reach(peak: Line, arithmetic: Arithmetic) -> float:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from numbers import Integral
+from operator import index
 from typing import get_args
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lconvnet import allowance
 from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, bound_of, fingerprint, lipschitz_bound, program, trace
 from lconvnet.bounds.convolution import stride_divides
+from lconvnet.certify.budget import PAIR, classes_of
 from lconvnet.certify.claim import Claim, Level
 from lconvnet.certify.estimate import estimated
 from lconvnet.certify.evaluation import logits_of, runs_as_sums
@@ -88,9 +89,8 @@ def certify(
     """
     require_module(network)
     check_images(images)
-    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be an integer, at least 1")
-    if not isinstance(eps, Iterable) or isinstance(eps, str) or (isinstance(eps, Tensor) and not eps.ndim):
+    batch_size = _checked_count(batch_size)
+    if not isinstance(eps, Iterable) or isinstance(eps, str) or getattr(eps, "ndim", 1) == 0:
         raise ValueError(f"eps={eps!r} is one radius: pass all of them in a sequence, ({eps},)")
     if level not in get_args(Level):
         raise ValueError(f"level={level!r} is unknown: use one of {get_args(Level)}")
@@ -105,11 +105,11 @@ def certify(
     if bound is None:
         bound = lipschitz_bound(network, input_shape=shape) if level == "estimate" else bound_of(traced, network)
     check_bound(bound, network, traced)
+    batch_size = min(batch_size, _fitting(traced))
     if level == "estimate":
-        chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(int(batch_size))]
+        chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
         label, margin, radius = (torch.cat(column) for column in zip(*chunks, strict=True))
         return Certificates(label, margin, radius, level)
-    batch_size = min(int(batch_size), _fitting(traced))
     claim, wanted = Claim.of(network, traced, bound, images, level), [check_eps(value) for value in eps]
     if wanted and claim.dtype == images.dtype == torch.float32 and runs_as_sums(network):
         return _decided(claim, images, wanted, batch_size)
@@ -125,6 +125,16 @@ def _reads(network: nn.Module, shape: Sequence[int]) -> bool:
     return True
 
 
+def _checked_count(batch_size: int) -> int:
+    try:
+        count = 0 if isinstance(batch_size, bool) else index(batch_size)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be an integer, at least 1")
+    return count
+
+
 def _fitting(traced: Trace) -> int:
     """How many images to evaluate at once in float64, their patches laid out as convolutions do."""
     widest = max(math.prod(node.shape or ()) for node in traced.graph.nodes)
@@ -133,7 +143,8 @@ def _fitting(traced: Trace) -> int:
         for name, operation in traced.operations.items()
         if isinstance(operation.module, nn.Conv2d)
     ]
-    return max(1, allowance.BYTES // (8 * (3 * widest + max(patches, default=0))))
+    each = 8 * (3 * widest + max(patches, default=0)) + PAIR * classes_of(traced.graph)
+    return max(1, allowance.BYTES // each)
 
 
 def _decided(claim: Claim, images: Tensor, eps: Sequence[float], batch_size: int) -> Certificates:

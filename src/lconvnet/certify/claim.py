@@ -23,32 +23,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lconvnet import allowance
 from lconvnet.bounds import Bound, Trace, in_float64, tensors_of
 from lconvnet.bounds.graph import Graph
-from lconvnet.certify.budget import Budget, budget, classes_of, refuse_subnormal
+from lconvnet.certify.budget import Budget, Pairs, budget, classes_of, refuse_subnormal
 from lconvnet.certify.evaluation import image_norms, logits_of, refuse_other_sums
 from lconvnet.certify.head import find_head, logit_constants
-from lconvnet.ops.margins import margins, row_distances
+from lconvnet.ops.margins import margins
+from lconvnet.ops.norms import row_norms
+from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import UNIT_ROUNDOFF
 
 Level = Literal["estimate", "analytic", "sound"]
 """What a radius accounts for; see :mod:`lconvnet.certify.certificates`."""
 
-PAIR = 80
-"""Bytes that a pair of classes takes in all that is computed of it."""
-
 ROUNDINGS = 16 * UNIT_ROUNDOFF
 """More than the float64 operations on one margin, error or radius can change, relatively."""
 
 
-@dataclass(frozen=True)
-class Radii:
+class Radii(NamedTuple):
     """Answers of N images with what an evaluation proves about them.
 
     Attributes:
@@ -82,8 +79,7 @@ class Claim:
     def of(cls, network: nn.Module, traced: Trace, bound: Bound, images: Tensor, level: Level) -> Claim:
         """The claim about a network that was traced on images of this shape."""
         tensors = tensors_of(network)
-        size, classes = sum(tensor.nbytes for tensor in tensors.values()), classes_of(traced.graph)
-        allowance.require(PAIR * classes**2, size, f"network: what is computed of all pairs of its {classes} classes")
+        classes_of(traced.graph)
         if level == "sound":
             refuse_subnormal(traced.graph, tensors)
             refuse_other_sums(network)
@@ -92,7 +88,10 @@ class Claim:
     def radii(self, images: Tensor, dtype: torch.dtype, batch_size: int) -> Radii:
         """Evaluate in float32, as the network is, or in float64."""
         network = self._double if dtype == torch.float64 else self.network
-        logits = torch.cat([logits_of(network, chunk.to(dtype)) for chunk in images.split(batch_size)])
+        chunks = [self._radii(chunk, logits_of(network, chunk.to(dtype)), dtype) for chunk in images.split(batch_size)]
+        return Radii(*map(torch.cat, zip(*chunks, strict=True)))
+
+    def _radii(self, images: Tensor, logits: Tensor, dtype: torch.dtype) -> Radii:
         label, norms = logits.argmax(dim=1), image_norms(images)
         ahead, evaluation = margins(logits, label), self._budget(dtype)
         error, slope = evaluation.at(norms, label), self._lipschitz[label]
@@ -113,16 +112,22 @@ class Claim:
         return in_float64(self.network, self.graph)
 
     @cached_property
-    def _lipschitz(self) -> Tensor:
-        """Lambda of every pair of classes, ``(classes, classes)``."""
+    def _lipschitz(self) -> Pairs:
+        """Lambda of every pair of classes."""
         classes, head = classes_of(self.graph), find_head(self.graph, self.bound)
-        whole = torch.full((classes, classes), math.sqrt(2) * self.bound.upper, dtype=torch.float64)
+        own, rows = logit_constants(self.graph, self.bound), None
         if head is not None:
-            whole = torch.minimum(whole, row_distances(self.tensors[head.node.tensors["weight"]]) * head.lipschitz)
-        own = logit_constants(self.graph, self.bound)
-        if own is not None:
-            whole = torch.minimum(whole, own[:, None] + own)
-        return torch.nextafter(whole * (1 + ROUNDINGS), torch.full_like(whole, math.inf))
+            rows = to_float64(self.tensors[head.node.tensors["weight"]])
+
+        def row(i: int) -> Tensor:
+            whole = torch.full((classes,), math.sqrt(2) * self.bound.upper, dtype=torch.float64)
+            if head is not None and rows is not None:
+                whole = torch.minimum(whole, row_norms(rows - rows[i]) * head.lipschitz)
+            if own is not None:
+                whole = torch.minimum(whole, own[i] + own)
+            return torch.nextafter(whole * (1 + ROUNDINGS), torch.full_like(whole, math.inf))
+
+        return Pairs(row, classes)
 
     def _budget(self, dtype: torch.dtype) -> Budget:
         if dtype not in self._budgets:

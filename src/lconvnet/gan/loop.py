@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 
 import torch
 
@@ -15,11 +16,12 @@ from lconvnet.gan.checkpoint import Progress
 from lconvnet.gan.objective import generator_loss
 from lconvnet.gan.record import Epoch
 from lconvnet.gan.reporting import Display
-from lconvnet.gan.state import Run, diverged, divergence, require_finite, save
+from lconvnet.gan.state import Run, diverged, require_finite, save
 from lconvnet.gan.streams import RealSamples, latents
 from lconvnet.training.folder import interrupted
 from lconvnet.training.interruption import Interruption
 from lconvnet.training.randomness import derive_seed, generator, seed_global
+from lconvnet.training.state import divergence
 
 
 def train(run: Run, interruption: Interruption, display: Display) -> None:
@@ -64,7 +66,7 @@ def _critic_step(run: Run, step: int) -> None:
     with torch.no_grad():
         fake = run.generator(z)
     run.critic_optimizer.zero_grad()
-    with divergence(run):
+    with divergence(partial(require_finite, run)):
         loss, difference = plan.objective.critic_loss(
             run.critic, real, fake, generator(plan.seed, "interpolation", 0, step)
         )
@@ -83,7 +85,7 @@ def _generator_step(run: Run, step: int) -> None:
     run.generator_optimizer.zero_grad()
     run.critic.requires_grad_(False)
     try:
-        with divergence(run):
+        with divergence(partial(require_finite, run)):
             loss = generator_loss(run.critic, run.generator(z))
         loss.backward()
     finally:

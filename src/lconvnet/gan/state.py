@@ -9,8 +9,7 @@ record.json, logs/metrics.csv  the deterministic record; logs/timing.jsonl has t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,16 +93,6 @@ def require_finite(run: Run) -> None:
     for owner, module in (("generator", run.generator), ("critic", run.critic)):
         if name := first_not_finite(module):
             raise diverged(run, f"{name} of the {owner} is not finite")
-
-
-@contextmanager
-def divergence(run: Run) -> Iterator[None]:
-    """What a kernel raises for weights that are not finite is a divergence, by the name of the weight."""
-    try:
-        yield
-    except ValueError:
-        require_finite(run)
-        raise
 
 
 def save(run: Run) -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lconvnet.importing.frames import Plain, placed
+from lconvnet.atomic import as_path
+from lconvnet.importing.frames import Plain, placed, weighted
 from lconvnet.importing.original import block_kernel
 from lconvnet.ops.orthogonalize import orthogonalize
 from lconvnet.ops.residual import self_correlation
@@ -48,7 +49,7 @@ def load_compared(path: str | Path, frame: nn.Sequential, layers: Sequence[str])
         if name not in LAYERS:
             reason = WITHOUT_EQUAL.get(name, "is no layer of this library that can be read")
             raise ValueError(f"layers names {name!r}, which {reason}; allowed: {', '.join(LAYERS)}")
-    count = sum(isinstance(part, Plain) for part in frame.modules())
+    count = len(weighted(frame))
     if len(layers) != count:
         raise ValueError(f"layers names {len(layers)}, but the frame has weights in {count}; name each of them")
     names = iter(enumerate(layers))
@@ -63,7 +64,7 @@ def load_compared(path: str | Path, frame: nn.Sequential, layers: Sequence[str])
             weight, bias = weight[:outputs], None if bias is None else bias[:outputs]
         return weight, bias
 
-    return placed(Path(path), frame, parameters)
+    return placed(as_path(path), frame, parameters)
 
 
 def _weight(name: str, group: Group, layer: Plain) -> Tensor:

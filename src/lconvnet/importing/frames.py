@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from math import ceil, sqrt
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from lconvnet.atomic import as_path
 from lconvnet.baking import bake
 from lconvnet.importing import pickles
 from lconvnet.importing.pairing import paired
@@ -39,7 +39,7 @@ def load_plain(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
     Raises:
         ValueError: for a file that is missing, damaged, or would run something, and where it does not fit the frame.
     """
-    return fill(Path(path), frame, lambda group, layer: taken(group, "weight").double(), re.compile("weight"))
+    return fill(as_path(path), frame, lambda group, layer: taken(group, "weight").double(), re.compile("weight"))
 
 
 def fill(path: Path, frame: nn.Sequential, weight: Weight, kept: re.Pattern[str]) -> nn.Sequential:
@@ -62,8 +62,7 @@ def placed(path: Path, frame: nn.Sequential, parameters: Parameters) -> nn.Seque
     network = bake(frame)
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"frame is a {type(frame).__name__}; write the network down as an nn.Sequential")
-    names = [name for name, part in frame.named_modules() if isinstance(part, Plain | ConstrainedLayer)]
-    layers = dict(zip(names, (part for part in network.modules() if isinstance(part, Plain)), strict=True))
+    layers = dict(zip(weighted(frame), (part for part in network.modules() if isinstance(part, Plain)), strict=True))
     _require_filled(network)
     groups = pickles.by_module(pickles.state_dict(pickles.read(path), path))
     try:
@@ -76,6 +75,19 @@ def placed(path: Path, frame: nn.Sequential, parameters: Parameters) -> nn.Seque
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
             raise ValueError(f"{path}: {places[name]} does not fit layer {name} of the frame: {error}") from None
     return network
+
+
+def weighted(frame: nn.Module) -> list[str]:
+    """The names of the layers with weights, in order; ValueError where one of them occurs twice.
+
+    >>> weighted(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
+    ['0', '2']
+    """
+    found: dict[int, str] = {}
+    for name, part in frame.named_modules(remove_duplicate=False):
+        if isinstance(part, Plain | ConstrainedLayer) and (first := found.setdefault(id(part), name)) != name:
+            raise ValueError(f"frame has one layer as {first} and as {name}: write a layer of its own for each")
+    return list(found.values())
 
 
 def _require_filled(network: nn.Sequential) -> None:
@@ -109,9 +121,12 @@ def _put(layer: Plain, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"{name} has shape {shapes[0]}, the frame {shapes[1]}")
     if not bool(weight.isfinite().all()):
         raise ValueError("its weight has rows or matrices of zeros, which have no norm to divide by")
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if layer.bias is not None and bias is not None:
-            layer.bias.copy_(bias)
+    layer.weight = _like(layer.weight, weight)  # a new one: the frame may use one tensor in several layers
+    if layer.bias is not None and bias is not None:
+        layer.bias = _like(layer.bias, bias)
     if not all(bool(value.isfinite().all()) for value in layer.parameters()):
         raise ValueError(f"it has numbers that {layer.weight.dtype} does not hold; use frame.double()")
+
+
+def _like(held: Tensor, values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.detach().to(held.device, held.dtype, copy=True), requires_grad=False)

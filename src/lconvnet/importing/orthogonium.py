@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lconvnet.atomic import as_path
 from lconvnet.importing.bjorck import cut_off
 from lconvnet.importing.frames import Plain, fill, patches, taken
 
@@ -39,7 +40,7 @@ def load_orthogonium(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
     Raises:
         ValueError: for a file that is missing, damaged, or would run something, and where it does not fit the frame.
     """
-    return fill(Path(path), frame, _weight, KEPT)
+    return fill(as_path(path), frame, _weight, KEPT)
 
 
 def _weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:

@@ -11,20 +11,29 @@ of the rows before it and of the columns after it, they are the same.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lconvnet.importing.frames import Plain, fill, patches, taken
-from lconvnet.layers import Abs, GroupSort, Scale
+from lconvnet.atomic import as_path
+from lconvnet.importing.frames import Plain, fill, patches, taken, weighted
+from lconvnet.layers import Abs, Concat, FullSort, GroupSort, MaxMin, NormPool, Scale, Sum, TwoSidedReLU
+from lconvnet.ops.images import is_finite_number
 
 ORIGINAL = "parametrizations.weight.original"
 KEPT = re.compile(r"parametrizations\.weight\.(original|0\._[uv]|1\._w_bjorck)")
 TRANSPARENT = (nn.ReLU, nn.Identity, nn.ZeroPad2d, nn.CircularPad2d, nn.Flatten, Abs, Scale)
+"""Layers that leave the order of channels as it is."""
+ALIKE = {
+    *TRANSPARENT, *get_args(Plain), nn.Sequential, nn.ModuleList, Sum, Concat, FullSort, TwoSidedReLU, NormPool,
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.LPPool2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.Dropout,
+    nn.Dropout2d,
+}  # fmt: skip
+"""Layers that, of channels in the order of theirs, compute what theirs do."""
 
 
 def load_torchlip(
@@ -37,7 +46,7 @@ def load_torchlip(
     """Return the plain network of a state dict of deel-torchlip 1.0.5.
 
     Its `SpectralConv2d`, `SpectralLinear` and `FrobeniusLinear` are read; write `lconvnet.layers.GroupSort(2)` in the
-    frame for its `GroupSort2`, and `FullSort` for its own.
+    frame for its `GroupSort2` (or `MaxMin()`, which is the same), and `FullSort` for its own.
 
     Args:
         path: a `.pth` file that holds a state dict; nothing in it is run.
@@ -52,13 +61,12 @@ def load_torchlip(
         ValueError: for a file that is missing, damaged, or would run something, where it does not fit the frame, and
             where an argument is missing that decides what the weights are.
     """
-    count = sum(isinstance(part, Plain) for part in frame.modules())
-    factors = iter(_factors(k_coef_lip, count))
+    factors = iter(_factors(k_coef_lip, len(weighted(frame))))
 
     def weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:
         return _weight(group, layer, disjoint_neurons) * next(factors)
 
-    network = fill(Path(path), frame, weight, KEPT)
+    network = fill(as_path(path), frame, weight, KEPT)
     _regroup(network)
     return network
 
@@ -69,8 +77,9 @@ def _factors(k_coef_lip: float | Sequence[float] | None, count: int) -> list[flo
             "k_coef_lip is not given and in no file: give 1 for layers that were built without it, else the factor of "
             "each layer with weights"
         )
-    factors = [float(k_coef_lip)] * count if isinstance(k_coef_lip, int | float) else list(map(float, k_coef_lip))
-    if len(factors) != count or not all(0 < factor < math.inf for factor in factors):
+    given: Any = [k_coef_lip] * count if is_finite_number(k_coef_lip) else k_coef_lip
+    factors = [float(factor) for factor in given if is_finite_number(factor)] if isinstance(given, Iterable) else []
+    if len(factors) != count or min(factors, default=1) <= 0:
         raise ValueError(f"k_coef_lip={k_coef_lip!r}: give one positive number, or {count}, one for each layer")
     return factors
 
@@ -109,7 +118,9 @@ def _regroup(network: nn.Sequential) -> None:
             if order is not None:
                 _permute_columns(layer, order)
             before, order, flattened = layer, None, False
-        elif isinstance(layer, GroupSort):
+        elif type(layer) is GroupSort or type(layer) is MaxMin:
+            if layer.dim != 1:
+                raise ValueError(f"frame has {layer}; theirs sorts channels, dim=1")
             if not isinstance(before, Plain) or order is not None:
                 raise ValueError(f"frame has {layer} without a layer of weights right before it; put one there")
             if flattened and isinstance(before, nn.Conv2d):
@@ -117,22 +128,29 @@ def _regroup(network: nn.Sequential) -> None:
                     f"frame has {layer} behind a Flatten of images, where theirs sorts pixels side by side, which ours "
                     "cannot; of images of one pixel put it before the Flatten, which is the same"
                 )
-            order = _side_by_side(before.weight.shape[0], layer.group_size)
+            order = _side_by_side(before.weight.shape[0], layer)
             _permute_rows(before, order)
         elif type(layer) not in TRANSPARENT:
             before = None
-            if order is not None or any(isinstance(part, GroupSort) for part in layer.modules()):
+            if order is not None:
                 raise ValueError(f"frame has {layer} between a GroupSort and the weights after it; take it out")
+            if other := next((part for part in layer.modules() if type(part) not in ALIKE), None):
+                raise ValueError(
+                    f"frame has {other} where its channels may be in another order than theirs; write layers with "
+                    "weights, sorts and ReLU in one sequence, and else modules of torch.nn"
+                )
         flattened |= isinstance(layer, nn.Flatten)
     if order is not None:
         raise ValueError("frame ends with a GroupSort; its output would be in another order than theirs")
 
 
-def _side_by_side(channels: int, group_size: int) -> Tensor:
-    """The permutation pi: which of their channels each of ours is."""
+def _side_by_side(channels: int, layer: GroupSort | MaxMin) -> Tensor:
+    """The permutation pi: which of their channels each of ours is; MaxMin has the larger of two first."""
+    group_size = layer.group_size if isinstance(layer, GroupSort) else 2
     if channels % group_size:
-        raise ValueError(f"GroupSort({group_size}) does not divide the {channels} channels before it")
-    return torch.arange(channels).reshape(-1, group_size).T.flatten()
+        raise ValueError(f"{layer} does not divide the {channels} channels before it")
+    groups = torch.arange(channels).reshape(-1, group_size)
+    return (groups if isinstance(layer, GroupSort) else groups.flip(1)).T.flatten()
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ class ConstrainedLayer(nn.Module, ABC):
 
     Raises:
         ValueError: at a call, if the kernel returns anything but a floating-point tensor of :attr:`weight_shape`; on a
-            CPU also if that is not finite (NaN in a bias comes out, as of ``nn.Linear``). Transforms and compiled code do not look, nor do accelerators, which would
-            wait for the host: there NaN comes out.
+            CPU also if that is not finite. Transforms and compiled code do not look, nor do accelerators, which would
+            wait for the host: there NaN comes out, as it does of a bias everywhere.
     """
 
     def __init__(self, kernel: Kernel, inputs: int, outputs: int, bias: bool) -> None:

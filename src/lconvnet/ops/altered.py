@@ -54,6 +54,12 @@ def require_module(network: Any, name: str = "network") -> None:
                 )
 
 
+def require_numbers(module: nn.Module, name: str = "network") -> None:
+    """Raise ``ValueError`` where a tensor of a module is on the meta device."""
+    if any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())):
+        raise ValueError(f"{name} is on the meta device, where weights have no numbers: load them first")
+
+
 def refuse_global_hooks() -> None:
     """Raise ``ValueError`` where a hook on all modules changes what each of them computes."""
     if every._global_forward_hooks or every._global_forward_pre_hooks:

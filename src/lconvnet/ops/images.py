@@ -24,6 +24,9 @@ def check_images(images: Tensor) -> Tensor:
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"images is a {type(images).__name__}: pass a torch tensor (B, C, H, W) with values in [0, 1]")
+    if images.is_meta or images.layout != torch.strided:
+        what = "on the meta device" if images.is_meta else f"a tensor of layout {images.layout}"
+        raise ValueError(f"images is {what}: pass a dense tensor with numbers")
     if not images.is_floating_point():
         raise ValueError(
             f"images has dtype {images.dtype}: pass floats in [0, 1]; for uint8 pixels, images.float() / 255"
@@ -92,7 +95,10 @@ def is_finite_number(value: object) -> bool:
     """
     if not isinstance(value, Real | Tensor) or isinstance(value, bool):
         return False
-    return (not isinstance(value, Tensor) or value.numel() == 1) and math.isfinite(value)
+    try:
+        return (not isinstance(value, Tensor) or value.numel() == 1) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dis import get_instructions
+from inspect import getattr_static, isfunction
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union, cast
 
@@ -208,6 +210,20 @@ def _own_attributes(held: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     return held
 
 
+def _hides(kind: type[nn.Module], name: str) -> bool:
+    """Whether an attribute would take the place of what every module has, or of a method or property of the class,
+    and the class itself never does that."""
+    held = getattr_static(kind, name, None)
+    taken = hasattr(nn.Module, name) or callable(held) or hasattr(type(held), "__get__")
+    return taken and not any(name in _assigned(base) for base in kind.__mro__ if not issubclass(nn.Module, base))
+
+
+def _assigned(kind: type) -> set[str]:
+    """The attributes that functions of a class assign."""
+    functions = [value for value in vars(kind).values() if isfunction(value)]
+    return {step.argval for call in functions for step in get_instructions(call) if step.opname == "STORE_ATTR"}
+
+
 class Own(Entry):
     """A module of a user's class, as a copy has it: no constructor runs, its attributes are set."""
 
@@ -228,6 +244,8 @@ class Own(Entry):
             )
         module = object.__new__(classes[self.kind])
         nn.Module.__init__(module)
+        if hiding := sorted(name for name in self.attributes if _hides(classes[self.kind], name)):
+            raise ValueError(f"layer {self.name!r} ({self.kind}) has an attribute {hiding[0]!r}, which hides a method")
         vars(module).update({name: _decoded(value) for name, value in self.attributes.items()})
         for name, kept in self.parameters.items():
             module.register_parameter(name, None if kept is None else nn.Parameter(kept.empty(), requires_grad=False))

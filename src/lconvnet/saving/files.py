@@ -94,7 +94,7 @@ def save(
     written.
     """
     data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes, classes=classes)
-    atomic.write_bytes(path, data)
+    atomic.write_bytes(atomic.as_path(path), data)
 
 
 def encode(
@@ -107,10 +107,15 @@ def encode(
     classes: Sequence[type[nn.Module]] = (),
 ) -> bytes:
     """Return the bytes that `save` writes, a function of the arguments alone."""
-    operations = architecture(network, classes)
+    try:
+        operations = architecture(network, classes)
+    except RecursionError:
+        raise ValueError("network holds modules within modules without end: write it as one sequence") from None
     shape = None if input_shape is None else checked_shape(input_shape)
     if bound is None:
         bound = lipschitz_bound(network, input_shape=shape)
+    elif not isinstance(bound, Bound):
+        raise ValueError(f"bound is a {type(bound).__name__}: leave it out, or use lipschitz_bound(network)")
     else:
         _check_bound(bound, network, shape)
     if not math.isfinite(bound.upper):
@@ -130,7 +135,17 @@ def encode(
         raise ValueError(f"network cannot be saved: {_problem(error)}") from None
     except PydanticSerializationError as error:
         raise ValueError(f"network cannot be saved: its class_names or notes are not text in UTF-8 ({error})") from None
+    if shape is not None and outputs(network, shape) is None:
+        raise ValueError(
+            f"network cannot be saved: what it makes of an image of shape {shape} depends on values, so nobody could "
+            "tell how much memory it takes: leave input_shape out"
+        )
     _check_names("network", network, description)
+    if len(metadata) > MAXIMAL_METADATA:
+        raise ValueError(
+            f"network cannot be saved: its description with notes has {len(metadata)} letters, at most "
+            f"{MAXIMAL_METADATA} are read: shorten the notes"
+        )
     tensors = {name: tensor.detach() for name, tensor in tensors_of(network).items()}
     read = _built("network", _parse("network", metadata), classes)
     if extra := tensors.keys() - read.state_dict().keys():
@@ -183,12 +198,14 @@ def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Seq
 
     `classes` are those of your own that the file may hold: it never imports one. Raises ValueError for a file that is
     missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given, and where one image
-    of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`).
+    of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`). Of a file
+    without `input_shape` only its weights are counted.
     """
-    description, tensors = _read(Path(path))
+    path = atomic.as_path(path)
+    description, tensors = _read(path)
     network = _filled(str(path), _built(str(path), description, classes), tensors)
     if description.input_shape is not None:
-        require_room(network, description.input_shape, Path(path).stat().st_size, str(path))
+        require_room(network, description.input_shape, path.stat().st_size, str(path))
     _check_names(str(path), network, description)
     return network
 
@@ -213,18 +230,20 @@ def _filled(source: str, network: nn.Sequential, tensors: Mapping[str, Tensor]) 
 
 def describe(path: str | Path) -> Description:
     """Return what the file says of itself, validated but not proved: the bound is as recorded at saving."""
-    return _read(Path(path))[0]
+    return _read(atomic.as_path(path))[0]
 
 
 def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
-    if not path.is_file():
-        raise ValueError(f"{path} is no file; name a model.safetensors written by lconvnet.save")
     try:
+        if not path.is_file():
+            raise ValueError(f"{path} is no file; name a model.safetensors written by lconvnet.save")
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("lconvnet", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (safetensors.SafetensorError, AttributeError, RuntimeError, OverflowError) as error:  # or of its dtypes
         raise ValueError(f"{path} {_what_it_is(path)} ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
     return _parse(str(path), metadata), tensors
 
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +91,8 @@ def fit(
         augment: `augment(images, generator=...)` on every training batch: `lconvnet.data.crop_and_flip` for CIFAR-10.
         eps: l2 radii over pixels in [0, 1] to certify; by default the radius of `loss`.
         select_eps: the radius that chooses the best epoch: that of the highest certified accuracy there (ties: clean
-            accuracy, then the earlier epoch). By default the radius of `loss`; the first of `eps` where it has none.
+            accuracy, then the earlier epoch), recorded first, also where `eps` does not name it. By default the radius
+            of `loss`; the first of `eps` where it has none. Radii that agree to four digits are one, as in `eps`.
         project_every: kernels that have a projection (SVCM) project after the first step of an epoch, every so many
             from there, and after its last one.
         checkpoint_every: steps between two checkpoints within an epoch: what a kill can cost at most.
@@ -252,6 +255,10 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
         yield
 
 
+SAME = 2e-4
+"""Two radii are one within this part of them: 36/255 is also written as 0.1412."""
+
+
 def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: Loss) -> tuple[float, ...]:
     """The radii to certify, checked; first the one that chooses the epoch."""
     own = float(loss.eps) if isinstance(loss, Hinge | OffsetCrossEntropy) else None
@@ -260,11 +267,12 @@ def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: 
         raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
     given = _each(asked)
     radii = tuple(map(float, filter(_is_radius, given)))
-    if not radii or len(set(radii)) < len(given):
+    if not radii or len(radii) < len(given) or any(isclose(a, b, rel_tol=SAME) for a, b in combinations(radii, 2)):
         raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")
     if select_eps is not None and not _is_radius(select_eps):
         raise ValueError(f"select_eps={select_eps!r}: must be a positive l2 radius over pixels in [0, 1]")
-    chosen = float(select_eps or own or radii[0])
+    wanted = float(select_eps or own or radii[0])
+    chosen = next((radius for radius in radii if isclose(radius, wanted, rel_tol=SAME)), wanted)
     return (chosen, *(radius for radius in radii if radius != chosen))
 
 

@@ -9,6 +9,7 @@ the run goes on is added up over all of them.
 import math
 import signal
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def _step(run: Run, indices: Tensor, rate: float, interruption: Interruption) ->
     images, labels, own = _share(processes, images, labels)
     images, labels = run.fabric.to_device((images, labels))
     run.optimizer.zero_grad()
-    with divergence(run, rate), run.fabric.autocast():
+    with divergence(partial(require_finite, run, rate)), run.fabric.autocast():
         logits = run.model(images.to(run.dtype))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     loss = plan.loss(logits, labels)

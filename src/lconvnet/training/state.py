@@ -112,13 +112,12 @@ def with_name(what: str, module: nn.Module) -> str:
 
 
 @contextmanager
-def divergence(run: Run, rate: float) -> Iterator[None]:
-    """What a kernel raises for weights that are not finite is a divergence, by the name of the weight."""
+def divergence(require_finite: Callable[[], None]) -> Iterator[None]:
+    """What a kernel raises is a divergence where `require_finite` then finds a weight that is not finite."""
     try:
         yield
-    except ValueError as error:
-        if name := first_not_finite(run.model):
-            raise diverged(run, f"{name} is not finite", rate) from error
+    except (ValueError, torch.linalg.LinAlgError):
+        require_finite()
         raise
 
 

@@ -6,10 +6,9 @@ kernels are deterministic).
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from lconvnet.training.folder import RunFolder, interrupted
 from lconvnet.training.interruption import Interruption
 from lconvnet.training.projection import is_due, project_
 from lconvnet.training.randomness import derive_seed, seed_global
-from lconvnet.training.state import first_not_finite, with_name
+from lconvnet.training.state import divergence, first_not_finite, with_name
 from lconvnet.wasserstein import checkpoint
 from lconvnet.wasserstein.objective import critic_values, difference
 from lconvnet.wasserstein.progress import OnStep
@@ -76,7 +75,7 @@ def _step(run: Run) -> None:
     seed_global(derive_seed(run.seed, "critic step", 0, step), like.device)
     high, low = (side.batch(step).to(like.device, like.dtype) for side in (run.high, run.low))
     run.optimizer.zero_grad()
-    with _divergence(run):
+    with divergence(partial(_require_finite, run)):
         values = critic_values(run.critic, torch.cat([high, low]))
         gap = difference(values[: len(high)], values[len(high) :])
         (-gap).backward()
@@ -86,17 +85,6 @@ def _step(run: Run) -> None:
     run.optimizer.step()
     run.scheduler.step()
     run.values.append(value)
-
-
-@contextlib.contextmanager
-def _divergence(run: Run) -> Iterator[None]:
-    """What a kernel raises for degenerate weights after the first step is a divergence."""
-    try:
-        yield
-    except (ValueError, torch.linalg.LinAlgError) as error:
-        if not run.values:
-            raise
-        raise diverged(run, with_name(str(error), run.critic)) from error
 
 
 def diverged(run: Run, what: str) -> Diverged:
@@ -109,10 +97,15 @@ def diverged(run: Run, what: str) -> Diverged:
     )
 
 
-def save(run: Run) -> None:
-    """Write the checkpoint. Raises `Diverged` rather than write NaN."""
+def _require_finite(run: Run) -> None:
+    """Raise `Diverged` if a stored value of the critic is NaN or infinite."""
     if name := first_not_finite(run.critic):
         raise diverged(run, f"{name} is not finite")
+
+
+def save(run: Run) -> None:
+    """Write the checkpoint. Raises `Diverged` rather than write NaN."""
+    _require_finite(run)
     if run.folder is not None:
         states = {name: getattr(run, name).state_dict() for name in ("critic", "optimizer", "scheduler")}
         values = torch.tensor(run.values, dtype=torch.float64)
