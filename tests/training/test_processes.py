@@ -74,7 +74,7 @@ def test_two_processes_train_small_as_one_does_and_one_of_them_writes(tmp_path: 
     assert timings == [2, 2]
     lines = [[line.partition("  L <=")[0] for line in done.stderr.splitlines()] for done in runs]
     assert lines[0] == lines[1]
-    assert len(lines[1]) == 2
+    assert len(lines[1]) == 3  # the learning rates, and an epoch each
     assert runs[1].stdout.count("\n") == 1
 
 
@@ -153,7 +153,7 @@ def test_the_command_trains_evaluates_and_goes_on_with_another_number_of_process
     done = run("-m", "lconvnet.run", "--cfg", str(cfg), "--json")
     assert len(done.stdout.splitlines()) == 1
     assert json.loads(done.stdout)["model"] == str(cfg.parent / "model.safetensors")
-    assert [line.split()[0] for line in done.stderr.splitlines()] == ["read", "epoch", "epoch", "kept"]
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["read", "learning", "epoch", "epoch", "kept"]
     made = (cfg.parent / "model.safetensors").read_bytes()
     again = run("-m", "lconvnet.run", "--cfg", str(cfg), "--resume", "--set", "training.devices=1")
     assert "kept epoch" in again.stdout
