@@ -18,12 +18,9 @@ from rich.console import Console
 
 from lconvnet.cli import families, output, runs, wasserstein
 from lconvnet.experiments.status import Status
-from lconvnet.report.cells import Cell, Row, Table
-from lconvnet.report.csvfile import to_csv
-from lconvnet.report.latex import latex
-from lconvnet.report.markdown import markdown
-from lconvnet.report.names import eps_label
+from lconvnet.report.labels import eps_label
 from lconvnet.report.pictures import singular_value_histograms
+from lconvnet.report.rendering import Cell, Row, Table, latex, markdown, to_csv
 from lconvnet.training.record import Epoch
 from lconvnet.training.reporting import validated
 

@@ -11,9 +11,7 @@ import pytest
 
 from lconvnet import cli, consolidate, export
 from lconvnet.report import find_runs, tables
-from lconvnet.report.csvfile import to_csv
-from lconvnet.report.latex import latex
-from lconvnet.report.markdown import markdown
+from lconvnet.report.rendering import latex, markdown, to_csv
 
 JOINED = ["consolidated.csv", "consolidated.json"]
 NAMES = [*JOINED, "table.csv", "table.md", "table.tex"]
@@ -171,7 +169,7 @@ def test_a_file_of_somebody_else_is_left_alone(command, folder, name):
     ("application", "arguments"), [(cli.app, ["tables"]), (export.app, ["--dir"]), (consolidate.app, ["--dir"])]
 )
 def test_nothing_to_read_is_one_line(command, tmp_path, application, arguments):
-    for folder, reason in ((tmp_path / "absent", "is no folder"), (tmp_path, "holds no usable results.yaml")):
+    for folder, reason in ((tmp_path / "absent", "is not a folder"), (tmp_path, "holds no usable results.yaml")):
         code, out, err = command(application, *arguments, folder)
         assert (code, out) == (2, "")
         assert err.startswith("error: ") and reason in err and err.count("\n") == 1

@@ -7,8 +7,14 @@ import torch
 from lconvnet.experiments import execute
 from lconvnet.experiments.loading import parse
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.report.drawing import draw, read_examples
-from lconvnet.report.pictures import Examples, accuracy_curves, adversarial_grid, singular_value_histograms
+from lconvnet.report.pictures import (
+    Examples,
+    accuracy_curves,
+    adversarial_grid,
+    draw,
+    read_examples,
+    singular_value_histograms,
+)
 
 pytest.importorskip("matplotlib", reason="pictures come with the extra: pip install 'lconvnet[plots]'")
 

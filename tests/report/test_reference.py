@@ -166,4 +166,4 @@ def test_the_only_missing_cells_are_those_that_no_file_has(made):
     (published,) = (fill for fill in missing if fill.startswith("no command"))
     (command,) = (fill for fill in missing if fill != published)
     assert "runs/adv-rob-cifar10/large/OSSN/multi-trial-A/cfg.yaml" in command
-    assert missing[command] == ["CIFAR-10 (ε = 0.1), OSSN Large: Provable"]
+    assert missing[command] == "CIFAR-10 (ε = 0.1), OSSN Large: Provable"

@@ -10,11 +10,19 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from lconvnet.report import find_runs, pdf, tables, terminal
-from lconvnet.report.cells import Cell, Row, Table, with_best
-from lconvnet.report.csvfile import to_csv
-from lconvnet.report.latex import COLUMNS, ROWS, latex
-from lconvnet.report.markdown import markdown
+from lconvnet.report import find_runs, rendering, tables
+from lconvnet.report.rendering import (
+    LATEX_COLUMNS,
+    LATEX_ROWS,
+    Cell,
+    Row,
+    Table,
+    latex,
+    markdown,
+    terminal,
+    to_csv,
+    with_best,
+)
 
 NASTY = r"50%_a&b#c$d{e}f~g^h\input{x}|<i>\"j\" *k* `l` é 中 🙂 ε"
 needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -79,20 +87,20 @@ def test_latex_uses_nothing_but_booktabs_and_the_base(made):
 
 
 def test_latex_continues_large_tables(made):
-    text = latex([table(columns=[f"c{place}" for place in range(COLUMNS + 1)], rows=ROWS + 1)])
+    text = latex([table(columns=[f"c{place}" for place in range(LATEX_COLUMNS + 1)], rows=LATEX_ROWS + 1)])
     assert text.count(r"\begin{lrbox}") == 4
     assert text.count("(continued)") == 3
-    for place in range(COLUMNS + 1):
+    for place in range(LATEX_COLUMNS + 1):
         assert text.count(f"c{place} ") == 2, "each column once in each of two pieces"
 
 
 @needs_latex
 def test_pdf_is_compiled_and_the_same_twice(made):
     document = latex([*made, NASTY_TABLE])
-    found = pdf.compile_pdf(document)
+    found = rendering.compile_pdf(document)
     assert found.startswith(b"%PDF-")
-    assert pdf.MARK in found
-    assert found == pdf.compile_pdf(document)
+    assert rendering.PDF_MARK in found
+    assert found == rendering.compile_pdf(document)
 
 
 @needs_latex
@@ -112,23 +120,23 @@ def test_a_document_cannot_read_files_elsewhere_or_run_programs(tmp_path):
     secret = tmp_path / "secret.tex"
     secret.write_text("secret")
     start = "\\documentclass{article}\\begin{document}x"
-    with pytest.raises(pdf.NoPdfError, match="pdflatex failed"):
-        pdf.compile_pdf(f"{start}\\input{{{secret}}}\\end{{document}}")
-    pdf.compile_pdf(f"{start}\\immediate\\write18{{touch {tmp_path}/made}}\\end{{document}}")
+    with pytest.raises(rendering.NoPdfError, match="pdflatex failed"):
+        rendering.compile_pdf(f"{start}\\input{{{secret}}}\\end{{document}}")
+    rendering.compile_pdf(f"{start}\\immediate\\write18{{touch {tmp_path}/made}}\\end{{document}}")
     assert not (tmp_path / "made").exists()
 
 
 @needs_latex
 def test_a_document_that_never_ends(monkeypatch):
-    monkeypatch.setattr(pdf, "SECONDS", 1)
-    with pytest.raises(pdf.NoPdfError, match="more than 1 seconds"):
-        pdf.compile_pdf(r"\documentclass{article}\begin{document}\loop\iftrue\repeat\end{document}")
+    monkeypatch.setattr(rendering, "PDF_SECONDS", 1)
+    with pytest.raises(rendering.NoPdfError, match="more than 1 seconds"):
+        rendering.compile_pdf(r"\documentclass{article}\begin{document}\loop\iftrue\repeat\end{document}")
 
 
 def test_without_pdflatex_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(pdf.NoPdfError, match="not installed; install it"):
-        pdf.compile_pdf("")
+    with pytest.raises(rendering.NoPdfError, match="not installed; install it"):
+        rendering.compile_pdf("")
 
 
 def test_csv_round_trip(made):
@@ -156,7 +164,7 @@ def test_no_number_is_cut_in_a_terminal(width):
     cells = tuple(Cell(90.0 + place, 0.25, 5) for place in range(len(columns)))
     made = Table("1", "Title", columns, (Row("CIFAR-10 (ε = 36/255), Large", "Clean", cells),))
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(terminal.renderable(made, width))
+    console.print(terminal(made, width))
     text = console.file.getvalue()
     assert [text.count(cell.text) for cell in cells] == [1] * len(cells)
     assert "…" not in text
@@ -165,5 +173,5 @@ def test_no_number_is_cut_in_a_terminal(width):
 
 def test_a_terminal_does_not_read_names_as_markup():
     console = Console(width=200, file=io.StringIO())
-    console.print(terminal.renderable(table(columns=("[red]A[/red]", "B")), 200))
+    console.print(terminal(table(columns=("[red]A[/red]", "B")), 200))
     assert "[red]A[/red]" in console.file.getvalue()

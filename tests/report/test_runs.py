@@ -186,7 +186,7 @@ def test_a_name_that_is_no_text(runs):
 def test_nothing_to_read(runs, empty):
     if empty:
         runs.root.mkdir()
-    with pytest.raises(ValueError, match="holds no usable results.yaml; evaluate" if empty else "is no folder"):
+    with pytest.raises(ValueError, match="holds no usable results.yaml; evaluate" if empty else "is not a folder"):
         find_runs(runs.root)
 
 

@@ -7,8 +7,7 @@ import pytest
 from lconvnet.experiments.loading import load, parse_any, read
 from lconvnet.experiments.template import expand
 from lconvnet.report import find_runs, tables
-from lconvnet.report.facts import facts_of_estimate, facts_of_experiment
-from lconvnet.report.groups import Variant, differences
+from lconvnet.report.facts import describe, differences, facts_of_experiment
 
 CONFIGS = Path(__file__).parents[2] / "runs"
 SMALL = "MNIST (ε = 1.58), Small"
@@ -192,9 +191,9 @@ def test_the_learning_rate_with_the_largest_certified_distance_is_chosen(runs, c
 @pytest.mark.parametrize("data", ["cifar10", "stl10"])
 def test_a_critic_of_the_template_is_the_papers_and_a_shorter_one_is_named(data):
     values = [choice.value for choice in expand(read(CONFIGS / f"wde_{data}" / "template.yaml"))]
-    assert {differences(facts_of_estimate(parse_any(each))) for each in values} == {()}
+    assert {differences(facts_of_experiment(parse_any(each))) for each in values} == {()}
     shorter = parse_any({**values[0], "training": {"steps": 1}})
-    assert Variant(differences(facts_of_estimate(shorter))).text == "1 step"
+    assert describe(differences(facts_of_experiment(shorter))) == "1 step"
 
 
 def test_eps_is_matched_with_a_tolerance(runs, cells):

@@ -17,8 +17,9 @@ from rich.table import Table
 from lconvnet.experiments import robustness
 from lconvnet.ops.rounding import percent_down, percent_up, rounded_down, rounded_up
 from lconvnet.printable import printable
-from lconvnet.report import Named, Written, terminal
-from lconvnet.report.names import eps_label
+from lconvnet.report import Named, Written
+from lconvnet.report.labels import eps_label
+from lconvnet.report.rendering import terminal
 
 PIPED_WIDTH = 200
 SECTIONS = {
@@ -128,7 +129,7 @@ def show_report(report: Written, *, as_json: bool = False) -> None:
     console = PlainConsole(stderr=as_json)
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     for table in report.tables:
-        console.print(terminal.renderable(table, console.width))
+        console.print(terminal(table, console.width))
     if report.tables:
         console.print(ROUNDING)
     files, skipped = ", ".join(map(str, report.files)), report.found.skipped

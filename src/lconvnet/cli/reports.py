@@ -10,7 +10,7 @@ import typer
 from lconvnet.cli import options, output
 from lconvnet.experiments.run_folder import find_run
 from lconvnet.report import export
-from lconvnet.report.drawing import draw
+from lconvnet.report.pictures import draw
 
 
 def tables_command(folder: Path, out: options.ReportOut = None, as_json: options.Json = False) -> None:

@@ -12,7 +12,7 @@ from lconvnet import data, gan, models
 from lconvnet.data.locating import locate
 from lconvnet.data.splitting import held_out
 from lconvnet.experiments import names
-from lconvnet.experiments.config import Convnet, Data, Experiment, Kw, Mlp, Network, Qw, Section
+from lconvnet.experiments.config import Convnet, Data, Kw, Mlp, Network, Qw, Section
 from lconvnet.experiments.estimation_config import Critic, RealImages
 from lconvnet.experiments.generation_config import (
     ConstrainedCritic,
@@ -149,8 +149,8 @@ def load_real_images(config: RealImages) -> data.Images:
     return images.subset(kept.sort().values)
 
 
-def settings(experiment: Experiment) -> dict[str, Any]:
-    """Return the part of a configuration that determines the weights, as JSON-able values.
+def settings(experiment: Section) -> dict[str, Any]:
+    """Return the part of an experiment's configuration that determines the weights, as JSON-able values.
 
     How the network is evaluated, where the images lie, the devices and the checkpoints are left out.
     """

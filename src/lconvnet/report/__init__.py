@@ -1,9 +1,8 @@
-"""From the results of runs to tables: runs are read, tables are a pure function of them, files are written last."""
+"""From the results of runs to tables: runs are read into one tidy frame, tables are pivots of it, files come last."""
 
-from lconvnet.report.named import Named, name_results
-from lconvnet.report.runs import Found, Run, Skipped, find_runs
+from lconvnet.report.runs import Found, Run, Skipped, find_runs, measurements
 from lconvnet.report.tables import tables
-from lconvnet.report.writing import Written, export, export_tex
+from lconvnet.report.writing import Named, Written, export, export_tex, name_results
 
 __all__ = [
     "Found",
@@ -14,6 +13,7 @@ __all__ = [
     "export",
     "export_tex",
     "find_runs",
+    "measurements",
     "name_results",
     "tables",
 ]

@@ -1,44 +1,68 @@
-"""What a run is: from its specification where it has one, from the original's folder names where it has none.
+"""What a run is, and how a recipe other than the paper's is called.
 
-The specification is what record.json says was trained, or else the cfg.yaml. Then nothing is read from the folder's
-name. Folders without (the original's cfg.yaml is a program, not data, and no specification) are named
+A run is what its specification says: what record.json says was trained, or else the cfg.yaml; then nothing is read from
+the folder's name. Folders without one (the original's cfg.yaml is a program, not data) are named as in `FOLDERS`.
 
-* adv-rob-{mnist,cifar10}/{small,large,fc}/METHOD/multi-trial-X
-* wde_{stl10,cifar10}/lr-RATE/conv/METHOD[/n_iters-N]/{maxmin,relu}/multi-trial-X
-* baselines/{kw,qian}-{mnist,cifar10}/NAME
+The plain name of a method stands for the paper's recipe (Li et al. 2019; for data sets that are not in the paper, the
+package's defaults). Any other recipe is another experiment and is named by what differs: the loss and the number of
+epochs if they do, and of the rest what is needed to tell the experiments apart.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lconvnet.experiments import build
-from lconvnet.experiments.config import Evaluation, Experiment, Kw, Mlp, Qw
-from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.config import Evaluation
 from lconvnet.experiments.execute import trained_experiment
-from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.loading import AnyExperiment, parse_any
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder, recorded_settings
-from lconvnet.report import names
+from lconvnet.report import labels
 from lconvnet.training import load_record
 
 MAXIMAL_RECORD_BYTES = 16_000_000
 ORIGINALS_KEY = "<type>"
 # Facts of their own in a table; everything else that determines the weights is the recipe.
-AXES = {"seed", "data.name", "model.architecture", "model.conv", "model.widths"}
-PATTERNS = tuple(
-    re.compile(rf"(?:.*/)?{tail}")
-    for tail in (
-        r"adv-rob-(?P<data>mnist|cifar10)/(?P<architecture>small|large|fc)/(?P<method>[^/]+)/multi-trial-(?P<trial>[^/]+)",
-        r"wde_(?P<data>stl10|cifar10)/lr-(?P<lr>[^/]+)/conv/(?P<method>[^/]+)(?:/n_iters-(?P<iterations>\d+))?"
-        r"/(?P<activation>maxmin|relu)/multi-trial-(?P<trial>[^/]+)",
-        r"baselines/(?P<baseline>kw|qian)-(?P<data>mnist|cifar10)/(?P<name>[^/]+)",
-    )
+AXES = {"task", "seed", "model.architecture", "model.conv", "model.widths", "critic.conv", "critic.activation"}
+
+FOLDERS = (
+    "adv-rob-{data}/{architecture}/{method}/multi-trial-{trial}",
+    "wde_{data}/lr-{rate}/conv/{method}/{activation}/multi-trial-{trial}",
+    "baselines/{baseline}-{data}/{name}",
 )
+PARTS = {
+    "data": "mnist|cifar10|stl10",
+    "architecture": "small|large|fc",
+    "method": r"[^/]+(?:/n_iters-\d+)?",
+    "activation": "maxmin|relu",
+    "baseline": "kw|qian",
+}
+ITERATIONS = "/n_iters-"  # of a critic's power iteration; the published critics made 10
+
+SHOWN_ALWAYS = ("loss.name", "training.epochs", "training.steps", "finished")
+UNSPECIFIED = ("specification", "none")
+PAPER_IMAGES = {
+    "mnist": {"data": {"name": "mnist"}, "loss": {"name": "hinge", "eps": 1.5}},
+    "cifar10": {"data": {"name": "cifar10", "augment": "crop-flip"}, "loss": {"name": "hinge", "eps": 0.5}},
+}
+PAPER_TRAINING = {
+    "optimizer": {"name": "adam", "lr": 0.001},
+    "schedule": {"name": "exponential", "gamma": 0.96235062639},
+    "training": {"epochs": 200, "batch_size": 128, "project_every": 100},
+}
+PAPER_CRITIC = {
+    "task": "wasserstein",
+    "optimizer": {"name": "rmsprop"},
+    "schedule": {"name": "exponential", "gamma": 0.96235062639},
+    "training": {"steps": 25600, "batch_size": 64},
+    "critic": {"linear": "orthogonal"},
+}
 
 Recipe = tuple[tuple[str, Any], ...]
 
@@ -62,26 +86,36 @@ class Facts:
     specified: bool = False
 
 
+@dataclass(frozen=True)
+class Variant:
+    """How a recipe differs from the paper's: `shown` of it is in the label, `full` is all of it."""
+
+    shown: Recipe = ()
+    full: Recipe = ()
+
+
 def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, Recipe]]:
     """Return the facts of the run in `folder` and the settings of each attack: those of `evaluation`, the section of
-    its results.yaml, or where that has none, of its specification.
+    its results.yaml, or if that has none, of its specification.
 
-    Raises ValueError where neither a specification nor the folder's name says what it is.
+    Raises ValueError if neither a specification nor the folder's name says what it is.
     """
     experiment = specification(folder)
-    if isinstance(experiment, WassersteinExperiment):
-        return _with_origin(facts_of_estimate(experiment), folder), {}
-    if isinstance(experiment, GanExperiment):
-        raise ValueError("its cfg.yaml trains a generator (task: gan), of which no table tells")
-    if experiment is not None:
-        ran = experiment.evaluation if evaluation is None else Evaluation.model_validate(_stated(evaluation))
-        facts = replace(facts_of_experiment(experiment), **_published(folder, experiment))
-        return _with_origin(facts, folder), _attacks(ran)
-    return facts_of_name(folder.resolve().as_posix()), {}
+    if experiment is None:
+        return facts_of_name(folder.resolve().as_posix()), {}
+    facts = facts_of_experiment(experiment)
+    recorded = recorded_settings(RunFolder(folder))
+    if facts.task == "wasserstein":
+        return _with_origin(facts, recorded), {}
+    values = experiment.model_dump(mode="json")
+    ran = values["evaluation"] if evaluation is None else _stated(evaluation)
+    if "imported" in recorded:
+        facts = _as_published(facts, values["model"])
+    return _with_origin(facts, recorded), _attacks(Evaluation.model_validate(ran))
 
 
 def specification(folder: Path) -> AnyExperiment | None:
-    """Return the experiment that record.json, or else cfg.yaml, says was trained; None where neither does."""
+    """Return the experiment that record.json, or else cfg.yaml, says was trained; None if neither does."""
     run, record = RunFolder(folder), folder / "record.json"
     values = read(run.config) if run.is_configured else {ORIGINALS_KEY: None}
     if "task" not in values and record.exists() and _recorded(record):
@@ -91,47 +125,36 @@ def specification(folder: Path) -> AnyExperiment | None:
     return None if ORIGINALS_KEY in values else parse_any(values)
 
 
-def facts_of_experiment(experiment: Experiment) -> Facts:
+def facts_of_experiment(experiment: AnyExperiment) -> Facts:
     """Return the facts that an experiment states.
 
-    >>> from lconvnet.experiments.loading import parse
-    >>> experiment = parse({"data": {"name": "mnist"}, "model": {"architecture": "small", "conv": "rko"}, "seed": 3})
-    >>> facts = facts_of_experiment(experiment)
+    >>> values = {"data": {"name": "mnist"}, "model": {"architecture": "small", "conv": "rko"}, "seed": 3}
+    >>> facts = facts_of_experiment(parse_any(values))
     >>> facts.data, facts.architecture, facts.method, facts.trial, dict(facts.recipe)["training.epochs"]
     ('mnist', 'Small', 'RKO', '3', 6)
-    """
-    architecture, method = _network(experiment)
-    return Facts(
-        task="robustness",
-        data=_data_name(experiment),
-        architecture=architecture,
-        method=method,
-        activation=_activation(experiment),
-        trial=str(experiment.seed),
-        recipe=recipe_of(experiment),
-        specified=True,
-    )
-
-
-def facts_of_estimate(experiment: WassersteinExperiment) -> Facts:
-    """Return the facts that a Wasserstein estimate states; its recipe is what differs from the paper's.
-
     >>> values = {"task": "wasserstein", "data": {"name": "cifar10"}, "generated": "g.npy", "critic": {"conv": "rko"}}
-    >>> facts = facts_of_estimate(WassersteinExperiment.model_validate(values))
+    >>> facts = facts_of_experiment(parse_any(values))
     >>> facts.data, facts.architecture, facts.method, facts.learning_rate
     ('cifar10', 'Critic', 'RKO', 0.0001)
     """
-    outside = {"task": True, "seed": True, "evaluation": True, "data": {"name", "directory"}}
-    outside |= {"critic": {"conv", "activation"}, "optimizer": {"lr"}, "training": {"checkpoint_every"}}
+    values = experiment.model_dump(mode="json")
+    task = values.get("task", "robustness")
+    if task not in ("robustness", "wasserstein"):
+        raise ValueError(f"its cfg.yaml trains a generator (task: {task}), and generators appear in no table")
+    network = values["model"] if task == "robustness" else {"architecture": "critic", **values["critic"]}
+    data = PurePosixPath(experiment.data.name).name or experiment.data.name
+    # Tables name a folder of images by its last part alone, which several folders may share.
+    axes = AXES | ({"data.name"} if data == experiment.data.name else set())
+    rate = None if task == "robustness" else values["optimizer"]["lr"]
     return Facts(
-        task="wasserstein",
-        data=PurePosixPath(experiment.data.name).name or experiment.data.name,
-        architecture="Critic",
-        method=names.CONVS.get(experiment.critic.conv, experiment.critic.conv.upper()),
-        activation=names.ACTIVATIONS.get(experiment.critic.activation, experiment.critic.activation),
+        task=task,
+        data=data,
+        architecture=_architecture(network),
+        method=_method(network),
+        activation=labels.label_of(network.get("activation", "relu"), labels.ACTIVATIONS),
         trial=str(experiment.seed),
-        learning_rate=experiment.optimizer.lr,
-        recipe=tuple(sorted(flatten(experiment.model_dump(mode="json", exclude=outside)))),
+        learning_rate=rate,
+        recipe=_recipe(build.settings(experiment), axes if rate is None else axes | {"optimizer.lr"}),
         specified=True,
     )
 
@@ -142,88 +165,126 @@ def facts_of_name(path: str) -> Facts:
     >>> facts_of_name("runs/wde_stl10/lr-0.001/conv/OSSN/n_iters-10/relu/multi-trial-B").learning_rate
     0.001
     """
-    found = next((match.groupdict() for pattern in PATTERNS if (match := pattern.fullmatch(path))), None)
+    found = next((match.groupdict() for pattern in map(_pattern, FOLDERS) if (match := pattern.fullmatch(path))), None)
     if found is None:
         raise ValueError(
             "it has no specification (record.json or cfg.yaml) and its folder's name is none of the known ones; "
             "keep record.json beside results.yaml"
         )
     if "baseline" in found:
-        return _baseline(found)
-    known = names.FC_FOLDERS if found.get("architecture") == "fc" else names.METHOD_FOLDERS
-    if found["method"] not in known:
-        raise ValueError(f"its method {found['method']!r} is unknown; known: {', '.join(known)}")
-    return _critic(found) if "lr" in found else _classifier(found)
+        architecture, method = found["name"].capitalize(), labels.BASELINES[found["baseline"]]
+        return Facts("robustness", found["data"], architecture, method, "ReLU", "")
+    known = labels.FC_FOLDERS if found.get("architecture") == "fc" else labels.METHOD_FOLDERS
+    folder, _, iterations = found["method"].partition(ITERATIONS)
+    if folder not in known:
+        raise ValueError(f"its method {folder!r} is unknown; known: {', '.join(known)}")
+    if "rate" not in found:
+        architecture = labels.ARCHITECTURES[found["architecture"]]
+        return Facts("robustness", found["data"], architecture, known[folder], "MaxMin", found["trial"])
+    activation, rate = labels.ACTIVATIONS[found["activation"]], _learning_rate(found["rate"])
+    recipe: Recipe = (("iterations", int(iterations)),) if iterations not in ("", "10") else ()
+    return Facts("wasserstein", found["data"], "Critic", known[folder], activation, found["trial"], rate, recipe)
 
 
-def recipe_of(experiment: Experiment) -> Recipe:
-    """Return the settings that determine the weights, without the seed and what a table names otherwise."""
-    # Tables name a folder of images by its last part alone, which several folders may share.
-    axes = AXES if _data_name(experiment) == experiment.data.name else AXES - {"data.name"}
-    return tuple(sorted(pair for pair in flatten(build.settings(experiment)) if pair[0] not in axes))
+def name_of_facts(facts: Facts) -> str:
+    """Return the folder that the original gives such a run, below its `runs`.
+
+    >>> name_of_facts(facts_of_name("runs/adv-rob-mnist/large/RKO/multi-trial-A"))
+    'adv-rob-mnist/large/RKO/multi-trial-A'
+    """
+    classifier, critic, baseline = FOLDERS
+    if facts.method in labels.PUBLISHED:
+        short = labels.folder_of(facts.method, labels.BASELINES)
+        return baseline.format(baseline=short, data=facts.data, name=facts.architecture.lower())
+    method = labels.folder_of(facts.method, labels.FC_FOLDERS | labels.METHOD_FOLDERS)
+    if facts.task == "robustness":
+        architecture = labels.folder_of(facts.architecture, labels.ARCHITECTURES)
+        return classifier.format(data=facts.data, architecture=architecture, method=method, trial=facts.trial)
+    method = {"BCOP": "BCOP", "OSSN": f"OSSN{ITERATIONS}10"}.get(facts.method, method)
+    rate, activation = f"{facts.learning_rate:g}", facts.activation.lower()
+    return critic.format(data=facts.data, rate=rate, method=method, activation=activation, trial=facts.trial)
 
 
-def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings with dotted keys, lists as tuples.
+def variants(experiments: Iterable[Facts]) -> dict[Facts, Variant]:
+    """Name the recipes of experiments so that no two of one data set and network have the same label."""
+    families = itertools.groupby(sorted(experiments, key=lambda facts: (_family(facts), repr(facts))), key=_family)
+    named: dict[Facts, Variant] = {}
+    for _, members in families:
+        named |= _variants(list(members))
+    return named
+
+
+def differences(facts: Facts) -> Recipe:
+    """Return the settings of a run that are not the paper's, the loss and the epochs first."""
+    paper = dict(_paper(facts.task, facts.data, facts.architecture)) if facts.specified else {}
+    # None is the default of a key that only this member of a union has.
+    found = {key: value for key, value in facts.recipe if paper.get(key) != value}
+    return tuple((key, found[key]) for key in dict.fromkeys((*SHOWN_ALWAYS, *found)) if key in found)
+
+
+def describe(recipe: Recipe) -> str:
+    """Return settings in words.
+
+    >>> describe((("loss.name", "offset-cross-entropy"), ("training.epochs", 1), ("optimizer.lr", 0.03)))
+    'offset-cross-entropy, 1 epoch, optimizer.lr=0.03'
+    """
+    return ", ".join(_in_words(key, value) for key, value in recipe)
+
+
+def flatten(values: Mapping[str, Any], above: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings with joined keys, lists as tuples.
 
     >>> list(flatten({"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}}))
     [('optimizer.lr', 0.1), ('optimizer.betas', (0.9, 0.99))]
     """
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from flatten(value, f"{above}{key}.")
+            yield from flatten(value, f"{above}{key}{separator}", separator)
         else:
             yield f"{above}{key}", tuple(value) if isinstance(value, list) else value
 
 
-def _with_origin(facts: Facts, folder: Path) -> Facts:
+def _recipe(settings: Mapping[str, Any], axes: set[str]) -> Recipe:
+    return tuple(sorted(pair for pair in flatten(settings) if pair[0] not in axes))
+
+
+def _with_origin(facts: Facts, recorded: Mapping[str, Any]) -> Facts:
     """Runs that start from the weights of another are no repetitions of one that does not."""
-    origin = recorded_settings(RunFolder(folder)).get("from")
+    origin = recorded.get("from")
     if not isinstance(origin, Mapping):
         return facts
     return replace(facts, recipe=tuple(sorted((*facts.recipe, ("from", str(origin.get("run")))))))
 
 
+def _as_published(facts: Facts, network: Mapping[str, Any]) -> Facts:
+    """No seed and no recipe of ours made the weights that a baseline's authors published."""
+    if network["architecture"] not in labels.NETWORKS:
+        return facts
+    facts = replace(facts, recipe=(), trial="")
+    if not network.get("published"):
+        return facts
+    return replace(facts, architecture=f"Model-{network['published']}", method=labels.BASELINES["qian"])
+
+
 def _recorded(record: Path) -> bool:
     """Whether a record holds a specification; lconvnet.fit writes one without."""
     if record.stat().st_size > MAXIMAL_RECORD_BYTES:
-        raise ValueError(f"its record.json has more than {MAXIMAL_RECORD_BYTES} bytes and is no record")
+        raise ValueError(f"its record.json has more than {MAXIMAL_RECORD_BYTES} bytes and is not a record")
     return isinstance(load_record(record.parent).settings.get("settings"), Mapping)
 
 
-def _network(experiment: Experiment) -> tuple[str, str]:
-    model = experiment.model
-    if isinstance(model, Mlp):
-        widths = "-".join(map(str, model.widths))
-        architecture = "FC-3" if model.widths == names.FC3_WIDTHS else f"FC {widths}"
-        return architecture, names.LINEARS.get(model.linear, model.linear.capitalize())
-    if isinstance(model, Kw):
-        return names.ARCHITECTURES[model.architecture], names.BASELINES["kw"]
-    if isinstance(model, Qw):
-        return "QW", names.CONVS["rkl2ne"]
-    return names.ARCHITECTURES[model.architecture], names.CONVS.get(model.conv, model.conv.upper())
+def _architecture(network: Mapping[str, Any]) -> str:
+    name = str(network["architecture"])
+    if name == "mlp":
+        widths = list(network["widths"])
+        return labels.ARCHITECTURES["fc"] if widths == labels.FC3_WIDTHS else f"FC {'-'.join(map(str, widths))}"
+    return labels.ARCHITECTURES.get(name, name.capitalize())
 
 
-def _activation(experiment: Experiment) -> str:
-    model = experiment.model
-    if isinstance(model, Kw | Qw):
-        return "ReLU"
-    return names.ACTIVATIONS.get(model.activation, model.activation)
-
-
-def _published(folder: Path, experiment: Experiment) -> dict[str, Any]:
-    """What differs where a baseline's weights are its authors': no seed and no recipe of ours made them."""
-    model, record = experiment.model, folder / "record.json"
-    if not isinstance(model, Kw | Qw) or not record.exists() or "imported" not in load_record(folder).settings:
-        return {}
-    published = {"recipe": (), "trial": ""}
-    if isinstance(model, Qw) and model.published:
-        published |= {"architecture": f"Model-{model.published}", "method": names.BASELINES["qian"]}
-    return published
-
-
-def _data_name(experiment: Experiment) -> str:
-    return PurePosixPath(experiment.data.name).name or experiment.data.name
+def _method(network: Mapping[str, Any]) -> str:
+    conv, linear = str(network.get("conv", "")), str(network.get("linear", ""))
+    own = labels.CONVS.get(conv, conv.upper()) or labels.LINEARS.get(linear, linear.capitalize())
+    return labels.NETWORKS.get(network["architecture"], own)
 
 
 def _stated(evaluation: Any) -> Any:
@@ -245,26 +306,65 @@ def _attacks(evaluation: Evaluation) -> Mapping[str, Recipe]:
     return found
 
 
-def _classifier(found: Mapping[str, str]) -> Facts:
-    architecture = names.ARCHITECTURES[found["architecture"]]
-    method = {**names.METHOD_FOLDERS, **names.FC_FOLDERS}[found["method"]]
-    return Facts("robustness", found["data"], architecture, method, "MaxMin", found["trial"])
+def _pattern(folder: str) -> re.Pattern[str]:
+    parts = re.sub(r"\{(\w+)\}", lambda part: f"(?P<{part[1]}>{PARTS.get(part[1], '[^/]+')})", folder)
+    return re.compile(f"(?:.*/)?{parts}")
 
 
-def _critic(found: Mapping[str, str]) -> Facts:
+def _learning_rate(text: str) -> float:
     try:
-        rate = float(found["lr"])
+        rate = float(text)
     except ValueError:
         rate = math.nan
     if not 0 < rate < math.inf:
-        raise ValueError(f"its learning rate {found['lr']!r} is no positive number")
-    method, activation = names.METHOD_FOLDERS[found["method"]], names.ACTIVATIONS[found["activation"]]
-    iterations = int(found["iterations"] or 10)
-    recipe: Recipe = (("iterations", iterations),) if iterations != 10 else ()
-    return Facts("wasserstein", found["data"], "Critic", method, activation, found["trial"], rate, recipe)
+        raise ValueError(f"its learning rate {text!r} is not a positive number")
+    return rate
 
 
-def _baseline(found: Mapping[str, str]) -> Facts:
-    return Facts(
-        "robustness", found["data"], found["name"].capitalize(), names.BASELINES[found["baseline"]], "ReLU", ""
-    )
+def _in_words(key: str, value: Any) -> str:
+    if key in ("training.epochs", "training.steps"):
+        return f"{value} {key.removeprefix('training.').removesuffix('s')}{'' if value == 1 else 's'}"
+    words = {UNSPECIFIED[0]: "no specification", "finished": "unfinished", "loss.name": str(value)}
+    return words.get(key, f"{key}={list(value) if isinstance(value, tuple) else value}")
+
+
+def _family(facts: Facts) -> tuple[str, ...]:
+    # A classifier's activation is part of its recipe; a critic's is a row of the table.
+    activation = facts.activation if facts.task == "wasserstein" else ""
+    return (facts.task, facts.data, facts.architecture, facts.method, activation, str(facts.learning_rate))
+
+
+def _variants(family: Sequence[Facts]) -> dict[Facts, Variant]:
+    any_specified = any(facts.specified for facts in family)
+    unknown = [() if facts.specified or not any_specified else (UNSPECIFIED,) for facts in family]
+    full = [(*start, *differences(facts)) for start, facts in zip(unknown, family, strict=True)]
+    keys = _telling([(), *full])
+    shown = [_only(recipe, keys) for recipe in full]
+    return {facts: Variant(*recipes) for facts, *recipes in zip(family, shown, full, strict=True)}
+
+
+def _telling(recipes: Sequence[Recipe]) -> set[str]:
+    """Return the keys that labels show: those always shown, then each that tells more experiments apart."""
+    chosen = {*SHOWN_ALWAYS, UNSPECIFIED[0]}
+    for key in dict.fromkeys(key for recipe in recipes for key, _ in recipe):
+        if len({_only(recipe, chosen) for recipe in recipes}) < len({_only(r, chosen | {key}) for r in recipes}):
+            chosen.add(key)
+    return chosen
+
+
+def _only(recipe: Recipe, keys: set[str]) -> Recipe:
+    return tuple(pair for pair in recipe if pair[0] in keys)
+
+
+@cache
+def _paper(task: str, data: str, architecture: str) -> Recipe:
+    """The recipe of runs/adv-rob-*, or of runs/wde_*, whose generator is that of runs/gan_*."""
+    values: Mapping[str, Any]
+    if task == "wasserstein":
+        images = {"name": data, "image_size": 64 if data == "stl10" else None}
+        values = {**PAPER_CRITIC, "data": images, "generated": f"runs/gan_{data}/wgan-gp/generator.safetensors"}
+    else:
+        model = {"architecture": {"Small": "small", "Large": "large"}.get(architecture, "mlp")}
+        paper = {**PAPER_IMAGES[data], **PAPER_TRAINING} if data in PAPER_IMAGES else {}
+        values = {**paper, "model": {**model, "linear": "orthogonal"} if paper else model}
+    return facts_of_experiment(parse_any(values)).recipe

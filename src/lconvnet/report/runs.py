@@ -1,19 +1,64 @@
-"""Every run below a folder, and every results.yaml that could not be used, with the reason."""
+"""Every run below a folder: its results.yaml, validated, and all of them as one tidy data frame.
 
+For each radius, `lb` is the certified accuracy, `NAME-ub` the accuracy under an attack, `natural` the clean accuracy. A
+file in which lb <= NAME-ub <= natural does not hold contradicts itself and is refused, as is a number that is not
+finite and an accuracy outside [0, 1].
+"""
+
+from __future__ import annotations
+
+import itertools
 import logging
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lconvnet.experiments.reading import read
-from lconvnet.report.facts import Facts, Recipe, facts_of
-from lconvnet.report.results import Results, parse_results
+from lconvnet.report import labels
+from lconvnet.report.facts import Facts, Recipe, describe, facts_of, variants
 from lconvnet.visible import walk
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 logger = logging.getLogger("lconvnet")
 
 NAME = "results.yaml"
+ROUNDING = 1e-6  # accuracies of some files are float32 means
+NORMS = ("l2", "linf")
+# Norm of eps, and whether only the first test images were used → key of results.yaml.
+SECTIONS = {
+    (norm, mini): f"adv_robustness{'' if norm == 'l2' else '_linf'}{'_mini_eval' if mini else ''}"
+    for norm in NORMS
+    for mini in (False, True)
+}
+CHECKS = "sanity_check/"
+L_CONSTANT = f"{CHECKS}layer-l-constant"
+W1, W1_OVER_L = "W1", "W1/L"
+
+
+class Measurement(NamedTuple):
+    """A number of a results.yaml: its key there, and the radius and its norm (None, l2 if it has no radius); `mini` if
+    only the first test images were used."""
+
+    measure: str
+    value: float
+    eps: float | None = None
+    norm: str = "l2"
+    mini: bool = False
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The keys under which a results.yaml holds it.
+
+        >>> Measurement("lb", 0.5, 1.58, mini=True).place
+        ('adv_robustness_mini_eval', '1.58', 'lb')
+        """
+        above = () if self.eps is None else (SECTIONS[self.norm, self.mini], f"{self.eps:.10g}")
+        return (*above, self.measure)
 
 
 @dataclass(frozen=True)
@@ -22,7 +67,7 @@ class Run:
 
     path: str
     facts: Facts
-    results: Results
+    measurements: tuple[Measurement, ...]
     attacks: Mapping[str, Recipe]
 
 
@@ -53,11 +98,11 @@ def find_runs(folder: str | Path) -> Found:
     """Return the runs below `folder`; one that is corrupt is skipped with its reason, the rest is used.
 
     results-1.yaml and so on are older evaluations and are not read. Links to folders are not followed. Raises
-    ValueError where there is no such folder, or no usable run below it.
+    ValueError if there is no such folder, or no usable run below it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; name one with results.yaml files below it, such as runs")
+        raise ValueError(f"{folder} is not a folder; name one with {NAME} files below it, such as runs")
     skipped: list[Skipped] = []
     runs: dict[Facts, Run] = {}
     for path in _results_files(folder, skipped):
@@ -73,6 +118,110 @@ def find_runs(folder: str | Path) -> Found:
         raise ValueError(f"{folder} holds no usable {NAME}{reasons}")
     ordered = tuple(sorted(skipped, key=lambda item: item.path))
     return Found(folder, tuple(runs.values()), ordered, tuple(_unmeasured(folder)))
+
+
+def measurements(runs: Iterable[Run]) -> DataFrame:
+    """Return all that was measured as one tidy frame: a row for each run, measure, eps and attack.
+
+    Columns: `run` (its path), the facts of the run, `recipe` (how it differs from the paper's, as labels say it) and
+    `recipe_in_full`, then `measure`, `value` (accuracies are fractions), `eps` (0 if there is none; radii within 1e-6
+    are one), `norm`, `mini`, and `settings` of the attack. A critic has `W1` and `W1/L` among its measures. Repetitions
+    of an experiment differ in `run` and `trial` alone.
+    """
+    import pandas as pd  # takes a third of a second, which other commands need not wait for
+
+    ordered = sorted(runs, key=lambda run: (run.facts.trial, run.path))
+    named = variants({replace(run.facts, trial="") for run in ordered})
+    order = sorted(named, key=lambda facts: (repr(named[facts].shown), repr(facts)))
+    place = {facts: number for number, facts in enumerate(order)}
+    rows = []
+    for run in sorted(ordered, key=lambda run: place[replace(run.facts, trial="")]):
+        variant = named[replace(run.facts, trial="")]
+        names = {"recipe": describe(variant.shown), "recipe_in_full": describe(variant.full)}
+        for found in _all(run):
+            settings = run.attacks.get(attack_of(found.measure), ())
+            rows.append({"run": run.path, **vars(run.facts), **names, **found._asdict(), "settings": settings})
+    frame = pd.DataFrame(rows).astype({"eps": float, "learning_rate": float}).fillna({"eps": 0.0})
+    known = labels.distinct_eps([0.0, *labels.EPS.values(), *labels.OTHER_EPS.values(), *sorted(set(frame["eps"]))])
+    one = {eps: next(other for other in known if labels.same_eps(eps, other)) for eps in set(frame["eps"])}
+    return frame.assign(eps=[one[eps] for eps in frame["eps"]])
+
+
+def attack_of(measure: str) -> str:
+    """Return the name of the attack that a key of results.yaml is about, empty if it is about none.
+
+    >>> attack_of("pgd(steps=20)-ub-dist"), attack_of("lb")
+    ('pgd(steps=20)', '')
+    """
+    name, found, _ = measure.partition("-ub")
+    return name if found else ""
+
+
+def parse_results(values: Mapping[str, Any]) -> tuple[Measurement, ...]:
+    """Return what the nested values of a results.yaml hold; ValueError names the key that is wrong.
+
+    >>> parse_results({"loss": 0.5, "adv_robustness": {0.3: {"lb": 0.25}}})[1]
+    Measurement(measure='lb', value=0.25, eps=0.3, norm='l2', mini=False)
+    """
+    if "loss" not in values:
+        raise ValueError(f"it has no loss and is not a results file; its keys: {', '.join(list(values)[:5]) or 'none'}")
+    checks = [key for key in values if key.startswith(CHECKS)]
+    keys = dict.fromkeys(("accuracy", "loss", L_CONSTANT, *checks))
+    whole = [Measurement(key, _number(key, values[key], key)) for key in keys if key in values]
+    if values.get(L_CONSTANT) == 0:
+        raise ValueError(f"{L_CONSTANT} is 0; a Lipschitz bound is positive")
+    return (*whole, *itertools.chain.from_iterable(_section(place, values) for place in SECTIONS))
+
+
+def _section(place: tuple[str, bool], values: Mapping[str, Any]) -> Iterator[Measurement]:
+    section = SECTIONS[place]
+    radii = values.get(section, {})
+    if not isinstance(radii, Mapping):
+        raise ValueError(f"{section} is {_short(radii)}; it should map each eps to what was measured there")
+    rows = {_number(f"an eps of {section}", eps, "eps"): _row(f"{section} {eps}", row) for eps, row in radii.items()}
+    known = sorted(rows)
+    if any(labels.same_eps(a, b) for a, b in itertools.pairwise(known)):
+        raise ValueError(f"{section} has the same eps twice: {', '.join(map(str, known))}")
+    for eps, row in rows.items():
+        yield from (Measurement(key, value, eps, *place) for key, value in row.items())
+
+
+def _row(where: str, values: Any) -> Mapping[str, float]:
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{where} is {_short(values)}; it should map names such as lb to numbers")
+    row = {key: _number(f"{where}: {key}", value, key) for key, value in values.items()}
+    for key in filter(lambda key: key.endswith("-ub"), row):
+        # Certified and attacked can never both hold; an attack does not raise the accuracy.
+        for low, high in (("lb", key), (key, "natural")):
+            if row.get(low, 0.0) > row.get(high, 1.0) + ROUNDING:
+                raise ValueError(f"{where}: {low} is {row[low]} and {high} is {row[high]}; they contradict each other")
+    return row
+
+
+def _number(name: str, value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        raise ValueError(f"{name} is {_short(value)}; it should be a finite number")
+    low = -math.inf if key == "loss" else 0.0
+    fraction = key in ("accuracy", "lb", "natural") or key.endswith(("-ub", "-success-rate"))
+    high = 1.0 if fraction else math.inf
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it should lie between {low:g} and {high:g}")
+    return float(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _all(run: Run) -> Iterator[Measurement]:
+    """What was measured, and what follows from it: a critic's value is minus its loss."""
+    yield from run.measurements
+    if run.facts.task == "wasserstein":
+        found = {known.measure: known.value for known in run.measurements if known.eps is None}
+        yield Measurement(W1, -found["loss"])
+        if L_CONSTANT in found:
+            yield Measurement(W1_OVER_L, -found["loss"] / found[L_CONSTANT])
 
 
 def _unmeasured(folder: Path) -> list[str]:
@@ -92,12 +241,15 @@ def _results_files(folder: Path, skipped: list[Skipped]) -> list[Path]:
 
 def _read_run(path: Path, folder: Path) -> Run | Skipped:
     """Read one run, or say why not."""
-    place = _text(path.parent.relative_to(folder))
     try:
         values = read(path)
-        results = parse_results(values)
+        found = parse_results(values)
         facts, attacks = facts_of(path.parent, values.get("evaluation"))
-        return Run(place, _with_state(facts, results), results, attacks)
+        if facts.task == "robustness" and found[0].measure != "accuracy":
+            raise ValueError("it has no accuracy, which every classifier has")
+        if values.get("finished") is False:  # one that was stopped is another experiment than one that was not
+            facts = replace(facts, recipe=tuple(sorted((*facts.recipe, ("finished", False)))))
+        return Run(_text(path.parent.relative_to(folder)), facts, found, attacks)
     except OSError as error:
         reason = f"it cannot be read ({error.strerror})"
     except RecursionError:
@@ -110,13 +262,3 @@ def _read_run(path: Path, folder: Path) -> Run | Skipped:
 def _text(path: Path) -> str:
     """A path as text that can be written, whatever bytes its name has."""
     return os.fsencode(path.as_posix()).decode("utf-8", "replace")
-
-
-def _with_state(facts: Facts, results: Results) -> Facts:
-    """Check that the results belong to such a run; one that was stopped is another experiment than one that was
-    not."""
-    if facts.task == "robustness" and results.accuracy is None:
-        raise ValueError("it has no accuracy, which every classifier has")
-    if results.finished:
-        return facts
-    return Facts(**{**vars(facts), "recipe": tuple(sorted((*facts.recipe, ("finished", False))))})

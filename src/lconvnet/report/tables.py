@@ -1,157 +1,353 @@
-"""Every table, a pure function of the runs.
+"""Every table, a pivot of the frame of all measurements.
 
 Tables 1 to 4 follow the published numbers of the paper (Li et al. 2019); the numbers 7 to 9 are assigned by content.
 
 * 1: clean and provably robust accuracy of four methods    * 7: the same of all six methods
 * 2: BCOP against FC-3 and published baselines             * 8: provable accuracy at the other radii
 * 3: accuracy under attacks of the same networks           * 9: every attack on every network
-* 4a, 4b: lower bounds on the Wasserstein distance, STL-10 and CIFAR-10 (`lconvnet.report.critics`)
+* 4a, 4b: lower bounds on the Wasserstein distance, STL-10 and CIFAR-10
 
 Accuracies are percentages. The mean is over seeds, the deviation is the population's. Runs with another recipe than the
-paper's have columns of their own.
+paper's have columns of their own. A new row or column is one more `Line` of a table below.
 """
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from shlex import quote
+from typing import Any
 
-from lconvnet.report import critics, everything, names
-from lconvnet.report.cells import Cell, Row, Table, with_best, without_empty
-from lconvnet.report.fills import to_train
-from lconvnet.report.groups import Group, Variant, group, recipe_note
-from lconvnet.report.measures import CERTIFIED, CLEAN, FOUR_ATTACKS, MINI_NOTE, Measure, cell
-from lconvnet.report.runs import Run
+from lconvnet.report import labels
+from lconvnet.report.facts import Facts, name_of_facts
+from lconvnet.report.rendering import Cell, Row, Table, summarize, with_best, without_empty
+from lconvnet.report.runs import NORMS, W1, W1_OVER_L, Run, attack_of, measurements
 
+Frame = Any  # a pandas.DataFrame, whose own annotations say too little of its columns to be checked
+Key = tuple[Any, ...]
 PAPER_METHODS = ("OSSN", "RKO", "SVCM", "BCOP")
 ALL_METHODS = ("OSSN", "RKO", "SVCM", "RK-L2NE", "BCOP-Fixed", "BCOP")
-PAPER = Variant()
-BASELINES = (("Small", "KW"), ("Large", "KW"), ("Model-3", "QW"), ("Model-4", "QW"))
-ROBUST = replace(CERTIFIED, label="Robust")
+CRITIC_METHODS = ("OSSN", "RKO", "BCOP")
+CRITIC_RATES = {"MaxMin": 0.0001, "ReLU": 0.001}  # the published ones
+NETWORK = ["data", "architecture", "method", "recipe"]  # tells the experiments with classifiers apart
+CRITIC = ["activation", "method", "recipe"]  # and those with critics, but for the data set and the learning rate
+MEASURE = ["measure", "eps", "norm", "mini"]
+
+MINI_MARK = "*"
+MINI_NOTE = f"{MINI_MARK} on the first test images only (adv_robustness_mini_eval; the original: 100)"
+BIAS = "chosen by the numbers shown themselves, which lean upward where several rates were tried"
+PERCENT = 100.0
+OWN_CERTIFICATE = (
+    "no command: these published networks are certified by a method of their own, which results.yaml does not hold"
+)
+NO_EVALUATION = "no command evaluates these published networks"
+PUBLISHED = (
+    "no command trains these published networks; put their weights into {0} and run lconvnet evaluate {0}, or put "
+    "their results.yaml there"
+)
+
+
+# In which order the table of all attacks has its rows.
+ARCHITECTURES = ("FC-3", "Small", "Large")
+METHODS = (*labels.CONVS.values(), *labels.LINEARS.values(), *labels.PUBLISHED)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row to be filled: the radius and data set, the architecture unless columns have it, what is measured."""
+    """A row or column to be filled: its label (a row's `block` stands above it), and which part of the frame it is."""
 
-    data: str
-    eps: float
-    measure: Measure
-    architecture: str = ""
-
-    @property
-    def block(self) -> str:
-        """The data set, radius and architecture in words."""
-        start = f"{names.data_label(self.data)} (ε = {names.eps_label(self.eps)})"
-        return f"{start}, {self.architecture}" if self.architecture else start
+    label: str
+    at: Mapping[str, Any]
+    block: str = ""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column to be filled: a method, its architecture unless rows have it, its recipe."""
+def measure(label: str, key: str, *, mini: bool = False) -> Line:
+    """Return the line of a key of results.yaml; `mini` if only the first test images are meant."""
+    return Line(label + (MINI_MARK if mini else ""), {"measure": key, "mini": mini})
 
-    method: str
-    architecture: str = ""
-    variant: Variant = PAPER
 
-    @property
-    def label(self) -> str:
-        """The column's head.
+def attack(key: str, *, mini: bool = False) -> Line:
+    """Return the line of an attack's key.
 
-        >>> Column("BCOP", "Large").label, Column("Orthogonal", "FC-3").label, Column("KW", "Small").label
-        ('BCOP Large', 'FC-3', 'KW Small')
-        """
-        name = names.network_label(self.method, self.architecture)
-        return f"{name} ({self.variant.text})" if self.variant.text else name
+    >>> attack("pointwise-ub", mini=True).label
+    'Pointwise*'
+    """
+    return measure(labels.attack_label(key), key, mini=mini)
+
+
+CLEAN = Line("Clean", {"measure": "accuracy", "mini": False, "eps": 0.0, "norm": "l2"})
+CERTIFIED = measure("Provable", "lb")
+MINI_CLEAN, MINI_CERTIFIED = measure("Clean", "natural", mini=True), measure("Provable", "lb", mini=True)
+ROBUST = (CLEAN, replace(CERTIFIED, label="Robust"))
+FOUR_ATTACKS = (
+    attack("pgd-ub"),
+    attack("fgsm-ub"),
+    attack("boundary_attack-ub", mini=True),
+    attack("pointwise-ub", mini=True),
+)
 
 
 def tables(runs: Iterable[Run], root: str = "runs") -> tuple[Table, ...]:
     """Return every table that has at least one value; `root` is where the runs' paths begin, for commands."""
-    groups = group(runs)
+    runs = tuple(runs)
+    if not runs:
+        return ()
+    frame: Frame = measurements(runs)
+    classifiers = Classifiers(frame[frame["task"] == "robustness"], root)
+    table, small_and_large = classifiers.table, ("Small", "Large")
+    rows = [row for data in labels.EPS for name in small_and_large for row in _rows(data, ROBUST, architecture=name)]
+    robust = [row for data in labels.EPS for row in _rows(data, ROBUST)]
+    attacked = [row for data in labels.EPS for row in _rows(data, (CLEAN, CERTIFIED, *FOUR_ATTACKS))]
+    other = [row for data in labels.OTHER_EPS for row in _rows(data, (CERTIFIED,), radii=labels.OTHER_EPS)]
+    large, small, dense = _networks("BCOP Large", "BCOP Small", "Orthogonal FC-3")
+    published = _networks("KW Small", "KW Large", "QW Model-3", "QW Model-4")
+    each = _networks(*(f"{method} {name}" for name in small_and_large for method in ALL_METHODS))
+    four, six = _networks(*PAPER_METHODS), _networks(*ALL_METHODS)
     found = (
-        _by_method("1", "Clean and provably robust accuracy (%)", PAPER_METHODS, groups, root),
-        _against_baselines(groups, root),
-        _under_attack(groups, root),
-        critics.table("4a", "stl10", groups),
-        critics.table("4b", "cifar10", groups),
-        _by_method("7", "Clean and provably robust accuracy (%), all methods", ALL_METHODS, groups, root),
-        _other_radii(groups, root),
-        everything.table("9", groups, root),
+        table("1", "Clean and provably robust accuracy (%)", rows, four),
+        table("2", "BCOP against FC-3 and published networks, accuracy (%)", robust, [large, dense, *published]),
+        table("3", "Accuracy under attack (%)", attacked, [large, small, dense, *published], MINI_NOTE),
+        critic_table("4a", "stl10", frame),
+        critic_table("4b", "cifar10", frame),
+        table("7", "Clean and provably robust accuracy (%), all methods", rows, six),
+        without_empty(table("8", "Provable accuracy at other radii (%)", other, [dense, *each])),
+        attack_table("9", classifiers),
     )
     return tuple(with_best(table) for table in found if not table.empty)
 
 
-def _by_method(number: str, title: str, methods: Sequence[str], groups: Sequence[Group], root: str) -> Table:
-    lines = [
-        Line(data, eps, measure, architecture)
-        for data, eps in names.EPS.items()
-        for architecture in ("Small", "Large")
-        for measure in (CLEAN, ROBUST)
+@dataclass(frozen=True)
+class Classifiers:
+    """All that was measured of classifiers, whose runs lie below `root`."""
+
+    frame: Frame
+    root: str
+
+    @cached_property
+    def experiments(self) -> Mapping[Key, Frame]:
+        """The rows of each experiment."""
+        return dict(iter(self.frame.groupby(NETWORK, sort=False)))
+
+    @cached_property
+    def cells(self) -> Mapping[Key, Cell]:
+        """The mean over the seeds of each accuracy of each experiment."""
+        keys = self.frame["measure"]
+        shown = self.frame[keys.isin(["accuracy", "natural", "lb"]) | keys.str.endswith("-ub")]
+        shown = shown.assign(value=shown["value"] * PERCENT)
+        return {key: self._cell(found, str(key[4])) for key, found in shown.groupby([*NETWORK, *MEASURE], sort=False)}
+
+    def table(
+        self, number: str, title: str, rows: Sequence[Line], columns: Sequence[Mapping[str, str]], *notes: str
+    ) -> Table:
+        """Return a table of these rows; each network's column is followed by the other recipes of the same network."""
+        given = [key for key in ("data", "architecture") if rows[0].at.get(key)]
+        concerned = [found for found in self.each if all(any(row.at[k] == found[k] for row in rows) for k in given)]
+        wide = [line for column in columns for line in _with_recipes(column, concerned)]
+        recipes = [recipe_note(line.label, found) for line in wide for found in concerned if _fits(found, line.at)]
+        filled = pivot(rows, wide, self.cells, [*NETWORK, *MEASURE], self.missing_cell)
+        unique = dict.fromkeys(filter(None, recipes))
+        return Table(number, title, tuple(line.label for line in wide), filled, notes=(*unique, *notes))
+
+    @property
+    def each(self) -> list[dict[str, Any]]:
+        """The first row of each experiment."""
+        return [found.iloc[0].to_dict() for found in self.experiments.values()]
+
+    def missing_cell(self, at: Mapping[str, Any]) -> Cell:
+        """Return a cell that says what would fill it: the command that trains and evaluates the run, or evaluates it
+        again. Suggest commands only for the paper's cells, and for runs that are there."""
+        if at["norm"] != "l2":
+            return Cell()
+        found = self.experiments.get(tuple(at[key] for key in NETWORK))
+        if found is None and at["recipe"]:
+            return Cell()
+        if found is not None and found["specified"].iloc[0]:
+            return Cell(fill=self._to_measure(found, at))
+        if found is not None and at["method"] in labels.PUBLISHED:
+            return Cell(fill=OWN_CERTIFICATE if at["measure"] == "lb" else NO_EVALUATION)
+        return Cell(fill=to_train(Facts("robustness", at["data"], at["architecture"], at["method"], "MaxMin", "A")))
+
+    def _to_measure(self, experiment: Frame, at: Mapping[str, Any]) -> str:
+        run = experiment[experiment["run"] == experiment["run"].iloc[0]]
+        command = f"lconvnet evaluate {quote(f'{self.root}/' + run['run'].iloc[0])}"
+        if at["measure"] == "lb" and not at["mini"]:
+            known = run[(run["norm"] == "l2") & ~run["mini"] & (run["eps"] > 0)]["eps"]
+            radii = ", ".join(f"{eps:.10g}" for eps in sorted({*known, at["eps"]}))
+            return f"{command} --set 'evaluation.eps=[{radii}]'"
+        name = (attack_of(at["measure"]) or "an attack") + (" (mini: true)" if at["mini"] else "")
+        return f"{command}  # with {name} under evaluation.attacks of its cfg.yaml"
+
+    def _cell(self, found: Frame, key: str) -> Cell:
+        """Missing if an attack was set differently in some of the runs."""
+        name = attack_of(key)
+        if name and len(set(found["settings"])) > 1:
+            where = ", ".join(f"{self.root}/{run}" for run in found["run"])
+            return Cell(fill=f"{name} was set differently in these runs; lconvnet evaluate each with the same: {where}")
+        # Certified accuracy is a lower bound of the robust one, an attack's an upper one.
+        return summarize(found["value"], "down" if key == "lb" else "up" if name else "nearest")
+
+
+def pivot(
+    rows: Sequence[Line],
+    columns: Sequence[Line],
+    cells: Mapping[Key, Cell],
+    keys: Sequence[str],
+    missing: Callable[[Mapping[str, Any]], Cell],
+) -> tuple[Row, ...]:
+    """Return the rows of a table: at each row and column the cell of what both stand for, or else a missing one."""
+
+    def cell(at: Mapping[str, Any]) -> Cell:
+        return cells.get(tuple(at[key] for key in keys)) or missing(at)
+
+    return tuple(Row(row.block, row.label, tuple(cell({**row.at, **c.at}) for c in columns)) for row in rows)
+
+
+def to_train(facts: Facts) -> str:
+    """Return the command that trains and evaluates a run of the paper, or what stands in for one.
+
+    >>> to_train(Facts("robustness", "mnist", "Large", "RKO", "MaxMin", "A"))
+    'python -m lconvnet.run --cfg runs/adv-rob-mnist/large/RKO/multi-trial-A/cfg.yaml  # then again with --test'
+    """
+    folder = f"runs/{name_of_facts(facts)}"
+    if facts.method in labels.PUBLISHED:
+        return PUBLISHED.format(folder)
+    return f"python -m lconvnet.run --cfg {folder}/cfg.yaml  # then again with --test"
+
+
+def recipe_note(label: str, experiment: Mapping[str, Any]) -> str:
+    """Return a line that says how a recipe differs from the paper's, empty if its label says all of it."""
+    if experiment["recipe_in_full"] == experiment["recipe"]:
+        return ""
+    return f"{label}, {experiment['data']}, {experiment['architecture']}: {experiment['recipe_in_full']}"
+
+
+def attack_table(number: str, classifiers: Classifiers) -> Table:
+    """Return every attack on every network, by data set, radius (l2 unless another norm is named) and architecture.
+
+    A network that was never attacked is listed at all its radii. Provable <= attacked <= clean holds in every row (each
+    results.yaml is refused if it does not).
+    """
+    experiments = sorted(classifiers.each, key=_order)
+    frame = classifiers.frame[classifiers.frame["measure"].str.endswith("-ub")]
+    known = [sorted(set(frame[frame["mini"] == mini]["measure"]), key=_attack_order) for mini in (False, True)]
+    full, mini = ([attack(key, mini=bool(place)) for key in keys] for place, keys in enumerate(known))
+    columns = [CLEAN, CERTIFIED, *full, *((MINI_CLEAN, MINI_CERTIFIED, *mini) if mini else ())]
+    rows = [row for norm in NORMS for found in experiments for row in _attacked(found, norm, classifiers)]
+    blocks = list(dict.fromkeys(row.block for row in rows))
+    rows.sort(key=lambda row: blocks.index(row.block))
+    filled = pivot(rows, columns, classifiers.cells, [*NETWORK, *MEASURE], classifiers.missing_cell)
+    recipes = [recipe_note(_network_label(found), found) for found in experiments]
+    notes = (*((MINI_NOTE,) if mini else ()), *filter(None, recipes))
+    labelled = tuple(column.label for column in columns)
+    return Table(number, "Every attack: remaining accuracy (%)", labelled, filled, "column", notes)
+
+
+def critic_table(number: str, data: str, frame: Frame) -> Table:
+    """Return the lower bounds on the Wasserstein-1 distance between images and a generator's samples.
+
+    A critic's value W1 is a lower bound only after division by the critic's Lipschitz constant L; both are shown. Each
+    cell is at the learning rate with the largest mean of W1/L: the largest W1 itself would choose critics that
+    diverged, with L up to 1e11. The held-out samples that choose the rate are those of the number shown, for the
+    original's files hold no other: a cell that chose among several leans upward.
+    """
+    critics = frame[(frame["task"] == "wasserstein") & (frame["data"] == data)]
+    bounds = critics[critics["measure"] == W1_OVER_L]
+    means = bounds.groupby([*CRITIC, "learning_rate"], as_index=False)["value"].mean()
+    best = means.loc[means.groupby(CRITIC)["value"].idxmax(), [*CRITIC, "learning_rate"]]
+    chosen = critics.merge(best)
+    cells = {key: summarize(found["value"], "down") for key, found in chosen.groupby([*CRITIC, "measure"], sort=False)}
+    first = {key: found.iloc[0].to_dict() for key, found in chosen.groupby(CRITIC, sort=False)}
+    columns = [
+        Line(labels.network_label(method, recipe=recipe), {"method": method, "recipe": recipe})
+        for method in CRITIC_METHODS
+        for recipe in sorted({"", *critics[critics["method"] == method]["recipe"]})
     ]
-    return _fill(number, title, lines, [Column(method) for method in methods], groups, root)
+    name = labels.label_of(data, labels.DATA)
+    rows = [
+        Line(measure, {"activation": activation, "measure": measure}, f"{name}, {activation}")
+        for activation in labels.ACTIVATIONS.values()
+        for measure in (W1, W1_OVER_L)
+    ]
+
+    def missing(at: Mapping[str, Any]) -> Cell:
+        rate = CRITIC_RATES[at["activation"]]
+        return Cell(fill=to_train(Facts("wasserstein", data, "Critic", at["method"], at["activation"], "A", rate)))
+
+    found = [
+        (column.label, known)
+        for activation in labels.ACTIVATIONS.values()
+        for column in columns
+        if (known := first.get((activation, *column.at.values())))
+    ]
+    rates = ", ".join(f"{known['activation']} {label} {known['learning_rate']:g}" for label, known in found)
+    recipes = dict.fromkeys(filter(None, (recipe_note(label, known) for label, known in found)))
+    notes = (f"at the learning rate with the largest mean of W1/L ({BIAS}): {rates}", *recipes)
+    filled = pivot(rows, columns, cells, [*CRITIC, "measure"], missing)
+    title = f"Lower bound on the Wasserstein distance, {name}"
+    return Table(number, title, tuple(column.label for column in columns), filled, notes=notes)
 
 
-def _against_baselines(groups: Sequence[Group], root: str) -> Table:
-    lines = [Line(data, eps, measure) for data, eps in names.EPS.items() for measure in (CLEAN, ROBUST)]
-    columns = [Column("BCOP", "Large"), Column("Orthogonal", "FC-3"), *_baseline_columns()]
-    return _fill("2", "BCOP against FC-3 and published networks, accuracy (%)", lines, columns, groups, root)
+def _networks(*names: str) -> list[Mapping[str, str]]:
+    """Columns by method, or by method and architecture."""
+    return [dict(zip(("method", "architecture"), name.split(" "), strict=False)) for name in names]
 
 
-def _under_attack(groups: Sequence[Group], root: str) -> Table:
-    measures = (CLEAN, CERTIFIED, *FOUR_ATTACKS)
-    lines = [Line(data, eps, measure) for data, eps in names.EPS.items() for measure in measures]
-    own = [Column("BCOP", "Large"), Column("BCOP", "Small"), Column("Orthogonal", "FC-3")]
-    table = _fill("3", "Accuracy under attack (%)", lines, [*own, *_baseline_columns()], groups, root)
-    return replace(table, notes=(*table.notes, MINI_NOTE))
+def _rows(
+    data: str, measures: Sequence[Line], radii: Mapping[str, float] = labels.EPS, architecture: str = ""
+) -> list[Line]:
+    at = {"data": data, "eps": radii[data], "norm": "l2", **({"architecture": architecture} if architecture else {})}
+    block = _block(data, radii[data], architecture)
+    return [Line(line.label, {**at, **line.at}, block) for line in measures]
 
 
-def _other_radii(groups: Sequence[Group], root: str) -> Table:
-    lines = [Line(data, eps, CERTIFIED) for data, eps in names.OTHER_EPS.items()]
-    columns = [Column("Orthogonal", "FC-3")]
-    columns += [Column(method, architecture) for architecture in ("Small", "Large") for method in ALL_METHODS]
-    return without_empty(_fill("8", "Provable accuracy at other radii (%)", lines, columns, groups, root))
+def _block(data: str, eps: float, architecture: str = "", norm: str = "l2") -> str:
+    radius = labels.eps_label(eps) + ("" if norm == "l2" else f" in {norm}")
+    return f"{labels.label_of(data, labels.DATA)} (ε = {radius})" + (f", {architecture}" if architecture else "")
 
 
-def _baseline_columns() -> list[Column]:
-    return [Column(method, architecture) for architecture, method in BASELINES]
+def _with_recipes(column: Mapping[str, str], experiments: Sequence[Mapping[str, Any]]) -> list[Line]:
+    recipes = dict.fromkeys(["", *(found["recipe"] for found in experiments if _fits(found, column))])
+    return [Line(labels.network_label(**column, recipe=recipe), {**column, "recipe": recipe}) for recipe in recipes]
 
 
-def _fill(
-    number: str, title: str, lines: Sequence[Line], columns: Sequence[Column], groups: Sequence[Group], root: str
-) -> Table:
-    """Look up every cell; each column is followed by the other recipes of the same method."""
-    concerned = [g for g in groups if any(_fits(g, line) for line in lines)]
-    wide = [varied for column in columns for varied in _with_variants(column, concerned)]
-    rows = [Row(line.block, line.measure.label, tuple(_look_up(line, c, groups, root) for c in wide)) for line in lines]
-    notes = dict.fromkeys(recipe_note(column.label, g) for column in wide for g in concerned if _is(g, column))
-    return Table(number, title, tuple(column.label for column in wide), tuple(rows), notes=tuple(filter(None, notes)))
+def _fits(experiment: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
+    return all(experiment[key] == value for key, value in at.items())
 
 
-def _with_variants(column: Column, groups: Sequence[Group]) -> list[Column]:
-    variants = {g.variant.shown: g.variant for g in groups if _matches(g, column) and g.variant.shown}
-    return [column, *(replace(column, variant=Variant(shown)) for shown in sorted(variants, key=repr))]
+def _attacked(experiment: Mapping[str, Any], norm: str, classifiers: Classifiers) -> list[Line]:
+    """A line for each radius at which an experiment was attacked, or else for all that it has."""
+    at = {key: experiment[key] for key in NETWORK}
+    found = classifiers.experiments[tuple(at.values())]
+    found = found[(found["norm"] == norm) & (found["eps"] > 0)]
+    attacked = found[found["measure"].str.endswith("-ub")]
+    group = "published networks" if experiment["method"] in labels.PUBLISHED else experiment["architecture"]
+    return [
+        Line(_network_label(experiment), {**at, "eps": eps, "norm": norm}, _block(experiment["data"], eps, group, norm))
+        for eps in sorted(set((found if attacked.empty else attacked)["eps"]))
+    ]
 
 
-def _look_up(line: Line, column: Column, groups: Sequence[Group], root: str) -> Cell:
-    architecture = line.architecture or column.architecture
-    found = [g for g in groups if g.facts.architecture == architecture and _fits(g, line) and _is(g, column)]
-    return cell(found[0], line.measure, line.eps, root) if found else _absent(line, column)
+def _network_label(experiment: Mapping[str, Any]) -> str:
+    named = experiment["method"] in (*labels.PUBLISHED, "Orthogonal")
+    architecture = experiment["architecture"] if named else ""
+    return labels.network_label(experiment["method"], architecture, experiment["recipe"])
 
 
-def _absent(line: Line, column: Column) -> Cell:
-    """What the paper has is asked for; other recipes are somebody's choice."""
-    if column.variant.shown:
-        return Cell()
-    return Cell(fill=to_train(line.data, line.architecture or column.architecture, column.method))
+def _order(experiment: Mapping[str, Any]) -> tuple[object, ...]:
+    return (
+        _place(list(labels.DATA), experiment["data"]),
+        experiment["method"] in labels.PUBLISHED,
+        _place(ARCHITECTURES, experiment["architecture"]),
+        _place(METHODS, experiment["method"]),
+        experiment["recipe"],
+    )
 
 
-def _fits(found: Group, line: Line) -> bool:
-    facts = found.facts
-    same = line.architecture in ("", facts.architecture)
-    return facts.task == "robustness" and facts.data == line.data and same
+def _attack_order(key: str) -> tuple[int, str]:
+    """The paper's first."""
+    return (_place(list(labels.ATTACKS), key.removesuffix("-ub"))[0], key)
 
 
-def _matches(found: Group, column: Column) -> bool:
-    return found.facts.method == column.method and column.architecture in ("", found.facts.architecture)
-
-
-def _is(found: Group, column: Column) -> bool:
-    return _matches(found, column) and found.variant.shown == column.variant.shown
+def _place(known: Sequence[str], name: str) -> tuple[int, str]:
+    return (known.index(name) if name in known else len(known), name)

@@ -1,41 +1,49 @@
 """The files of a report, in a folder `tables` below the runs unless another is named.
 
-table.md, table.tex, table.csv and table.pdf; consolidated.json and consolidated.csv. They are written again each time;
-a file of that name that is somebody else's is never touched. The original's commands write what its scripts expect:
-table.tex beside the runs, and a results.yaml in each of their folders.
+table.md, table.tex, table.csv and table.pdf; consolidated.json and consolidated.csv with the facts and metrics of every
+run. They are written again each time; a file of that name that is somebody else's is never touched. The original's
+commands write what its scripts expect: table.tex beside the runs, and a results.yaml in each of their folders.
 """
 
+import csv
+import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lconvnet import atomic
-from lconvnet.report import consolidated, pdf
-from lconvnet.report.cells import Table
-from lconvnet.report.csvfile import HEADER, to_csv
-from lconvnet.report.latex import MARK as TEX_MARK
-from lconvnet.report.latex import latex
-from lconvnet.report.markdown import MARK as MARKDOWN_MARK
-from lconvnet.report.markdown import markdown
-from lconvnet.report.runs import Found, find_runs
+from lconvnet.experiments.reading import read
+from lconvnet.report import rendering
+from lconvnet.report.facts import flatten
+from lconvnet.report.rendering import Table
+from lconvnet.report.runs import NAME, NORMS, Found, Run, Skipped, find_runs, parse_results
 from lconvnet.report.tables import tables
+from lconvnet.visible import walk
 
 FOLDER = "tables"
+FORMAT = "lconvnet consolidated 1"
+FIRST = ("path", "task", "data", "norms", "architecture", "method", "activation", "learning_rate", "trial", "specified")
+RENDERERS = {"table.md": rendering.markdown, "table.tex": rendering.latex, "table.csv": rendering.to_csv}
 # What a file of ours begins with; a PDF has it further inside.
 MARKS: Mapping[str, bytes] = {
-    "table.md": MARKDOWN_MARK.encode(),
-    "table.tex": TEX_MARK.encode(),
-    "table.csv": ",".join(HEADER).encode(),
+    "table.md": rendering.MARKDOWN_MARK.encode(),
+    "table.tex": rendering.LATEX_MARK.encode(),
+    "table.csv": ",".join(rendering.CSV_HEADER).encode(),
     "table.pdf": b"%PDF-",
-    "consolidated.json": f'{{\n  "format": "{consolidated.FORMAT}"'.encode(),
-    "consolidated.csv": ",".join(consolidated.FIRST).encode(),
+    "consolidated.json": f'{{\n  "format": "{FORMAT}"'.encode(),
+    "consolidated.csv": ",".join(FIRST).encode(),
 }
+OTHER = re.compile(r".*results.*\.ya?ml")
+DATE = re.compile(r"\d{4}-?\d\d-?\d\d.*")
+NUMBERED = re.compile(r"results-(\d+)")
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was read, the tables, the files written, and a note where one could not be."""
+    """What was read, the tables, the files written, and a note if one could not be."""
 
     found: Found
     tables: tuple[Table, ...]
@@ -43,24 +51,30 @@ class Written:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Named:
+    """The results.yaml files written, each with the file it is a copy of; how many were there; what is unusable."""
+
+    written: dict[Path, Path]
+    present: int
+    skipped: tuple[Skipped, ...]
+
+
 def export(folder: str | Path, out: str | Path | None = None) -> Written:
-    """Write the tables of the runs below `folder` as Markdown, LaTeX, CSV and, where pdflatex is installed, PDF, and
+    """Write the tables of the runs below `folder` as Markdown, LaTeX, CSV and, if pdflatex is installed, PDF, and
     the facts and metrics of every run as consolidated.json and consolidated.csv.
 
-    Raises ValueError where there is no run, or a foreign file in the way.
+    Raises ValueError if there is no run, or a foreign file in the way.
     """
     found = find_runs(folder)
     made = tables(found.runs, str(folder))
-    joined = json.dumps(consolidated.to_json(found), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    texts = {"consolidated.json": joined, "consolidated.csv": consolidated.to_csv(found)}
-    if made:
-        texts |= {"table.md": markdown(made), "table.tex": latex(made), "table.csv": to_csv(made)}
+    texts = consolidated(found) | ({name: render(made) for name, render in RENDERERS.items()} if made else {})
     contents = {name: text.encode() for name, text in texts.items()}
     target = _target(Path(out) if out is not None else Path(folder) / FOLDER, [*contents, "table.pdf"])
     note = "" if made else _no_table(found)
     try:
-        contents |= {"table.pdf": pdf.compile_pdf(texts["table.tex"])} if made else {}
-    except pdf.NoPdfError as error:
+        contents |= {"table.pdf": rendering.compile_pdf(texts["table.tex"])} if made else {}
+    except rendering.NoPdfError as error:
         stale = "; the one that is there is older" if (target / "table.pdf").exists() else ""
         note = f"{target / 'table.pdf'} was not written: {error}{stale}"
     return Written(found, made, _write(target, contents), note)
@@ -69,14 +83,95 @@ def export(folder: str | Path, out: str | Path | None = None) -> Written:
 def export_tex(folder: str | Path, out: str | Path | None = None) -> Written:
     """Write the tables of the runs below `folder` as its table.tex, where the original's `export` wrote its own.
 
-    Raises ValueError where there is no run, no table that they belong to, or a foreign file in the way.
+    Raises ValueError if there is no run, no table that they belong to, or a foreign file in the way.
     """
     found = find_runs(folder)
     made = tables(found.runs, str(folder))
     if not made:
         raise ValueError(_no_table(found))
     target = _target(Path(out if out is not None else folder), ["table.tex"])
-    return Written(found, made, _write(target, {"table.tex": latex(made).encode()}))
+    return Written(found, made, _write(target, {"table.tex": rendering.latex(made).encode()}))
+
+
+def consolidated(found: Found) -> dict[str, str]:
+    """Return consolidated.json, with the files that were not used and why, and consolidated.csv, a row for each run."""
+    entries = [_entry(run) for run in found.runs]
+    skipped = [{"path": item.path, "reason": item.reason} for item in found.skipped]
+    values = {"format": FORMAT, "runs": entries, "skipped": skipped}
+    rows = [_row(entry) for entry in entries]
+    others = sorted({key for row in rows for key in row} - set(FIRST))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*FIRST, *others], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    joined = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return {"consolidated.json": joined, "consolidated.csv": text.getvalue()}
+
+
+def name_results(folder: str | Path) -> Named:
+    """Copy the newest results of every folder in and below `folder` to results.yaml if that is missing.
+
+    The original wrote one results-norm-2019-05-21-….yaml for each evaluation; what a later evaluation here replaces is
+    kept as results-1.yaml, results-2.yaml, and so on. Nothing is overwritten. Raises ValueError if there is no such
+    folder, or no results in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name one with results below it, such as runs")
+    written: dict[Path, Path] = {}
+    skipped: list[Skipped] = []
+    present = 0
+    for place, _, files in walk(folder):
+        if place / NAME in files:
+            present += 1
+            continue
+        usable = [path for path in files if OTHER.fullmatch(path.name) and _is_usable(path, skipped)]
+        if usable:
+            written[place / NAME] = newest(usable)
+            atomic.write_bytes(place / NAME, newest(usable).read_bytes())
+    if not written and not present:
+        raise ValueError(f"{folder} holds no usable {NAME}, nor results under another name")
+    return Named(written, present, tuple(skipped))
+
+
+def newest(paths: Sequence[Path]) -> Path:
+    """Return the newest of several results: that of the latest date in the names, or else of the highest number, or
+    else the one written last.
+
+    >>> newest([Path("results-norm-2019-10-02-09-00.yaml"), Path("results-adv-2019-09-30-12-00.yaml")]).name
+    'results-norm-2019-10-02-09-00.yaml'
+    >>> newest([Path("results-10.yaml"), Path("results-9.yaml")]).name
+    'results-10.yaml'
+    """
+    dates = [DATE.search(path.stem) for path in paths]
+    numbers = [NUMBERED.fullmatch(path.stem) for path in paths]
+    ages: list[Any]
+    if all(dates):
+        ages = [re.sub(r"\D", "", found.group()) for found in dates if found]
+    elif all(numbers):
+        ages = [int(found.group(1)) for found in numbers if found]
+    else:
+        ages = [path.stat().st_mtime_ns for path in paths]
+    return max(zip(ages, paths, strict=True))[1]
+
+
+def _entry(run: Run) -> dict[str, Any]:
+    measured = {found.norm for found in run.measurements if found.eps is not None}
+    norms = " ".join(norm for norm in NORMS if norm in measured)
+    named = {"path": run.path, "norms": norms, **vars(run.facts)}
+    recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in run.facts.recipe}
+    metrics: dict[str, Any] = {}
+    for found in run.measurements:
+        inner = metrics
+        for key in found.place[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[found.measure] = found.value
+    return {**{key: named[key] for key in FIRST}, "recipe": recipe, "metrics": metrics}
+
+
+def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = {f"recipe/{key}": value for key, value in entry["recipe"].items()}
+    return {**{key: entry[key] for key in FIRST}, **recipe, **dict(flatten(entry["metrics"], separator="/"))}
 
 
 def _no_table(found: Found) -> str:
@@ -84,7 +179,7 @@ def _no_table(found: Found) -> str:
 
 
 def _target(target: Path, files: Sequence[str]) -> Path:
-    """Return the folder to write to; ValueError where a file in it is not ours."""
+    """Return the folder to write to; ValueError if a file in it is not ours."""
     for path in (target / name for name in files):
         if path.exists() and not _ours(path):
             raise ValueError(f"{path} was not written by lconvnet and is left alone; choose another folder with --out")
@@ -95,10 +190,19 @@ def _ours(path: Path) -> bool:
     if not path.is_file():
         return False
     content = path.read_bytes()
-    return content.startswith(MARKS[path.name]) and (path.suffix != ".pdf" or pdf.MARK in content)
+    return content.startswith(MARKS[path.name]) and (path.suffix != ".pdf" or rendering.PDF_MARK in content)
 
 
 def _write(target: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...]:
     for name, content in contents.items():
         atomic.write_bytes(target / name, content)
     return tuple(target / name for name in contents)
+
+
+def _is_usable(path: Path, skipped: list[Skipped]) -> bool:
+    try:
+        parse_results(read(path))
+    except (OSError, ValueError, RecursionError) as error:
+        skipped.append(Skipped(str(path), " ".join(str(error).split())))
+        return False
+    return True

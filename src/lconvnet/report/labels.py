@@ -1,23 +1,25 @@
-"""The names under which data sets, methods, architectures, radii and attacks appear in tables.
+"""How data sets, methods, architectures, radii and attacks are called in tables, and in the original's folders.
 
-Radii are l2 over pixels in [0, 1]; two of them are the same where they differ by at most 1e-6, for 36/255 is
-written 0.1411764706 in some files.
+A name that has no label here appears as it is. Radii are l2 over pixels in [0, 1]; two that differ by at most 1e-6 are
+one, for 36/255 is written 0.1411764706 in some files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lconvnet.ops.rounding import decimal
 
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "stl10": "STL-10"}
 ARCHITECTURES = {
+    "fc": "FC-3",
     "small": "Small",
     "large": "Large",
-    "fc": "FC-3",
     "kw-small": "Small",
     "kw-large": "Large",
     "kw-resnet": "ResNet",
+    "qw": "QW",
+    "critic": "Critic",
 }
-FC3_WIDTHS = (1024, 1024, 1024)
+FC3_WIDTHS = [1024, 1024, 1024]
 ACTIVATIONS = {"maxmin": "MaxMin", "relu": "ReLU"}
 CONVS = {
     "ossn": "OSSN",
@@ -29,6 +31,7 @@ CONVS = {
     "unconstrained": "Unconstrained",
 }
 LINEARS = {"orthogonal": "Orthogonal", "cholesky": "Orthogonal", "spectral-norm": "Spectral norm"}
+NETWORKS = {"kw-small": "KW", "kw-large": "KW", "kw-resnet": "KW", "qw": "RK-L2NE"}
 METHOD_FOLDERS = {
     "BCOP-Bjorck": "BCOP",
     "BCOP": "BCOP",
@@ -40,6 +43,7 @@ METHOD_FOLDERS = {
 }
 FC_FOLDERS = {"3-layers": "Orthogonal"}
 BASELINES = {"kw": "KW", "qian": "QW"}
+PUBLISHED = tuple(BASELINES.values())
 ATTACKS = {
     "pgd": "PGD",
     "fgsm": "FGSM",
@@ -59,6 +63,24 @@ OTHER_EPS = {"mnist": 0.3, "cifar10": 0.1}
 EPS_TOLERANCE = 1e-6
 
 
+def label_of(name: str, known: Mapping[str, str]) -> str:
+    """Return the label of a name, or the name itself.
+
+    >>> label_of("mnist", DATA), label_of("flowers", DATA)
+    ('MNIST', 'flowers')
+    """
+    return known.get(name, name)
+
+
+def folder_of(label: str, folders: Mapping[str, str]) -> str:
+    """Return the first folder that has a label, or the label itself.
+
+    >>> folder_of("BCOP", METHOD_FOLDERS), folder_of("AOL", METHOD_FOLDERS)
+    ('BCOP-Bjorck', 'AOL')
+    """
+    return next((folder for folder, known in folders.items() if known == label), label)
+
+
 def same_eps(a: float, b: float) -> bool:
     """Return whether two radii are one.
 
@@ -69,14 +91,14 @@ def same_eps(a: float, b: float) -> bool:
 
 
 def distinct_eps(radii: Iterable[float]) -> list[float]:
-    """Return the radii that differ, in ascending order.
+    """Return the radii that differ, the first of those that are one.
 
-    >>> distinct_eps([1.58, 0.1411764706, 36 / 255])
-    [0.1411764705882353, 1.58]
+    >>> distinct_eps([1.58, 36 / 255, 0.1411764706])
+    [1.58, 0.1411764705882353]
     """
     kept: list[float] = []
-    for eps in sorted(radii):
-        if not kept or not same_eps(kept[-1], eps):
+    for eps in radii:
+        if not any(same_eps(eps, known) for known in kept):
             kept.append(eps)
     return kept
 
@@ -92,18 +114,14 @@ def eps_label(eps: float) -> str:
     return f"{whole}/255" if fraction else format(decimal(eps).normalize(), "f")
 
 
-def network_label(method: str, architecture: str = "") -> str:
-    """Return the name of a method with its architecture; dense networks go by the latter alone.
+def network_label(method: str, architecture: str = "", recipe: str = "") -> str:
+    """Return the name of a method with its architecture and recipe; dense networks go by their architecture alone.
 
-    >>> network_label("BCOP", "Large"), network_label("Orthogonal", "FC-3"), network_label("RKO")
-    ('BCOP Large', 'FC-3', 'RKO')
+    >>> network_label("BCOP", "Large"), network_label("Orthogonal", "FC-3"), network_label("RKO", recipe="10 epochs")
+    ('BCOP Large', 'FC-3', 'RKO (10 epochs)')
     """
-    return architecture if method == "Orthogonal" else f"{method} {architecture}".strip()
-
-
-def data_label(data: str) -> str:
-    """Return a data set's name in tables: the paper's spelling, or the name itself."""
-    return DATA.get(data, data)
+    name = architecture if method == "Orthogonal" else f"{method} {architecture}".strip()
+    return f"{name} ({recipe})" if recipe else name
 
 
 def attack_label(key: str) -> str:
