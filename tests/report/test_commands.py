@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from lconvnet import cli, consolidate, export
 from lconvnet.report import find_runs, tables
 from lconvnet.report.rendering import latex, markdown, to_csv
+from lconvnet.report.writing import with_results
 
 JOINED = ["consolidated.csv", "consolidated.json"]
 NAMES = [*JOINED, "table.csv", "table.md", "table.tex"]
@@ -192,3 +194,39 @@ def test_the_committed_tables_are_those_of_the_committed_results(monkeypatch):
     made = tables(find_runs("results").runs, "results")
     for name, text in (("table.md", markdown(made)), ("table.tex", latex(made)), ("table.csv", to_csv(made))):
         assert (root / "results" / "tables" / name).read_bytes() == text.encode(), name
+
+
+def test_the_table_in_the_readme_is_that_of_the_committed_results():
+    """As `lconvnet tables results --readme README.md` in the root of the project writes it."""
+    readme = Path(__file__).parents[2] / "README.md"
+    found = find_runs(readme.parent / "results")
+    text = with_results(readme, found)
+    assert text == readme.read_text()
+    paths = {run.path for run in found.runs if run.path.startswith("mnist-ten-epochs/BCOP-Bjorck")}
+    without = replace(found, runs=tuple(run for run in found.runs if run.path not in paths))
+    assert len(paths) > 1 and with_results(readme, without) == text, "what is not found stays"
+
+
+def test_the_figures_of_a_readme_are_filled_in_and_the_words_stay(command, runs, tmp_path):
+    config = runs.recorded("a", ["seed=0"], accuracy=0.9) / "cfg.yaml"
+    runs.recorded("b", ["seed=1"], accuracy=0.8)
+    readme = tmp_path / "README.md"
+    table = (
+        "| network | epochs | seeds | clean | certified | PGD | boundary* | CFG |\n|---|---|---|---|---|---|---|---|\n"
+    )
+    row = "| mine † |  |  |  |  |  | 1.00 | `a` |\n"
+    other = "\nWords.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+    (tmp_path / "a").mkdir()
+    shutil.copy(config, tmp_path / "a" / "cfg.yaml")
+    readme.write_text(other + table + row + other)
+    code, out, _ = command(cli.app, "tables", runs.root, "--readme", readme)
+    assert (code, str(readme) in out) == (0, True)
+    filled = "| mine † | 200 | 2 | 85.00 ± 5.00 | 25.00 ± 0.00 | 50.00 ± 0.00 | — | `a` |\n"
+    assert readme.read_text() == other + table + filled + other
+    for text, said in (
+        (other, "has no table whose last column is CFG"),
+        (table + "| a |\n", "not with 8 cells: | a |"),
+    ):
+        readme.write_text(text)
+        code, _, err = command(cli.app, "tables", runs.root, "--readme", readme)
+        assert (code, said in err, readme.read_text()) == (2, True, text)

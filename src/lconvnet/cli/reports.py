@@ -13,9 +13,14 @@ from lconvnet.report import export
 from lconvnet.report.pictures import draw
 
 
-def tables_command(folder: Path, out: options.ReportOut = None, as_json: options.Json = False) -> None:
+def tables_command(
+    folder: Path,
+    out: options.ReportOut = None,
+    readme: Annotated[Path | None, typer.Option(help="Markdown file whose table of results is updated.")] = None,
+    as_json: options.Json = False,
+) -> None:
     """Show the tables of all runs below FOLDER and write them as Markdown, LaTeX, CSV and PDF."""
-    output.show_report(export(folder, out), as_json=as_json)
+    output.show_report(export(folder, out, readme), as_json=as_json)
 
 
 def plot_command(

@@ -188,6 +188,15 @@ class Classifiers:
         return summarize(found["value"], "down" if key == "lb" else "up" if name else "nearest")
 
 
+def averages(runs: Iterable[Run], eps: float, columns: Sequence[Line]) -> dict[str, Cell]:
+    """Return the means over runs that repeat one classifier, by the columns' labels, at an l2 radius."""
+    frame: Frame = measurements(runs)
+    at = {key: frame[key].iloc[0] for key in NETWORK} | {"eps": eps, "norm": "l2"}
+    cells = Classifiers(frame, "").cells
+    (row,) = pivot([Line("", at)], columns, cells, [*NETWORK, *MEASURE], lambda _: Cell())
+    return {column.label: cell for column, cell in zip(columns, row.cells, strict=True)}
+
+
 def pivot(
     rows: Sequence[Line],
     columns: Sequence[Line],

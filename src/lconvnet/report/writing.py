@@ -10,17 +10,19 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from lconvnet import atomic
+from lconvnet.experiments.loading import load_any
 from lconvnet.experiments.reading import read
-from lconvnet.report import rendering
-from lconvnet.report.facts import flatten
+from lconvnet.report import labels, rendering
+from lconvnet.report.facts import facts_of_experiment, flatten
 from lconvnet.report.rendering import Table
 from lconvnet.report.runs import NAME, NORMS, Found, Run, Skipped, find_runs, parse_results
-from lconvnet.report.tables import tables
+from lconvnet.report.tables import CERTIFIED, CLEAN, Line, attack, averages, tables
 from lconvnet.visible import walk
 
 FOLDER = "tables"
@@ -36,6 +38,7 @@ MARKS: Mapping[str, bytes] = {
     "consolidated.json": f'{{\n  "format": "{FORMAT}"'.encode(),
     "consolidated.csv": ",".join(FIRST).encode(),
 }
+HEAD, ROW = re.compile(r"\|.*\| CFG \|"), re.compile(r"\|.*\| `([^`]+)` \|")
 OTHER = re.compile(r".*results.*\.ya?ml")
 DATE = re.compile(r"\d{4}-?\d\d-?\d\d.*")
 NUMBERED = re.compile(r"results-(\d+)")
@@ -60,9 +63,9 @@ class Named:
     skipped: tuple[Skipped, ...]
 
 
-def export(folder: str | Path, out: str | Path | None = None) -> Written:
-    """Write the tables of the runs below `folder` as Markdown, LaTeX, CSV and, if pdflatex is installed, PDF, and
-    the facts and metrics of every run as consolidated.json and consolidated.csv.
+def export(folder: str | Path, out: str | Path | None = None, readme: str | Path | None = None) -> Written:
+    """Write the tables of the runs below `folder` as Markdown, LaTeX, CSV and, if pdflatex is installed, PDF, the
+    facts and metrics of every run as consolidated.json and consolidated.csv, and the figures of the table in `readme`.
 
     Raises ValueError if there is no run, or a foreign file in the way.
     """
@@ -70,6 +73,7 @@ def export(folder: str | Path, out: str | Path | None = None) -> Written:
     made = tables(found.runs, str(folder))
     texts = consolidated(found) | ({name: render(made) for name, render in RENDERERS.items()} if made else {})
     contents = {name: text.encode() for name, text in texts.items()}
+    described = {} if readme is None else {Path(readme): with_results(Path(readme), found).encode()}
     target = _target(Path(out) if out is not None else Path(folder) / FOLDER, [*contents, "table.pdf"])
     note = "" if made else _no_table(found)
     try:
@@ -77,7 +81,8 @@ def export(folder: str | Path, out: str | Path | None = None) -> Written:
     except rendering.NoPdfError as error:
         stale = "; the one that is there is older" if (target / "table.pdf").exists() else ""
         note = f"{target / 'table.pdf'} was not written: {error}{stale}"
-    return Written(found, made, _write(target, contents), note)
+    files = {**{target / name: content for name, content in contents.items()}, **described}
+    return Written(found, made, _write(files), note)
 
 
 def export_tex(folder: str | Path, out: str | Path | None = None) -> Written:
@@ -90,7 +95,7 @@ def export_tex(folder: str | Path, out: str | Path | None = None) -> Written:
     if not made:
         raise ValueError(_no_table(found))
     target = _target(Path(out if out is not None else folder), ["table.tex"])
-    return Written(found, made, _write(target, {"table.tex": rendering.latex(made).encode()}))
+    return Written(found, made, _write({target / "table.tex": rendering.latex(made).encode()}))
 
 
 def consolidated(found: Found) -> dict[str, str]:
@@ -106,6 +111,23 @@ def consolidated(found: Found) -> dict[str, str]:
     writer.writerows(rows)
     joined = json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     return {"consolidated.json": joined, "consolidated.csv": text.getvalue()}
+
+
+def with_results(readme: Path, found: Found) -> str:
+    """Return a Markdown file with the figures in its table of results brought up to date.
+
+    The table's last column, CFG, names the folder of a configuration beside the file. Its runs fill the columns epochs,
+    seeds, clean, certified and those that are called as an attack is (with a star: on the first test images only). What
+    else a row says is written by hand and stays, as does a row of which nothing is found.
+    """
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    start = next((number for number, line in enumerate(lines) if HEAD.fullmatch(line)), None)
+    if start is None:
+        raise ValueError(f"{readme} has no table whose last column is CFG: the folder of each row's configuration")
+    heads = _split(lines[start])
+    rows = list(takewhile(lambda line: line.startswith("|"), lines[start + 2 :]))
+    lines[start + 2 : start + 2 + len(rows)] = [_with_figures(row, heads, readme, found) for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def name_results(folder: str | Path) -> Named:
@@ -174,6 +196,34 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: entry[key] for key in FIRST}, **recipe, **dict(flatten(entry["metrics"], separator="/"))}
 
 
+def _with_figures(row: str, heads: Sequence[str], readme: Path, found: Found) -> str:
+    config, cells = ROW.fullmatch(row), _split(row)
+    if config is None or len(cells) != len(heads):
+        raise ValueError(f"{readme} has a row without `CFG` at its end, or not with {len(heads)} cells: {row}")
+    facts = replace(facts_of_experiment(load_any(readme.parent / config[1] / "cfg.yaml")), trial="")
+    runs = [run for run in found.runs if replace(run.facts, trial="") == facts]
+    if not runs:
+        return row
+    known = {"epochs": str(dict(facts.recipe)["training.epochs"]), "seeds": str(len(runs))}
+    means = averages(runs, labels.EPS.get(facts.data, 0.0), [line for head in heads if (line := _line(head))])
+    known |= {head: mean.text for head, mean in means.items()}
+    return f"| {' | '.join(known.get(head, cell) for head, cell in zip(heads, cells, strict=True))} |"
+
+
+def _line(head: str) -> Line | None:
+    """What a column of the table of results stands for, if it is to be filled."""
+    lines = {"clean": CLEAN, "certified": CERTIFIED}
+    for name, label in labels.ATTACKS.items():
+        short = label.lower().removesuffix(" attack")
+        lines |= {short: attack(f"{name}-ub"), f"{short}*": attack(f"{name}-ub", mini=True)}
+    found = lines.get(head.lower())
+    return found and replace(found, label=head)
+
+
+def _split(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
 def _no_table(found: Found) -> str:
     return f"none of the {len(found.runs)} runs below {found.folder} belongs to a table"
 
@@ -193,10 +243,10 @@ def _ours(path: Path) -> bool:
     return content.startswith(MARKS[path.name]) and (path.suffix != ".pdf" or rendering.PDF_MARK in content)
 
 
-def _write(target: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...]:
-    for name, content in contents.items():
-        atomic.write_bytes(target / name, content)
-    return tuple(target / name for name in contents)
+def _write(files: Mapping[Path, bytes]) -> tuple[Path, ...]:
+    for path, content in files.items():
+        atomic.write_bytes(path, content)
+    return tuple(files)
 
 
 def _is_usable(path: Path, skipped: list[Skipped]) -> bool:
