@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lconvnet")
 
 NAME = "results.yaml"
+TRAINED = {"record.json", "model.safetensors"}
 ROUNDING = 1e-6  # accuracies of some files are float32 means
 NORMS = ("l2", "linf")
 # Norm of eps, and whether only the first test images were used → key of results.yaml.
@@ -105,7 +106,8 @@ def find_runs(folder: str | Path) -> Found:
         raise ValueError(f"{folder} is not a folder; name one with {NAME} files below it, such as runs")
     skipped: list[Skipped] = []
     runs: dict[Facts, Run] = {}
-    for path in _results_files(folder, skipped):
+    held = _held(folder, skipped)
+    for path in sorted(place / NAME for place, names in held.items() if NAME in names):
         run = _read_run(path, folder)
         if isinstance(run, Run) and run.facts in runs:
             run = Skipped(run.path, f"the same experiment and seed as {runs[run.facts].path}, which is used")
@@ -116,8 +118,9 @@ def find_runs(folder: str | Path) -> Found:
     if not runs:
         reasons = f": {skipped[0].path}: {skipped[0].reason}" if skipped else "; evaluate a run: lconvnet evaluate RUN"
         raise ValueError(f"{folder} holds no usable {NAME}{reasons}")
-    ordered = tuple(sorted(skipped, key=lambda item: item.path))
-    return Found(folder, tuple(runs.values()), ordered, tuple(_unmeasured(folder)))
+    fresh = [place for place, names in held.items() if TRAINED <= names and NAME not in names]
+    unmeasured = tuple(sorted(_text(place.relative_to(folder)) for place in fresh))
+    return Found(folder, tuple(runs.values()), tuple(sorted(skipped, key=lambda item: item.path)), unmeasured)
 
 
 def measurements(runs: Iterable[Run]) -> DataFrame:
@@ -224,19 +227,14 @@ def _all(run: Run) -> Iterator[Measurement]:
             yield Measurement(W1_OVER_L, -found["loss"] / found[L_CONSTANT])
 
 
-def _unmeasured(folder: Path) -> list[str]:
-    """The folders of trained networks that nobody has evaluated."""
-    trained = {"record.json", "model.safetensors"}
-    found = [(files[0].parent, {path.name for path in files}) for _, _, files in walk(folder) if files]
-    return sorted(_text(place.relative_to(folder)) for place, held in found if trained <= held and NAME not in held)
+def _held(folder: Path, skipped: list[Skipped]) -> dict[Path, set[str]]:
+    """The names of the files in each folder; one that cannot be read is noted."""
 
-
-def _results_files(folder: Path, skipped: list[Skipped]) -> list[Path]:
     def note(error: OSError) -> None:
         path = Path(error.filename or folder)
         skipped.append(Skipped(path.relative_to(folder).as_posix(), f"it cannot be read ({error.strerror})"))
 
-    return sorted(path for _, _, files in walk(folder, onerror=note) for path in files if path.name == NAME)
+    return {place: {path.name for path in files} for place, _, files in walk(folder, onerror=note)}
 
 
 def _read_run(path: Path, folder: Path) -> Run | Skipped:

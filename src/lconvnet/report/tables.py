@@ -13,7 +13,7 @@ paper's have columns of their own. A new row or column is one more `Line` of a t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from shlex import quote
@@ -30,9 +30,10 @@ PAPER_METHODS = ("OSSN", "RKO", "SVCM", "BCOP")
 ALL_METHODS = ("OSSN", "RKO", "SVCM", "RK-L2NE", "BCOP-Fixed", "BCOP")
 CRITIC_METHODS = ("OSSN", "RKO", "BCOP")
 CRITIC_RATES = {"MaxMin": 0.0001, "ReLU": 0.001}  # the published ones
-NETWORK = ["data", "architecture", "method", "recipe"]  # tells the experiments with classifiers apart
-CRITIC = ["activation", "method", "recipe"]  # and those with critics, but for the data set and the learning rate
-MEASURE = ["measure", "eps", "norm", "mini"]
+NETWORK = ("data", "architecture", "method", "recipe")  # tells the experiments with classifiers apart
+CRITIC = (*NETWORK, "activation")  # and those with critics, but for the learning rate
+DISTANCES = (W1, W1_OVER_L)
+MEASURE = ("measure", "eps", "norm", "mini")
 
 MINI_MARK = "*"
 MINI_NOTE = f"{MINI_MARK} on the first test images only (adv_robustness_mini_eval; the original: 100)"
@@ -76,7 +77,8 @@ def attack(key: str, *, mini: bool = False) -> Line:
     return measure(labels.attack_label(key), key, mini=mini)
 
 
-CLEAN = Line("Clean", {"measure": "accuracy", "mini": False, "eps": 0.0, "norm": "l2"})
+WHOLE = {"mini": False, "eps": 0.0, "norm": "l2"}  # of what is measured at no radius
+CLEAN = Line("Clean", {"measure": "accuracy", **WHOLE})
 CERTIFIED = measure("Provable", "lb")
 MINI_CLEAN, MINI_CERTIFIED = measure("Clean", "natural", mini=True), measure("Provable", "lb", mini=True)
 ROBUST = (CLEAN, replace(CERTIFIED, label="Robust"))
@@ -94,7 +96,7 @@ def tables(runs: Iterable[Run], root: str = "runs") -> tuple[Table, ...]:
     if not runs:
         return ()
     frame: Frame = measurements(runs)
-    classifiers = Classifiers(frame[frame["task"] == "robustness"], root)
+    classifiers = Averages(frame[frame["task"] == "robustness"], root)
     table, small_and_large = classifiers.table, ("Small", "Large")
     rows = [row for data in labels.EPS for name in small_and_large for row in _rows(data, ROBUST, architecture=name)]
     robust = [row for data in labels.EPS for row in _rows(data, ROBUST)]
@@ -108,8 +110,8 @@ def tables(runs: Iterable[Run], root: str = "runs") -> tuple[Table, ...]:
         table("1", "Clean and provably robust accuracy (%)", rows, four),
         table("2", "BCOP against FC-3 and published networks, accuracy (%)", robust, [large, dense, *published]),
         table("3", "Accuracy under attack (%)", attacked, [large, small, dense, *published], MINI_NOTE),
-        critic_table("4a", "stl10", frame),
-        critic_table("4b", "cifar10", frame),
+        critic_table("4a", "stl10", frame, root),
+        critic_table("4b", "cifar10", frame, root),
         table("7", "Clean and provably robust accuracy (%), all methods", rows, six),
         without_empty(table("8", "Provable accuracy at other radii (%)", other, [dense, *each])),
         attack_table("9", classifiers),
@@ -118,55 +120,65 @@ def tables(runs: Iterable[Run], root: str = "runs") -> tuple[Table, ...]:
 
 
 @dataclass(frozen=True)
-class Classifiers:
-    """All that was measured of classifiers, whose runs lie below `root`."""
+class Averages:
+    """The means over seeds of a frame of runs below `root`; the columns `network` tell its experiments apart."""
 
     frame: Frame
     root: str
+    network: Sequence[str] = NETWORK
 
     @cached_property
     def experiments(self) -> Mapping[Key, Frame]:
         """The rows of each experiment."""
-        return dict(iter(self.frame.groupby(NETWORK, sort=False)))
-
-    @cached_property
-    def cells(self) -> Mapping[Key, Cell]:
-        """The mean over the seeds of each accuracy of each experiment."""
-        keys = self.frame["measure"]
-        shown = self.frame[keys.isin(["accuracy", "natural", "lb"]) | keys.str.endswith("-ub")]
-        shown = shown.assign(value=shown["value"] * PERCENT)
-        return {key: self._cell(found, str(key[4])) for key, found in shown.groupby([*NETWORK, *MEASURE], sort=False)}
-
-    def table(
-        self, number: str, title: str, rows: Sequence[Line], columns: Sequence[Mapping[str, str]], *notes: str
-    ) -> Table:
-        """Return a table of these rows; each network's column is followed by the other recipes of the same network."""
-        given = [key for key in ("data", "architecture") if rows[0].at.get(key)]
-        concerned = [found for found in self.each if all(any(row.at[k] == found[k] for row in rows) for k in given)]
-        wide = [line for column in columns for line in _with_recipes(column, concerned)]
-        recipes = [recipe_note(line.label, found) for line in wide for found in concerned if _fits(found, line.at)]
-        filled = pivot(rows, wide, self.cells, [*NETWORK, *MEASURE], self.missing_cell)
-        unique = dict.fromkeys(filter(None, recipes))
-        return Table(number, title, tuple(line.label for line in wide), filled, notes=(*unique, *notes))
+        return dict(iter(self.frame.groupby([*self.network], sort=False)))
 
     @property
     def each(self) -> list[dict[str, Any]]:
         """The first row of each experiment."""
         return [found.iloc[0].to_dict() for found in self.experiments.values()]
 
+    @cached_property
+    def cells(self) -> Mapping[Key, Cell]:
+        """The mean over seeds of each accuracy and distance of each experiment."""
+        keys = self.frame["measure"]
+        shown = self.frame[keys.isin(["accuracy", "natural", "lb", *DISTANCES]) | keys.str.endswith("-ub")]
+        groups = shown.groupby([*self.network, *MEASURE], sort=False)
+        return {key: self._cell(found, str(key[len(self.network)])) for key, found in groups}
+
+    def table(
+        self, number: str, title: str, rows: Sequence[Line], columns: Sequence[Mapping[str, str]], *notes: str
+    ) -> Table:
+        """Return a table of these rows; each network's column is followed by the other recipes of the same network."""
+        given = [key for key in ("data", "architecture") if key in rows[0].at]
+        concerned = [found for found in self.each if all(any(row.at[k] == found[k] for row in rows) for k in given)]
+        wide = [line for column in columns for line in _with_recipes(column, concerned)]
+        recipes = (recipe_note(line.label, found) for line in wide for found in concerned if _fits(found, line.at))
+        unique = dict.fromkeys(filter(None, recipes))
+        return Table(number, title, _heads(wide), self.pivot(rows, wide), notes=(*unique, *notes))
+
+    def pivot(self, rows: Sequence[Line], columns: Sequence[Line]) -> tuple[Row, ...]:
+        """Return the rows of a table: at each row and column the cell of what both stand for, or else a missing one."""
+        return tuple(
+            Row(row.block, row.label, tuple(self._at({**row.at, **column.at}) for column in columns)) for row in rows
+        )
+
     def missing_cell(self, at: Mapping[str, Any]) -> Cell:
         """Return a cell that says what would fill it: the command that trains and evaluates the run, or evaluates it
-        again. Suggest commands only for the paper's cells, and for runs that are there."""
-        if at["norm"] != "l2":
-            return Cell()
-        found = self.experiments.get(tuple(at[key] for key in NETWORK))
-        if found is None and at["recipe"]:
+        again. Commands are suggested only for the paper's cells, and for runs that are there."""
+        found = self.experiments.get(tuple(at[key] for key in self.network))
+        if at["norm"] != "l2" or (found is None and at["recipe"]):
             return Cell()
         if found is not None and found["specified"].iloc[0]:
             return Cell(fill=self._to_measure(found, at))
         if found is not None and at["method"] in labels.PUBLISHED:
             return Cell(fill=OWN_CERTIFICATE if at["measure"] == "lb" else NO_EVALUATION)
-        return Cell(fill=to_train(Facts("robustness", at["data"], at["architecture"], at["method"], "MaxMin", "A")))
+        facts = Facts("robustness", at["data"], at["architecture"], at["method"], "MaxMin", "A")
+        if activation := at.get("activation"):
+            facts = replace(facts, task="wasserstein", activation=activation, learning_rate=CRITIC_RATES[activation])
+        return Cell(fill=to_train(facts))
+
+    def _at(self, at: Mapping[str, Any]) -> Cell:
+        return self.cells.get(tuple(at[key] for key in (*self.network, *MEASURE))) or self.missing_cell(at)
 
     def _to_measure(self, experiment: Frame, at: Mapping[str, Any]) -> str:
         run = experiment[experiment["run"] == experiment["run"].iloc[0]]
@@ -184,32 +196,17 @@ class Classifiers:
         if name and len(set(found["settings"])) > 1:
             where = ", ".join(f"{self.root}/{run}" for run in found["run"])
             return Cell(fill=f"{name} was set differently in these runs; lconvnet evaluate each with the same: {where}")
-        # Certified accuracy is a lower bound of the robust one, an attack's an upper one.
-        return summarize(found["value"], "down" if key == "lb" else "up" if name else "nearest")
+        # What is certified is a lower bound of what is true, what an attack leaves an upper one.
+        side = "down" if key in ("lb", *DISTANCES) else "up" if name else "nearest"
+        return summarize(found["value"] * (1 if key in DISTANCES else PERCENT), side)
 
 
 def averages(runs: Iterable[Run], eps: float, columns: Sequence[Line]) -> dict[str, Cell]:
     """Return the means over runs that repeat one classifier, by the columns' labels, at an l2 radius."""
     frame: Frame = measurements(runs)
     at = {key: frame[key].iloc[0] for key in NETWORK} | {"eps": eps, "norm": "l2"}
-    cells = Classifiers(frame, "").cells
-    (row,) = pivot([Line("", at)], columns, cells, [*NETWORK, *MEASURE], lambda _: Cell())
+    (row,) = Averages(frame, "").pivot([Line("", at)], columns)
     return {column.label: cell for column, cell in zip(columns, row.cells, strict=True)}
-
-
-def pivot(
-    rows: Sequence[Line],
-    columns: Sequence[Line],
-    cells: Mapping[Key, Cell],
-    keys: Sequence[str],
-    missing: Callable[[Mapping[str, Any]], Cell],
-) -> tuple[Row, ...]:
-    """Return the rows of a table: at each row and column the cell of what both stand for, or else a missing one."""
-
-    def cell(at: Mapping[str, Any]) -> Cell:
-        return cells.get(tuple(at[key] for key in keys)) or missing(at)
-
-    return tuple(Row(row.block, row.label, tuple(cell({**row.at, **c.at}) for c in columns)) for row in rows)
 
 
 def to_train(facts: Facts) -> str:
@@ -231,7 +228,7 @@ def recipe_note(label: str, experiment: Mapping[str, Any]) -> str:
     return f"{label}, {experiment['data']}, {experiment['architecture']}: {experiment['recipe_in_full']}"
 
 
-def attack_table(number: str, classifiers: Classifiers) -> Table:
+def attack_table(number: str, classifiers: Averages) -> Table:
     """Return every attack on every network, by data set, radius (l2 unless another norm is named) and architecture.
 
     A network that was never attacked is listed at all its radii. Provable <= attacked <= clean holds in every row (each
@@ -239,20 +236,18 @@ def attack_table(number: str, classifiers: Classifiers) -> Table:
     """
     experiments = sorted(classifiers.each, key=_order)
     frame = classifiers.frame[classifiers.frame["measure"].str.endswith("-ub")]
-    known = [sorted(set(frame[frame["mini"] == mini]["measure"]), key=_attack_order) for mini in (False, True)]
-    full, mini = ([attack(key, mini=bool(place)) for key in keys] for place, keys in enumerate(known))
+    keys = [sorted(set(frame[frame["mini"] == mini]["measure"]), key=_attack_order) for mini in (False, True)]
+    full, mini = ([attack(key, mini=bool(place)) for key in found] for place, found in enumerate(keys))
     columns = [CLEAN, CERTIFIED, *full, *((MINI_CLEAN, MINI_CERTIFIED, *mini) if mini else ())]
     rows = [row for norm in NORMS for found in experiments for row in _attacked(found, norm, classifiers)]
     blocks = list(dict.fromkeys(row.block for row in rows))
-    rows.sort(key=lambda row: blocks.index(row.block))
-    filled = pivot(rows, columns, classifiers.cells, [*NETWORK, *MEASURE], classifiers.missing_cell)
-    recipes = [recipe_note(_network_label(found), found) for found in experiments]
-    notes = (*((MINI_NOTE,) if mini else ()), *filter(None, recipes))
-    labelled = tuple(column.label for column in columns)
-    return Table(number, "Every attack: remaining accuracy (%)", labelled, filled, "column", notes)
+    filled = classifiers.pivot(sorted(rows, key=lambda row: blocks.index(row.block)), columns)
+    recipes = filter(None, (recipe_note(_network_label(found), found) for found in experiments))
+    notes = (*((MINI_NOTE,) if mini else ()), *recipes)
+    return Table(number, "Every attack: remaining accuracy (%)", _heads(columns), filled, "column", notes)
 
 
-def critic_table(number: str, data: str, frame: Frame) -> Table:
+def critic_table(number: str, data: str, frame: Frame, root: str) -> Table:
     """Return the lower bounds on the Wasserstein-1 distance between images and a generator's samples.
 
     A critic's value W1 is a lower bound only after division by the critic's Lipschitz constant L; both are shown. Each
@@ -263,38 +258,27 @@ def critic_table(number: str, data: str, frame: Frame) -> Table:
     critics = frame[(frame["task"] == "wasserstein") & (frame["data"] == data)]
     bounds = critics[critics["measure"] == W1_OVER_L]
     means = bounds.groupby([*CRITIC, "learning_rate"], as_index=False)["value"].mean()
-    best = means.loc[means.groupby(CRITIC)["value"].idxmax(), [*CRITIC, "learning_rate"]]
-    chosen = critics.merge(best)
-    cells = {key: summarize(found["value"], "down") for key, found in chosen.groupby([*CRITIC, "measure"], sort=False)}
-    first = {key: found.iloc[0].to_dict() for key, found in chosen.groupby(CRITIC, sort=False)}
-    columns = [
-        Line(labels.network_label(method, recipe=recipe), {"method": method, "recipe": recipe})
-        for method in CRITIC_METHODS
-        for recipe in sorted({"", *critics[critics["method"] == method]["recipe"]})
-    ]
+    best = means.loc[means.groupby([*CRITIC])["value"].idxmax(), [*CRITIC, "learning_rate"]]
     name = labels.label_of(data, labels.DATA)
+    at = {**WHOLE, "data": data, "architecture": "Critic"}
+    activations = labels.ACTIVATIONS.values()
     rows = [
-        Line(measure, {"activation": activation, "measure": measure}, f"{name}, {activation}")
-        for activation in labels.ACTIVATIONS.values()
-        for measure in (W1, W1_OVER_L)
+        Line(key, {**at, "measure": key, "activation": activation}, f"{name}, {activation}")
+        for activation in activations
+        for key in DISTANCES
     ]
-
-    def missing(at: Mapping[str, Any]) -> Cell:
-        rate = CRITIC_RATES[at["activation"]]
-        return Cell(fill=to_train(Facts("wasserstein", data, "Critic", at["method"], at["activation"], "A", rate)))
-
-    found = [
-        (column.label, known)
-        for activation in labels.ACTIVATIONS.values()
-        for column in columns
-        if (known := first.get((activation, *column.at.values())))
-    ]
-    rates = ", ".join(f"{known['activation']} {label} {known['learning_rate']:g}" for label, known in found)
-    recipes = dict.fromkeys(filter(None, (recipe_note(label, known) for label, known in found)))
-    notes = (f"at the learning rate with the largest mean of W1/L ({BIAS}): {rates}", *recipes)
-    filled = pivot(rows, columns, cells, [*CRITIC, "measure"], missing)
     title = f"Lower bound on the Wasserstein distance, {name}"
-    return Table(number, title, tuple(column.label for column in columns), filled, notes=notes)
+    made = Averages(critics.merge(best), root, CRITIC).table(number, title, rows, _networks(*CRITIC_METHODS))
+    rates = {(one.activation, one.method, one.recipe): one.learning_rate for one in best.itertuples()}
+    places = [(a, labels.network_label(m, recipe=recipe), rate) for (a, m, recipe), rate in rates.items()]
+    places.sort(key=lambda place: ([*activations].index(place[0]), made.columns.index(place[1])))
+    said = ", ".join(f"{activation} {label} {rate:g}" for activation, label, rate in places)
+    note = f"at the learning rate with the largest mean of W1/L ({BIAS}): {said}"
+    return replace(made, notes=(note, *made.notes))
+
+
+def _heads(columns: Sequence[Line]) -> tuple[str, ...]:
+    return tuple(column.label for column in columns)
 
 
 def _networks(*names: str) -> list[Mapping[str, str]]:
@@ -324,7 +308,7 @@ def _fits(experiment: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
     return all(experiment[key] == value for key, value in at.items())
 
 
-def _attacked(experiment: Mapping[str, Any], norm: str, classifiers: Classifiers) -> list[Line]:
+def _attacked(experiment: Mapping[str, Any], norm: str, classifiers: Averages) -> list[Line]:
     """A line for each radius at which an experiment was attacked, or else for all that it has."""
     at = {key: experiment[key] for key in NETWORK}
     found = classifiers.experiments[tuple(at.values())]
