@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from lconvnet.report import tables
+from lconvnet.report import measurements, tables
+from lconvnet.report.facts import name_of_facts
 
 EPS = {"mnist": 1.58, "cifar10": 0.1411764706}
 OTHER = {"mnist": 0.3, "cifar10": 0.1}
@@ -62,6 +63,19 @@ def at(values: dict, label: str, eps: float) -> float | None:
 
 def test_all_files_are_read(original):
     assert (len(original.runs), original.skipped) == (376, ())
+
+
+def test_facts_give_back_the_folders_that_they_were_read_from(original):
+    assert [name_of_facts(run.facts) for run in original.runs] == [run.path for run in original.runs]
+
+
+def test_the_frame_has_every_number_once_and_finds_it_by_its_names(original, raw):
+    frame = measurements(original.runs)
+    assert not frame.duplicated(["run", "measure", "eps", "norm", "mini"]).any()
+    large = frame[(frame["data"] == "cifar10") & (frame["architecture"] == "Large") & (frame["method"] == "BCOP")]
+    found = large[(large["measure"] == "pgd-ub") & (large["eps"] == 36 / 255)]
+    expected = [at(values, "PGD", EPS["cifar10"]) / 100 for values in raw["adv-rob-cifar10/large/BCOP-Bjorck"]]
+    assert found["value"].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

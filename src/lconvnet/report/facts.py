@@ -23,6 +23,7 @@ from lconvnet.experiments.execute import trained_experiment
 from lconvnet.experiments.loading import AnyExperiment, parse_any
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder, recorded_settings
+from lconvnet.ops.rounding import decimal
 from lconvnet.report import labels
 from lconvnet.training import load_record
 
@@ -201,7 +202,7 @@ def name_of_facts(facts: Facts) -> str:
         architecture = labels.folder_of(facts.architecture, labels.ARCHITECTURES)
         return classifier.format(data=facts.data, architecture=architecture, method=method, trial=facts.trial)
     method = {"BCOP": "BCOP", "OSSN": f"OSSN{ITERATIONS}10"}.get(facts.method, method)
-    rate, activation = f"{facts.learning_rate:g}", facts.activation.lower()
+    rate, activation = format(decimal(facts.learning_rate or 0.0).normalize(), "f"), facts.activation.lower()
     return critic.format(data=facts.data, rate=rate, method=method, activation=activation, trial=facts.trial)
 
 

@@ -118,7 +118,7 @@ def find_runs(folder: str | Path) -> Found:
     if not runs:
         reasons = f": {skipped[0].path}: {skipped[0].reason}" if skipped else "; evaluate a run: lconvnet evaluate RUN"
         raise ValueError(f"{folder} holds no usable {NAME}{reasons}")
-    fresh = [place for place, names in held.items() if TRAINED <= names and NAME not in names]
+    fresh = [place for place, names in held.items() if names >= TRAINED and NAME not in names]
     unmeasured = tuple(sorted(_text(place.relative_to(folder)) for place in fresh))
     return Found(folder, tuple(runs.values()), tuple(sorted(skipped, key=lambda item: item.path)), unmeasured)
 
