@@ -71,9 +71,9 @@ def test_facts_give_back_the_folders_that_they_were_read_from(original):
 
 def test_the_frame_has_every_number_once_and_finds_it_by_its_names(original, raw):
     frame = measurements(original.runs)
-    assert not frame.duplicated(["run", "measure", "eps", "norm", "mini"]).any()
+    assert not frame.duplicated(["run", "measure", "attack", "eps", "norm", "mini"]).any()
     large = frame[(frame["data"] == "cifar10") & (frame["architecture"] == "Large") & (frame["method"] == "BCOP")]
-    found = large[(large["measure"] == "pgd-ub") & (large["eps"] == 36 / 255)]
+    found = large[(large["measure"] == "ub") & (large["attack"] == "pgd") & (large["eps"] == 36 / 255)]
     expected = [at(values, "PGD", EPS["cifar10"]) / 100 for values in raw["adv-rob-cifar10/large/BCOP-Bjorck"]]
     assert found["value"].tolist() == pytest.approx(expected, rel=1e-12)
 

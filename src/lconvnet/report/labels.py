@@ -124,12 +124,12 @@ def network_label(method: str, architecture: str = "", recipe: str = "") -> str:
     return f"{name} ({recipe})" if recipe else name
 
 
-def attack_label(key: str) -> str:
-    """Return the name of an attack from its key in results.yaml.
+def attack_label(attack: str) -> str:
+    """Return the label of an attack.
 
-    >>> attack_label("boundary_attack-ub"), attack_label("my_attack-ub"), attack_label("pgd(steps=20)-ub")
+    >>> attack_label("boundary_attack"), attack_label("my_attack"), attack_label("pgd(steps=20)")
     ('Boundary attack', 'my attack', 'PGD (steps=20)')
     """
-    name, bracket, options = key.removesuffix("-ub").partition("(")
+    name, bracket, options = attack.partition("(")
     label = ATTACKS.get(name, name.replace("_", " "))
     return f"{label} ({options}" if bracket else label

@@ -42,11 +42,12 @@ W1, W1_OVER_L = "W1", "W1/L"
 
 
 class Measurement(NamedTuple):
-    """A number of a results.yaml: its key there, and the radius and its norm (None, l2 if it has no radius); `mini` if
-    only the first test images were used."""
+    """A number of a results.yaml: what it is, under which attack, and the radius and its norm (None, l2 if it has no
+    radius); `mini` if only the first test images were used."""
 
     measure: str
     value: float
+    attack: str = ""
     eps: float | None = None
     norm: str = "l2"
     mini: bool = False
@@ -55,11 +56,11 @@ class Measurement(NamedTuple):
     def place(self) -> tuple[str, ...]:
         """The keys under which a results.yaml holds it.
 
-        >>> Measurement("lb", 0.5, 1.58, mini=True).place
-        ('adv_robustness_mini_eval', '1.58', 'lb')
+        >>> Measurement("ub", 0.5, "pgd", 1.58, mini=True).place
+        ('adv_robustness_mini_eval', '1.58', 'pgd-ub')
         """
         above = () if self.eps is None else (SECTIONS[self.norm, self.mini], f"{self.eps:.10g}")
-        return (*above, self.measure)
+        return (*above, f"{self.attack}-{self.measure}" if self.attack else self.measure)
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ def measurements(runs: Iterable[Run]) -> DataFrame:
     """Return all that was measured as one tidy frame: a row for each run, measure, eps and attack.
 
     Columns: `run` (its path), the facts of the run, `recipe` (how it differs from the paper's, as labels say it) and
-    `recipe_in_full`, then `measure`, `value` (accuracies are fractions), `eps` (0 if there is none; radii within 1e-6
-    are one), `norm`, `mini`, and `settings` of the attack. A critic has `W1` and `W1/L` among its measures. Repetitions
-    of an experiment differ in `run` and `trial` alone.
+    `recipe_in_full`, then `measure` (of an attack: ub, ub-dist, …), `value` (accuracies are fractions), `attack`, `eps`
+    (0 if there is none; radii within 1e-6 are one), `norm`, `mini`, and `settings` of the attack. A critic has `W1` and
+    `W1/L` among its measures. Repetitions of an experiment differ in `run` and `trial` alone.
     """
     import pandas as pd  # takes a third of a second, which other commands need not wait for
 
@@ -142,7 +143,7 @@ def measurements(runs: Iterable[Run]) -> DataFrame:
         variant = named[replace(run.facts, trial="")]
         names = {"recipe": describe(variant.shown), "recipe_in_full": describe(variant.full)}
         for found in _all(run):
-            settings = run.attacks.get(attack_of(found.measure), ())
+            settings = run.attacks.get(found.attack, ())
             rows.append({"run": run.path, **vars(run.facts), **names, **found._asdict(), "settings": settings})
     frame = pd.DataFrame(rows).astype({"eps": float, "learning_rate": float}).fillna({"eps": 0.0})
     known = labels.distinct_eps([0.0, *labels.EPS.values(), *labels.OTHER_EPS.values(), *sorted(set(frame["eps"]))])
@@ -150,21 +151,11 @@ def measurements(runs: Iterable[Run]) -> DataFrame:
     return frame.assign(eps=[one[eps] for eps in frame["eps"]])
 
 
-def attack_of(measure: str) -> str:
-    """Return the name of the attack that a key of results.yaml is about, empty if it is about none.
-
-    >>> attack_of("pgd(steps=20)-ub-dist"), attack_of("lb")
-    ('pgd(steps=20)', '')
-    """
-    name, found, _ = measure.partition("-ub")
-    return name if found else ""
-
-
 def parse_results(values: Mapping[str, Any]) -> tuple[Measurement, ...]:
     """Return what the nested values of a results.yaml hold; ValueError names the key that is wrong.
 
     >>> parse_results({"loss": 0.5, "adv_robustness": {0.3: {"lb": 0.25}}})[1]
-    Measurement(measure='lb', value=0.25, eps=0.3, norm='l2', mini=False)
+    Measurement(measure='lb', value=0.25, attack='', eps=0.3, norm='l2', mini=False)
     """
     if "loss" not in values:
         raise ValueError(f"it has no loss and is not a results file; its keys: {', '.join(list(values)[:5]) or 'none'}")
@@ -186,7 +177,9 @@ def _section(place: tuple[str, bool], values: Mapping[str, Any]) -> Iterator[Mea
     if any(labels.same_eps(a, b) for a, b in itertools.pairwise(known)):
         raise ValueError(f"{section} has the same eps twice: {', '.join(map(str, known))}")
     for eps, row in rows.items():
-        yield from (Measurement(key, value, eps, *place) for key, value in row.items())
+        for key, value in row.items():
+            attack, found, rest = key.partition("-ub")
+            yield Measurement(f"ub{rest}" if found else key, value, attack if found else "", eps, *place)
 
 
 def _row(where: str, values: Any) -> Mapping[str, float]:

@@ -22,7 +22,7 @@ from typing import Any
 from lconvnet.report import labels
 from lconvnet.report.facts import Facts, name_of_facts
 from lconvnet.report.rendering import Cell, Row, Table, summarize, with_best, without_empty
-from lconvnet.report.runs import NORMS, W1, W1_OVER_L, Run, attack_of, measurements
+from lconvnet.report.runs import NORMS, W1, W1_OVER_L, Run, measurements
 
 Frame = Any  # a pandas.DataFrame, whose own annotations say too little of its columns to be checked
 Key = tuple[Any, ...]
@@ -33,7 +33,7 @@ CRITIC_RATES = {"MaxMin": 0.0001, "ReLU": 0.001}  # the published ones
 NETWORK = ("data", "architecture", "method", "recipe")  # tells the experiments with classifiers apart
 CRITIC = (*NETWORK, "activation")  # and those with critics, but for the learning rate
 DISTANCES = (W1, W1_OVER_L)
-MEASURE = ("measure", "eps", "norm", "mini")
+MEASURE = ("measure", "attack", "eps", "norm", "mini")
 
 MINI_MARK = "*"
 MINI_NOTE = f"{MINI_MARK} on the first test images only (adv_robustness_mini_eval; the original: 100)"
@@ -63,30 +63,30 @@ class Line:
     block: str = ""
 
 
-def measure(label: str, key: str, *, mini: bool = False) -> Line:
-    """Return the line of a key of results.yaml; `mini` if only the first test images are meant."""
-    return Line(label + (MINI_MARK if mini else ""), {"measure": key, "mini": mini})
+def measure(label: str, key: str, *, attack: str = "", mini: bool = False) -> Line:
+    """Return the line of a measure; `mini` if only the first test images are meant."""
+    return Line(label + (MINI_MARK if mini else ""), {"measure": key, "attack": attack, "mini": mini})
 
 
-def attack(key: str, *, mini: bool = False) -> Line:
-    """Return the line of an attack's key.
+def attack(name: str, *, mini: bool = False) -> Line:
+    """Return the line of an attack.
 
-    >>> attack("pointwise-ub", mini=True).label
+    >>> attack("pointwise", mini=True).label
     'Pointwise*'
     """
-    return measure(labels.attack_label(key), key, mini=mini)
+    return measure(labels.attack_label(name), "ub", attack=name, mini=mini)
 
 
-WHOLE = {"mini": False, "eps": 0.0, "norm": "l2"}  # of what is measured at no radius
+WHOLE = {"attack": "", "mini": False, "eps": 0.0, "norm": "l2"}  # of what is measured at no radius
 CLEAN = Line("Clean", {"measure": "accuracy", **WHOLE})
 CERTIFIED = measure("Provable", "lb")
 MINI_CLEAN, MINI_CERTIFIED = measure("Clean", "natural", mini=True), measure("Provable", "lb", mini=True)
 ROBUST = (CLEAN, replace(CERTIFIED, label="Robust"))
 FOUR_ATTACKS = (
-    attack("pgd-ub"),
-    attack("fgsm-ub"),
-    attack("boundary_attack-ub", mini=True),
-    attack("pointwise-ub", mini=True),
+    attack("pgd"),
+    attack("fgsm"),
+    attack("boundary_attack", mini=True),
+    attack("pointwise", mini=True),
 )
 
 
@@ -140,10 +140,10 @@ class Averages:
     @cached_property
     def cells(self) -> Mapping[Key, Cell]:
         """The mean over seeds of each accuracy and distance of each experiment."""
-        keys = self.frame["measure"]
-        shown = self.frame[keys.isin(["accuracy", "natural", "lb", *DISTANCES]) | keys.str.endswith("-ub")]
-        groups = shown.groupby([*self.network, *MEASURE], sort=False)
-        return {key: self._cell(found, str(key[len(self.network)])) for key, found in groups}
+        shown = self.frame[self.frame["measure"].isin(["accuracy", "natural", "lb", "ub", *DISTANCES])]
+        keys = [*self.network, *MEASURE]
+        groups = shown.groupby(keys, sort=False)
+        return {key: self._cell(found, dict(zip(keys, key, strict=True))) for key, found in groups}
 
     def table(
         self, number: str, title: str, rows: Sequence[Line], columns: Sequence[Mapping[str, str]], *notes: str
@@ -187,18 +187,19 @@ class Averages:
             known = run[(run["norm"] == "l2") & ~run["mini"] & (run["eps"] > 0)]["eps"]
             radii = ", ".join(f"{eps:.10g}" for eps in sorted({*known, at["eps"]}))
             return f"{command} --set 'evaluation.eps=[{radii}]'"
-        name = (attack_of(at["measure"]) or "an attack") + (" (mini: true)" if at["mini"] else "")
+        name = (at["attack"] or "an attack") + (" (mini: true)" if at["mini"] else "")
         return f"{command}  # with {name} under evaluation.attacks of its cfg.yaml"
 
-    def _cell(self, found: Frame, key: str) -> Cell:
+    def _cell(self, found: Frame, at: Mapping[str, Any]) -> Cell:
         """Missing if an attack was set differently in some of the runs."""
-        name = attack_of(key)
-        if name and len(set(found["settings"])) > 1:
+        if len(set(found["settings"])) > 1:
             where = ", ".join(f"{self.root}/{run}" for run in found["run"])
-            return Cell(fill=f"{name} was set differently in these runs; lconvnet evaluate each with the same: {where}")
+            different = f"{at['attack']} was set differently in these runs"
+            return Cell(fill=f"{different}; lconvnet evaluate each with the same: {where}")
+        is_distance = at["measure"] in DISTANCES
         # What is certified is a lower bound of what is true, what an attack leaves an upper one.
-        side = "down" if key in ("lb", *DISTANCES) else "up" if name else "nearest"
-        return summarize(found["value"] * (1 if key in DISTANCES else PERCENT), side)
+        side = "down" if at["measure"] == "lb" or is_distance else "up" if at["attack"] else "nearest"
+        return summarize(found["value"] * (1 if is_distance else PERCENT), side)
 
 
 def averages(runs: Iterable[Run], eps: float, columns: Sequence[Line]) -> dict[str, Cell]:
@@ -235,9 +236,10 @@ def attack_table(number: str, classifiers: Averages) -> Table:
     results.yaml is refused if it does not).
     """
     experiments = sorted(classifiers.each, key=_order)
-    frame = classifiers.frame[classifiers.frame["measure"].str.endswith("-ub")]
-    keys = [sorted(set(frame[frame["mini"] == mini]["measure"]), key=_attack_order) for mini in (False, True)]
-    full, mini = ([attack(key, mini=bool(place)) for key in found] for place, found in enumerate(keys))
+    frame = classifiers.frame[classifiers.frame["measure"] == "ub"]
+    given = set(zip(frame["attack"], frame["mini"], strict=True))
+    known = sorted(set(frame["attack"]), key=lambda name: _place(list(labels.ATTACKS), name))
+    full, mini = ([attack(name, mini=part) for name in known if (name, part) in given] for part in (False, True))
     columns = [CLEAN, CERTIFIED, *full, *((MINI_CLEAN, MINI_CERTIFIED, *mini) if mini else ())]
     rows = [row for norm in NORMS for found in experiments for row in _attacked(found, norm, classifiers)]
     blocks = list(dict.fromkeys(row.block for row in rows))
@@ -313,7 +315,7 @@ def _attacked(experiment: Mapping[str, Any], norm: str, classifiers: Averages) -
     at = {key: experiment[key] for key in NETWORK}
     found = classifiers.experiments[tuple(at.values())]
     found = found[(found["norm"] == norm) & (found["eps"] > 0)]
-    attacked = found[found["measure"].str.endswith("-ub")]
+    attacked = found[found["measure"] == "ub"]
     group = "published networks" if experiment["method"] in labels.PUBLISHED else experiment["architecture"]
     return [
         Line(_network_label(experiment), {**at, "eps": eps, "norm": norm}, _block(experiment["data"], eps, group, norm))
@@ -335,11 +337,6 @@ def _order(experiment: Mapping[str, Any]) -> tuple[object, ...]:
         _place(METHODS, experiment["method"]),
         experiment["recipe"],
     )
-
-
-def _attack_order(key: str) -> tuple[int, str]:
-    """The paper's first."""
-    return (_place(list(labels.ATTACKS), key.removesuffix("-ub"))[0], key)
 
 
 def _place(known: Sequence[str], name: str) -> tuple[int, str]:

@@ -184,10 +184,11 @@ def _entry(run: Run) -> dict[str, Any]:
     recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in run.facts.recipe}
     metrics: dict[str, Any] = {}
     for found in run.measurements:
+        *above, last = found.place
         inner = metrics
-        for key in found.place[:-1]:
+        for key in above:
             inner = inner.setdefault(key, {})
-        inner[found.measure] = found.value
+        inner[last] = found.value
     return {**{key: named[key] for key in FIRST}, "recipe": recipe, "metrics": metrics}
 
 
@@ -215,7 +216,7 @@ def _line(head: str) -> Line | None:
     lines = {"clean": CLEAN, "certified": CERTIFIED}
     for name, label in labels.ATTACKS.items():
         short = label.lower().removesuffix(" attack")
-        lines |= {short: attack(f"{name}-ub"), f"{short}*": attack(f"{name}-ub", mini=True)}
+        lines |= {short: attack(name), f"{short}*": attack(name, mini=True)}
     found = lines.get(head.lower())
     return found and replace(found, label=head)
 
