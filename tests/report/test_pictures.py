@@ -1,6 +1,7 @@
 """Pictures say what the records say, and every number on them is one of theirs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -45,17 +46,19 @@ def runs(tmp_path_factory):
 def examples():
     return Examples(
         "toy",
-        {
-            "label": np.array([0, 1, 2, 3]),
-            "prediction": np.array([0, 1, 2, 0]),
-            "radius": np.array([0.5, 1.0, 2.0, 3.0]),
-            "pgd@1.0 success": np.array([True, False, False, True]),
-            "pgd@1.0 norm": np.array([0.9, np.nan, np.nan, 0.0]),
-            "ddn success": np.array([True, True, None, None], dtype=object),
-            "ddn norm": np.array([0.75, 1.5, np.nan, np.nan]),
-            "fgsm-linf@0.1 success": np.array([True, True, True, True]),
-            "fgsm-linf@0.1 norm": np.array([0.1, 0.1, 0.1, 0.0]),
-        },
+        pd.DataFrame(
+            {
+                "label": np.array([0, 1, 2, 3]),
+                "prediction": np.array([0, 1, 2, 0]),
+                "radius": np.array([0.5, 1.0, 2.0, 3.0]),
+                "pgd@1.0 success": np.array([True, False, False, True]),
+                "pgd@1.0 norm": np.array([0.9, np.nan, np.nan, 0.0]),
+                "ddn success": np.array([True, True, None, None], dtype=object),
+                "ddn norm": np.array([0.75, 1.5, np.nan, np.nan]),
+                "fgsm-linf@0.1 success": np.array([True, True, True, True]),
+                "fgsm-linf@0.1 norm": np.array([0.1, 0.1, 0.1, 0.0]),
+            }
+        ),
     )
 
 

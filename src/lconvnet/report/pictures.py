@@ -33,44 +33,34 @@ BINS = 60
 
 @dataclass(frozen=True)
 class Examples:
-    """The columns of a run's examples.parquet under the name it gets in the legend."""
+    """A run's examples.parquet as a pandas frame, a row for each test image, and the run's name in the legend."""
 
     title: str
-    columns: Mapping[str, np.ndarray]
+    frame: Any
 
     @property
-    def correct(self) -> np.ndarray:
+    def correct(self) -> Any:
         """Which images are answered rightly."""
-        return self.columns["label"] == self.columns["prediction"]
+        return self.frame["label"] == self.frame["prediction"]
 
     def certified(self, eps: float) -> float:
         """Fraction that is correct with a radius above eps."""
-        return float(np.mean(self.correct & (self.columns["radius"] > eps)))
+        return float((self.correct & (self.frame["radius"] > eps)).mean())
 
     def attacks(self) -> list[str]:
         """Attacks by the shortest perturbation as `NAME`, attacks within a ball as `NAME@EPS`, in l2."""
-        names = [name.removesuffix(" norm") for name in self.columns if name.endswith(" norm")]
+        names = [name.removesuffix(" norm") for name in self.frame.columns if name.endswith(" norm")]
         return [name for name in names if "-linf" not in name]
 
     def part(self, name: str) -> str:
-        """How many images an attack was given, where those are not all; their accuracy alone is another one."""
-        count = int(known(self.columns[f"{name} success"]).sum())
-        return "" if count == len(self.correct) else f" (first {count})"
+        """How many images an attack was given, if those are not all; their accuracy alone is another one."""
+        given = self.frame[f"{name} success"].notna()
+        return "" if given.all() else f" (first {given.sum()})"
 
     def attacked(self, name: str, eps: float) -> float:
         """Fraction of the attacked images that is correct and not fooled within eps."""
-        norm, run = self.columns[f"{name} norm"].astype(float), known(self.columns[f"{name} success"])
-        fooled = np.nan_to_num(norm, nan=math.inf) <= eps
-        return float(np.mean(self.correct[run] & ~fooled[run]))
-
-
-def known(values: np.ndarray) -> np.ndarray:
-    """Where a column is not null.
-
-    >>> known(np.array([True, None], dtype=object)).tolist()
-    [True, False]
-    """
-    return np.array([value is not None for value in values])
+        given, fooled = self.frame[f"{name} success"].notna(), self.frame[f"{name} norm"] <= eps
+        return float((self.correct & ~fooled)[given].mean())
 
 
 def draw(folders: Sequence[RunFolder], out: Path, *, images: int, overrides: Sequence[str] = ()) -> list[Path]:
@@ -97,14 +87,13 @@ def read_examples(folder: RunFolder, title: str) -> Examples:
             f"{folder.path} was not evaluated (no {folder.examples.name}): lconvnet evaluate {folder.path}"
         )
     try:
-        table = require("pyarrow.parquet", "data").read_table(folder.examples)
-        columns = {name: table[name].to_numpy() for name in table.column_names}
+        frame = require("pyarrow.parquet", "data").read_table(folder.examples).to_pandas()
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise ValueError(f"{folder.examples} cannot be read ({error}); evaluate the run again") from error
-    lacking = [name for name in ("label", "prediction", "radius") if name not in columns]
+    lacking = [name for name in ("label", "prediction", "radius") if name not in frame]
     if lacking:
         raise ValueError(f"{folder.examples} has no column {lacking[0]!r}; evaluate the run again")
-    return Examples(title, columns)
+    return Examples(title, frame)
 
 
 def accuracy_curves(runs: Sequence[Examples]) -> Any:
@@ -115,7 +104,7 @@ def accuracy_curves(runs: Sequence[Examples]) -> Any:
     """
     figure, grid = _figure(7.5, 5.4)
     axes = grid[0, 0]
-    limit = 1.1 * max(float(np.quantile(run.columns["radius"], 0.99)) for run in runs)
+    limit = 1.1 * max(float(np.quantile(run.frame["radius"], 0.99)) for run in runs)
     radii = np.linspace(0, limit or 1.0, POINTS)
     for number, run in enumerate(runs):
         colour = f"C{number % 10}"
