@@ -6,7 +6,7 @@ import pytest
 
 from lconvnet.experiments.loading import load, parse_any, read
 from lconvnet.experiments.template import expand
-from lconvnet.report import find_runs, tables
+from lconvnet.report import find_runs, measurements, tables
 from lconvnet.report.facts import describe, differences, facts_of_experiment
 
 CONFIGS = Path(__file__).parents[2] / "runs"
@@ -20,6 +20,10 @@ def cells(runs, table_of):
 
 def columns(cells, number: str) -> list[str]:
     return list(dict.fromkeys(column for _, _, column in cells(number)))
+
+
+def test_without_runs_there_is_an_empty_frame_and_no_table():
+    assert len(measurements([])) == 0 and "attack" in measurements([]) and tables([]) == ()
 
 
 def test_seeds_are_averaged(runs, cells):

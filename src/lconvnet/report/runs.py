@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,7 +145,9 @@ def measurements(runs: Iterable[Run]) -> DataFrame:
         for found in _all(run):
             settings = run.attacks.get(found.attack, ())
             rows.append({"run": run.path, **vars(run.facts), **names, **found._asdict(), "settings": settings})
-    frame = pd.DataFrame(rows).astype({"eps": float, "learning_rate": float}).fillna({"eps": 0.0})
+    facts = [field.name for field in fields(Facts)]
+    columns = ["run", *facts, "recipe_in_full", *Measurement._fields, "settings"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"eps": float, "learning_rate": float}).fillna({"eps": 0.0})
     known = labels.distinct_eps([0.0, *labels.EPS.values(), *labels.OTHER_EPS.values(), *sorted(set(frame["eps"]))])
     one = {eps: next(other for other in known if labels.same_eps(eps, other)) for eps in set(frame["eps"])}
     return frame.assign(eps=[one[eps] for eps in frame["eps"]])
@@ -159,7 +161,7 @@ def parse_results(values: Mapping[str, Any]) -> tuple[Measurement, ...]:
     """
     if "loss" not in values:
         raise ValueError(f"it has no loss and is not a results file; its keys: {', '.join(list(values)[:5]) or 'none'}")
-    checks = [key for key in values if key.startswith(CHECKS)]
+    checks = [key for key in values if str(key).startswith(CHECKS)]
     keys = dict.fromkeys(("accuracy", "loss", L_CONSTANT, *checks))
     whole = [Measurement(key, _number(key, values[key], key)) for key in keys if key in values]
     if values.get(L_CONSTANT) == 0:
@@ -178,8 +180,8 @@ def _section(place: tuple[str, bool], values: Mapping[str, Any]) -> Iterator[Mea
         raise ValueError(f"{section} has the same eps twice: {', '.join(map(str, known))}")
     for eps, row in rows.items():
         for key, value in row.items():
-            attack, found, rest = key.partition("-ub")
-            yield Measurement(f"ub{rest}" if found else key, value, attack if found else "", eps, *place)
+            attack, found, rest = key.rpartition("-ub")
+            yield Measurement(f"ub{rest}" if found else key, value, attack, eps, *place)
 
 
 def _row(where: str, values: Any) -> Mapping[str, float]:
