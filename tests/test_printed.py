@@ -73,6 +73,12 @@ def test_accuracies_of_an_evaluation(certified, attacked, eps):
     assert percent_below(Fraction(low), certified) and percent_above(Fraction(high), attacked)
 
 
+def test_an_evaluation_says_once_how_it_is_rounded():
+    results = {"data": "10 test images", "epoch": 1, "level": "analytic", "sanity_check/layer-l-constant": 1.0}
+    text = printed(lambda console: output.show_results(results, Path("results.yaml"), console))
+    assert text.count("certified accuracy is rounded down") == 1
+
+
 @given(st.floats(1e-3, 10))
 def test_a_radius_that_is_no_fraction_of_255_is_printed_exactly(eps):
     label = eps_label(eps)

@@ -29,7 +29,6 @@ SECTIONS = {
     "adv_robustness_linf_mini_eval": "l-infinity, the first test images",
 }
 ROUNDING = "certified accuracy is rounded down, attacked accuracy up: they may differ by 0.01% where they are equal"
-ROUNDING = "certified accuracy is rounded down, attacked accuracy up: they may differ by 0.01% where they are equal"
 
 
 class PlainConsole(Console):
@@ -94,7 +93,6 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
     for section, title in SECTIONS.items():
         if section in results:
             console.print(accuracy_table(title, results[section]), soft_wrap=False)
-    console.print(ROUNDING)
     console.print(ROUNDING)
     console.print(f"{results['data']}, epoch {results['epoch']}")
     if "note" in results:
