@@ -205,7 +205,7 @@ def _with_figures(row: str, heads: Sequence[str], readme: Path, found: Found) ->
     runs = [run for run in found.runs if replace(run.facts, trial="") == facts]
     if not runs:
         return row
-    known = {"epochs": str(dict(facts.recipe)["training.epochs"]), "seeds": str(len(runs))}
+    known = {"epochs": str(dict(facts.recipe).get("training.epochs", "—")), "seeds": str(len(runs))}
     means = averages(runs, labels.EPS.get(facts.data, 0.0), [line for head in heads if (line := _line(head))])
     known |= {head: mean.text for head, mean in means.items()}
     return f"| {' | '.join(known.get(head, cell) for head, cell in zip(heads, cells, strict=True))} |"
