@@ -1,5 +1,6 @@
 """What is given to train with is tried at the call: what cannot be used is refused with the way out, on one line."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adam
+from torch.optim import LBFGS, SGD, Adam, SparseAdam
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
@@ -58,8 +59,8 @@ SCHEDULES = [
     (lambda o, e, n: CosineAnnealingLR(o, e), "has a period of 5 steps, as many as there are epochs, for it is"),
     (lambda o, e, n: CosineAnnealingWarmRestarts(o, e), "has a period of 5 steps"),
     (lambda o, e, n: SequentialLR(o, [ConstantLR(o, 0.1, 3), CosineAnnealingLR(o, e)], [3]), "has a period of 5 steps"),
-    (lambda o, e, n: CosineAnnealingLR(o, 4), "raises and lowers the learning rate 24 times in 5 epochs"),
-    (lambda o, e, n: CyclicLR(o, 0.01, 0.1, step_size_up=5), "raises and lowers the learning rate 20 times in 5"),
+    (lambda o, e, n: CosineAnnealingLR(o, 1), "raises and lowers the learning rate 99 times in 5 epochs"),
+    (lambda o, e, n: CyclicLR(o, 0.01, 0.1, step_size_up=1), "raises and lowers the learning rate 99 times in 5"),
     (lambda o, e, n: LambdaLR(o, lambda step: 1e9), r"learning rate 3e\+08, above 1e\+06, which trains no weight"),
     (lambda o, e, n: LambdaLR(o, lambda step: 1e-12), "learning rate 3e-13, which trains nothing"),
     ("one-cycle", "schedule is one-cycle: pass one of lconvnet.training.schedules"),
@@ -97,7 +98,9 @@ def test_schedules_that_cannot_be_used(schedule: Any, message: str) -> None:
         lambda optimizer, epochs, steps: OneCycleLR(optimizer, 0.3, total_steps=epochs * steps),
         lambda optimizer, epochs, steps: CosineAnnealingWarmRestarts(optimizer, T_0=steps),
         lambda optimizer, epochs, steps: CosineAnnealingWarmRestarts(optimizer, T_0=steps, T_mult=2),
+        lambda optimizer, epochs, steps: CosineAnnealingWarmRestarts(optimizer, T_0=steps // 4),
         lambda optimizer, epochs, steps: CyclicLR(optimizer, 0.01, 0.3, step_size_up=2 * steps),
+        lambda optimizer, epochs, steps: CyclicLR(optimizer, 0.01, 0.3, step_size_up=steps // 4),
         lambda optimizer, epochs, steps: MultiStepLR(optimizer, [2 * steps, 4 * steps]),
         lambda optimizer, epochs, steps: MultiStepLR(optimizer, [1 * steps]),
         lambda optimizer, epochs, steps: StepLR(optimizer, 2 * steps),
@@ -152,6 +155,39 @@ def test_short_runs_may_have_any_usual_schedule(epochs: int, steps: int) -> None
         made_scheduler(schedule, SGD(parameters(), lr=0.1), epochs, steps)
 
 
+def test_long_runs_may_end_at_small_rates() -> None:
+    for schedule in (schedules.exponential(0.9), lambda o, e, n: LambdaLR(o, lambda step: 1 / (1 + step))):
+        made_scheduler(schedule, SGD(parameters(), lr=0.1), 200, 100)
+
+
+def test_a_rate_that_is_a_tensor_is_nobody_elses() -> None:
+    """Torch fills it in place: a trial, or another training of the same `partial`, would go on from the last rate."""
+    rate = torch.tensor(0.3, dtype=torch.float64)
+    for _ in range(2):
+        optimizer = made_optimizer(partial(Adam, lr=rate), parameters())
+        scheduler = made_scheduler(lambda o, e, n: CosineAnnealingLR(o, e * n), optimizer, EPOCHS, STEPS)
+        for step in range(EPOCHS * STEPS):
+            expected = 0.15 * (1 + math.cos(math.pi * step / (EPOCHS * STEPS)))
+            assert float(scheduler.get_last_lr()[0]) == pytest.approx(expected, abs=1e-6)
+            optimizer.step()
+            scheduler.step()
+    assert rate == 0.3
+
+
+class Rateless(SGD):
+    """An optimiser whose groups have no learning rate."""
+
+    def __init__(self, given: list[nn.Parameter]) -> None:
+        super().__init__(given)
+        del self.param_groups[0]["lr"]
+
+
+def test_an_optimiser_without_a_learning_rate_has_no_schedule() -> None:
+    optimizer = made_optimizer(Rateless, parameters())
+    with pytest.raises(ValueError, match=r"schedule=Constant\(\) cannot be made \('lr'\)"):
+        made_scheduler(schedules.constant(), optimizer, EPOCHS, STEPS)
+
+
 OPTIMIZERS = [
     (Adam(parameters()), r"optimizer is one Adam: pass what makes one .*partial\(torch.optim.Adam, lr=1e-3\)"),
     ("adam", "optimizer is adam: pass what makes one"),
@@ -166,6 +202,8 @@ OPTIMIZERS = [
     (partial(Adam, lr=1e-12), "learning rate 1e-12, which trains nothing"),
     (partial(Adam, lr=1e9), r"learning rate 1e\+09, above 1e\+06"),
     (partial(SGD, lr=0.1, maximize=True), "has maximize=True, which makes the loss larger"),
+    (partial(Adam, differentiable=True), "has differentiable=True, which takes no step of a training"),
+    (SparseAdam, "optimizer makes one SparseAdam, whose gradients must be sparse"),
 ]
 
 
@@ -237,6 +275,8 @@ USABLE = [
     *(nn.CrossEntropyLoss(label_smoothing=0.3), nn.MultiMarginLoss(), contrast, squared, focal),
     *(Hinge(0.5), Hinge(1e-3), Hinge(1e3), OffsetCrossEntropy(0.5), OffsetCrossEntropy(0.5, temperature=1e-3)),
     lambda logits, labels: F.nll_loss(logits.log_softmax(1), labels),
+    lambda logits, labels: F.cross_entropy(logits[:, :2], (labels >= 3).long()),  # labels by groups
+    lambda logits, labels: F.cross_entropy(logits, labels // 2),
 ]
 
 

@@ -37,10 +37,11 @@ class Pairs:
 
     def __getitem__(self, labels: Tensor) -> Tensor:
         """The rows of these labels: ``(N, classes)``."""
-        rows = torch.empty(len(labels), self.classes, dtype=torch.float64)
-        for i, label in enumerate(labels.tolist()):
-            rows[i] = self.row(label)
-        return rows
+        found, places = labels.unique(return_inverse=True)
+        rows = torch.empty(len(found), self.classes, dtype=torch.float64)
+        for row, label in zip(rows, found.tolist(), strict=True):
+            row.copy_(self.row(label))
+        return rows[places]
 
 
 @dataclass(frozen=True)

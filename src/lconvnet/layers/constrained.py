@@ -83,15 +83,15 @@ class ConstrainedLayer(nn.Module, ABC):
         self.require_finite()
         with torch.no_grad():
             kernel = _settled(self.kernel)
-            rounded = self.checked(kernel())
+            rounded, again = self.checked(kernel()), self.checked(kernel())
             weight = self.checked(kernel.double()())
-            self._require_same(weight, self.checked(kernel()), 0.0, "in two calls")
+            self._require_same(rounded, again, 0.0, "in two calls")
             self._require_same(weight, rounded, COARSE, f"in {rounded.dtype} and in float64")
             like = _first(self)
             return weight.to(self.current_weight() if like is None else like)
 
     def _require_same(self, weight: Tensor, other: Tensor, tolerance: float, when: str) -> None:
-        if (weight - other.double()).norm() > tolerance * weight.norm():
+        if (weight - other.to(weight)).norm() > tolerance * weight.norm():
             raise ValueError(
                 f"kernel {type(self.kernel).__name__} returned two weights {when} for the same parameters: a weight "
                 "is a function of these alone"

@@ -34,13 +34,8 @@ def safe_scale(W: Tensor) -> Tensor:
 
 
 def bjorck_step(W: Tensor, order: int) -> Tensor:
-    """One step of the given order on a wide matrix, as a polynomial in ``W W^T``."""
-    return odd_polynomial(W, tuple(_coefficient(k, order) for k in range(order + 1)))
-
-
-def _coefficient(k: int, order: int) -> float:
-    """Of ``x^k`` in ``sum_j binom(2j, j) / 4^j (1 - x)^j``."""
-    return (-1) ** k * sum(comb(2 * j, j) / 4**j * comb(j, k) for j in range(k, order + 1))
+    """One step of the given order on a wide matrix, as a polynomial in ``W W^T - I``."""
+    return odd_polynomial(W, tuple(comb(2 * j, j) / (-4) ** j for j in range(order + 1)), about=1.0)
 
 
 def bjorck(W: Tensor, *, order: int = 1, iterations: int = 20) -> Tensor:

@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lconvnet.training.processes import is_first_process
@@ -26,9 +26,10 @@ from lconvnet.training.state import Loss
 logger = logging.getLogger("lconvnet")
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-VANISHED = 1e-4  # of the peak, for half of the steps: the paper's schedule is at 0.02 there, and ends at 5e-4
+VANISHED = 1e-6  # of the peak, for half of the steps: the paper's schedule is at 0.02 there, and ends at 5e-4
 COARSE = 20  # levels of a rate between 0 and its peak, as which it swings
-FEW = 10  # steps or swings, of which nothing is said
+FEW = 10  # steps, or swings in an epoch, of which nothing is said
+TRIED = 16  # classes, at most, of which a loss is tried
 LEAST, MOST = 1e-10, 1e6  # float32 weights of order 1 do not move below, and keep none of their digits above
 
 _OPTIMIZER = "pass what makes one from a list of parameters, such as partial(torch.optim.Adam, lr=1e-3)"
@@ -42,6 +43,8 @@ _LOSS = "give loss(logits (B, C), labels (B,)), the mean over the batch, such as
 def made_optimizer(make: MakeOptimizer, parameters: list[nn.Parameter], name: str = "optimizer") -> Optimizer:
     """Return the optimiser of exactly these parameters; raises `ValueError` for anything else.
 
+    Its options are its own: torch changes a rate that is a tensor in place, for whoever else holds it.
+
     >>> made_optimizer(torch.optim.SGD, [nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
     0.001
     """
@@ -51,9 +54,8 @@ def made_optimizer(make: MakeOptimizer, parameters: list[nn.Parameter], name: st
         optimizer = make(parameters)
     except TypeError as error:
         raise ValueError(f"{name}={_kind(make)} takes no list of parameters ({_line(error)}): {_OPTIMIZER}") from error
-    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS):
-        closure = ", whose steps need a closure" if isinstance(optimizer, LBFGS) else ""
-        raise ValueError(f"{name} makes {_kind(optimizer)}{closure}: {_OPTIMIZER}")
+    if (why := _unusable(optimizer)) is not None:
+        raise ValueError(f"{name} makes {_kind(optimizer)}{why}: {_OPTIMIZER}")
     given = {id(parameter) for parameter in parameters}
     taken = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if given != taken:
@@ -61,13 +63,31 @@ def made_optimizer(make: MakeOptimizer, parameters: list[nn.Parameter], name: st
             f"{name} leaves out {len(given - taken)} of the {len(given)} trainable parameters and has "
             f"{len(taken - given)} others: {_OPTIMIZER}; what is not to be trained, freeze with requires_grad_(False)"
         )
-    if any(group.get("maximize") for group in optimizer.param_groups):
-        raise ValueError(f"{name} has maximize=True, which makes the loss larger: leave it out")
-    _require_size([float(group.get("lr") or 0) for group in optimizer.param_groups], name)
+    for option, effect in (("maximize", "makes the loss larger"), ("differentiable", "takes no step of a training")):
+        if any(group.get(option) for group in optimizer.param_groups):
+            raise ValueError(f"{name} has {option}=True, which {effect}: leave it out")
+    _require_size([float(rate) for group in optimizer.param_groups if (rate := group.get("lr")) is not None], name)
+    optimizer.param_groups = [_own(group) for group in optimizer.param_groups]
     return optimizer
 
 
-def _require_size(rates: Iterable[float], name: str) -> None:
+def _unusable(optimizer: Any) -> str | None:
+    """What is wrong with what should be an optimiser, perhaps ""; None if it is one that can be used."""
+    if isinstance(optimizer, LBFGS):
+        return ", whose steps need a closure"
+    if isinstance(optimizer, SparseAdam):
+        return ", whose gradients must be sparse"
+    return None if isinstance(optimizer, Optimizer) else ""
+
+
+def _own(group: dict[str, Any]) -> dict[str, Any]:
+    """The options of a group with tensors of its own."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items()}
+
+
+def _require_size(rates: list[float], name: str) -> None:
+    if not rates:
+        return
     if not (peak := max(rates)) <= MOST:
         raise ValueError(f"{name} has the learning rate {peak:.4g}, above {MOST:g}, which trains no weight: lower it")
     if peak < LEAST:
@@ -92,7 +112,7 @@ def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_
     if not callable(schedule):
         raise ValueError(f"schedule is {_kind(schedule)}: {_SCHEDULE}")
     trial = copy.copy(optimizer)
-    trial.param_groups = [{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
+    trial.param_groups = [{**_own(group), "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
     tried = _scheduler(schedule, trial, epochs, steps_per_epoch)
     rates = list(_rates(tried, epochs * steps_per_epoch))
     _require_rates(rates)
@@ -106,7 +126,7 @@ def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_
 def _scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
     try:
         scheduler = schedule(optimizer, epochs, steps_per_epoch)
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         own = getattr(schedule, "__module__", "") == Exponential.__module__ and getattr(schedule, "__name__", "")
         way_out = f"call it, {own}()" if own else _SCHEDULE
         raise ValueError(f"schedule={_kind(schedule)} cannot be made ({_line(error)}): {way_out}") from error
@@ -161,7 +181,7 @@ def _takes_epochs_for_steps(scheduler: LRScheduler, rates: list[float], epochs: 
     peak = max(rates)
     levels = [round(COARSE * rate / peak) for rate in rates]
     moves = [other > one for one, other in pairwise(levels) if one != other]
-    if (swings := sum(up and not on for up, on in pairwise(moves))) > max(FEW, epochs):
+    if (swings := sum(up and not on for up, on in pairwise(moves))) > FEW * epochs:
         return f"raises and lowers the learning rate {swings} times in {epochs} epochs"
     return ""
 
@@ -208,18 +228,24 @@ def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
 
 
 def _trains_wrongly(loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], like: Tensor) -> str:
-    """What is wrong with a loss, by its values and gradients for logits of two images of two classes; "" if nothing.
+    """What is wrong with a loss, by its values and gradients for one image of each of some classes; "" if nothing.
 
-    Each fault must show for every choice of labels, so that nothing is refused that is only unusual.
+    Each fault must show for every choice of labels, so that a loss that is only unusual passes.
     """
-    draws = torch.Generator().manual_seed(0)
-    pair = torch.tensor([0, 1], device=like.device)
-    labels = [pair, pair.flip(0), pair[[0, 0]], pair[[1, 1]]]
-    logits = [scale * torch.randn(2, like.shape[1], generator=draws).to(like) for scale in (1.0, 1.0, 10.0)]
+    draws, count = torch.Generator().manual_seed(0), like.shape[1]
+    classes = torch.linspace(0, count - 1, min(count, TRIED), device=like.device).round().long()
+    labels = [
+        classes,
+        classes.flip(0),
+        classes.roll(1),
+        classes[:1].expand_as(classes),
+        classes[-1:].expand_as(classes),
+    ]
+    logits = [scale * torch.randn(len(classes), count, generator=draws).to(like) for scale in (1.0, 1.0, 10.0)]
     found = [[loss(one, each)[1] for each in labels] for one in logits]
     if all(torch.equal(gradient, row[0]) for row in found for gradient in row):
         return "does not depend on the labels"
-    answers = [(each, scale * one_hot(each, like.shape[1]).to(like)) for scale in (1, 10) for each in labels[:2]]
+    answers = [(each, scale * one_hot(each, count).to(like)) for scale in (1, 10) for each in labels[:3]]
     if all(loss(right, each)[0] > loss(right.flip(0), each)[0] for each, right in answers):
         return "is larger for right answers than for wrong ones"
     for far in (1e3, -1e3):
