@@ -1,5 +1,1 @@
-#!/usr/bin/env bash
-# Go on training all runs below a folder as one Slurm job array, LIMIT of them at a time:
-#   ./batch_run_resume.sh DIR [LIMIT] [sbatch options...]
-set -euo pipefail
-exec "$(dirname "${BASH_SOURCE[0]}")/batch_run.sh" --resume "$@"
+scripts/batch_run.sh

@@ -1,6 +1,1 @@
-#!/usr/bin/env bash
-# ./generate_experiments.sh DIR [--set KEY=VALUE ...]: a run folder for every combination of the template.yaml in DIR.
-set -euo pipefail
-python=$(dirname "${BASH_SOURCE[0]}")/.venv/bin/python
-[ -x "$python" ] || python=python3
-exec "${PYTHON:-$python}" -m lconvnet generate "$@"
+scripts/generate_experiments.sh

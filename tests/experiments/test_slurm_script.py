@@ -250,7 +250,7 @@ def test_the_scripts_at_the_root(stubs, name, commands):
 
 def test_the_scripts_say_how_they_are_used():
     done = subprocess.run([ROOT / "batch_run_test.sh"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "usage: batch_run.sh DIR [LIMIT] [sbatch options...]\n")
+    assert (done.returncode, done.stderr) == (2, "usage: batch_run_test.sh DIR [LIMIT] [sbatch options...]\n")
 
 
 def test_the_command_says_what_it_left_out(stubs):
