@@ -142,7 +142,7 @@ def test_images_of_another_folder_are_measured_apart(world, capsys, tmp_path):
     assert place.parent == run / "other-data" and place.name.startswith("new-bees-")
     assert sorted(p.name for p in place.iterdir()) == ["accuracy.yaml", "evaluation", "examples.parquet", "logs"]
     assert pyarrow.parquet.read_table(place / "examples.parquet").num_rows == 15
-    assert "note" not in found and found["data"] == f"all 15 images of new bees ({folder})"
+    assert "note" not in found and found["data"] == f"15 images of new bees ({folder})"
     assert [found.path for found in find_runs(world).runs] == ["run"], "no table takes it for a run's"
     assert command("evaluate", run, "--data", folder, "--no-attacks") == 0
     assert command("evaluate", run) == 0
@@ -191,7 +191,16 @@ def test_a_new_test_set_needs_no_images_to_train_on(world, capsys, tmp_path):
         pictures(folder / place, seed=9, per_class=4, side=10)
         assert command("evaluate", world / "run", "--no-attacks", "--data", folder, "--json") == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["data"] == f"all 12 images of {name} ({folder})" and "note" not in found
+        assert found["data"] == f"12 images of {name} ({folder})" and "note" not in found
+
+
+def test_parts_that_are_left_out_are_counted(world, capsys, tmp_path):
+    for part, per_class in (("train", 5), ("val", 1), ("test", 4)):
+        pictures(tmp_path / "parts" / part, seed=9, per_class=per_class, side=10)
+    assert command("evaluate", world / "run", "--no-attacks", "--data", tmp_path / "parts", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["data"].startswith("12 images of parts")
+    assert found["note"] == "18 images of its other parts are left out"
 
 
 def test_images_that_were_trained_on_are_noted(world, copy, capsys):

@@ -26,12 +26,16 @@ EACH = 12  # bytes a pixel takes while it is decoded: four channels, in three co
 
 @dataclass(frozen=True)
 class Shape:
-    """Channels and size that every image must have, and the image that set them."""
+    """Channels and size that every image must have, what set them, and how all may be resized, if they may."""
 
     channels: int
     height: int
     width: int
     origin: str
+    resizing: str = (
+        ", or pass image_size=(height, width), in a configuration data.image_size (--set data.image_size=SIDE), to "
+        "resize all"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +153,7 @@ def _fit(ops: Any, image: Any, image_size: tuple[int, int] | None) -> Any:
 def _check(found: Shape, shape: Shape) -> None:
     if (found.height, found.width) != (shape.height, shape.width):
         sizes = f"is {found.height}x{found.width}, but {shape.origin} is {shape.height}x{shape.width}"
-        raise DataError(
-            f"{found.origin} {sizes} (height x width): resize it, or pass "
-            "image_size=(height, width), in a configuration data.image_size (--set data.image_size=SIDE), to resize all"
-        )
+        raise DataError(f"{found.origin} {sizes} (height x width): resize it{shape.resizing}")
     if found.channels != shape.channels:
         kinds = {1: "grey", 3: "colour"}
         mixed = f"is {kinds[found.channels]}, but {shape.origin} is {kinds[shape.channels]}"

@@ -123,13 +123,15 @@ def load_labelled(
         rows.origins,
         image_size=(image_size, image_size) if image_size else None,
         channels=image_shape[0],
-        shape=Shape(*image_shape, origin="the network"),
+        shape=Shape(*image_shape, origin="the network", resizing=""),
     )
     files = () if name in NAMED else files_of(rows, path)
     images = Images(
         decoded.images, encode(rows, class_names), len(class_names), path.resolve().stem, class_names, files
     )
-    note = "; ".join(filter(None, (_lossy(decoded.jpeg, {"": images}, False), missing, *source.remarks)))
+    others = sum(len(part) for part in source.roles.values()) - len(rows)
+    left = f"{others} images of its other parts are left out" if others else ""
+    note = "; ".join(filter(None, (_lossy(decoded.jpeg, {"": images}, False), left, missing, *source.remarks)))
     return images.subset(stratified_order(images.labels, seed=_TEST_SEED)), note
 
 

@@ -31,7 +31,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
         return _read_array(path, shape)[None]
     if len(shape) != 3:
         raise ValueError(f"image {str(path)!r} is a picture; the network takes inputs of shape {shape}, as npy files")
-    expected = Shape(*shape, origin="the network")
+    expected = Shape(*shape, origin="the network", resizing="")
     return decode([path], [str(path)], channels=shape[0], shape=expected).images.float() / 255
 
 

@@ -56,7 +56,7 @@ def evaluate_on(
         image_size=experiment.data.image_size,
     )
     notes = filter(None, (note, _trained_on(images, experiment, record, folder)))
-    about = {"data": f"all {len(images)} images of {images.name} ({name})", "note": "; ".join(notes)}
+    about = {"data": f"{len(images)} images of {images.name} ({name})", "note": "; ".join(notes)}
     about = {key: value for key, value in about.items() if value}
     place = _place(folder, images)
     folder.refuse_links()
