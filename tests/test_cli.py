@@ -281,7 +281,7 @@ def test_certify_refuses_bad_models(command, tmp_path):
     image = tmp_path / "image.png"
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(image)
     model = tmp_path / "model.safetensors"
-    assert "is no file" in command.refused("certify", model, image)
+    assert "is not a file" in command.refused("certify", model, image)
     torch.save({"weight": torch.zeros(1)}, model)
     assert "holds pickled code, which is never loaded" in command.refused("certify", model, image)
     model.write_bytes(b"\x00" * 10)

@@ -131,9 +131,9 @@ def test_truncated_files(path, keep):
 
 
 def test_missing_and_foreign_files(path, tmp_path):
-    with pytest.raises(ValueError, match=r"is no file; name a model.safetensors"):
+    with pytest.raises(ValueError, match=r"is not a file; name a model.safetensors"):
         load(path)
-    with pytest.raises(ValueError, match=r"is no file"):
+    with pytest.raises(ValueError, match=r"is not a file"):
         load(tmp_path)
     atomic.write_safetensors(path, {"weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"has no description of a network"):

@@ -343,7 +343,7 @@ def _refuse(constant: str) -> Any:
 
 def _bytes(path: Path, most: int) -> bytes:
     try:
-        require(path.is_file(), "is no file")
+        require(path.is_file(), "is not a file")
         require(path.stat().st_size <= most, f"is larger than {most} bytes")
         return path.read_bytes()
     except OSError as error:

@@ -13,6 +13,7 @@ from PIL import Image
 from lconvnet import allowance
 from lconvnet.data import DataError, load, read_samples
 from lconvnet.data.decoding import FORMATS
+from lconvnet.data.parquet_pages import pages
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -87,6 +88,69 @@ def test_numbers_that_repeat_in_a_parquet_file_are_counted(tmp_path, pool):
     assert path.stat().st_size < 100_000, "bytes, which stand for 20 million numbers"
     with pytest.raises(DataError, match=r"bomb.parquet would take"):
         read_samples(path)
+
+
+def varint(number, length):
+    """A zigzag varint, padded to a length."""
+    number <<= 1
+    return bytes((number >> 7 * i) & 127 | (128 if i < length - 1 else 0) for i in range(length))
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_one_large_cell_is_counted_whatever_the_footer_says(tmp_path, request, monkeypatch, dictionary):
+    path = tmp_path / "bomb.parquet"
+    cells = pa.array([bytes(60_000_000), b"small"], pa.binary())
+    pq.write_table(pa.table({"image": cells, "label": [0, 1]}), path, compression="zstd", use_dictionary=dictionary)
+    group, content = pq.ParquetFile(path).metadata.row_group(0), path.read_bytes()
+    for size in {group.total_byte_size, group.column(0).total_uncompressed_size}:
+        length = next(n for n in range(1, 9) if size << 1 < 1 << 7 * n)
+        assert varint(size, length) in content[-2000:]
+        content = content[:-2000] + content[-2000:].replace(varint(size, length), varint(1000, length))
+    path.write_bytes(content)
+    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size == 1000 and len(content) < 10_000
+    monkeypatch.setattr(allowance, "BYTES", 100_000_000)
+    pool = request.getfixturevalue("pool")  # which counts from here
+    with pytest.raises(DataError, match=r"bomb.parquet would take 360 MB"):
+        load(path)
+    assert pool.max_memory() < 10_000_000
+
+
+def test_one_row_of_many_values_is_counted(tmp_path):
+    path = tmp_path / "bomb.parquet"
+    offsets = pa.array([0, 100_000_000], pa.int32())
+    numbers = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(100_000_000, np.int8)))
+    pq.write_table(pa.table({"x": numbers}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"bomb.parquet would take 800 MB"):
+        read_samples(path)
+
+
+def test_lists_of_texts_are_refused(tmp_path):
+    """A row of them may repeat a value of the file any number of times."""
+    lists = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), pa.array([b"a", b"b"]))
+    for column in (lists, pa.StructArray.from_arrays([lists], ["y"]), pa.ListArray.from_arrays([0, 1], lists)):
+        pq.write_table(pa.table({"x": column}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="a.parquet has 'x', a column of lists of binary: keep one value in a row"):
+            read_samples(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"data_page_version": "2.0"}, {"compression": "none"}, {"use_dictionary": False}]
+)
+def test_headers_of_pages_say_what_an_honest_footer_says(tmp_path, options):
+    """But for the headers themselves, of some fifty bytes a page, which the footer counts."""
+    path = tmp_path / "honest.parquet"
+    rows = np.random.default_rng(0).integers(0, 256, (3000, 40), dtype=np.uint8)
+    table = pa.table(
+        {"image": [row.tobytes() for row in rows], "x": [{"y": [i, i + 1], "z": str(i)} for i in range(3000)]}
+    )
+    pq.write_table(table, path, row_group_size=1000, data_page_size=4096, write_page_checksum=True, **options)
+    metadata = pq.ParquetFile(path).metadata
+    footer = sum(metadata.row_group(i).total_byte_size for i in range(3))
+    assert 0.95 * footer <= sum(page.size for page in pages(path, metadata)) <= footer
+    images = pages(path, metadata, ["image"])
+    assert 0.9 * 3000 * 40 <= sum(page.size for page in images) <= 1.2 * 3000 * 44
+    assert sum(page.values for page in images) == 3000 and sum(page.values for page in pages(path, metadata)) == 12_000
 
 
 def test_an_ordinary_file_needs_no_more_room(tmp_path, encode, write_parquet, monkeypatch):

@@ -160,7 +160,7 @@ def without_a_tensor(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "is no file; name a generator"),
+        (lambda path: path.unlink(), "is not a file; name a generator"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is truncated or no safetensors file"),
         (lambda path: path.write_bytes(pickle.dumps({})), "is truncated or no safetensors file"),
         (lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path), "no generator of this package"),

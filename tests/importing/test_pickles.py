@@ -107,7 +107,7 @@ def test_metrics_may_hold_numbers_of_numpy(tmp_path):
 def test_plain_pickles_are_refused(protocol, tmp_path):
     path, made = tmp_path / "a.pth", tmp_path / "made"
     path.write_bytes(pickle.dumps(attacks(made)["os.system"], protocol=protocol))
-    with pytest.raises(ValueError, match=r"a\.pth (is refused|is no file of weights)"):
+    with pytest.raises(ValueError, match=r"a\.pth (is refused|is not a file of weights)"):
         pickles.read(path)
     assert not made.exists()
 
@@ -168,7 +168,7 @@ def test_a_pickle_that_takes_long_to_look_through_is_refused(legacy, tmp_path, m
     torch.save({"curve": [0.5] * 1000}, path, _use_new_zipfile_serialization=not legacy)
     assert len(pickles.read(path)["curve"]) == 1000
     monkeypatch.setattr(pickles, "MAXIMAL_INSTRUCTIONS", 1000)
-    with pytest.raises(ValueError, match=r"has more than 1000 instructions in its pickle; it is no file of weights"):
+    with pytest.raises(ValueError, match=r"has more than 1000 instructions in its pickle; it is not a file of weights"):
         pickles.read(path)
 
 
@@ -223,7 +223,7 @@ def test_the_names_of_an_archive_have_a_largest_size(tmp_path, monkeypatch):
     monkeypatch.setattr(pickles, "MAXIMAL_PICKLE", size)
     assert pickles.read(path)["weight"].tolist() == [1.0, 1.0]
     monkeypatch.setattr(pickles, "MAXIMAL_PICKLE", size - 1)
-    with pytest.raises(ValueError, match=rf"has {size} bytes of names; it is no file of weights"):
+    with pytest.raises(ValueError, match=rf"has {size} bytes of names; it is not a file of weights"):
         pickles.read(path)
 
 
@@ -239,7 +239,7 @@ def test_damaged_files_are_refused_in_one_line(damage, tmp_path):
         path.write_bytes(
             {"empty": b"", "cut": data[: len(data) // 2], "noise": struct.pack("500d", *range(500))}[damage]
         )
-    with pytest.raises(ValueError, match=r"a\.pth (does not exist|is no file of weights)"):
+    with pytest.raises(ValueError, match=r"a\.pth (does not exist|is not a file of weights)"):
         pickles.read(path)
 
 

@@ -320,9 +320,9 @@ def test_messages_are_short_and_name_a_file_once(tmp_path, capsys):
     assert len(capsys.readouterr().out) < LONGEST + 10
     missing, model = tmp_path / "missing.json", tmp_path / "model.safetensors"
     assert main([str(missing), str(model)]) == INVALID
-    assert capsys.readouterr().err == f"error: {missing}: is no file\n"
+    assert capsys.readouterr().err == f"error: {missing}: is not a file\n"
     assert main([str(tmp_path / "certificate.json"), str(missing)]) == INVALID
-    assert capsys.readouterr().err == f"error: {missing}: is no file\n"
+    assert capsys.readouterr().err == f"error: {missing}: is not a file\n"
 
 
 def test_hashes_tell_names_from_what_follows_them():

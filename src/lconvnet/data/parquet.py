@@ -6,6 +6,7 @@ from typing import Any
 
 from lconvnet import allowance
 from lconvnet.data.errors import DataError, nearest
+from lconvnet.data.parquet_pages import pages
 from lconvnet.data.parts import role_of
 from lconvnet.data.rows import Rows, Source, take
 from lconvnet.data.tree import Tree
@@ -111,16 +112,25 @@ def open_columns(file: Path, *wanted: tuple[str, ...], optional: tuple[str, ...]
 def _held(file: Path, opened: Any, columns: list[str] | None) -> Any:
     """The columns as a table, counted as it is read: what repeats in a file takes no room in it.
 
-    What its metadata says of sizes is its author's word, so values of any length are read one row at a time.
+    What its footer says of sizes is its author's word, so pages are counted by their own headers. A value is at most as
+    large as the largest of them, which says how many rows fit at once.
     """
     arrow, size = require("pyarrow", "data"), file.stat().st_size
-    groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
     read = [field for field in opened.schema_arrow if columns is None or field.name in columns]
+    for field in read:
+        try:
+            _refuse_lists_of_any_length(arrow.types, field)
+        except DataError as error:
+            raise DataError(f"{file} has {field.name!r}, a {error}") from None
     fixed = all(arrow.types.is_primitive(field.type) or arrow.types.is_null(field.type) for field in read)
-    step, least = (ROWS, CELL * len(read)) if fixed else (1, max(ROW, CELL * len(read)))
-    allowance.require(OBJECTS * sum(group.total_byte_size for group in groups), size, str(file), DataError)
-    count = sum(group.num_rows for group in groups)
+    count = opened.metadata.num_rows
+    least = max(0 if fixed else ROW, CELL * len(read))
     allowance.require(least * count, size, f"{file} of {count} rows", DataError)
+    found = pages(file, opened.metadata, columns)
+    needed = max(OBJECTS * sum(page.size for page in found), CELL * sum(page.values for page in found))
+    allowance.require(needed, size, str(file), DataError)
+    largest = max((page.size for page in found), default=0)
+    step = min(ROWS, max(1, allowance.allowed(size) // (OBJECTS * max(CELL, largest))))
     chunks, rows, held = [], [], 0
     for batch in opened.iter_batches(batch_size=step, columns=columns):
         row = _spelled_out(arrow.Table.from_batches([batch]))
@@ -130,6 +140,16 @@ def _held(file: Path, opened: Any, columns: list[str] | None) -> Any:
         if len(rows) == ROWS:
             chunks, rows = [*chunks, arrow.concat_tables(rows).combine_chunks()], []
     return arrow.concat_tables([*chunks, *rows]) if chunks or rows else opened.schema_arrow.empty_table()
+
+
+def _refuse_lists_of_any_length(types: Any, field: Any, *, listed: bool = False) -> None:
+    """Refuse lists of texts or bytes: one row of them may repeat a value any number of times."""
+    if types.is_nested(field.type):
+        inside = listed or not types.is_struct(field.type)
+        for i in range(field.type.num_fields):
+            _refuse_lists_of_any_length(types, field.type.field(i), listed=inside)
+    elif listed and not (types.is_primitive(field.type) or types.is_null(field.type)):
+        raise DataError(f"column of lists of {field.type}: keep one value in a row, or numbers alone")
 
 
 def _spelled_out(table: Any) -> Any:

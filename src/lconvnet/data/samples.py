@@ -109,8 +109,8 @@ def _numbers(file: Path, table: Any) -> np.ndarray:
 
 
 def _whole(column: Any) -> Iterator[Any]:
-    """The values of a column that are not stored as floats, those of lists one by one."""
+    """The values of a column that are stored as integers or decimals, those of lists one by one."""
     types, flat = require("pyarrow", "data").types, column.combine_chunks()
     while types.is_nested(flat.type):
         flat = flat.flatten()
-    return iter(() if types.is_floating(flat.type) else flat.to_pylist())
+    return iter(flat.to_pylist() if types.is_integer(flat.type) or types.is_decimal(flat.type) else ())

@@ -89,7 +89,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; name a cfg.yaml such as runs/demo/cfg.yaml")
     if path.stat().st_size > MAXIMAL_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAXIMAL_BYTES}; it is no configuration")
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAXIMAL_BYTES}: not a configuration")
     try:
         values = _parsed(path.read_text(encoding="utf-8-sig"), _Loader, str(path))
     except UnicodeDecodeError:
@@ -160,9 +160,9 @@ def _check_tokens(text: str, source: str) -> None:
         if isinstance(token, yaml.TagToken):
             raise ValueError(f"{source} uses a YAML tag ({''.join(filter(None, token.value))}); leave it out")
         if number > MAXIMAL_TOKENS:
-            raise ValueError(f"{source} has more than {MAXIMAL_TOKENS} keys, values and signs; it is no configuration")
+            raise ValueError(f"{source} has more than {MAXIMAL_TOKENS} keys, values and signs: not a configuration")
         if depth > MAXIMAL_DEPTH:
-            raise ValueError(f"{source} is nested deeper than {MAXIMAL_DEPTH} levels; it is no configuration")
+            raise ValueError(f"{source} is nested deeper than {MAXIMAL_DEPTH} levels: not a configuration")
 
 
 def _first_line(error: yaml.YAMLError) -> str:

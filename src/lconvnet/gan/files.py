@@ -69,7 +69,7 @@ def load_generator(path: str | Path) -> DCGANGenerator:
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     if not path.is_file():
-        raise ValueError(f"{path} is no file; name a generator.safetensors written by gan.save_generator")
+        raise ValueError(f"{path} is not a file; name a generator.safetensors written by gan.save_generator")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             facts = (file.metadata() or {}).get("lconvnet", "")

@@ -141,7 +141,7 @@ def _globals(path: Path) -> Iterator[str]:
                 raise Unfit("is an archive whose parts overlap; torch.save writes each one once")
             (content,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
             if content.file_size > MAXIMAL_PICKLE:
-                raise Unfit(f"has {content.file_size} bytes of names; it is no file of weights")
+                raise Unfit(f"has {content.file_size} bytes of names; it is not a file of weights")
             with archive.open(content) as pickled:
                 yield from _names(pickled, 1)  # pyright: ignore[reportArgumentType]
 
@@ -153,7 +153,7 @@ def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count >= MAXIMAL_INSTRUCTIONS:
                 raise Unfit(
-                    f"has more than {MAXIMAL_INSTRUCTIONS} instructions in its pickle; it is no file of weights"
+                    f"has more than {MAXIMAL_INSTRUCTIONS} instructions in its pickle; it is not a file of weights"
                 )
             if _is_foreign(opcode):
                 foreign.append(opcode.name)
@@ -187,4 +187,4 @@ def _reason(error: Exception, named: set[str]) -> str:
     if refused or strange:
         name = (refused[1] or refused[2]) if refused else strange[0]
         return f"is refused: it asks to run {name}, which no weights need; nothing was run"
-    return "is no file of weights that torch.save wrote, or is damaged; copy it again"
+    return "is not a file of weights that torch.save wrote, or is damaged; copy it again"

@@ -19,10 +19,6 @@ from lconvnet.kernels import Kernel
 from lconvnet.ops.derivatives import plain_call
 from lconvnet.ops.orthogonalize import default_engine
 
-COARSE = 0.1
-"""How far a weight in float32 may be from that in float64, relative to its norm: five times what was seen of factors
-of singular matrices."""
-
 
 class ConstrainedLayer(nn.Module, ABC):
     """Base of the layers whose weight comes from a kernel.
@@ -78,24 +74,20 @@ class ConstrainedLayer(nn.Module, ABC):
         """The weight evaluated in float64 and then rounded once to the dtype of the parameters.
 
         Raises:
-            ValueError: if the kernel is not a function of its parameters: random, or another one in another dtype.
+            ValueError: if the kernel is not a function of its parameters alone, but random.
         """
         self.require_finite()
         with torch.no_grad():
             kernel = _settled(self.kernel)
-            rounded, again = self.checked(kernel()), self.checked(kernel())
-            weight = self.checked(kernel.double()())
-            self._require_same(rounded, again, 0.0, "in two calls")
-            self._require_same(weight, rounded, COARSE, f"in {rounded.dtype} and in float64")
+            kernel = kernel.double()
+            weight = self.checked(kernel())
+            if not torch.equal(weight, self.checked(kernel())):
+                raise ValueError(
+                    f"kernel {type(self.kernel).__name__} returned two weights in two calls for the same parameters: a "
+                    "weight is a function of these alone"
+                )
             like = _first(self)
             return weight.to(self.current_weight() if like is None else like)
-
-    def _require_same(self, weight: Tensor, other: Tensor, tolerance: float, when: str) -> None:
-        if (weight - other.to(weight)).norm() > tolerance * weight.norm():
-            raise ValueError(
-                f"kernel {type(self.kernel).__name__} returned two weights {when} for the same parameters: a weight "
-                "is a function of these alone"
-            )
 
     def checked(self, weight: Tensor) -> Tensor:
         """The same tensor, if it can be this layer's weight."""

@@ -43,8 +43,8 @@ def gradient_of(function: Callable[..., Tensor]) -> Callable[[Callable[..., Any]
     """Make a hand-written ``backward`` that of ``function``, which takes over where the gradient is not a plain one.
 
     The saved tensors must begin with the inputs that are tensors; the others come last and are ``ctx.constants``, if
-    there are any. Autocast is off: `backward` may be called inside
-    a region of it, and a compiler calls it in that of the forward pass (`torch.amp.custom_bwd` is for one device type).
+    there are any. Autocast is off: `backward` may be called inside a region of it, and a compiler calls it in that of
+    the forward pass (`torch.amp.custom_bwd` is for one device type).
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -236,7 +236,7 @@ def describe(path: str | Path) -> Description:
 def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
     try:
         if not path.is_file():
-            raise ValueError(f"{path} is no file; name a model.safetensors written by lconvnet.save")
+            raise ValueError(f"{path} is not a file; name a model.safetensors written by lconvnet.save")
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("lconvnet", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

@@ -219,6 +219,7 @@ def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"loss is {_kind(loss)}: {_LOSS}")
     if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
         raise ValueError(f"loss={_kind(loss)} has parameters of its own, which nobody would train: {_LOSS}")
+    loss = copy.deepcopy(loss)  # which may count its calls
     values = [_evaluated(loss, logits.repeat(times, 1), labels.repeat(times))[0] for times in (1, 2)]
     once, twice = map(float, values)
     if once and abs(twice - 2 * once) <= 1e-3 * abs(once):
