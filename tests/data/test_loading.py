@@ -130,7 +130,7 @@ def test_unknown_names(name, message, tmp_path, monkeypatch):
 
 def test_a_file_that_is_not_parquet(tmp_path):
     (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"data.csv' is no .parquet file"):
+    with pytest.raises(ValueError, match=r"data.csv' is not a .parquet file"):
         load(tmp_path / "data.csv")
 
 

@@ -222,3 +222,12 @@ def test_what_a_layer_refuses_names_it():
     model.first[0].kernel.V.data.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"layer 'first\.0' \(LipschitzLinear\): .*NaN"):
         lc.bake(model)
+
+
+def test_baking_draws_nothing():
+    """Somebody who bakes to validate trains the same network."""
+    model = nn.Sequential(layers.BCOPConv2d(2, 4, 3), nn.Flatten(), layers.OrthogonalLinear(4 * 5 * 5, 3))
+    state = torch.random.get_rng_state()
+    network = bake(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert network(torch.rand(1, 2, 5, 5)).isfinite().all()

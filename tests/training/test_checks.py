@@ -59,6 +59,7 @@ SCHEDULES = [
     (lambda o, e, n: CosineAnnealingLR(o, e), "has a period of 5 steps, as many as there are epochs, for it is"),
     (lambda o, e, n: CosineAnnealingWarmRestarts(o, e), "has a period of 5 steps"),
     (lambda o, e, n: SequentialLR(o, [ConstantLR(o, 0.1, 3), CosineAnnealingLR(o, e)], [3]), "has a period of 5 steps"),
+    (lambda o, e, n: SequentialLR(o, [ConstantLR(o, 0.1, 2), CosineAnnealingLR(o, e - 2)], [2]), "has a period of 5"),
     (lambda o, e, n: CosineAnnealingLR(o, 1), "raises and lowers the learning rate 99 times in 5 epochs"),
     (lambda o, e, n: CyclicLR(o, 0.01, 0.1, step_size_up=1), "raises and lowers the learning rate 99 times in 5"),
     (lambda o, e, n: LambdaLR(o, lambda step: 1e9), r"learning rate 3e\+08, above 1e\+06, which trains no weight"),
@@ -204,6 +205,10 @@ OPTIMIZERS = [
     (partial(SGD, lr=0.1, maximize=True), "has maximize=True, which makes the loss larger"),
     (partial(Adam, differentiable=True), "has differentiable=True, which takes no step of a training"),
     (SparseAdam, "optimizer makes one SparseAdam, whose gradients must be sparse"),
+    (
+        partial(Adam, lr=-1.0),
+        r"optimizer=.*Adam.* refuses the parameters \(Invalid learning rate: -1.0\): pass what makes",
+    ),
 ]
 
 
@@ -291,6 +296,8 @@ def test_losses_that_can(loss: Any) -> None:
         ({"schedule": CosineAnnealingLR}, "schedule is torch's CosineAnnealingLR"),
         ({"optimizer": Adam(parameters())}, "optimizer is one Adam"),
         ({"loss": nn.CrossEntropyLoss(reduction="sum"), "eps": 0.3}, "adds up the images of a batch"),
+        ({"loss": Hinge}, "loss is the class Hinge: give loss"),
+        ({"loss": Learned()}, "has parameters of its own, which nobody would train"),
         ({"augment": lambda images: images}, "augment cannot be used .*unexpected keyword argument 'generator'"),
         ({"augment": lambda images, generator: images[:3]}, r"augment gives torch.float32 \(3, 1, 28, 28\) for images"),
         ({"augment": lambda images, generator: (images * 255).byte()}, "augment gives torch.uint8"),

@@ -25,7 +25,7 @@ def locate(name: str, directory: str | Path | None) -> Path:
     """
     if directory is not None and not Path(directory).is_dir():
         raise DataError(
-            f"directory {str(directory)!r} (--data-dir) does not exist or is no folder: correct it or drop it"
+            f"directory {str(directory)!r} (--data-dir) does not exist or is not a folder: correct it or drop it"
         )
     if name in NAMED:
         return _locate_named(name, directory)
@@ -33,7 +33,7 @@ def locate(name: str, directory: str | Path | None) -> Path:
         if path.is_dir() or (path.suffix == ".parquet" and path.is_file()):
             return path
     known = ", ".join(NAMES)
-    kind = "is no .parquet file" if Path(name).is_file() else "is neither a data set nor an existing path"
+    kind = "is not a .parquet file" if Path(name).is_file() else "is neither a data set nor an existing path"
     raise DataError(f"data {name!r} {kind}; known names: {known}, or a folder or .parquet file{nearest(name, NAMES)}")
 
 
@@ -52,7 +52,7 @@ def _locate_named(name: str, directory: str | Path | None) -> Path:
         )
     root = os.environ.get(ENVIRONMENT, "")
     if root and not Path(root).is_dir():
-        raise DataError(f"{ENVIRONMENT}={root!r} does not exist or is no folder: correct it or unset it")
+        raise DataError(f"{ENVIRONMENT}={root!r} does not exist or is not a folder: correct it or unset it")
     if root and Path(root, name).is_dir():
         return Path(root, name)
     return download(name, NAMED[name][0])

@@ -16,7 +16,7 @@ from lconvnet import saving
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
-from lconvnet.data import Images, Splits
+from lconvnet.data import NAMES, DataError, Images, Splits
 from lconvnet.data import load as load_data
 from lconvnet.experiments import accuracies, build, names, robustness
 from lconvnet.experiments.attacks import MinimumNorm
@@ -296,7 +296,12 @@ def require_open(folder: RunFolder, overrides: Sequence[str], open_keys: Sequenc
 
 def own_images(experiment: Experiment, folder: RunFolder) -> Splits:
     """Return the images of a run, wherever they lie now. Raises ValueError where they are others by now."""
-    splits = build.load_images(experiment.data, seed=experiment.seed)
+    try:
+        splits = build.load_images(experiment.data, seed=experiment.seed)
+    except DataError as error:
+        moved = not Path(experiment.data.name).exists() and experiment.data.name not in NAMES
+        way_out = "; if they moved, say where they are now with --set data.name=PATH" if moved else ""
+        raise ValueError(f"{error}{way_out}") from error
     _require_same_images(load_record(folder.path), splits, folder)
     return splits
 

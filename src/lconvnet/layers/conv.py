@@ -144,6 +144,7 @@ class LipschitzConv2d(ConstrainedLayer):
             padding=inside,
             padding_mode="circular" if inside and self.padding_mode == "circular" else "zeros",
             bias=self.bias is not None,
+            device="meta",  # where nothing is drawn
         )
         self.fill(conv, to_strided(self.exact_weight(), self.stride))
         if before == after:

@@ -64,7 +64,7 @@ class LipschitzLinear(ConstrainedLayer):
         return self.out_features, self.in_features
 
     def bake(self) -> nn.Module:
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None)
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")  # nothing is drawn
         self.fill(plain, self.exact_weight())
         return plain
 

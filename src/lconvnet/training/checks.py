@@ -54,6 +54,8 @@ def made_optimizer(make: MakeOptimizer, parameters: list[nn.Parameter], name: st
         optimizer = make(parameters)
     except TypeError as error:
         raise ValueError(f"{name}={_kind(make)} takes no list of parameters ({_line(error)}): {_OPTIMIZER}") from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}={_kind(make)} refuses the parameters ({_line(error)}): {_OPTIMIZER}") from error
     if (why := _unusable(optimizer)) is not None:
         raise ValueError(f"{name} makes {_kind(optimizer)}{why}: {_OPTIMIZER}")
     given = {id(parameter) for parameter in parameters}
@@ -175,8 +177,13 @@ def _takes_epochs_for_steps(scheduler: LRScheduler, rates: list[float], epochs: 
     early = changes and changes[-1] <= epochs and len(rates) - changes[-1] > max(FEW, len(rates) // 2)
     if early and rates[-1] < rates[0] and any(step % steps_per_epoch for step in changes):
         return f"lowers the learning rate for the last time at step {changes[-1]} of {len(rates)}"
-    periods = {getattr(part, name, None) for part in _parts(scheduler) for name in ("T_max", "T_0")}
-    if epochs > 1 and epochs % steps_per_epoch and epochs in periods:
+    periods = {getattr(part, name, None) or 0 for part in _parts(scheduler) for name in ("T_max", "T_0")}
+    starts = {0, *(step for part in _parts(scheduler) for step in getattr(part, "_milestones", ()))}
+    if (
+        epochs > 1
+        and epochs % steps_per_epoch
+        and any(start + period == epochs for start in starts for period in periods)
+    ):
         return f"has a period of {epochs} steps, as many as there are epochs"
     peak = max(rates)
     levels = [round(COARSE * rate / peak) for rate in rates]
@@ -204,6 +211,14 @@ def _told(rates: list[float]) -> str:
     return ", ".join(f"{rates[round(i * last / 4)]:.4g} {place}" for i, place in enumerate(places))
 
 
+def require_usable(loss: Loss) -> None:
+    """Raise `ValueError` for a loss that is not a function, or has parameters."""
+    if isinstance(loss, type) or not callable(loss):
+        raise ValueError(f"loss is {_kind(loss)}: {_LOSS}")
+    if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
+        raise ValueError(f"loss={_kind(loss)} has parameters of its own, which nobody would train: {_LOSS}")
+
+
 def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
     """Raise `ValueError` unless the loss of logits `(B, C)` and labels `(B,)` is a mean that can be differentiated, and
     that is lowest for right answers.
@@ -215,10 +230,7 @@ def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
     Traceback (most recent call last):
     ValueError: loss=CrossEntropyLoss() adds up the images of a batch: give loss(logits (B, C), labels (B,)), the ...
     """
-    if isinstance(loss, type) or not callable(loss):
-        raise ValueError(f"loss is {_kind(loss)}: {_LOSS}")
-    if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
-        raise ValueError(f"loss={_kind(loss)} has parameters of its own, which nobody would train: {_LOSS}")
+    require_usable(loss)
     loss = copy.deepcopy(loss)  # which may count its calls
     values = [_evaluated(loss, logits.repeat(times, 1), labels.repeat(times))[0] for times in (1, 2)]
     once, twice = map(float, values)

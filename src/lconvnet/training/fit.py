@@ -20,7 +20,7 @@ from lconvnet.losses import Hinge, OffsetCrossEntropy
 from lconvnet.ops.altered import require_module
 from lconvnet.ops.images import is_finite_number
 from lconvnet.training.checkpoint import CheckpointError, load_weights, read_best
-from lconvnet.training.checks import MakeOptimizer, made_optimizer, made_scheduler, require_loss
+from lconvnet.training.checks import MakeOptimizer, made_optimizer, made_scheduler, require_loss, require_usable
 from lconvnet.training.evaluation import require_classes, validate
 from lconvnet.training.folder import RunFolder
 from lconvnet.training.interruption import Interrupted, Interruption
@@ -134,6 +134,7 @@ def fit(
     )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r}: must be an integer")
+    require_usable(loss)
     radii = _radii(eps, select_eps, loss)
     plan = Plan(loss, epochs, batch_size, seed, augment, radii, project_every, checkpoint_every, on_epoch)
     fabric = configured(accelerator, precision, devices)
@@ -171,7 +172,10 @@ def _prepare(
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
-        raise ValueError("model has no parameter that requires a gradient: there is nothing to train")
+        raise ValueError(
+            "model has no parameter that requires a gradient, so there is nothing to train; a baked network is fixed: "
+            "train the model that it was baked from, and bake again"
+        )
     if not len(splits.train):
         raise ValueError(f"data {splits.name!r} has no training images; load it with a larger training part")
     optimizer = made_optimizer(make_optimizer, trainable)
