@@ -37,6 +37,27 @@ def model(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize(("level", "first"), [("estimate", "estimated"), ("sound", "certified")])
+def test_the_command_says_why_a_radius_is_0(command, tmp_path, level, first):
+    """Logits (x, 0): the black image is a tie."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False)).requires_grad_(False).eval()
+    network[1].weight.copy_(torch.tensor([[1.0], [0.0]]))
+    save(network, tmp_path / "model.safetensors", input_shape=(1, 1, 1))
+    images = [tmp_path / f"{name}.npy" for name in ("white", "black")]
+    for value, path in zip((1.0, 0.0), images, strict=True):
+        np.save(path, np.full((1, 1, 1), value, dtype=np.float32))
+    asked = ("certify", tmp_path / "model.safetensors", *images, "--level", level)
+    code, text, err = command(*asked, "--json")
+    assert code == 0, err
+    assert [row["reason"] for row in json.loads(text)["certificates"]] == [first, "tie"]
+    shown = command(*asked)[1].splitlines()
+    assert "radius 0.0000 (tie)" in shown[1] and "(" not in shown[0]
+    if level == "sound":
+        command(*asked, "--out", tmp_path / "out")
+        (written,) = (tmp_path / "out").iterdir()
+        assert "reason" not in json.loads(written.read_text()), "the file's format is fixed"
+
+
 def test_certificates_of_a_split_are_written_and_verified(command, model, tmp_path):
     pytest.importorskip("flint", reason="needs python-flint: pip install 'lconvnet[verify]'")
     out = tmp_path / "certificates"

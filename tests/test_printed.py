@@ -64,6 +64,15 @@ def test_radii_and_margins(radius, margin):
     assert below(-numbers(r"Lipschitz bound #", text)[0], -(1 + radius), 1e-9)
 
 
+@pytest.mark.parametrize("level", ["estimate", "sound"])
+def test_a_radius_of_0_says_why_and_no_other_does(level):
+    row = {"image": "a", "class": None, "label": 3, "certified": {"0.1": False}, "margin": 0.5}
+    none, small = row | {"radius": 0.0, "reason": "tie"}, row | {"radius": 1e-9, "reason": "certified"}
+    text = printed(lambda console: output.show_certificates([none, small], level, 1.0, console))
+    assert "radius 0.0000 (tie), not certified at 0.1\n" in text
+    assert "radius 0.0000, not certified at 0.1\n" in text
+
+
 @given(fractions, fractions, st.floats(1e-3, 10))
 def test_accuracies_of_an_evaluation(certified, attacked, eps):
     rows = {eps: {"natural": 0.5, "lb": certified, "pgd-ub": attacked}}

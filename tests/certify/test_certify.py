@@ -105,7 +105,7 @@ def test_forward_runs_in_float64_and_in_batches():
 def test_accuracy_falls_with_eps_and_is_strict():
     labels = torch.tensor([0, 1, 2, 1])
     radius = torch.tensor([0.5, 0.25, 1.0, 2.0], dtype=torch.float64)
-    found = Certificates(torch.tensor([0, 1, 2, 0]), radius, radius, "analytic")
+    found = Certificates(torch.tensor([0, 1, 2, 0]), radius, radius, "analytic", np.full(4, "certified"))
     values = [certified_accuracy(found, labels, eps) for eps in (0, 0.25, 0.3, 0.5, 0.75, 1, 3)]
     assert values == [0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
 

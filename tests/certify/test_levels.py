@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from lconvnet import bake, models
 from lconvnet.bounds import lipschitz_bound
-from lconvnet.certify import Certificates, certified_accuracy, certify
+from lconvnet.certify import certified_accuracy, certify
 from lconvnet.certify.evaluation import _lowered, refuse_other_sums, runs_as_sums
 from lconvnet.layers import MaxMin, Scale
 
@@ -348,7 +349,7 @@ def tries(offset, level, count, generator):
     gap = (torch.rand(count, 1, generator=generator) - 0.5) * 64 * offset * 2.0**-23
     images = torch.cat([first, (first + gap).clamp(0, 1)], dim=1)
     found = certify(network, images, level=level)
-    found = Certificates(network(images).argmax(dim=1), found.margin, found.radius, level)
+    found = replace(found, label=network(images).argmax(dim=1))
     return attacked(network, images, found, generator), found.radius > 0
 
 

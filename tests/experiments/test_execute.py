@@ -80,6 +80,8 @@ def test_numbers_follow_from_the_certificates(run, evaluated):
     """An independent oracle: the parquet rows alone give clean and certified accuracy and the mean distances."""
     rows = pyarrow.parquet.read_table(run.examples).to_pandas()
     assert list(rows.columns)[:5] == ["index", "label", "prediction", "margin", "radius"]
+    assert rows["reason"].tolist() == evaluated.certificates.reason.tolist()
+    assert ((rows.radius > 0) == (rows.reason == "certified")).all()
     assert [name for name in rows if name.endswith("norm")] == ["pgd@0.3 norm", "fgsm@0.1 norm", "fgsm@0.3 norm"]
     assert rows["fgsm@0.1 success"].isna().tolist() == [False] * 20 + [True] * 40
     assert len(rows) == 60

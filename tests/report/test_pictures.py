@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -115,6 +116,14 @@ def test_examples_are_those_of_the_run(runs):
     assert len(found.correct) == 40
     assert found.attacks() == ["pgd@0.1", "ddn"]
     assert found.certified(0.1) <= found.attacked("pgd@0.1", 0.1) <= found.correct.mean()
+
+
+def test_examples_of_an_older_evaluation_give_no_reasons(runs, tmp_path):
+    """Files from before that column are read as before."""
+    own, older = pyarrow.parquet.read_table(runs[0].examples), RunFolder(tmp_path)
+    pyarrow.parquet.write_table(own.drop_columns(["reason"]), older.examples)
+    found, known = read_examples(older, "older"), read_examples(runs[0], "run")
+    assert found.certified(0.1) == known.certified(0.1) and found.attacks() == known.attacks()
 
 
 def test_a_run_without_evaluation_is_a_clear_error(tmp_path):

@@ -18,9 +18,10 @@ def certified_accuracy(certificates: Certificates, labels: Tensor, eps: float) -
         labels: true classes, integers ``(N,)``.
         eps: l2 radius over pixels in [0, 1].
 
+    >>> import numpy as np
     >>> import torch
     >>> one = torch.ones(2, dtype=torch.float64)
-    >>> certificates = Certificates(torch.tensor([3, 4]), one, one, "analytic")
+    >>> certificates = Certificates(torch.tensor([3, 4]), one, one, "analytic", np.array(["certified"] * 2))
     >>> certified_accuracy(certificates, torch.tensor([3, 5]), 0.5)
     0.5
     """

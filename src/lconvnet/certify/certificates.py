@@ -17,6 +17,8 @@ from itertools import chain
 from operator import index
 from typing import get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from lconvnet import allowance
 from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, bound_of, fingerprint, lipschitz_bound, program, trace
 from lconvnet.bounds.convolution import stride_divides
 from lconvnet.certify.budget import PAIR, classes_of
-from lconvnet.certify.claim import Claim, Level
+from lconvnet.certify.claim import REASONS, Claim, Level, Radii
 from lconvnet.certify.estimate import estimated
 from lconvnet.certify.evaluation import logits_of, runs_as_sums
 from lconvnet.ops.altered import require_module
@@ -41,12 +43,23 @@ class Certificates:
         radius: l2 over pixels in [0, 1], float64 ``(N,)``: no perturbation of a smaller norm changes the
             answer. 0: nothing is certified.
         level: what the radius accounts for: "analytic" or "sound", or "estimate", which certifies nothing.
+        reason: why, in words, an array of NumPy ``(N,)``. "certified" ("estimated" at level "estimate"): the radius
+            is above 0. Else the first of these that holds:
+
+            - "logits not finite": NaN or infinity.
+            - "tie": another class has the same logit.
+            - "no finite bound": the bound of the network is infinite.
+            - "overflow": at this image some number on the way may exceed half of the largest of its dtype.
+            - "margin below rounding": rounding alone may undo the margin.
+            - "radius below underflow": hardware that reads subnormal pixels as 0 moves the image as far; at level
+              "estimate", the quotient is 0.
     """
 
     label: Tensor
     margin: Tensor
     radius: Tensor
     level: str
+    reason: npt.NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.label)
@@ -84,8 +97,8 @@ def certify(
     >>> network = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> _ = network[0].weight.data.copy_(torch.eye(2))
     >>> found = certify(network, torch.tensor([[1.0, 0.0]]), level="sound")
-    >>> round(float(found.radius), 4)
-    0.7071
+    >>> round(float(found.radius), 4), str(found.reason[0])
+    (0.7071, 'certified')
     """
     require_module(network)
     check_images(images)
@@ -108,13 +121,17 @@ def certify(
     batch_size = min(batch_size, _fitting(traced))
     if level == "estimate":
         chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
-        label, margin, radius = (torch.cat(column) for column in zip(*chunks, strict=True))
-        return Certificates(label, margin, radius, level)
+        return _certificates(*map(torch.cat, zip(*chunks, strict=True)), level=level)
     claim, wanted = Claim.of(network, traced, bound, images, level), [check_eps(value) for value in eps]
     if wanted and claim.dtype == images.dtype == torch.float32 and runs_as_sums(network):
-        return _decided(claim, images, wanted, batch_size)
-    found = claim.radii(images, torch.float64, batch_size)
-    return Certificates(found.label, found.margin, found.radius, level)
+        found = _decided(claim, images, wanted, batch_size)
+    else:
+        found = claim.radii(images, torch.float64, batch_size)
+    return _certificates(found.label, found.margin, found.radius, found.reason, level=level)
+
+
+def _certificates(label: Tensor, margin: Tensor, radius: Tensor, codes: Tensor, *, level: Level) -> Certificates:
+    return Certificates(label, margin, radius, level, np.array(REASONS)[codes.numpy()])
 
 
 def _reads(network: nn.Module, shape: Sequence[int]) -> bool:
@@ -147,15 +164,15 @@ def _fitting(traced: Trace) -> int:
     return max(1, allowance.BYTES // each)
 
 
-def _decided(claim: Claim, images: Tensor, eps: Sequence[float], batch_size: int) -> Certificates:
+def _decided(claim: Claim, images: Tensor, eps: Sequence[float], batch_size: int) -> Radii:
     """The network evaluated as it is, and in float64 where that leaves an eps open."""
     found = claim.radii(images, torch.float32, batch_size)
     undecided = found.open(eps)
     if bool(undecided.any()):
         better = claim.radii(images[undecided.to(images.device)], torch.float64, batch_size)
-        found.margin[undecided], found.radius[undecided] = better.margin, better.radius
-        found.label[undecided] = better.label
-    return Certificates(found.label, found.margin, found.radius, claim.level)
+        for column, value in zip(found, better, strict=True):
+            column[undecided] = value
+    return found
 
 
 def _refuse_half_precision(network: nn.Module) -> None:

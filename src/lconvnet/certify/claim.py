@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,21 @@ from lconvnet.ops.rounding import UNIT_ROUNDOFF
 Level = Literal["estimate", "analytic", "sound"]
 """What a radius accounts for; see :mod:`lconvnet.certify.certificates`."""
 
+Reason = Literal[
+    "certified",
+    "estimated",
+    "logits not finite",
+    "tie",
+    "no finite bound",
+    "overflow",
+    "margin below rounding",
+    "radius below underflow",
+]
+"""Why a radius is what it is; see :class:`lconvnet.certify.Certificates`."""
+
+REASONS: tuple[Reason, ...] = get_args(Reason)
+"""A reason's place here is its code."""
+
 ROUNDINGS = 16 * UNIT_ROUNDOFF
 """More than the float64 operations on one margin, error or radius can change, relatively."""
 
@@ -50,17 +65,38 @@ class Radii(NamedTuple):
 
     Attributes:
         label, margin, radius: as in :class:`lconvnet.certify.Certificates`.
+        reason: codes, int8.
         ceiling: no evaluation, however exact, gives a larger radius.
     """
 
     label: Tensor
     margin: Tensor
     radius: Tensor
+    reason: Tensor
     ceiling: Tensor
 
     def open(self, eps: Sequence[float]) -> Tensor:
         """Images for which a better evaluation may decide ``radius > eps`` otherwise: ``(N,)``."""
         return torch.stack([(self.radius <= value) & ~(self.ceiling <= value) for value in eps]).any(dim=0)
+
+
+def reason_codes(radius: Tensor, positive: Reason, causes: dict[Reason, Tensor]) -> Tensor:
+    """The codes of the reasons of N radii, int8 ``(N,)``.
+
+    Args:
+        radius: ``(N,)``.
+        positive: the reason of every radius above 0, and of no other.
+        causes: where each of them holds, ``(N,)``; the first counts. Where none does, the radius underflows.
+
+    >>> ties = torch.tensor([True, False, False])
+    >>> [REASONS[code] for code in reason_codes(torch.tensor([0, 0, 0.5]), "certified", {"tie": ties})]
+    ['tie', 'radius below underflow', 'certified']
+    """
+    codes = torch.full(radius.shape, REASONS.index("radius below underflow"), dtype=torch.int8)
+    for reason, holds in reversed(causes.items()):
+        codes[holds] = REASONS.index(reason)
+    codes[radius > 0] = REASONS.index(positive)
+    return codes
 
 
 @dataclass(eq=False)
@@ -95,17 +131,26 @@ class Claim:
         label, norms = logits.argmax(dim=1), image_norms(images)
         ahead, evaluation = margins(logits, label), self._budget(dtype)
         error, slope = evaluation.at(norms, label), self._lipschitz[label]
+        unbounded = ~slope.amax(dim=1).isfinite()
         deployed, reach = torch.zeros_like(error), torch.full_like(norms, math.inf)
         if self.level == "sound":
             rounding = self._budget(self.dtype)
             deployed, reach = rounding.at(norms, label), rounding.reach - norms
             slope = (slope + rounding.slope[label]) * (1 + ROUNDINGS)
-        proven = ((ahead * (1 - ROUNDINGS) - (error + deployed) * (1 + ROUNDINGS)) / slope).amin(dim=1)
+        excess = ahead * (1 - ROUNDINGS) - (error + deployed) * (1 + ROUNDINGS)
+        proven, margin = (excess / slope).amin(dim=1), ahead.amin(dim=1)
         ceiling = ((ahead + 2 * error - deployed) / slope).amin(dim=1) * (1 + 2.0**-20)
         flushed = math.sqrt(math.prod(images.shape[1:])) * torch.finfo(self.dtype).tiny
         radius = torch.minimum((proven - flushed) * (1 - ROUNDINGS), reach)
-        safe = (radius > 0) & (norms < evaluation.reach)
-        return Radii(label, ahead.amin(dim=1), torch.where(safe, radius, 0.0), ceiling)
+        radius = torch.where((radius > 0) & (norms < evaluation.reach), radius, 0.0)
+        causes: dict[Reason, Tensor] = {
+            "logits not finite": ~logits.isfinite().all(dim=1),
+            "tie": margin == 0,
+            "no finite bound": unbounded,
+            "overflow": ~((norms < evaluation.reach) & (reach > 0)),
+            "margin below rounding": ~(excess.amin(dim=1) > 0),
+        }
+        return Radii(label, margin, radius, reason_codes(radius, "certified", causes), ceiling)
 
     @cached_property
     def _double(self) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,10 +41,14 @@ def linear_margins(network: nn.Module, images: Tensor, labels: Tensor, eps: floa
 def certified_at(certificates: Certificates, margins: Tensor, eps: float) -> Certificates:
     """The certificates with a radius just above `eps` where the linear bounds of the answer's margins are positive.
 
-    >>> known = Certificates(torch.tensor([0, 1]), torch.ones(2), torch.tensor([0.1, 0.1]), "analytic")
-    >>> [round(r, 6) for r in certified_at(known, torch.tensor([0.2, -0.2]), 0.5).radius.tolist()]
-    [0.5, 0.1]
+    >>> why = np.array(["no finite bound"] * 2)
+    >>> known = Certificates(torch.tensor([0, 1]), torch.ones(2), torch.zeros(2), "analytic", why)
+    >>> found = certified_at(known, torch.tensor([0.2, -0.2]), 0.5)
+    >>> [round(r, 6) for r in found.radius.tolist()], found.reason.tolist()
+    ([0.5, 0.0], ['certified', 'no finite bound'])
     """
     radius = certificates.radius
     proved = torch.maximum(radius, torch.full_like(radius, eps * WIDER))
-    return replace(certificates, radius=torch.where(margins > 0, proved, radius))
+    wider = torch.where(margins > 0, proved, radius)
+    newly = (wider > 0) & ~(radius > 0)
+    return replace(certificates, radius=wider, reason=np.where(newly, "certified", certificates.reason))

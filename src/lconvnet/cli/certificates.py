@@ -182,6 +182,7 @@ def _rows(
             "class": names[int(found.label[i])] if names else None,
             "margin": float(found.margin[i]),
             "radius": finite(float(found.radius[i]), subjects.images[i].numel()),
+            "reason": str(found.reason[i]),
             "certified": {str(e): found.level != "estimate" and bool(found.radius[i] > e) for e in eps},
         }
         for i, source in enumerate(subjects.sources)

@@ -157,15 +157,16 @@ def show_named(named: Named) -> None:
 
 
 def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: float, console: Console) -> None:
-    """Show one line for each image."""
+    """Show one line for each image, with the reason where the radius is 0."""
     for row in rows:
         name = f" ({row['class']})" if row["class"] not in (None, str(row["label"])) else ""
         certified = "".join(
             f", {'certified' if held else 'not certified'} at {eps}" for eps, held in row["certified"].items()
         )
+        why = "" if row["radius"] > 0 else f" ({row['reason']})"
         console.print(
             f"{row['image']}: label {row['label']}{name}{_truth(row)}, "
-            f"margin {rounded_down(row['margin'], 4)}, radius {rounded_down(row['radius'], 4)}{certified}",
+            f"margin {rounded_down(row['margin'], 4)}, radius {rounded_down(row['radius'], 4)}{why}{certified}",
         )
     shown = f"Lipschitz bound {rounded_up(bound, 9)}"
     nothing = f"level estimate, radii from power iteration: nothing is certified (but the {shown} is proved)"

@@ -65,6 +65,7 @@ def _certified(certificates: Certificates, labels: Tensor, eps: float, factor: f
         margin=certificates.margin[:count],
         radius=certificates.radius[:count],
         level=certificates.level,
+        reason=certificates.reason[:count],
     )
     correct = part.label == labels[:count]
     return {

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ logger = logging.getLogger("lconvnet")
 Report = Callable[[str, int, int], None]
 """Hears what is measured, how many images are done, and of how many."""
 
-CERTIFICATE = {"label": (int,), "prediction": (int,), "margin": (float,), "radius": (float,)}
+CERTIFICATE = {"label": (int,), "prediction": (int,), "margin": (float,), "radius": (float,), "reason": (str,)}
 LINEAR = {"margin": (float, type(None))}
 OUTCOME = {"success": (bool,), "norm": (float, type(None)), "l2": (float, type(None)), "zero_gradient": (bool,)}
 
@@ -84,13 +85,13 @@ class Outcome:
 
 def certify_all(subject: Subject) -> Certificates:
     """Return the certificates of all images, computed batch by batch."""
-    facts = {"bound": subject.bound.upper, "level": subject.bound.level}
+    facts = {"bound": subject.bound.upper, "level": subject.bound.level, "format": 2}
     journal = subject.journal("certificates", facts, CERTIFICATE)
 
     def measure(places: range) -> list[Row]:
         images, labels = batch(subject.images, places)
         found = certify(subject.network, images, bound=subject.bound, batch_size=subject.batch_size)
-        columns = (labels, found.label, found.margin.double(), found.radius.double())
+        columns = (labels, found.label, found.margin.double(), found.radius.double(), found.reason)
         return [
             {"index": i, **dict(zip(CERTIFICATE, row, strict=True))}
             for i, *row in zip(places, *(column.tolist() for column in columns), strict=True)
@@ -103,6 +104,7 @@ def certify_all(subject: Subject) -> Certificates:
         margin=torch.tensor(column["margin"], dtype=torch.float64),
         radius=torch.tensor(column["radius"], dtype=torch.float64),
         level=subject.bound.level,
+        reason=np.array(column["reason"]),
     )
 
 
@@ -230,7 +232,7 @@ def _run(
 def columns(
     certificates: Certificates, labels: Tensor, outcomes: Sequence[Outcome], evaluation: Evaluation
 ) -> dict[str, list[Any]]:
-    """Return one row an image as columns: index, label, prediction, margin, radius, and for every attack `NAME
+    """Return one row an image as columns: index, label, prediction, margin, radius, reason, and for every attack `NAME
     success` and `NAME norm`, null where it was not run or did not succeed."""
     table: dict[str, list[Any]] = {
         "index": list(range(len(labels))),
@@ -238,6 +240,7 @@ def columns(
         "prediction": certificates.label.tolist(),
         "margin": certificates.margin.tolist(),
         "radius": certificates.radius.tolist(),
+        "reason": certificates.reason.tolist(),
     }
     for outcome in outcomes:
         rest = [None] * (len(labels) - len(outcome.success))

@@ -6,7 +6,7 @@
 * logs/output.log: what the processes of a sweep said
 * model.safetensors: the baked network of the best epoch
 * results.yaml: the evaluation, in the original's keys
-* examples.parquet: one row for each test image: label, prediction, margin, radius, outcome of each attack
+* examples.parquet: one row for each test image: label, prediction, margin, radius, reason, outcome of each attack
 * evaluation/: the records these two are made of, which a resumed evaluation goes on with
 * other-data/: the same of images of other folders, accuracy.yaml instead of results.yaml
 * evidence/: an attack that contradicted a certificate, if there ever was one
