@@ -153,7 +153,7 @@ def padded(node: Node, image: np.ndarray) -> np.ndarray:
     if not circular:
         return surrounded(image, above_below, left_right)
     require_room((len(image), image.shape[1] + sum(above_below), image.shape[2] + sum(left_right)))
-    return np.pad(image, ((0, 0), above_below, left_right), mode="wrap")
+    return np.pad(image, np.array([(0, 0), above_below, left_right]), mode="wrap")
 
 
 def padding(node: Node) -> tuple[tuple[int, int], tuple[int, int], bool]:

@@ -108,7 +108,7 @@ def on_torus(node: Node, K: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndar
 def unshuffled(K: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
     """The kernel that gives the same with stride 1 on an image whose s x t blocks have become channels."""
     s, t = stride
-    K = np.pad(K, ((0, 0), (0, 0), (0, -K.shape[2] % s), (0, -K.shape[3] % t)))
+    K = np.pad(K, np.array([(0, 0), (0, 0), (0, -K.shape[2] % s), (0, -K.shape[3] % t)]))
     out, channels, height, width = K.shape
     blocks = K.reshape(out, channels, height // s, s, width // t, t).transpose(0, 1, 3, 5, 2, 4)
     return blocks.reshape(out, channels * s * t, height // s, width // t)

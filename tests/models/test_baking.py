@@ -226,8 +226,8 @@ def test_what_a_layer_refuses_names_it():
 
 def test_baking_draws_nothing():
     """Somebody who bakes to validate trains the same network."""
-    model = nn.Sequential(layers.BCOPConv2d(2, 4, 3), nn.Flatten(), layers.OrthogonalLinear(4 * 5 * 5, 3))
+    model = nn.Sequential(lc.layers.BCOPConv2d(2, 4, 3), nn.Flatten(), lc.layers.OrthogonalLinear(4 * 5 * 5, 3))
     state = torch.random.get_rng_state()
-    network = bake(model)
+    network = lc.bake(model)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert network(torch.rand(1, 2, 5, 5)).isfinite().all()

@@ -18,7 +18,16 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 import lconvnet
 from lconvnet.losses import Hinge
-from lconvnet.training import CheckpointError, Epoch, Interrupted, Record, load_best, load_record, schedules
+from lconvnet.training import (
+    CheckpointError,
+    Epoch,
+    Interrupted,
+    Record,
+    interruption,
+    load_best,
+    load_record,
+    schedules,
+)
 
 SCRIPT = Path(__file__).with_name("killing.py")
 SOURCE = str(Path(lconvnet.__file__).parents[1])
@@ -86,8 +95,8 @@ def stop_after(number: int, when: int) -> Callable[[torch.Tensor, torch.Tensor],
     calls = [0]
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        calls[0] += len(labels) > 2  # one image, and two, are how a loss is tried before the first step
-        if calls[0] == when and len(labels) > 2:
+        calls[0] += len(labels) > 16  # so many images at most are how a loss is tried before the first step
+        if calls[0] == when and len(labels) > 16:
             signal.raise_signal(number)
         return Hinge(0.3)(logits, labels)
 
@@ -132,7 +141,7 @@ def test_notices_that_come_again_do_not_disturb_the_saving(
         sync(descriptor)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if len(labels) > 2:
+        if len(labels) > 16:
             monkeypatch.setattr(os, "fsync", sync_and_signal)
         return stop(logits, labels)
 
@@ -149,15 +158,20 @@ def test_notices_that_come_again_do_not_disturb_the_saving(
     assert_same_run(whole, parts)
 
 
-def test_a_second_ctrl_c_interrupts_at_once(train: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("same", "expected"), [(-1.0, KeyboardInterrupt), (60.0, Interrupted)])
+def test_a_second_ctrl_c_interrupts_at_once_unless_it_is_the_same(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: float, expected: type[BaseException]
+) -> None:
+    monkeypatch.setattr(interruption, "SAME_WISH", same)
+
     def impatient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if len(labels) <= 2:  # it is being tried
+        if len(labels) <= 16:  # it is being tried
             return Hinge(0.3)(logits, labels)
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         return Hinge(0.3)(logits, labels)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(expected):
         train(loss=impatient, eps=0.3, directory=tmp_path)
 
 

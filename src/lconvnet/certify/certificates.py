@@ -18,7 +18,6 @@ from operator import index
 from typing import get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +58,7 @@ class Certificates:
     margin: Tensor
     radius: Tensor
     level: str
-    reason: npt.NDArray[np.str_]
+    reason: np.ndarray
 
     def __len__(self) -> int:
         return len(self.label)

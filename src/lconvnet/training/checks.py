@@ -179,11 +179,8 @@ def _takes_epochs_for_steps(scheduler: LRScheduler, rates: list[float], epochs: 
         return f"lowers the learning rate for the last time at step {changes[-1]} of {len(rates)}"
     periods = {getattr(part, name, None) or 0 for part in _parts(scheduler) for name in ("T_max", "T_0")}
     starts = {0, *(step for part in _parts(scheduler) for step in getattr(part, "_milestones", ()))}
-    if (
-        epochs > 1
-        and epochs % steps_per_epoch
-        and any(start + period == epochs for start in starts for period in periods)
-    ):
+    ends = {start + period for start in starts for period in periods}
+    if epochs > 1 and epochs % steps_per_epoch and epochs in ends:
         return f"has a period of {epochs} steps, as many as there are epochs"
     peak = max(rates)
     levels = [round(COARSE * rate / peak) for rate in rates]
