@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -185,3 +187,18 @@ def test_integers_that_floats_do_not_hold_are_refused_column_by_column(tmp_path)
     pq.write_table(pa.table({"v": [[2**53 + 1, 2], [3, 4]]}), path)
     with pytest.raises(ValueError, match=r"integers of 2\^53 and more in v"):
         read_samples(path)
+
+
+@pytest.mark.parametrize("index", ["__index_level_0__", "row"])
+def test_the_index_of_pandas_is_not_a_coordinate(tmp_path, index):
+    values = np.random.default_rng(0).normal(size=4)
+    table = pa.table({"x": values, index: [7, 3, 9, 5]})
+    stored = json.dumps({"index_columns": [index, {"kind": "range"}]}).encode()
+    pq.write_table(table.replace_schema_metadata({"pandas": stored}), tmp_path / "a.parquet")
+    np.testing.assert_array_equal(read_samples(tmp_path / "a.parquet").numpy(), values[:, None])
+    pq.write_table(table, tmp_path / "bare.parquet")
+    assert read_samples(tmp_path / "bare.parquet").shape == (4, 1 if index.startswith("__") else 2)
+    pq.write_table(table.replace_schema_metadata({"pandas": b"[1]"}), tmp_path / "broken.parquet")
+    if index == "row":
+        with pytest.raises(ValueError, match=r"broken.parquet holds broken pandas metadata: write it again"):
+            read_samples(tmp_path / "broken.parquet")

@@ -3,6 +3,7 @@
 Nothing here knows classes: an image folder may be flat, a parquet file may lack labels, an array may have any shape.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ from lconvnet.data.tree import SUFFIXES, Tree, tree_of
 from lconvnet.extras import require
 
 IMAGE_COLUMNS = ("image", "img")
+_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None, channels: int | None = None) -> Tensor:
@@ -27,7 +29,7 @@ def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None,
 
     Args:
         path: a folder of images or of parquet files; a parquet file with the column `image` (or `img`), or with
-            columns of numbers, or with one column of lists of equal length; a NumPy array without pickled objects.
+            columns of numbers (a pandas index is left out), or with one column of lists of equal length; a NumPy array without pickled objects.
         image_size: (height, width) to scale and centre-crop images to; by default their sizes must agree.
         channels: 1 or 3 to convert images to; by default all must be grey or all colour.
 
@@ -76,7 +78,7 @@ def _read_folder(tree: Tree, image_size: tuple[int, int] | None, channels: int |
 
 
 def _read_parquet(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> Tensor:
-    tables = {file: open_columns(file) for file in files}
+    tables = {file: _without_index(file, open_columns(file)) for file in files}
     names = next(iter(tables.values())).column_names
     for file, table in tables.items():
         _refuse_parts(file, roles_in(file, table))
@@ -90,6 +92,15 @@ def _read_parquet(files: list[Path], image_size: tuple[int, int] | None, channel
     cells = [cell for table in tables.values() for cell in table.column(image).to_pylist()]
     encoded: list[bytes | Path] = [encoded_bytes(cell, origin) for cell, origin in zip(cells, origins, strict=True)]
     return decode(encoded, origins, image_size=image_size, channels=channels).images
+
+
+def _without_index(file: Path, table: Any) -> Any:
+    """The table without the names or numbers of rows that pandas writes beside the columns."""
+    try:
+        index = [*(table.schema.pandas_metadata or {}).get("index_columns", [])]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file} holds broken pandas metadata: write it again") from error
+    return table.drop_columns([name for name in table.column_names if name in index or _INDEX.fullmatch(name)])
 
 
 def _numbers(file: Path, table: Any) -> np.ndarray:
