@@ -1,13 +1,14 @@
 """Parquet files as on the dataset hubs: `image` or `img` (encoded bytes) and `label`, one row an image."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lconvnet import allowance
 from lconvnet.data.errors import DataError, nearest
 from lconvnet.data.parquet_pages import pages
-from lconvnet.data.parts import role_of
+from lconvnet.data.parquet_parts import may_say_parts, roles_in
 from lconvnet.data.rows import Rows, Source, take
 from lconvnet.data.tree import Tree
 from lconvnet.extras import require
@@ -16,7 +17,6 @@ ROWS = 1024
 CELL, ROW = 8, 600  # bytes that a number takes at least, and a row of values of any length, a dictionary in Python
 OBJECTS = 6  # times a value of Arrow: what the number or the bytes take in Python
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
-_SPLIT_COLUMNS = ("split", "part", "partition", "subset", "set", "phase", "usage")
 
 
 def read_parquet(file: Path, *, to_train: bool = True) -> Source:
@@ -57,7 +57,9 @@ def _source(parts: dict[Path, str]) -> Source:
     for file, role in parts.items():
         for said, found in _read(file).items():
             if role and said and said != role:
-                raise DataError(f"{file} is called {role}, but has {said} rows: rename the file, or divide it")
+                raise DataError(
+                    f"{file} is called {role}, but has {said} rows: rename the file, divide it, or remove the column"
+                )
             rows.setdefault(role or said, []).append(found)
     if "" in rows and len(rows) > 1:
         raise DataError(
@@ -86,9 +88,9 @@ def _join(parts: list[Rows]) -> Rows:
     return Rows(cells, labels, [origin for part in parts for origin in part.origins], parts[0].class_names)
 
 
-def open_columns(file: Path, *wanted: tuple[str, ...], optional: tuple[str, ...] = ()) -> Any:
-    """Return a checked table with one column for each group of alternative names, and the `optional` ones that it has
-    in any case; all columns where none is asked for.
+def open_columns(file: Path, *wanted: tuple[str, ...], optional: Callable[[Any], bool] = lambda field: False) -> Any:
+    """Return a checked table with one column for each group of alternative names, and those whose fields are
+    `optional`; all columns where none is asked for.
 
     Raises `DataError` for an unreadable file, a missing column, and a file without rows.
     """
@@ -97,7 +99,7 @@ def open_columns(file: Path, *wanted: tuple[str, ...], optional: tuple[str, ...]
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             present = opened.schema_arrow.names
             needed = [_column(file, present, *names) for names in wanted]
-            others = [name for name in present if wanted and name.casefold() in optional]
+            others = [field.name for field in opened.schema_arrow if wanted and optional(field)]
             table = _held(file, opened, [*needed, *others] or None)
         table.validate(full=True)
     except DataError:
@@ -173,7 +175,7 @@ def _unreadable(file: Path, error: Exception) -> DataError:
 def _read(file: Path) -> dict[str, Rows]:
     """The rows of a file by the part that they say; "" where they say none."""
     wanted = ("image", "img"), ("label", "labels")
-    table = open_columns(file, *wanted, optional=_SPLIT_COLUMNS)
+    table = open_columns(file, *wanted, optional=may_say_parts)
     image, label = (_column(file, table.column_names, *names) for names in wanted)
     try:
         cells, labels = table.column(image).to_pylist(), table.column(label).to_pylist()
@@ -187,24 +189,6 @@ def _read(file: Path) -> dict[str, Rows]:
     if not said:
         return {"": rows}
     return {role: take(rows, [i for i, found in enumerate(said) if found == role]) for role in dict.fromkeys(said)}
-
-
-def roles_in(file: Path, table: Any) -> list[str]:
-    """The part that every row of a table says in a column such as `split`; none if no such column exists.
-
-    Raises `DataError` where some rows say one and others do not.
-    """
-    for name in table.column_names:
-        if name.casefold() not in _SPLIT_COLUMNS:
-            continue
-        values = table.column(name).to_pylist()
-        said = {value: role_of(value) if isinstance(value, str) else None for value in dict.fromkeys(values)}
-        unknown = [value for value, role in said.items() if role is None]
-        if unknown and len(unknown) < len(said):
-            raise DataError(f"column {name!r} of {file} has {unknown[0]!r} beside train or test: correct the rows")
-        if not unknown:
-            return [str(said[value]) for value in values]
-    return []
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:

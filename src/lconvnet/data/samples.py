@@ -16,7 +16,8 @@ from torch import Tensor
 from lconvnet.data.arrays import read_npy
 from lconvnet.data.decoding import decode
 from lconvnet.data.errors import DataError
-from lconvnet.data.parquet import encoded_bytes, open_columns, roles_in
+from lconvnet.data.parquet import encoded_bytes, open_columns
+from lconvnet.data.parquet_parts import roles_in
 from lconvnet.data.tree import SUFFIXES, Tree, tree_of
 from lconvnet.extras import require
 
@@ -29,7 +30,8 @@ def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None,
 
     Args:
         path: a folder of images or of parquet files; a parquet file with the column `image` (or `img`), or with
-            columns of numbers (a pandas index is left out), or with one column of lists of equal length; a NumPy array without pickled objects.
+            columns of numbers (an index that pandas wrote is left out), or with one column of lists of equal length; a
+            NumPy array without pickled objects.
         image_size: (height, width) to scale and centre-crop images to; by default their sizes must agree.
         channels: 1 or 3 to convert images to; by default all must be grey or all colour.
 
