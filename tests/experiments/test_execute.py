@@ -22,6 +22,7 @@ from lconvnet.experiments import build, execute, names
 from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.loading import dump, parse
 from lconvnet.experiments.run_folder import RunFolder, find_run
+from lconvnet.experiments.trained_on import trained_experiment
 from lconvnet.training import CheckpointError, load_record
 
 VALUES = {
@@ -263,7 +264,7 @@ def test_what_was_trained_cannot_be_changed_afterwards(run):
         execute.evaluate(run, ["seed=4"])
     with pytest.raises(ValueError, match=r"--set data.limit=... was fixed"):
         execute.evaluate(run, ["data.limit=4"])
-    assert execute.trained_experiment(run, ["data.directory=x", "evaluation.batch_size=7"]).data.directory == "x"
+    assert trained_experiment(run, ["data.directory=x", "evaluation.batch_size=7"]).data.directory == "x"
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"\x80\x04.", b"{}"])

@@ -90,7 +90,7 @@ def test_from_is_training_from_those_weights(old, tmp_path):
     record = load_record(new.path)
     assert record.epochs == load_record(own).epochs and record.finished
     expected = hashlib.sha256((old.path / best).read_bytes()).hexdigest()
-    origin = {"run": str(old.path), "file": "best.safetensors", "epoch": 1, "sha256": expected}
+    origin = {"run": str(old.path), "file": "best.safetensors", "epoch": 1, "sha256": expected, "note": ""}
     assert record.settings["from"] == origin
     assert dict(facts_of(new.path)[0].recipe)["from"] == str(old.path), "no repetition of a run from scratch"
     assert "from" not in dict(facts_of(old.path)[0].recipe)

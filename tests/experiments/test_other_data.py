@@ -16,6 +16,7 @@ from lconvnet.data import DataError, batch, load, load_labelled
 from lconvnet.experiments import execute, robustness
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.report import find_runs
+from lconvnet.training import load_record
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -242,3 +243,57 @@ def test_certify_of_a_run_without_its_network_says_how_to_get_it(copy, capsys):
     (copy / "run" / "model.safetensors").unlink()
     err = refusal(capsys, "certify", copy / "run", copy / "insects" / "ant" / "0.png")
     assert f"lconvnet train {copy / 'run' / 'cfg.yaml'} --resume goes on, lconvnet evaluate {copy / 'run'}" in err
+
+
+def pixels(*parts) -> list[bytes]:
+    return [image.numpy().tobytes() for part in parts for image in part.images]
+
+
+def test_images_that_the_first_weights_were_trained_on_are_counted(world, capsys, tmp_path):
+    """A folder that divides the same images otherwise, and a run that goes on from the one on it."""
+    first, divided = RunFolder(world / "run"), tmp_path / "divided"
+    for part, digits in (("train", "02468"), ("test", "13579")):
+        for picture in (world / "insects").glob(f"*/*[{digits}].png"):
+            (divided / part / picture.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, divided / part / picture.parent.name)
+    train = ["train", first.config, "--set", f"data.name={divided}", "--set", "training.epochs=1"]
+    assert command(*train, "--from", first.path, "--out", tmp_path / "next") == 0
+    capsys.readouterr()
+    assert command(*train, "--from", tmp_path / "next", "--out", tmp_path / "third", "--json") == 0
+    old, new = (load(name, image_size=8, channels=1) for name in (world / "insects", divided))
+    known = set(pixels(old.train, old.validation))
+    held, tested = (sum(image in known for image in pixels(part)) for part in (new.validation, new.test))
+    assert 0 < tested < len(new.test) and held
+    said = f"{held} of {len(new.validation)} validation images and {tested} of {len(new.test)} test images were trained"
+    said += " on or chosen by in the runs that the first weights came from"
+    assert json.loads(capsys.readouterr().out)["note"] == said
+    for name in ("next", "third"):
+        assert load_record(tmp_path / name).settings["from"]["note"] == said
+        assert command("evaluate", tmp_path / name, "--no-attacks", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["note"] == said
+        assert command("certify", tmp_path / name, "--data", divided) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
+    assert command("evaluate", tmp_path / "third", "--data", world / "insects", "--no-attacks", "--json") == 0
+    expected = len(known | set(pixels(new.train, new.validation)))
+    note = json.loads(capsys.readouterr().out)["note"]
+    assert f"{expected} of them are among the images that the run, or one that it started from, was trained" in note
+
+
+def test_the_same_division_is_not_noted(world, capsys, tmp_path):
+    first = RunFolder(world / "run")
+    assert command("train", first.config, "--from", first.path, "--out", tmp_path / "next") == 0
+    assert load_record(tmp_path / "next").settings["from"]["note"] == ""
+    capsys.readouterr()
+    assert command("evaluate", tmp_path / "next", "--no-attacks", "--json") == 0
+    assert "note" not in json.loads(capsys.readouterr().out)
+
+
+def test_first_weights_of_which_nothing_is_known_are_noted(copy, tmp_path):
+    first, others = RunFolder(copy / "run"), pictures(tmp_path / "others", seed=3, side=10)
+    config = shutil.copy(first.config, tmp_path / "cfg.yaml")
+    values = yaml.safe_load(first.config.read_text())
+    values["data"]["name"] = str(tmp_path / "gone")
+    first.config.write_text(yaml.safe_dump(values))
+    train = ["train", config, "--set", f"data.name={others}", "--from", first.path]
+    assert command(*train, "--out", tmp_path / "new") == 0
+    assert "is not known: " in load_record(tmp_path / "new").settings["from"]["note"]

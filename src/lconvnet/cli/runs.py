@@ -130,7 +130,8 @@ def show_trained(trained: execute.Trained, folder: RunFolder, *, as_json: bool) 
     if as_json:
         validation = {"clean": best.clean, "certified": certified}
         facts = {"epoch": best.epoch, "chosen_by": trained.record.chosen_by, "validation": validation}
-        facts |= {"bound": trained.bound.upper}
+        note = trained.record.settings.get("from", {}).get("note")
+        facts |= {"bound": trained.bound.upper, **({"note": note} if note else {})}
         output.show_json({**facts, "level": trained.bound.level, "model": str(trained.path), "run": str(folder.path)})
 
 

@@ -16,19 +16,18 @@ from lconvnet import saving
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
-from lconvnet.data import NAMES, DataError, Images, Splits
-from lconvnet.data import load as load_data
+from lconvnet.data import Images, Splits
 from lconvnet.experiments import accuracies, build, names, robustness
+from lconvnet.experiments.ancestors import inherited_note, note_on
 from lconvnet.experiments.attacks import MinimumNorm
 from lconvnet.experiments.config import Evaluation, Experiment
-from lconvnet.experiments.loading import load, parse
+from lconvnet.experiments.loading import load
 from lconvnet.experiments.origin import begin_from, require_source
-from lconvnet.experiments.reading import parse_overrides
-from lconvnet.experiments.run_folder import RunFolder, evaluation_values
+from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
+from lconvnet.experiments.trained_on import own_images, trained_experiment
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, Record, fit, is_first_process, is_started, load_best, load_record
-from lconvnet.training.settings import describe_splits
 
 logger = logging.getLogger("lconvnet")
 
@@ -88,6 +87,10 @@ def train(
             logger.info("read %r", splits)
         model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
         first = begin_from(weights, folder, experiment, {"model": model}) if weights else None
+        if first and not is_started(folder.path):
+            first["note"] = note_on(splits, weights)
+            if first["note"] and is_first_process():
+                logger.warning("%s", first["note"])
         if not own and is_first_process():
             folder.keep_config(experiment)
         record = _fit(model, splits, experiment, folder, first, resume=resume, progress=progress)
@@ -169,7 +172,8 @@ def _evaluate(experiment: Experiment, folder: RunFolder, *, attacks: bool, repor
     record, splits = load_record(folder.path), own_images(experiment, folder)
     trained = saved_network(record, folder) if record.is_baked else _baked(experiment, record, splits, folder)
     about = {"data": f"{len(splits.test)} test images of {splits.name}, {_chosen(record, len(splits.validation))}"}
-    about |= {"note": splits.note} if splits.note else {}
+    note = "; ".join(filter(None, (splits.note, inherited_note(record, splits))))
+    about |= {"note": note} if note else {}
     return measure(trained, splits.test, experiment, folder, about, attacks=attacks, report=report)
 
 
@@ -233,79 +237,6 @@ def saved_network(record: Record, folder: RunFolder) -> Trained:
     return Trained(record, network, bound, folder.model)
 
 
-def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment a run was trained with, evaluated as its cfg.yaml and `overrides` say.
-
-    Raises ValueError for an override of anything that was fixed by the training.
-    """
-    settings = load_record(folder.path).settings
-    places = IMPORTED if "imported" in settings else TRAINED
-    require_open(folder, overrides, places)
-    recorded = settings.get("settings")
-    if not isinstance(recorded, dict) or "model" not in recorded:
-        raise ValueError(f"{folder.path} was not trained from a configuration; evaluate it with lconvnet.certify")
-    described = evaluation_values(folder)
-    moved = {key: value for key, value in described.get("data", {}).items() if key in places}
-    data = {**recorded.get("data", {}), **moved}
-    return parse({**recorded, **described, "data": data}, overrides)
-
-
-def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> tuple[Splits, str]:
-    """Return the images of a set, read and divided as those of a run were, and what must be said of them, if anything.
-
-    The run's own images are thereby divided as they were, and none that it was trained on is a test image. Raises
-    ValueError where its own set holds other images by now.
-    """
-    record = load_record(folder.path)
-    if "model" not in (record.settings.get("settings") or {}):  # trained from Python: only the images tell
-        splits = load_data(name, directory=directory)
-        _require_same_images(record, splits, folder)
-        return splits, ""
-    experiment = trained_experiment(folder)
-    own = experiment.data
-    place = own.directory if directory is None else directory
-    splits = build.load_images(own.model_copy(update={"name": name, "directory": place}), seed=experiment.seed)
-    if name == own.name or Path(name).resolve() == Path(own.name).resolve():
-        _require_same_images(record, splits, folder)
-    if not _changed(record, splits, folder):
-        return splits, ""
-    total = sum(map(len, (splits.train, splits.validation, splits.test)))
-    return splits, (
-        f"{name} is not the set that {folder.path} was trained on ({own.name}), but divided in the same way: "
-        f"{len(splits.test)} of its {total} images are test images; for all of them lconvnet evaluate {folder.path} "
-        f"--data {name}"
-    )
-
-
-IMPORTED = ("directory",)  # imported weights know nothing of where their images lie but the name
-TRAINED = ("directory", "name")
-
-
-def require_open(folder: RunFolder, overrides: Sequence[str], open_keys: Sequence[str] = IMPORTED) -> None:
-    """Raise ValueError for an override of anything that was fixed by a run's training, but where its images lie."""
-    places = [f"data.{key}" for key in open_keys]
-    for section, values in parse_overrides(overrides).items():
-        keys = [f"data.{key}" for key in values] if section == "data" and hasattr(values, "keys") else [section]
-        fixed = [key for key in keys if key not in ("evaluation", *places)]
-        if fixed:
-            raise ValueError(
-                f"--set {fixed[0]}=... was fixed when the run in {folder.path} was trained; only evaluation.*, "
-                f"{' and '.join(places)} can change now, train another run for the rest"
-            )
-
-
-def own_images(experiment: Experiment, folder: RunFolder) -> Splits:
-    """Return the images of a run, wherever they lie now. Raises ValueError where they are others by now."""
-    try:
-        splits = build.load_images(experiment.data, seed=experiment.seed)
-    except DataError as error:
-        moved = not Path(experiment.data.name).exists() and experiment.data.name not in NAMES
-        way_out = "; if they moved, say where they are now with --set data.name=PATH" if moved else ""
-        raise ValueError(f"{error}{way_out}") from error
-    _require_same_images(load_record(folder.path), splits, folder)
-    return splits
-
-
 def _attack(
     subject: robustness.Subject, certificates: Certificates, evaluation: Evaluation
 ) -> list[robustness.Outcome]:
@@ -321,38 +252,6 @@ def _attack(
 def _stated(experiment: Experiment) -> dict[str, Any]:
     """What cfg.yaml must state of a run: everything but where it runs and where the images lie."""
     return build.settings(experiment) | {"evaluation": experiment.evaluation.model_dump(mode="json")}
-
-
-def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> None:
-    if changed := _changed(record, splits, folder):
-        raise ValueError(
-            f"{folder.path} was trained on other images ({'; '.join(changed)}), so test images may be among the "
-            "trained ones; restore the images as they were, say where they are now with --set data.name=PATH, "
-            f"measure others with lconvnet evaluate {folder.path} --data PATH, or train another run"
-        )
-
-
-def _changed(record: Record, splits: Splits, folder: RunFolder) -> list[str]:
-    """What differs between these images and those of a training; of imported weights nobody wrote that down."""
-    if "imported" in record.settings:
-        return []
-    recorded, found = record.settings.get("data") or {}, describe_splits(splits)
-    if "test" not in recorded:  # of older runs only the others are known
-        del found["test"]
-    parts = [_difference(part, recorded.get(part) or {}, facts) for part, facts in found.items()]
-    changed = [line for line in parts if line]
-    names = saving.describe(folder.model).class_names if changed and folder.model.exists() else None
-    if names and tuple(names) != splits.class_names:
-        changed = [f"classes: {', '.join(names)}, now {', '.join(splits.class_names)}", *changed]
-    return changed
-
-
-def _difference(part: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What differs in one part, in words; nothing where its pixels and labels are the same."""
-    if recorded == found:
-        return ""
-    before, now = recorded.get("images", "unknown"), found["images"]
-    return f"{part}: {before} images, now {now}" if before != now else f"{part}: other pixels, labels or order"
 
 
 def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> None:

@@ -10,16 +10,17 @@ import re
 from collections.abc import Sequence
 
 from lconvnet import atomic, saving
-from lconvnet.data import Images, Splits, load_labelled
-from lconvnet.data.sets import digests
+from lconvnet.data import Images, load_labelled
 from lconvnet.experiments import robustness
+from lconvnet.experiments.ancestors import count, seen_by, source_of, trained_or_chosen
 from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.execute import Evaluated, measure, own_images, saved_network, trained_experiment
+from lconvnet.experiments.execute import Evaluated, measure, saved_network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
+from lconvnet.experiments.trained_on import own_images, trained_experiment
 from lconvnet.extras import require
 from lconvnet.training import Record, load_record
-from lconvnet.training.settings import describe_images
+from lconvnet.training.settings import describe_images, describe_splits
 
 FOLDER, RESULTS = "other-data", "accuracy.yaml"
 
@@ -70,7 +71,8 @@ def _place(folder: RunFolder, images: Images) -> RunFolder:
 
 
 def _trained_on(images: Images, experiment: Experiment, record: Record, folder: RunFolder) -> str:
-    """How many images the run was trained on or chosen by, in words; or that nobody knows, where its own are gone."""
+    """How many images the run, or one it started from, was trained on or chosen by, in words; or that nobody knows,
+    where its own are gone."""
     unknown = "whether the network was trained on any of them is not known"
     if "imported" in record.settings:
         return f"{unknown}: its weights were imported"
@@ -78,10 +80,9 @@ def _trained_on(images: Images, experiment: Experiment, record: Record, folder: 
         own = own_images(experiment, folder)
     except ValueError as error:
         return f"{unknown}: {error}"
-    seen = _seen(images, own)
-    return f"{seen} of them are among the images that the run was trained on or chosen by" if seen else ""
-
-
-def _seen(images: Images, own: Splits) -> int:
-    known = {digest for part in (own.train, own.validation) for digest in digests(part)}
-    return sum(digest in known for digest in digests(images))
+    source = source_of(record)
+    before, missing = seen_by(source, describe_splits(own))
+    seen = count(images, before | trained_or_chosen(own))
+    who = "the run, or one that it started from," if source else "the run"
+    found = f"{seen} of them are among the images that {who} was trained on or chosen by" if seen else ""
+    return "; ".join(filter(None, (found, missing)))

@@ -14,9 +14,9 @@ from torch import nn
 from lconvnet import atomic
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.execute import require_open
 from lconvnet.experiments.loading import parse
 from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.trained_on import require_open
 from lconvnet.importing import kw, qw
 from lconvnet.training import Record
 from lconvnet.training.checkpoint import save_best

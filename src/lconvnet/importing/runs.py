@@ -20,11 +20,11 @@ from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.estimation import UNSAMPLED
 from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.execute import require_open
 from lconvnet.experiments.loading import dump, load_any, merge, naming, parse_any
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.trained_on import require_open
 from lconvnet.importing import original, pickles
 from lconvnet.importing.baselines import adopt_baseline, is_baseline, read_baseline
 from lconvnet.training import CheckpointError, Record, load_record

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from lconvnet.experiments import build
 from lconvnet.experiments.config import Evaluation
-from lconvnet.experiments.execute import trained_experiment
 from lconvnet.experiments.loading import AnyExperiment, parse_any
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder, recorded_settings
+from lconvnet.experiments.trained_on import trained_experiment
 from lconvnet.ops.rounding import decimal
 from lconvnet.report import labels
 from lconvnet.training import load_record

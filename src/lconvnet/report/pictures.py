@@ -21,8 +21,8 @@ from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certify
 from lconvnet.data import batch
 from lconvnet.experiments.crosscheck import Certified, check
-from lconvnet.experiments.execute import own_images, trained_experiment
 from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.trained_on import own_images, trained_experiment
 from lconvnet.extras import require
 from lconvnet.ops.rounding import rounded_down, rounded_up
 from lconvnet.training.evaluation import singular_values

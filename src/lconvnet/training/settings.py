@@ -19,7 +19,7 @@ Place = tuple[str, ...]
 OUTSIDE: frozenset[Place] = frozenset(
     {
         *(("data", name) for name in ("name", "note", "test")),
-        *(("from", name) for name in ("file", "epoch", "sha256")),
+        *(("from", name) for name in ("file", "epoch", "sha256", "note")),
         ("settings", "data", "name"),  # of a configuration
         ("settings", "generated"),  # where the samples of an estimate lie
     }

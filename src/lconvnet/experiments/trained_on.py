@@ -1,0 +1,122 @@
+"""What a run was trained on: the experiment as it was, and its images, which must still be those of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lconvnet import saving
+from lconvnet.data import NAMES, DataError, Splits
+from lconvnet.data import load as load_data
+from lconvnet.experiments import build
+from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.loading import parse
+from lconvnet.experiments.reading import parse_overrides
+from lconvnet.experiments.run_folder import RunFolder, evaluation_values
+from lconvnet.training import Record, load_record
+from lconvnet.training.settings import describe_splits
+
+IMPORTED = ("directory",)  # imported weights know nothing of where their images lie but the name
+TRAINED = ("directory", "name")
+
+
+def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Experiment:
+    """Return the experiment a run was trained with, evaluated as its cfg.yaml and `overrides` say.
+
+    Raises ValueError for an override of anything that was fixed by the training.
+    """
+    settings = load_record(folder.path).settings
+    places = IMPORTED if "imported" in settings else TRAINED
+    require_open(folder, overrides, places)
+    recorded = settings.get("settings")
+    if not isinstance(recorded, dict) or "model" not in recorded:
+        raise ValueError(f"{folder.path} was not trained from a configuration; evaluate it with lconvnet.certify")
+    described = evaluation_values(folder)
+    moved = {key: value for key, value in described.get("data", {}).items() if key in places}
+    data = {**recorded.get("data", {}), **moved}
+    return parse({**recorded, **described, "data": data}, overrides)
+
+
+def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> tuple[Splits, str]:
+    """Return the images of a set, read and divided as those of a run were, and what must be said of them, if anything.
+
+    The run's own images are thereby divided as they were, and none that it was trained on is a test image. Raises
+    ValueError where its own set holds other images by now.
+    """
+    record = load_record(folder.path)
+    if "model" not in (record.settings.get("settings") or {}):  # trained from Python: only the images tell
+        splits = load_data(name, directory=directory)
+        _require_same_images(record, splits, folder)
+        return splits, ""
+    experiment = trained_experiment(folder)
+    own = experiment.data
+    place = own.directory if directory is None else directory
+    splits = build.load_images(own.model_copy(update={"name": name, "directory": place}), seed=experiment.seed)
+    if name == own.name or Path(name).resolve() == Path(own.name).resolve():
+        _require_same_images(record, splits, folder)
+    if not _changed(record, splits, folder):
+        return splits, str((record.settings.get("from") or {}).get("note", ""))
+    total = sum(map(len, (splits.train, splits.validation, splits.test)))
+    return splits, (
+        f"{name} is not the set that {folder.path} was trained on ({own.name}), but divided in the same way: "
+        f"{len(splits.test)} of its {total} images are test images; for all of them lconvnet evaluate {folder.path} "
+        f"--data {name}"
+    )
+
+
+def require_open(folder: RunFolder, overrides: Sequence[str], open_keys: Sequence[str] = IMPORTED) -> None:
+    """Raise ValueError for an override of anything that was fixed by a run's training, but where its images lie."""
+    places = [f"data.{key}" for key in open_keys]
+    for section, values in parse_overrides(overrides).items():
+        keys = [f"data.{key}" for key in values] if section == "data" and hasattr(values, "keys") else [section]
+        fixed = [key for key in keys if key not in ("evaluation", *places)]
+        if fixed:
+            raise ValueError(
+                f"--set {fixed[0]}=... was fixed when the run in {folder.path} was trained; only evaluation.*, "
+                f"{' and '.join(places)} can change now, train another run for the rest"
+            )
+
+
+def own_images(experiment: Experiment, folder: RunFolder) -> Splits:
+    """Return the images of a run, wherever they lie now. Raises ValueError where they are others by now."""
+    try:
+        splits = build.load_images(experiment.data, seed=experiment.seed)
+    except DataError as error:
+        moved = not Path(experiment.data.name).exists() and experiment.data.name not in NAMES
+        way_out = "; if they moved, say where they are now with --set data.name=PATH" if moved else ""
+        raise ValueError(f"{error}{way_out}") from error
+    _require_same_images(load_record(folder.path), splits, folder)
+    return splits
+
+
+def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> None:
+    if changed := _changed(record, splits, folder):
+        raise ValueError(
+            f"{folder.path} was trained on other images ({'; '.join(changed)}), so test images may be among the "
+            "trained ones; restore the images as they were, say where they are now with --set data.name=PATH, "
+            f"measure others with lconvnet evaluate {folder.path} --data PATH, or train another run"
+        )
+
+
+def _changed(record: Record, splits: Splits, folder: RunFolder) -> list[str]:
+    """What differs between these images and those of a training; of imported weights nobody wrote that down."""
+    if "imported" in record.settings:
+        return []
+    recorded, found = record.settings.get("data") or {}, describe_splits(splits)
+    if "test" not in recorded:  # of older runs only the others are known
+        del found["test"]
+    parts = [_difference(part, recorded.get(part) or {}, facts) for part, facts in found.items()]
+    changed = [line for line in parts if line]
+    names = saving.describe(folder.model).class_names if changed and folder.model.exists() else None
+    if names and tuple(names) != splits.class_names:
+        changed = [f"classes: {', '.join(names)}, now {', '.join(splits.class_names)}", *changed]
+    return changed
+
+
+def _difference(part: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What differs in one part, in words; nothing where its pixels and labels are the same."""
+    if recorded == found:
+        return ""
+    before, now = recorded.get("images", "unknown"), found["images"]
+    return f"{part}: {before} images, now {now}" if before != now else f"{part}: other pixels, labels or order"
