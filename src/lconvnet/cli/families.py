@@ -17,6 +17,7 @@ from lconvnet.experiments import family, sweep
 from lconvnet.experiments.family import Generated
 from lconvnet.experiments.status import Status, count, status
 from lconvnet.ops.rounding import percent_down
+from lconvnet.report.labels import eps_label
 from lconvnet.visible import files_below
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a family: with a template.yaml, or with runs below it.")]
@@ -136,7 +137,7 @@ def _failed(outcomes: Mapping[Path, sweep.Outcome]) -> dict[Path, str]:
 
 def status_header() -> list[str]:
     """The columns of the table of runs."""
-    return ["run", "state", "epoch", "clean", "certified", "images/s", "minutes", "peak MB", "device", "detail"]
+    return ["run", "state", "epoch", "clean", "certified", "of", "images/s", "minutes", "peak MB", "device", "detail"]
 
 
 def status_row(row: Status, folder: Path) -> list[str]:
@@ -145,6 +146,7 @@ def status_row(row: Status, folder: Path) -> list[str]:
     progress = f"{row.epoch}/{row.epochs}" if row.epochs else ""
     accuracies = ["" if row.clean is None else f"{row.clean:.2%}"]
     accuracies += ["" if row.certified is None else percent_down(row.certified)]
+    accuracies += [", ".join(filter(None, (row.images, "" if row.eps is None else eps_label(row.eps))))]
     speed = f"{row.images_per_second:.0f}" if row.images_per_second else ""
     minutes = f"{row.seconds / 60:.1f}" if row.seconds else ""
     memory = f"{row.peak_memory_mb:.0f}" if row.peak_memory_mb else ""

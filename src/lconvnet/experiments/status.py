@@ -28,7 +28,8 @@ STATES: tuple[State, ...] = get_args(State)
 
 @dataclass(frozen=True)
 class Status:
-    """A run at a glance; accuracies are fractions, on the test images where it was evaluated, else on validation.
+    """A run at a glance; accuracies are fractions, on the `images` that were evaluated (test, else validation); the
+    certified one is at `eps`.
 
     finished: trained and evaluated · trained: not evaluated yet · interrupted: stopped or killed, goes on · failed:
     ended by the error in `detail` · invalid: its cfg.yaml cannot be used · missing: not started.
@@ -40,6 +41,8 @@ class Status:
     epochs: int = 0
     clean: float | None = None
     certified: float | None = None
+    images: str = ""
+    eps: float | None = None
     seconds: float = 0.0
     images_per_second: float | None = None
     peak_memory_mb: float | None = None
@@ -55,15 +58,12 @@ def status(path: str | Path) -> Status:
     results = _results(folder, record)
     state, detail = _state(folder, past, record, results)
     epochs = int(record.settings.get("epochs", 0)) if record else max(_generator_epochs(folder), _generated(folder))
-    best = record.best if record and record.best_epoch else None
-    row = _first(results.get("adv_robustness"))
     return Status(
         folder.path,
         state,
         epoch=len(record.epochs) if record else _generated(folder),
         epochs=epochs,
-        clean=results.get("accuracy", best.clean if best else None),
-        certified=row.get("lb", next(iter(best.certified.values()), None) if best else None),
+        **_accuracies(record, results),
         seconds=sum(_numbers(past, "seconds")),
         images_per_second=_throughput(folder),
         peak_memory_mb=max(_numbers(past, "peak_memory_mb"), default=None),
@@ -209,10 +209,19 @@ def _generator_epochs(folder: RunFolder) -> int:
     return experiment.training.epochs if isinstance(experiment, GanExperiment) else 0
 
 
-def _first(rows: Any) -> dict[str, Any]:
-    """Return the row of the largest eps."""
-    row = rows[max(rows)] if isinstance(rows, dict) and rows else {}
-    return row if isinstance(row, dict) else {}
+def _accuracies(record: Record | None, results: dict[str, Any]) -> dict[str, Any]:
+    """Return the accuracies of the test images, at the largest eps, else of the validation images, at the first; never
+    one of each."""
+    if "accuracy" in results:
+        rows = results.get("adv_robustness")
+        eps = max(rows) if isinstance(rows, dict) and rows else None
+        row = rows[eps] if isinstance(rows, dict) and isinstance(rows.get(eps), dict) else {}
+        at = {"certified": row["lb"], "eps": eps} if "lb" in row else {}
+        return {"clean": results["accuracy"], "images": "test", **at}
+    if not record or not record.best_epoch or record.best.clean is None:
+        return {}
+    eps, certified = next(iter(record.best.certified.items()), (None, None))
+    return {"clean": record.best.clean, "images": "validation", "certified": certified, "eps": eps}
 
 
 def _numbers(past: list[Session], name: str) -> list[float]:
