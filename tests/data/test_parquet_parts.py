@@ -35,7 +35,7 @@ def test_a_column_that_says_parts_is_used_whatever_it_is_called(read, name, word
         read(read_samples, **{name: pa.array([words[part == "test"] for part in PARTS]).dictionary_encode()})
 
 
-@pytest.mark.parametrize("name", ["is_test", "test", "isTrain", "split", "in_train", "set"])
+@pytest.mark.parametrize("name", ["is_test", "test", "isTrain", "split", "in_train", "set", "data_split", "held_out"])
 @pytest.mark.parametrize("values", [(False, True), (0, 1), (0.0, 1.0), ("no", "yes"), ("0", "1"), (1, 1)])
 def test_flags_are_refused(read, name, values):
     with pytest.raises(DataError, match=rf"column '{name}' of .* holds .*: write train, validation or test in a colum"):
@@ -67,6 +67,8 @@ def test_columns_that_say_other_things_are_left_alone(read):
         "object": ["train", "car"] * 10,
         "subset": ["A", "B"] * 10,
         "train_id": list(range(20)),
+        "test_count": [i % 4 for i in range(20)],
+        "part_number": [i % 4 for i in range(20)],
         "split": [None] * 20,
     }
     for name, values in others.items():

@@ -1,16 +1,17 @@
 """Which part of a data set every row of a parquet file says it is of, in whatever column says one."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from lconvnet.data.errors import DataError
-from lconvnet.data.parts import hint_of, roles_of
+from lconvnet.data.parts import hint_of, role_of, roles_of
 from lconvnet.extras import require
 
 NAMES = ("split", "part", "partition", "subset", "set", "phase", "usage")
 FEW = 10  # distinct values at most of a column that sorts rows
 _OWN = ("image", "img", "label", "labels")  # a class may be called train
-_FLAGS = {"0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}
+_FLAGS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "y", "n", "t", "f"}
 
 
 def may_say_parts(field: Any) -> bool:
@@ -55,7 +56,7 @@ def _roles(file: Path, table: Any, name: str) -> list[str]:
         raise DataError(
             f"column {name!r} of {file} has {unknown[0]!r} beside train or test: correct the rows, or remove it"
         )
-    if not said and _is_called_part(name) and _are_flags(distinct):
+    if not said and _is_called_part(name) and _are_flags(distinct, known=known):
         raise DataError(
             f"column {name!r} of {file} holds {distinct[0]!r}, which is not the name of a part: write train, "
             "validation or test in a column called split, and remove or rename this one"
@@ -73,15 +74,16 @@ def _said(file: Path, name: str, values: list[str]) -> dict[str, str]:
         ) from None
 
 
-def _are_flags(distinct: list[Any]) -> bool:
-    """Whether few numbers, or words such as yes and no, sort the rows."""
+def _are_flags(distinct: list[Any], *, known: bool) -> bool:
+    """Whether 0 and 1, or words such as yes and no, sort the rows; or few numbers, where the name is `known`."""
     values = [value for value in distinct if value is not None]
-    words = all(not isinstance(value, str) or value.casefold() in _FLAGS for value in values)
-    return words and 0 < len(values) <= FEW
+    numbered = known and not any(isinstance(value, str) for value in values)
+    return 0 < len(values) <= FEW and (numbered or all(str(value).casefold() in _FLAGS for value in values))
 
 
 def _is_called_part(name: str) -> bool:
-    return name.casefold() in NAMES or hint_of(name) is not None
+    words = re.split(r"[\W_]+", name.casefold())
+    return not set(NAMES).isdisjoint(words) or role_of(name) is not None or hint_of(name) is not None
 
 
 def _is_text(types: Any, kind: Any) -> bool:
