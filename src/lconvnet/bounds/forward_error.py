@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lconvnet.bounds.graph import Graph, Node
-from lconvnet.ops.rounding import gamma
+from lconvnet.ops.rounding import TooManyError, gamma
 
 INFLATION = 1 + 2.0**-40
 """Covers the roundings of the few float64 operations behind each number here; all terms are positive."""
@@ -138,7 +138,7 @@ def forward_error(
         What each node stores, by its name.
 
     Raises:
-        ValueError: an operation without a rule; nothing is assumed.
+        ValueError: an operation without a rule, for nothing is assumed, or one with sums too long for the arithmetic.
     """
     setting = Setting(uppers, tensors, _shapes(graph), arithmetic)
     stored = {graph.nodes[0].name: Stored(IMAGE, ZERO, IMAGE)}
@@ -148,7 +148,13 @@ def forward_error(
                 f"network node {node.name!r} ({node.operation}) has no rule for its rounding, and none is assumed: "
                 f"give lconvnet.bounds.error_rules.ERROR_RULES one for {node.operation!r}"
             )
-        stored[node.name] = rules[node.operation](node, [stored[name] for name in node.inputs], setting)
+        try:
+            stored[node.name] = rules[node.operation](node, [stored[name] for name in node.inputs], setting)
+        except TooManyError:
+            raise ValueError(
+                f"network node {node.name!r} ({node.operation}) adds up more numbers than their rounding is bounded for "
+                f"in its dtype, {0.5 / arithmetic.unit:.0f}: certify network.double(), or smaller images"
+            ) from None
     return stored
 
 

@@ -7,7 +7,7 @@ what the network itself makes of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,9 @@ Refuse = Callable[[str], ValueError]
 
 EXAMPLES = 2
 """Images that a call runs on: more than one, so that mixing them shows."""
+
+BLOCK = 2**18
+"""Numbers that are compared at once."""
 
 SAME = 2.0**-7
 """How far, of the largest entry, the same calls may lie apart at most: bfloat16 in another order, or float32 on an
@@ -376,8 +379,14 @@ def _close(whole: Tensor, parts: Sequence[Tensor]) -> bool:
     """Whether the parts of a batch, side by side, are the whole but for rounding."""
     if {part.shape[1:] for part in parts} != {whole.shape[1:]} or sum(map(len, parts)) != len(whole):
         return False
-    size = float(whole.abs().nan_to_num(nan=0.0, posinf=0.0).max())
-    return torch.allclose(whole, torch.cat(list(parts)), rtol=0.0, atol=size * _apart(whole), equal_nan=True)
+    sizes = (float(block.abs().nan_to_num(nan=0.0, posinf=0.0).max()) for block in _blocks([whole]))
+    near = partial(torch.allclose, rtol=0.0, atol=max(sizes) * _apart(whole), equal_nan=True)
+    return all(map(near, _blocks(whole.split(list(map(len, parts)))), _blocks(parts)))
+
+
+def _blocks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The numbers of tensors a few at a time, so that comparing them takes no memory of their size."""
+    return chain.from_iterable(tensor.reshape(-1).split(BLOCK) for tensor in tensors)
 
 
 def _apart(values: Tensor) -> float:

@@ -122,7 +122,9 @@ class Claim:
         return cls(network, traced.graph, tensors, bound, level, _dtype(network, images, level))
 
     def radii(self, images: Tensor, dtype: torch.dtype, batch_size: int) -> Radii:
-        """Evaluate in float32, as the network is, or in float64."""
+        """Evaluate in float32, as the network is, or in float64, once its rounding is known to be bounded."""
+        for used in (dtype, self.dtype) if self.level == "sound" else (dtype,):
+            self._budget(used)
         network = self._double if dtype == torch.float64 else self.network
         chunks = [self._radii(chunk, logits_of(network, chunk.to(dtype)), dtype) for chunk in images.split(batch_size)]
         return Radii(*map(torch.cat, zip(*chunks, strict=True)))

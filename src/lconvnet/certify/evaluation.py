@@ -95,7 +95,6 @@ def image_norms(images: Tensor) -> Tensor:
     >>> 2 <= float(image_norms(torch.ones(1, 1, 2, 2))) < 2.001
     True
     """
-    flat = images.flatten(1)
-    unit, tiny = torch.finfo(flat.dtype).eps / 2, torch.finfo(flat.dtype).tiny
-    norms = torch.linalg.vector_norm(flat, dim=1).cpu().double()
-    return (norms + (flat.shape[1] * tiny) ** 0.5) * (1 + gamma(flat.shape[1] + 4, unit))
+    flat, tiny = images.flatten(1).cpu(), torch.finfo(torch.float64).tiny
+    norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+    return (norms + (flat.shape[1] * tiny) ** 0.5) * (1 + gamma(flat.shape[1] + 4))

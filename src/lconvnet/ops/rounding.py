@@ -22,17 +22,21 @@ LONGEST = 800
 """Digits that any float64 and its decimals have together, with room."""
 
 
+class TooManyError(ValueError):
+    """More rounded operations than the analysis holds for."""
+
+
 def gamma(operations: float, unit: float = UNIT_ROUNDOFF) -> float:
     """Relative error that ``operations`` roundings can add up to: ``n u / (1 - n u)``, by default in float64.
 
-    Raises ``ValueError`` where the estimate no longer holds (``n u >= 1/2``).
+    Raises `TooManyError` where the estimate no longer holds (``n u >= 1/2``).
 
     >>> gamma(1000) < 1.2e-13
     True
     """
     product = operations * unit
     if not 0 <= product < 0.5:
-        raise ValueError(
+        raise TooManyError(
             f"operations={operations!r}: the rounding analysis holds for 0 <= operations < {0.5 / unit:.0f}; split the "
             "matrix"
         )

@@ -16,8 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from lconvnet import allowance
 
-EACH = 16
-"""Bytes of a number: two images in float64, as they are when a network is read and certified."""
+EACH = 32
+"""Bytes of a number: two images in float64, alone and in a batch, as they are when a network is read and certified."""
+
+PATCH = 16
+"""Bytes of a number in a patch: two images in float64."""
 
 
 def require_room(network: nn.Module, input_shape: tuple[int, ...], size: int, what: str) -> None:
@@ -28,7 +31,7 @@ def require_room(network: nn.Module, input_shape: tuple[int, ...], size: int, wh
     """
     about = f"{what}: an image of shape {tuple(input_shape)} in it"
     counting = _Counting(size, about)
-    counting.need(math.prod(input_shape))
+    counting.need(EACH * math.prod(input_shape))
     try:
         with counting:
             _shapes(network, input_shape)
@@ -77,17 +80,20 @@ class _Counting(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 self.alive[StorageWeakRef(storage)] = len(storage) // tensor.element_size()
-        self.need(sum(self.alive.values()) + _patches(func, args, result))
+        self.need(EACH * sum(self.alive.values()) + PATCH * _patches(func, args, result))
         return result
 
-    def need(self, numbers: int) -> None:
-        """Raise `TooLargeError` for so many numbers."""
-        allowance.require(EACH * numbers, self.size, self.what, self.TooLargeError)
+    def need(self, size: int) -> None:
+        """Raise `TooLargeError` for so many bytes."""
+        allowance.require(size, self.size, self.what, self.TooLargeError)
 
 
 def _patches(function: Any, args: Any, result: Any) -> int:
-    """Numbers of the matrix that a convolution multiplies with: a patch for each pixel of the smaller side."""
+    """Numbers of the matrix that a convolution multiplies with: a patch for each pixel of the smaller side.
+
+    Of groups that of the next one is made before that of the last one is given back.
+    """
     if function is not torch.ops.aten.convolution.default:
         return 0
-    image, weight, transposed = args[0], args[1], args[6]
-    return weight[0].numel() * math.prod((image if transposed else result).shape[2:])
+    image, weight, transposed, groups = args[0], args[1], args[6], args[8]
+    return min(groups, 2) * weight[0].numel() * math.prod((image if transposed else result).shape[2:])
