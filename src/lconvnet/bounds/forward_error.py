@@ -152,8 +152,8 @@ def forward_error(
             stored[node.name] = rules[node.operation](node, [stored[name] for name in node.inputs], setting)
         except TooManyError:
             raise ValueError(
-                f"network node {node.name!r} ({node.operation}) adds up more numbers than their rounding is bounded for "
-                f"in its dtype, {0.5 / arithmetic.unit:.0f}: certify network.double(), or smaller images"
+                f"network node {node.name!r} ({node.operation}) adds up more numbers than their rounding is bounded "
+                f"for in its dtype, {0.5 / arithmetic.unit:.0f}: certify network.double(), or smaller images"
             ) from None
     return stored
 
