@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,15 @@ from safetensors.torch import save as encode
 from torch import nn
 
 from lconvnet import allowance, bake, certify, cli, lipschitz_bound, load, models, save
-from lconvnet.bounds import LayerBound
+from lconvnet.bounds import LayerBound, trace
+from lconvnet.bounds.error_rules import ERROR_RULES
+from lconvnet.bounds.forward_error import Arithmetic, forward_error
+from lconvnet.bounds.graph import Graph
 from lconvnet.bounds.rules import RULES
+from lconvnet.certify.evaluation import image_norms
 from lconvnet.certify.files import documents
 from lconvnet.importing import pickles
+from lconvnet.layers import NearestUpsampling, TwoSidedReLU
 from lconvnet.saving.room import require_room
 from tests.test_saving import EVERY
 
@@ -118,6 +124,56 @@ def test_no_saved_operation_takes_more_than_is_counted(name, monkeypatch):
         module(image.clone())  # what a first call sets up
         measured = peak(lambda: module(image.clone()))
     assert measured <= max(counted) + 6e6
+
+
+GREEDY = {
+    "upsampling": (lambda: NearestUpsampling(4), 200),
+    "both signs": (TwoSidedReLU, 392),
+    "batch norm": (lambda: nn.BatchNorm2d(4), 648),
+    "patches": (lambda: nn.Conv2d(4, 16, 2, 2), 520),
+    "groups": (lambda: nn.Conv2d(4, 4, 5, padding=2, groups=4), 328),
+}
+"""Those that took most, on images of four channels and such a side: 4 million numbers are alive."""
+
+
+@pytest.mark.parametrize("name", GREEDY)
+@pytest.mark.parametrize("level", ["analytic", "sound"])
+def test_reading_and_certifying_take_no_more_than_is_counted(name, level, monkeypatch):
+    """With a quarter for what torch keeps, and 10 MB for what does not grow with the image: half a gigabyte that is
+    counted and 0.25 GB of libraries stay below a gigabyte."""
+    counted = [0]
+    monkeypatch.setattr(allowance, "require", lambda needed, *rest: counted.append(needed))
+    layer, side = GREEDY[name]
+    network, shape = nn.Sequential(layer(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), (4, side, side)
+    require_room(network, shape, 0, name)
+    certify(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), torch.rand(1, 1, 2, 2), level=level)  # first calls
+    images = torch.rand(1, *shape)
+    bounded = peak(lambda: lipschitz_bound(network, input_shape=shape, diagnose=False))
+    certified = peak(lambda: certify(network, images, level=level))
+    assert max(bounded, certified) <= 1.25 * max(counted) + 1e7
+
+
+def test_a_layer_is_differentiated_where_that_fits_only():
+    """BatchNorm on 8 million numbers would take 1 GB."""
+    wide = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)).eval()
+    assert peak(lambda: lipschitz_bound(wide, input_shape=(4, 1440, 1440))) < 4e8
+    assert lipschitz_bound(wide, input_shape=(4, 8, 8)).layers[0].lower is not None
+
+
+def test_a_sum_too_long_for_float32_is_refused_by_its_layer():
+    """More numbers than half the inverse of the round-off: nothing is known of their sum."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    graph = trace(network, (2, 8, 8)).graph
+    long = Graph((replace(graph.nodes[0], shape=(2, 4096, 4096)), *graph.nodes[1:]), graph.output)
+    uppers = {node.name: 1.0 for node in graph.nodes}
+    with pytest.raises(ValueError, match=r"'0' \(AdaptiveAvgPool2d\) adds up more .* 8388608: certify network\.double"):
+        forward_error(long, uppers, {}, Arithmetic.of(torch.float32), ERROR_RULES)
+    assert forward_error(long, uppers, {}, Arithmetic.of(torch.float64), ERROR_RULES)
+
+
+def test_the_norm_of_many_pixels_is_no_such_sum():
+    norms = image_norms(torch.full((1, 1, 1), 0.5).expand(1, 3000, 3000))
+    assert 1500 <= float(norms) < 1500 * (1 + 1e-8)  # g(9e6) in float64 is 1e-9
 
 
 def test_the_command_says_so_in_one_line(tmp_path, capsys):

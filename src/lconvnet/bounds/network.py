@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import get_args
@@ -24,6 +24,9 @@ from lconvnet.ops.rounding import float_up
 
 KEPT = 128
 """Bytes of a number while a network is differentiated twice, at four points in float64."""
+
+KEPT_ONCE = 64
+"""The same of a layer at one point."""
 
 ROUNDING = 1e-9
 """How far a lower bound may lie above the upper one before it is no longer round-off of the power iteration."""
@@ -50,8 +53,8 @@ def lipschitz_bound(
             called by a forward pass of your own, beside functions such as sums, concatenation and slices
             (:data:`lconvnet.bounds.functions.HANDLERS`). For others see :func:`lconvnet.bounds.register_rule`.
         input_shape: shape of one image, ``(C, H, W)``. Gives tighter bounds for circular convolutions, and
-            lower bounds; none of a network so deep or wide that they would take more memory than its weights allow
-            (:mod:`lconvnet.allowance`). A network with functions needs it.
+            lower bounds; none of a network or layer so deep or wide that they would take more memory than its
+            weights allow (:mod:`lconvnet.allowance`). A network with functions needs it.
         method: "auto" takes, for each layer, the residual certificate where it is nearly orthogonal, else the
             least of the Gram bounds; "spectrum" takes the exact spectrum at the true size, for networks of
             circular convolutions.
@@ -127,7 +130,7 @@ def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
     """Add lower bounds, of the layers and of the network. Raises RuntimeError where one lies above the upper bound."""
     shape = bound.input_shape
     lower = network_lower(in_float64(network, traced.graph), shape) if shape and _has_room(traced) else None
-    layers = tuple(_with_lower(traced.operations.get(layer.name), layer) for layer in bound.layers)
+    layers = tuple(_with_lower(traced, layer) for layer in bound.layers)
     for layer in layers:
         kind = traced.graph[layer.name].operation.rpartition(".")[2]
         _check_order(f"layer {layer.name!r} ({kind})", layer.lower, layer.upper)
@@ -138,12 +141,23 @@ def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
 def _has_room(traced: Trace) -> bool:
     """Whether the network may be differentiated as a whole, which keeps what every operation returns."""
     size = sum(tensor.nbytes for step in traced.operations.values() for tensor in step.module.parameters())
-    numbers = sum(math.prod(node.shape or ()) for node in traced.graph.nodes)
-    return KEPT * numbers <= allowance.allowed(size)
+    return KEPT * _numbers(node.shape for node in traced.graph.nodes) <= allowance.allowed(size)
 
 
-def _with_lower(operation: Operation | None, layer: LayerBound) -> LayerBound:
-    if operation is None or layer.lower is not None:
+def _layer_has_room(traced: Trace, operation: Operation) -> bool:
+    """Whether a layer may be differentiated by itself."""
+    size = sum(tensor.nbytes for tensor in operation.module.parameters())
+    numbers = _numbers([operation.input_shape, traced.graph[operation.name].shape])
+    return KEPT_ONCE * numbers <= allowance.allowed(size)
+
+
+def _numbers(shapes: Iterable[tuple[int, ...] | None]) -> int:
+    return sum(math.prod(shape or ()) for shape in shapes)
+
+
+def _with_lower(traced: Trace, layer: LayerBound) -> LayerBound:
+    operation = traced.operations.get(layer.name)
+    if operation is None or layer.lower is not None or not _layer_has_room(traced, operation):
         return layer
     module, shape = operation.module, operation.input_shape
     shape = (module.in_features,) if type(module) is nn.Linear else shape
