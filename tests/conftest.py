@@ -1,6 +1,7 @@
 """Shared fixtures: seeds, reference values, real data."""
 
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,10 @@ def reference(reference_dir: Path):
     """``reference("case/name")`` as a float64 tensor."""
     arrays = np.load(reference_dir / "layers.npz")
     return lambda name: torch.from_numpy(arrays[name]).double()
+
+
+@pytest.fixture
+def any_rate(monkeypatch):
+    """Lets a test take a learning rate at which weights stand still, or overflow at once."""
+    monkeypatch.setattr("lconvnet.training.checks.LEAST", 0.0)
+    monkeypatch.setattr("lconvnet.training.checks.MOST", math.inf)

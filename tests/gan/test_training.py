@@ -185,6 +185,7 @@ def test_the_record_holds_means_of_what_was_computed() -> None:
     assert epochs[0].difference != epochs[1].difference
 
 
+@pytest.mark.usefixtures("any_rate")
 def test_every_step_sees_its_own_batches() -> None:
     """Real batch k is the stream's; no latent vectors and no shares of an interpolation come twice in two epochs."""
     images, shares = tiny.digits(), []
@@ -212,6 +213,7 @@ def moving(parameters: list[torch.nn.Parameter]) -> SGD:
     return SGD(parameters, lr=0.1)
 
 
+@pytest.mark.usefixtures("any_rate")
 def test_generator_and_critic_pull_in_opposite_directions() -> None:
     """Against a critic that stands still the generator raises the critic's mean; the critic raises the difference."""
     images, z = tiny.digits(), torch.randn(64, 6)
@@ -235,8 +237,9 @@ def test_generator_and_critic_pull_in_opposite_directions() -> None:
 
 @pytest.mark.parametrize(
     ("who", "what"),
-    [("critic_optimizer", "the critic's loss is|the generator's loss is"), ("generator_optimizer", "is not finite")],
+    [("critic_optimizer", "of the critic is not finite"), ("generator_optimizer", "of the generator is not finite")],
 )
+@pytest.mark.usefixtures("any_rate")
 def test_divergence_is_named_and_leaves_the_checkpoint(who: str, what: str, tmp_path: Path) -> None:
     """Weights that overflow in the last step before a checkpoint were in no loss yet."""
     with pytest.raises(Diverged, match=rf"diverged at step \d+ of the generator: .*({what}).*; the checkpoint in"):
