@@ -154,9 +154,9 @@ def test_reading_and_certifying_take_no_more_than_is_counted(name, level, monkey
 
 
 def test_a_layer_is_differentiated_where_that_fits_only():
-    """BatchNorm on 8 million numbers would take 1 GB."""
+    """BatchNorm on 8 million numbers: 0.4 to 0.5 GB bound it, as pages are reused; differentiating takes 3 GB."""
     wide = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)).eval()
-    assert peak(lambda: lipschitz_bound(wide, input_shape=(4, 1440, 1440))) < 4e8
+    assert peak(lambda: lipschitz_bound(wide, input_shape=(4, 1440, 1440))) < 8e8
     assert lipschitz_bound(wide, input_shape=(4, 8, 8)).layers[0].lower is not None
 
 
@@ -258,7 +258,7 @@ def test_the_allowance_of_files_is_not_that_of_networks_in_memory(monkeypatch):
 def test_a_network_is_read_without_keeping_what_every_layer_returns():
     """Sixty layers on images of 262,144 numbers: 126 MB in float32 for two images, and 2 GB to differentiate."""
     deep = nn.Sequential(*(nn.ReLU() for _ in range(60)), nn.AvgPool2d(512)).eval()
-    assert peak(lambda: lipschitz_bound(deep, input_shape=(1, 512, 512), diagnose=False)) < 6e7
+    assert peak(lambda: lipschitz_bound(deep, input_shape=(1, 512, 512), diagnose=False)) < 3e8
     assert lipschitz_bound(deep, input_shape=(1, 512, 512)).lower is None
     assert lipschitz_bound(deep[-1:], input_shape=(1, 512, 512)).lower is not None
 
