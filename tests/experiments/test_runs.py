@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from lconvnet.experiments.loading import load, parse_any, read
-from lconvnet.experiments.template import expand
+from lconvnet.experiments.family import expand
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
 COMMITTED = re.compile(r"(?!.*multi-trial-[B-E])")  # the other trials are generated

@@ -18,8 +18,7 @@ from lconvnet.experiments import original
 from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment
 from lconvnet.experiments.explain import choice, explain, sections, tags, types
 from lconvnet.experiments.explain import values as literals
-from lconvnet.experiments.reading import Dumper, Written, overlaid, parse_overrides, read
-from lconvnet.experiments.references import resolved
+from lconvnet.experiments.reading import Dumper, Written, overlaid, parse_overrides, read, resolved
 from lconvnet.experiments.scalars import plain
 
 AnyExperiment = Experiment | WassersteinExperiment | GanExperiment
@@ -108,8 +107,8 @@ def naming(path: Path) -> Iterator[None]:
 def _with_defaults(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Write out the default of a section that only the overrides name, so that they may change a part of it."""
     defaults = _kind(values).model_construct().model_dump(mode="json")
-    written = {name: defaults[name] for name in changes if isinstance(defaults.get(name), dict)}
-    return {**written, **values}
+    absent = [name for name in changes if name not in values and isinstance(defaults.get(name), dict)]
+    return {**values, **{name: defaults[name] for name in absent}}
 
 
 def _without_stale_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +142,6 @@ def _is_chosen(member: type[BaseModel], section: Mapping[str, Any]) -> bool:
 
 
 def _read_as(text: Written, annotation: Any) -> Any:
-    found, kinds = plain(text), types(annotation)
+    found, kinds = plain(text), set(types(annotation))
     is_text = str in kinds or str(text) in literals(annotation)
     return str(text) if is_text and not (found is None and NoneType in kinds) else found

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.baking import bake
-from lconvnet.experiments.original.networks import STEPS
+from lconvnet.experiments.original import STEPS
 from lconvnet.importing.bjorck import cut_off
 from lconvnet.importing.pairing import numbered
 from lconvnet.importing.pickles import by_module
