@@ -1,4 +1,4 @@
-"""Forward passes as chains: the layers, one after another, compute what the module does; what is not a chain says so."""
+"""Forward passes as chains: layers one after another that compute what the module does; what is no such chain."""
 
 import pytest
 import torch

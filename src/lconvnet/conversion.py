@@ -253,9 +253,7 @@ def _adaptive_pooling(site: Site) -> tuple[Layers, str]:
 def _averages(site: Site, factor: int) -> tuple[Layers, str]:
     """A network that ends with averages has as many outputs as they have: downsampling would make every pixel one."""
     if type(site.module) not in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
-        raise ValueError(
-            "is the last layer, which only average pooling may be; use that, or end with a dense layer"
-        )
+        raise ValueError("is the last layer, which only average pooling may be; use that, or end with a dense layer")
     if factor == 1:
         return [], "nothing"
     return [nn.AvgPool2d(factor), Scale(factor)], f"{factor} times its averages"

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from lconvnet.experiments.loading import load, parse_any, read
 from lconvnet.experiments.family import expand
+from lconvnet.experiments.loading import load, parse_any, read
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
 COMMITTED = re.compile(r"(?!.*multi-trial-[B-E])")  # the other trials are generated

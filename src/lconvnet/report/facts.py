@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from lconvnet.experiments.config import Evaluation, settings
+from lconvnet.experiments.config import settings
+from lconvnet.experiments.evaluation import Evaluation
 from lconvnet.experiments.loading import AnyExperiment, parse_any
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder, recorded_settings
