@@ -192,7 +192,7 @@ def _structure(data: io.BytesIO, depth: int = 0) -> dict[int, Any]:
         elif kind == _STRUCT:
             found[number] = _structure(data, depth + 1)
         elif kind == _BINARY:
-            data.seek(_varint(data), io.SEEK_CUR)
+            data.seek(varint(data), io.SEEK_CUR)
         elif kind in _WIDTHS:
             data.seek(_WIDTHS[kind], io.SEEK_CUR)
         else:
@@ -207,7 +207,8 @@ def _byte(data: io.BytesIO) -> int:
     return byte[0]
 
 
-def _varint(data: io.BytesIO) -> int:
+def varint(data: io.BytesIO) -> int:
+    """Return the next integer, seven bits per byte, the lowest first, as Thrift and protocol buffers have them."""
     value = 0
     for shift in range(0, 64, 7):
         byte = _byte(data)
@@ -218,5 +219,5 @@ def _varint(data: io.BytesIO) -> int:
 
 
 def _integer(data: io.BytesIO) -> int:
-    value = _varint(data)
+    value = varint(data)
     return value >> 1 ^ -(value & 1)
