@@ -1,4 +1,4 @@
-"""Forward passes as chains: layers one after another that compute what the module does; what is no such chain."""
+"""Forward passes as chains: the layers, one after another, compute what the module does; others are refused."""
 
 import pytest
 import torch

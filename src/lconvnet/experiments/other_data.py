@@ -16,8 +16,7 @@ from torch import Tensor
 
 from lconvnet import atomic, saving
 from lconvnet.data import Images, load_labelled
-from lconvnet.data.arrays import read_npy
-from lconvnet.data.decoding import Shape, decode
+from lconvnet.data.decoding import Shape, decode, read_npy
 from lconvnet.experiments import robustness
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.execute import Evaluated, measure, saved_network
