@@ -287,6 +287,8 @@ def test_values_are_the_callables_themselves():
     assert (found.loss, found.optimizer) == (Hinge(eps=0.5), Sgd())
     assert config.Experiment(model=S, loss=Hinge(eps=0.5), optimizer=Sgd()) == found
     assert found.model_dump()["loss"] == {"name": "hinge", "eps": 0.5}
+    with pytest.raises(ValueError, match=r"a configuration states Hinge\(eps=0.5, .*p=2\), not Hinge\(.*p=1\)"):
+        config.Experiment(model=S, loss=Hinge(eps=0.5, p=1))
     with pytest.raises(ValueError, match=r"loss.eps is -1.0; it should be greater than 0"):
         parse({"model": S, "loss": {"name": "hinge", "eps": -1.0}})
     with pytest.raises(ValueError, match=r"schedule.gamma is 1.5; it should be less than or equal to 1"):

@@ -155,17 +155,22 @@ def value_of(table: Table, *, hidden: frozenset[str] = frozenset()) -> Any:
     sections: Mapping[Any, type[Chosen]] = {section.call: section for section in get_args(get_args(union)[0])}
     names = {call: name for name, call in table.items()}
 
-    def made(value: Any, validate: CallableABC[[Any], Chosen]) -> Any:
-        if type(value) in sections:
-            return value
-        section = validate(value)
-        return section.call(**section.options())
-
-    def stated(value: Any, info: SerializationInfo) -> dict[str, Any]:
+    def section_of(value: Any) -> Chosen:
         section = sections[type(value)]
         keys = [key for key in section.model_fields if key != "name"]
-        chosen = section(name=names[type(value)], **{key: getattr(value, key) for key in keys})
-        return chosen.model_dump(mode=info.mode)
+        return section(name=names[type(value)], **{key: getattr(value, key) for key in keys})
+
+    def made(value: Any, validate: CallableABC[[Any], Chosen]) -> Any:
+        section = section_of(value) if type(value) in sections else validate(value)
+        found = section.call(**section.options())
+        if type(value) in sections and found != value:
+            raise ValueError(
+                f"a configuration states {found!r}, not {value!r}; leave the others out, or train in Python"
+            )
+        return found
+
+    def stated(value: Any, info: SerializationInfo) -> dict[str, Any]:
+        return section_of(value).model_dump(mode=info.mode)
 
     return Annotated[union, WrapValidator(made), PlainSerializer(stated)]
 
