@@ -58,7 +58,7 @@ class Conversion:
 class Site:
     """A layer of the old network, the shape that arrives at its place in the new one, and the parts to build with.
 
-    A layer is one of the outputs where layers with weights stand before it, but none behind it.
+    A layer is one of the outputs if layers with weights stand before it, but none behind it.
     """
 
     module: Any
@@ -93,7 +93,7 @@ def convert(
         activation: constructor of the activation, called without arguments.
 
     Returns:
-        The network, in float64 where the old one is, its weights drawn from the global random state, and the changes
+        The network, in float64 if the old one is, its weights drawn from the global random state, and the changes
         that are more than a constraint.
 
     Raises:
@@ -165,7 +165,7 @@ def _output_shape(layers: Layers, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _obstacle(link: Link) -> str:
-    """Why a layer cannot be converted wherever it stands; "" where nothing is known against it."""
+    """Why a layer cannot be converted wherever it stands; "" if nothing is known against it."""
     leaf: Any = link.layer
     if type(leaf) not in RULES or link.fault:
         return f"has no 1-Lipschitz equal here; {link.fault or 'take it out, or build it from layers that have one'}"
@@ -211,7 +211,7 @@ def _old_output(conv: nn.Conv2d, sides: list[int]) -> tuple[int, ...]:
 
 
 def _extended(sides: list[int], factor: int) -> tuple[Layers, tuple[int, int]]:
-    """The layer that extends an image by zeros to multiples of a factor, where they are none; the new sides."""
+    """The layer that extends an image by zeros to multiples of a factor, if they are not; the new sides."""
     below, right = (-side % factor for side in sides)
     layers: Layers = [nn.ZeroPad2d((0, right, 0, below))] if below or right else []
     return layers, (sides[0] + below, sides[1] + right)
@@ -449,7 +449,7 @@ FUNCTIONS: Mapping[Any, Callable[..., nn.Module]] = {
 """Functions and methods of tensors -> the layers that they are, given what follows the tensor."""
 
 Rule = Callable[[Site], tuple[Layers, str]]
-"""The layers that take the place of one, and what changes thereby ("" where they are its constrained equal)."""
+"""The layers that take the place of one, and what changes thereby ("" if they are its constrained equal)."""
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
 ACTIVATIONS += (nn.Softplus, nn.Tanh, nn.Hardtanh, nn.Hardswish)
 WEIGHTED = (nn.Conv2d, nn.Linear)

@@ -209,7 +209,7 @@ def test_dump_is_complete_and_reads_back(tmp_path):
         (b"model: {architecture: small}\nloss: {name: hinge, eps: .nan}\n", "eps is nan"),
         (b"model: {architecture: small}\n<<: {seed: 1}\n", "<< = "),
         (b"data: {name: '${oc.env:HOME}'}\n", "is not the name of a key"),
-        (b"1: 2\n", "a key that is no text"),
+        (b"1: 2\n", "a key that is not text"),
         (b"a: [" + b"1," * 400_000 + b"]", "has more than 40000 keys, values and signs: not a configuration"),
         (b"a: " + b"[" * 100_000, "nested deeper than 20 levels"),
         (b"".join(b" " * i + b"a:\n" for i in range(30)), "nested deeper than 20 levels"),

@@ -149,7 +149,7 @@ def _flat(direction: Tensor) -> Tensor:
 
 
 def _ascent(network: nn.Module, x: Tensor, labels: Tensor, loss: Loss, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The step of norm 1 that the gradient of the loss asks for (zero where it vanishes or is not finite), and which
+    """The step of norm 1 that the gradient of the loss asks for (zero if it vanishes or is not finite), and which
     answers are wrong already."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
@@ -200,7 +200,7 @@ def _radii(images: Tensor, eps: float | Tensor) -> Tensor:
 
 
 def require_three(classes: int) -> None:
-    """Raise ValueError where the logit-difference ratio has no third logit."""
+    """Raise ValueError if the logit-difference ratio has no third logit."""
     if classes < 3:
         raise ValueError(f"loss='logit-difference-ratio' needs three classes or more, the network has {classes}")
 
@@ -240,7 +240,7 @@ def loss_of(loss: Loss | LossName) -> Loss:
 @torch.no_grad()
 def unit(network: nn.Module, images: Tensor) -> float:
     """Return the number by which the logits are divided to have spread :data:`SPREAD` on uniform noise of the shape,
-    dtype and device of the images, whatever these are; 1 where all the noise has equal logits.
+    dtype and device of the images, whatever these are; 1 if all the noise has equal logits.
 
     >>> unit(nn.Linear(2, 2, bias=False), torch.zeros(1, 2)) == unit(nn.Linear(2, 2, bias=False), torch.ones(9, 2))
     False

@@ -54,7 +54,7 @@ def apgd(
     seed: int = 0,
     loss: Literal["cross-entropy", "logit-difference-ratio"] = "cross-entropy",
 ) -> AttackResult:
-    """Gradient ascent of the loss that halves its step where it stops to help.
+    """Gradient ascent of the loss that halves its step when it stops to help.
 
     >>> result = apgd(nn.Linear(4, 4), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3)
     >>> result.norm.item() <= 0.25

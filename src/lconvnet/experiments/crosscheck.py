@@ -41,7 +41,7 @@ class Certified:
 def check(
     network: nn.Module, bound: Bound, level: str, batch: Certified, result: AttackResult, *, name: str, evidence: Path
 ) -> Tensor:
-    """Return which attacks succeeded; raise ContradictionError, with the evidence on disk, where an image was
+    """Return which attacks succeeded; raise ContradictionError, with the evidence on disk, if an image was
     fooled inside its certified radius, whether or not that is within the attack's eps.
 
     Certificates are about the network in float64, so there the float64 copy decides: an answer that float32
@@ -85,5 +85,5 @@ def check(
 
 @torch.no_grad()
 def fooled(network: nn.Module, adversarial: Tensor, labels: Tensor) -> Tensor:
-    """Return where the network answers other than the labels."""
+    """Return which images the network answers otherwise than by their labels."""
     return network.eval()(adversarial).argmax(dim=1) != labels

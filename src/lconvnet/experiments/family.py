@@ -63,7 +63,7 @@ class Choice:
 
     @property
     def path(self) -> str:
-        """The folder of the run below that of the template; "." where nothing was chosen."""
+        """The folder of the run below that of the template; "." if nothing was chosen."""
         return "/".join(self.labels) or "."
 
 
@@ -188,9 +188,9 @@ def generate(folder: str | Path, overrides: Sequence[str] = ()) -> Generated:
     """Write a cfg.yaml for every combination of every template.yaml in and below `folder`.
 
     `overrides` such as `training.epochs=3` apply to all runs and are written into their configurations; a run keeps
-    those of an earlier generation where none are given. A run that has started, or whose cfg.yaml was written or edited
+    those of an earlier generation if none are given. A run that has started, or whose cfg.yaml was written or edited
     by hand, keeps what it has. An invalid combination is reported and not written; the others are. Raises ValueError
-    where there is no template, or one cannot be expanded, and for overrides that make two runs the same experiment.
+    if there is no template, or one cannot be expanded, and for overrides that make two runs the same experiment.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -215,7 +215,7 @@ def run_folders(folder: str | Path) -> list[Path]:
 
 
 def _planned(templates: Sequence[Path], overrides: Sequence[str]) -> dict[Path, tuple[Path, Choice]]:
-    """Return every run with its template and its choice; ValueError where two of them would be one."""
+    """Return every run with its template and its choice; ValueError if two of them would be one."""
     planned: dict[Path, tuple[Path, Choice]] = {}
     for template in templates:
         with naming(template):
@@ -247,7 +247,7 @@ def _require_distinct(runs: Iterable[Path]) -> None:
 
 
 def _require_different(choices: Sequence[Choice], overrides: Sequence[str]) -> None:
-    """Raise ValueError where an override undoes a choice, for the labels would then be wrong."""
+    """Raise ValueError if an override undoes a choice, for the labels would then be wrong."""
     keys = [text.partition("=")[0].strip().split(".") for text in overrides]
     seen: dict[str, tuple[str, Any]] = {}
     for choice in choices:
@@ -326,7 +326,7 @@ def _text(values: Mapping[str, Any], source: str, overrides: Sequence[str]) -> s
 
 
 def _overrides_of(path: Path) -> list[str]:
-    """Return the overrides that a configuration was generated with; none where it is missing or edited."""
+    """Return the overrides that a configuration was generated with; none if it is missing or edited."""
     if not path.exists() or not _is_untouched(path):
         return []
     head = path.read_text(encoding="utf-8").partition(MARK)[0]

@@ -5,8 +5,7 @@ An option is said once, by the callable that takes it. `one_of(LOSSES)` is the t
 beside it. A new loss, attack, network or layer is usable from YAML as soon as it stands in its table.
 """
 
-from collections.abc import Callable as CallableABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,7 +27,7 @@ from lconvnet import attacks, data, gan, layers, losses, models
 from lconvnet.models import baselines
 from lconvnet.training import optimizers, schedules
 
-Table = Mapping[str, CallableABC[..., Any]]
+Table = Mapping[str, Callable[..., Any]]
 
 CONVS: Table = {
     "bcop": layers.BCOPConv2d,
@@ -88,7 +87,7 @@ ATTACKS: Table = {
     "pointwise": attacks.pointwise,
     "hop_skip_jump": attacks.hop_skip_jump,
 }
-AUGMENTATIONS: Mapping[str, CallableABC[..., Any] | None] = {"none": None, "crop-flip": data.crop_and_flip}
+AUGMENTATIONS: Mapping[str, Callable[..., Any] | None] = {"none": None, "crop-flip": data.crop_and_flip}
 
 PARTS = {"conv": CONVS, "linear": LINEARS, "activation": ACTIVATIONS}
 
@@ -102,19 +101,19 @@ class Section(BaseModel):
 class Chosen(Section):
     """The section of a callable; its keys are the options."""
 
-    call: ClassVar[CallableABC[..., Any]]
+    call: ClassVar[Callable[..., Any]]
 
     def options(self) -> dict[str, Any]:
         """The arguments that the section states."""
         return {key: getattr(self, key) for key in type(self).model_fields if key in arguments(self.call)}
 
 
-def arguments(call: CallableABC[..., Any]) -> Mapping[str, Parameter]:
+def arguments(call: Callable[..., Any]) -> Mapping[str, Parameter]:
     """The arguments of a callable by name."""
     return signature(call).parameters
 
 
-def default(call: CallableABC[..., Any], key: str) -> Any:
+def default(call: Callable[..., Any], key: str) -> Any:
     """Return the default of an option; a layer by its name.
 
     >>> default(models.mlp, "widths"), default(models.mlp, "linear")
@@ -128,7 +127,7 @@ def one_of(
     table: Table,
     *,
     tag: str = "name",
-    base: CallableABC[[CallableABC[..., Any]], type[Chosen]] = lambda call: Chosen,
+    base: Callable[[Callable[..., Any]], type[Chosen]] = lambda call: Chosen,
     hidden: frozenset[str] = frozenset(),
     more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
@@ -160,7 +159,7 @@ def value_of(table: Table, *, hidden: frozenset[str] = frozenset()) -> Any:
         keys = [key for key in section.model_fields if key != "name"]
         return section(name=names[type(value)], **{key: getattr(value, key) for key in keys})
 
-    def made(value: Any, validate: CallableABC[[Any], Chosen]) -> Any:
+    def made(value: Any, validate: Callable[[Any], Chosen]) -> Any:
         section = section_of(value) if type(value) in sections else validate(value)
         found = section.call(**section.options())
         if type(value) in sections and found != value:
@@ -182,7 +181,7 @@ def chosen(kind: Any, **values: Any) -> Any:
 
 def _section(
     name: str,
-    call: CallableABC[..., Any],
+    call: Callable[..., Any],
     tag: str,
     base: type[Chosen],
     hidden: frozenset[str],
@@ -204,6 +203,6 @@ def _in_yaml(annotation: Any) -> Any:
     if origin is Sequence:
         return Annotated[tuple[inner[0], ...], Strict(False), Field(min_length=1)]
     if origin in (Union, UnionType):
-        kept = tuple(_in_yaml(one) for one in inner if get_origin(one) is not CallableABC)
+        kept = tuple(_in_yaml(one) for one in inner if get_origin(one) is not Callable)
         return Union[kept]  # noqa: UP007
     return annotation

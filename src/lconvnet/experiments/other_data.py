@@ -50,7 +50,7 @@ def evaluate_on(
 
     Their classes are the run's, by name; they are converted as the run's own are. What the run was trained on is
     compared with them, and noted. `overrides` may change `evaluation`. Raises ValueError for what the user can put
-    right and `crosscheck.ContradictionError` where an attack breaks a certificate.
+    right and `crosscheck.ContradictionError` if an attack breaks a certificate.
     """
     require("pyarrow.parquet", "data")
     experiment, record = trained_experiment(folder, overrides), load_record(folder.path)
@@ -84,7 +84,7 @@ def _place(folder: RunFolder, images: Images) -> RunFolder:
 
 def _trained_on(images: Images, experiment: Experiment, record: Record, folder: RunFolder) -> str:
     """How many images the run, or one it started from, was trained on or chosen by, in words; or that nobody knows,
-    where its own are gone."""
+    if its own are gone."""
     unknown = "whether the network was trained on any of them is not known"
     if "imported" in record.settings:
         return f"{unknown}: its weights were imported"

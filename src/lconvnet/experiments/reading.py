@@ -81,7 +81,7 @@ Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^{DECIMAL.
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the nested values of a YAML file, unvalidated; ValueError where it is not a readable YAML mapping."""
+    """Return the nested values of a YAML file, unvalidated; ValueError if it is not a readable YAML mapping."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name the cfg.yaml in it")
     if path.is_symlink() and not path.exists():
@@ -98,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
         what = "is empty" if values is None else f"holds a {'list' if isinstance(values, list) else 'single value'}"
         raise ValueError(f"{path} {what}; a configuration is a mapping of sections")
     if not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{path} has a key that is no text; a configuration maps names to sections")
+        raise ValueError(f"{path} has a key that is not text; a configuration maps names to sections")
     return values
 
 

@@ -84,7 +84,7 @@ class Outcome:
 
     `norm` is that of the successful perturbations in the attack's own norm, infinity elsewhere. For an attack within
     a ball success means within eps; for one that looks for the shortest perturbation eps is None. `zero_gradient` is
-    where an attack along the gradient had none to follow.
+    true if an attack along the gradient had none to follow.
     """
 
     attack: Attack

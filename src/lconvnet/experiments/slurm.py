@@ -161,7 +161,7 @@ def submit(
 
 
 def why_not(run: Path, *, resume: bool, test: bool) -> str:
-    """Return why a run needs no task or cannot have one; empty where it gets one."""
+    """Return why a run needs no task or cannot have one; empty if it gets one."""
     if is_running(RunFolder(run)):
         return "another process works on it"
     try:
@@ -213,7 +213,7 @@ def _max_array_size() -> int:
 
 
 def _call(command: Sequence[str], text: str = "") -> str:
-    """Return what a command of Slurm prints. Raises ValueError with its own words where it fails."""
+    """Return what a command of Slurm prints. Raises ValueError with its own words if it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{command[0]} failed ({done.stderr.strip()}); put that right and submit again")

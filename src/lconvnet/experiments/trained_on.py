@@ -46,7 +46,7 @@ def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> t
     """Return the images of a set, read and divided as those of a run were, and what must be said of them, if anything.
 
     The run's own images are thereby divided as they were, and none that it was trained on is a test image. Raises
-    ValueError where its own set holds other images by now.
+    ValueError if its own set holds other images by now.
     """
     record = load_record(folder.path)
     if "model" not in (record.settings.get("settings") or {}):  # trained from Python: only the images tell
@@ -83,7 +83,7 @@ def require_open(folder: RunFolder, overrides: Sequence[str], open_keys: Sequenc
 
 
 def own_images(experiment: Experiment, folder: RunFolder) -> Splits:
-    """Return the images of a run, wherever they lie now. Raises ValueError where they are others by now."""
+    """Return the images of a run, wherever they lie now. Raises ValueError if they are others by now."""
     try:
         splits = experiment.data.load(seed=experiment.seed)
     except DataError as error:
@@ -119,7 +119,7 @@ def _changed(record: Record, splits: Splits, folder: RunFolder) -> list[str]:
 
 
 def _difference(part: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What differs in one part, in words; nothing where its pixels and labels are the same."""
+    """What differs in one part, in words; nothing if its pixels and labels are the same."""
     if recorded == found:
         return ""
     before, now = recorded.get("images", "unknown"), found["images"]
@@ -127,7 +127,7 @@ def _difference(part: str, recorded: Mapping[str, Any], found: Mapping[str, Any]
 
 
 def source_of(record: Record) -> str | None:
-    """The run that the first weights came from; None where they were drawn."""
+    """The run that the first weights came from; None if they were drawn."""
     return _origin(record).get("run")
 
 

@@ -149,7 +149,7 @@ _UNCONSTRAINED = {"conv": unconstrained_conv, "linear": unconstrained_linear, "a
 
 
 def _block(before: int, channels: int, stride: int) -> Sum:
-    """Shortcut first, then the two convolutions; the first one is 4x4 where it halves the image."""
+    """Shortcut first, then the two convolutions; the first one is 4x4 if it halves the image."""
     body = Layers(conv1=nn.Conv2d(before, channels, stride + 2, stride, padding=1), relu=nn.ReLU())
     body["conv2"] = nn.Conv2d(channels, channels, 3, padding=1)
     shortcut = Layers(conv=nn.Conv2d(before, channels, stride, stride))  # drawn last
