@@ -121,25 +121,20 @@ def dense(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Cross-correlation of the padded image with the kernel, group by group."""
     K, groups = tensors[node.tensors["weight"]], node.options["groups"]
-    windows = _windows(
-        padded(node, _image(node, x)), K.integers.shape[2:], node.options["stride"], node.options["dilation"]
-    )
+    stride, dilation = node.options["stride"], node.options["dilation"]
+    spans = tuple((k - 1) * d + 1 for k, d in zip(K.integers.shape[2:], dilation, strict=True))
+    views = np.lib.stride_tricks.sliding_window_view(padded(node, _image(node, x)), spans, axis=(1, 2))
+    windows = views[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]  # (C, h, w, kh, kw)
     channels, height, width = windows.shape[:3]
     require_room((channels, width, *windows.shape[3:]))
     require_room((len(K.integers), height, width))
     prove(channels == K.integers.shape[1] * groups, "has another number of channels than its weight")
-    parts = [
-        _applied(kernel.reshape(len(kernel), -1), window)
-        for kernel, window in zip(np.split(K.integers, groups), np.split(windows, groups), strict=True)
-    ]
-    y = np.concatenate(parts)
-    return _biased(node, tensors, Exact(y, K.exponent + x.exponent))
-
-
-def _applied(kernel: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """A kernel ``(co, C kh kw)`` at all windows, one row of the image after the other: ``(co, h, w)``."""
-    rows = (windows[:, y].transpose(0, 2, 3, 1).reshape(kernel.shape[1], -1) for y in range(windows.shape[1]))
-    return np.stack([product(kernel, row) for row in rows], axis=1)
+    parts = []
+    for kernel, window in zip(np.split(K.integers, groups), np.split(windows, groups), strict=True):
+        flat = kernel.reshape(len(kernel), -1)
+        rows = (window[:, y].transpose(0, 2, 3, 1).reshape(flat.shape[1], -1) for y in range(height))
+        parts.append(np.stack([product(flat, row) for row in rows], axis=1))
+    return _biased(node, tensors, Exact(np.concatenate(parts), K.exponent + x.exponent))
 
 
 def _image(node: Node, x: Exact) -> np.ndarray:
@@ -175,13 +170,6 @@ def surrounded(image: np.ndarray, above_below: tuple[int, int], left_right: tupl
     wide = np.zeros(shape, dtype=object)
     wide[:, above_below[0] : above_below[0] + height, left_right[0] : left_right[0] + width] = image
     return wide
-
-
-def _windows(image: np.ndarray, size: tuple[int, ...], stride: list[int], dilation: list[int]) -> np.ndarray:
-    """``(C, h, w, kh, kw)``: what each output pixel sees."""
-    spans = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
-    windows = np.lib.stride_tricks.sliding_window_view(image, spans, axis=(1, 2))
-    return windows[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
 def _biased(node: Node, tensors: Mapping[str, Exact], y: Exact) -> Exact:

@@ -69,7 +69,8 @@ def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
     if not 1e-150 < bound < 1e150:
         return bound >= 0 and not W.any()
     W = W if W.shape[1] <= W.shape[2] else W.conj().transpose(0, 2, 1)
-    W, bound = _rescaled(W, bound)
+    exponent = math.frexp(bound)[1]  # divided by a power of two, the bound is near 1 and squares keep their digits
+    W, bound = W * 2.0**-exponent, bound * 2.0**-exponent
     order, terms = W.shape[1:]
     squares = float((np.abs(W) ** 2).sum(axis=(1, 2)).max()) * (1 + 1e-6)
     A = bound**2 * np.eye(order) - W @ W.conj().transpose(0, 2, 1)
@@ -130,9 +131,3 @@ def roots(period: int) -> np.ndarray:
     """exp(2 pi i u / period) for u < period, each correctly rounded but for the last bit."""
     pairs = (arb.sin_cos_pi_fmpq(fmpq(2 * u, period)) for u in range(period))
     return np.array([complex(float(cosine.mid()), float(sine.mid())) for sine, cosine in pairs])
-
-
-def _rescaled(W: np.ndarray, bound: float) -> tuple[np.ndarray, float]:
-    """Divide by a power of two, so that the bound is near 1 and squares keep their digits."""
-    exponent = math.frexp(bound)[1]
-    return W * 2.0**-exponent, bound * 2.0**-exponent

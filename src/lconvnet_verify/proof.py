@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from flint import arb, ctx, fmpz
@@ -39,8 +40,7 @@ UNIFORM = ("Identity", "Scale", "multiply", "negate")
 """Operations that treat all logits alike, unless they have a tensor to do it with."""
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """Norm of what a float network stores after a node, and its distance from real arithmetic."""
 
     norm: arb

@@ -190,16 +190,8 @@ def read_certificate(path: Path) -> Certificate:
         require(len(layers) == len(data["layers"]), "has two layers of one name")
         require(type(data["label"]) is int, "has a label that is no integer")
         image, radius = array(**data["input"]), number(data["radius"])
-        return Certificate(
-            data["level"],
-            data["network"]["sha256"],
-            nodes,
-            data["graph"]["output"],
-            layers,
-            image,
-            data["label"],
-            radius,
-        )
+        about = data["level"], data["network"]["sha256"], nodes, data["graph"]["output"]
+        return Certificate(*about, layers, image, data["label"], radius)
     except MALFORMED as error:
         raise InvalidFile(f"is no certificate of format {FORMAT} ({error})") from None
 
@@ -217,7 +209,12 @@ def read_model(path: Path) -> Model:
         _require_tiled(header, body)
         tensors = {name: _tensor(body, **entry) for name, entry in header.items()}
         require(("graph" in about) != ("architecture" in about), "has not just one graph or one architecture")
-        nodes = _graph(about) if "graph" in about else _chain(about["architecture"], about.get("input_shape"))
+        if "graph" in about:
+            nodes = _graph(about)
+        else:  # layers in order, behind the image
+            image = Node("input", "input", (), shape=sizes(about.get("input_shape") or []))
+            nodes = (image, *_sequence(about["architecture"], image.name, "")[0])
+            require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
         for node in nodes:
             _require_known(node, tensors)
         return Model(tensors, _hash(header, body), nodes, nodes[-1].name)
@@ -266,21 +263,12 @@ def _graph(about: dict[str, Any]) -> tuple[Node, ...]:
     nodes = tuple(_node(**entry) for entry in about["graph"]["nodes"])
     seen: set[str] = set()
     for node in nodes:
-        first = not seen
+        reads = bool(node.inputs) == bool(seen) == (node.operation != "input")
         require(node.name not in seen and seen.issuperset(node.inputs), f"node {node.name!r} is out of order")
-        require(
-            bool(node.inputs) != first and (node.operation == "input") == first, f"node {node.name!r} reads nothing"
-        )
+        require(reads, f"node {node.name!r} reads nothing")
         seen.add(node.name)
     require(nodes and nodes[-1].name == about["graph"]["output"], "the last node is not the output")
     return nodes
-
-
-def _chain(architecture: list[dict[str, Any]], shape: list[int] | None) -> tuple[Node, ...]:
-    """The layers in order, behind the image."""
-    nodes = [Node("input", "input", (), shape=sizes(shape or [])), *_sequence(architecture, "input", "")[0]]
-    require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
-    return tuple(nodes)
 
 
 def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[list[Node], str]:
@@ -349,8 +337,18 @@ def sizes(shape: Any) -> tuple[int, ...]:
 
 def parse(text: str) -> Any:
     """JSON without NaN, infinity and repeated keys."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        require(len(dict(pairs)) == len(pairs), "repeats a key")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise InvalidFile(f"has the number {constant}")
+
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+        return json.loads(
+            text, object_pairs_hook=once, parse_constant=lambda name: require(False, f"has the number {name}")
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidFile(f"is no JSON ({error})") from None
 
@@ -423,15 +421,6 @@ def _node(name: str, operation: str, inputs: list[str], options: Any, tensors: A
 
 def _layer(name: str, upper: str, absolute: str | None, method: str) -> Layer:
     return Layer(number(upper), None if absolute is None else number(absolute))
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    require(len(dict(pairs)) == len(pairs), "repeats a key")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> Any:
-    raise InvalidFile(f"has the number {constant}")
 
 
 def _bytes(path: Path, most: int) -> bytes:

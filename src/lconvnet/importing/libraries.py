@@ -205,7 +205,10 @@ def bcop_kernel(matrices: Tensor, in_channels: int, out_channels: int) -> Tensor
     identity = torch.eye(P.shape[-1], dtype=P.dtype)
     thin, size = min(in_channels, out_channels), len(P) // 2
     K = ((identity - 2 * P[0]) @ (identity - 2 * P[1]))[:, :thin, None, None]
-    blocks = [_block(p, q) for p, q in zip(P[2 : size + 1], P[size + 1 :], strict=True)]
+    blocks = [
+        torch.stack([torch.stack([a @ b for b in (q, identity - q)], -1) for a in (p, identity - p)], -2)
+        for p, q in zip(P[2 : size + 1], P[size + 1 :], strict=True)
+    ]
     while len(blocks) > 1 and len(blocks) % 2 == 0:
         half = len(blocks) // 2
         blocks = [compose(after, before) for before, after in zip(blocks[:half], blocks[half:], strict=True)]
@@ -229,9 +232,3 @@ def compose(after: Tensor, before: Tensor) -> Tensor:
 
 def _reshaped(W: Tensor) -> Tensor:
     return cut_off(W.double().flatten(1), STEPS).reshape(W.shape)
-
-
-def _block(P: Tensor, Q: Tensor) -> Tensor:
-    """The elementary 2×2 kernel of two projectors."""
-    identity = torch.eye(len(P), dtype=P.dtype)
-    return torch.stack([torch.stack([p @ q for q in (Q, identity - Q)], -1) for p in (P, identity - P)], -2)

@@ -155,11 +155,11 @@ def facts_of_experiment(experiment: AnyExperiment) -> Facts:
     task = values.get("task", "robustness")
     if task not in ("robustness", "wasserstein"):
         raise ValueError(f"its cfg.yaml trains a generator (task: {task}), and generators appear in no table")
-    network: dict[str, Any] = values["model"] if task == "robustness" else {"architecture": "critic", **values["critic"]}
+    network: dict[str, Any] = values.get("model") or {"architecture": "critic", **values["critic"]}
     data = PurePosixPath(experiment.data.name).name or experiment.data.name
     # Tables name a folder of images by its last part alone, which several folders may share.
     axes = AXES | ({"data.name"} if data == experiment.data.name else set())
-    rate, activation = None, network.get("activation", "relu")
+    rate, activation = None, str(network.get("activation", "relu"))
     if task == "wasserstein":
         rate, axes = values["optimizer"]["lr"], axes | {"optimizer.lr"}
     return Facts(
