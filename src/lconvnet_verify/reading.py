@@ -346,9 +346,7 @@ def parse(text: str) -> Any:
         raise InvalidFile(f"has the number {constant}")
 
     try:
-        return json.loads(
-            text, object_pairs_hook=once, parse_constant=lambda name: require(False, f"has the number {name}")
-        )
+        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise InvalidFile(f"is no JSON ({error})") from None
 
