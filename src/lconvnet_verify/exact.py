@@ -33,12 +33,12 @@ class Exact:
 
     def __post_init__(self) -> None:
         known = self.integers.dtype == object and set(map(type, self.integers.flat)) <= {int}
-        prove(known, "a number is no exact integer")
+        prove(known, "a number is not an exact integer")
 
     @classmethod
     def of(cls, values: np.ndarray) -> Exact:
         """The same numbers as finite floats."""
-        prove(values.dtype.kind == "f", "a constant is no float")
+        prove(values.dtype.kind == "f", "a constant is not a float")
         prove(bool(np.isfinite(values).all()), "a constant is not finite")
         mantissas, exponents = np.frexp(np.atleast_1d(values).astype(np.float64))
         integers, exponents = (mantissas * 2.0**53).astype(np.int64), exponents.astype(np.int64) - 53
@@ -77,7 +77,7 @@ def require_room(shape: Iterable[int]) -> None:
 
 
 def require_digits(bits: int) -> None:
-    """Raise NotProved where numbers would become too long."""
+    """Raise NotProved if numbers would become too long."""
     prove(bits <= DIGITS, "it asks for numbers with too many digits")
 
 
@@ -187,7 +187,7 @@ def max_min(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 
 
 def group_sort(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """Ascending in groups whose members lie C / g channels apart; in one group where none is named."""
+    """Ascending in groups whose members lie C / g channels apart; in one group if none is named."""
     size = node.options.get("group_size", len(x.integers))
     prove(node.options["dim"] == 1 and len(x.integers) % size == 0, "does not sort channels")
     return x.map(lambda v: np.sort(v.reshape(size, -1, *v.shape[1:]), axis=0).reshape(v.shape))

@@ -3,7 +3,7 @@
 If the Cholesky factorisation of a Hermitian matrix A - c I of order n runs to its end in floating point, then A is
 positive definite, given that c is at least g(4 n + 8) tr(A) and what rounding changed in A itself (Rump, BIT 46, 2006).
 
-A convolution is taken on a torus: on that of its image where it wraps around, else on one that holds the image with its
+A convolution is taken on a torus: on that of its image if it wraps around, else on one that holds the image with its
 zeros. There it is block diagonal, with the blocks K^(w) = sum_a K_a exp(i <w, a>) at the frequencies of the torus;
 strides s and t that divide it become s t times as many channels first. The layer's outputs are some of those there.
 """
@@ -31,7 +31,7 @@ def require_norm(node: Node, claim: Layer, tensors: Mapping[str, np.ndarray], sh
     if node.operation in JOINS:
         return
     weighted = node.operation in WEIGHTED
-    prove(weighted == (claim.absolute is not None), f"{what} needs a bound on its absolute weights where it has any")
+    prove(weighted == (claim.absolute is not None), f"{what} needs a bound on its absolute weights if it has any")
     if not weighted:
         prove(claim.upper >= known_norm(node, tensors), f"{what} has a larger norm than {claim.upper!r}")
         return

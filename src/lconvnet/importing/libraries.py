@@ -61,7 +61,7 @@ def load_compared(path: str | Path, frame: nn.Sequential, layers: Sequence[str])
     """
     for name in layers:
         if name not in LAYERS:
-            reason = WITHOUT_EQUAL.get(name, "is no layer of this library that can be read")
+            reason = WITHOUT_EQUAL.get(name, "is not a layer of this library that can be read")
             raise ValueError(f"layers names {name!r}, which {reason}; allowed: {', '.join(LAYERS)}")
     count = len(weighted(frame))
     if len(layers) != count:
@@ -151,7 +151,7 @@ LAYERS: Mapping[str, Layer] = {
     "BCOP": Layer(nn.Conv2d, 3, ({"conv_matrices", "mask"}, {"param_matrices", "mask"}), _bcop),
     "CayleyLinear": Layer(nn.Linear, 2, ({"weight", "alpha"},), _cayley),
 }
-NO_KERNEL = "is no convolution with a kernel of its own: it computes in the frequency domain or by a series"
+NO_KERNEL = "is not a convolution with a kernel of its own: it computes in the frequency domain or by a series"
 RESIDUAL = "is a residual block, which no plain layer is"
 WITHOUT_EQUAL = {
     **dict.fromkeys(("CayleyConv", "LOT", "LOT2t", "SOC", "ECO", "SandwichConv", "SandwichFc"), NO_KERNEL),

@@ -72,7 +72,7 @@ def read(path: Path) -> Any:
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return tensors by name, checked to be finite floats; ValueError where there is anything else.
+    """Return tensors by name, checked to be finite floats; ValueError if there is anything else.
 
     >>> sorted(state_dict({"weight": torch.ones(2)}, Path("a.pth")))
     ['weight']
@@ -84,7 +84,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}; weights are tensors with names")
         fault = ""
         if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
-            fault = "is no dense tensor"
+            fault = "is not a dense tensor"
         elif value.dtype not in DTYPES:
             fault = f"has dtype {value.dtype}; weights are in {', '.join(str(dtype) for dtype in DTYPES)}"
         elif value.numel() * value.itemsize > value.untyped_storage().nbytes():

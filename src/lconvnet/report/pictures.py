@@ -150,7 +150,7 @@ def adversarial_grid(
 
     Args:
         images: ``(N, C, H, W)`` in [0, 1].
-        adversarial: the same shape; NaN where none was found.
+        adversarial: the same shape; NaN if none was found.
         captions: under each image, such as its certified radius.
         adversarial_captions: under each adversary.
     """
