@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lconvnet.ops.bjorck import bjorck_step
+from lconvnet.ops.polynomials import bjorck_step
 
 
 def cut_off(W: Tensor, steps: int) -> Tensor:

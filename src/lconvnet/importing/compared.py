@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from lconvnet.atomic import as_path
 from lconvnet.importing.frames import Plain, placed, weighted
 from lconvnet.importing.original import block_kernel
+from lconvnet.ops.norm_bounds import self_correlation
 from lconvnet.ops.orthogonalize import orthogonalize
-from lconvnet.ops.residual import self_correlation
 
 Group = Mapping[str, Tensor]
 

@@ -27,8 +27,8 @@ from lconvnet.importing.pickles import by_module
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
 from lconvnet.layers import ConstrainedLayer, LipschitzConv2d, LipschitzLinear
 from lconvnet.ops.block_conv import append_factor
+from lconvnet.ops.circular import to_strided
 from lconvnet.ops.orthogonalize import orthogonalize
-from lconvnet.ops.polyphase import to_strided
 
 Weights = Mapping[str, Tensor]
 
