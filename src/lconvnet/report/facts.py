@@ -17,8 +17,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from lconvnet.experiments import build
-from lconvnet.experiments.config import Evaluation
+from lconvnet.experiments.config import Evaluation, settings
 from lconvnet.experiments.loading import AnyExperiment, parse_any
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder, recorded_settings
@@ -155,13 +154,11 @@ def facts_of_experiment(experiment: AnyExperiment) -> Facts:
     task = values.get("task", "robustness")
     if task not in ("robustness", "wasserstein"):
         raise ValueError(f"its cfg.yaml trains a generator (task: {task}), and generators appear in no table")
-    network: dict[str, Any] = (
-        values["model"] if task == "robustness" else {"architecture": "critic", **values["critic"]}
-    )
+    network: dict[str, Any] = {"architecture": "critic", **values["critic"]} if "critic" in values else values["model"]
     data = PurePosixPath(experiment.data.name).name or experiment.data.name
     # Tables name a folder of images by its last part alone, which several folders may share.
     axes = AXES | ({"data.name"} if data == experiment.data.name else set())
-    rate, activation = None, network.get("activation", "relu")
+    rate, activation = None, network.get("activation") or "relu"
     if task == "wasserstein":
         rate, axes = values["optimizer"]["lr"], axes | {"optimizer.lr"}
     return Facts(
@@ -172,7 +169,7 @@ def facts_of_experiment(experiment: AnyExperiment) -> Facts:
         activation=labels.ACTIVATIONS.get(activation, activation),
         trial=str(experiment.seed),
         learning_rate=rate,
-        recipe=tuple(sorted(pair for pair in flatten(build.settings(experiment)) if pair[0] not in axes)),
+        recipe=tuple(sorted(pair for pair in flatten(settings(experiment)) if pair[0] not in axes)),
         specified=True,
     )
 
