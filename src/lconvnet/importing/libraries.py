@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from lconvnet.atomic import as_path
 from lconvnet.importing.original import block_kernel, cut_off
 from lconvnet.importing.plain_networks import Group, Plain, fill, patches, placed, taken, weighted
+from lconvnet.ops.norm_bounds import self_correlation
 from lconvnet.ops.orthogonalize import orthogonalize
-from lconvnet.ops.residual import self_correlation
 
 STEPS = 12  # of orthogonium's Björck iteration
 KEPT = re.compile(r"parametrizations\.weight(_[12])?\.(original|0\.(pi\.)?parametrizations\.[uv]\.original)")
