@@ -72,7 +72,7 @@ Recipe = tuple[tuple[str, Any], ...]
 class Facts:
     """What a run is; runs whose facts differ in `trial` alone are repetitions of one experiment.
 
-    `learning_rate` is given where it is the variable of a sweep (critics), otherwise it belongs to the `recipe`: all
+    `learning_rate` is given if it is the variable of a sweep (critics), otherwise it belongs to the `recipe`: all
     other settings that determine the weights, as sorted pairs.
     """
 
