@@ -15,7 +15,7 @@ from lconvnet import cli
 from lconvnet.experiments import execute, slurm
 from lconvnet.experiments.loading import dump, parse
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.experiments.slurm_script import script
+from lconvnet.experiments.slurm import script
 
 ROOT = Path(__file__).parents[2]
 VALUES = {

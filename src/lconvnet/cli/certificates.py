@@ -17,7 +17,7 @@ from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, Level, certified_accuracy, certify
 from lconvnet.certify.files import documents, encoded, finite
 from lconvnet.cli import options, output
-from lconvnet.experiments.images import read_images
+from lconvnet.experiments.other_data import read_images
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.experiments.trained_on import splits_like
 from lconvnet.ops.images import check_eps

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.baking import bake
-from lconvnet.experiments.original.networks import STEPS
+from lconvnet.experiments.original import STEPS
 from lconvnet.importing.pickles import by_module
 from lconvnet.importing.plain_networks import numbered
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
