@@ -169,7 +169,7 @@ def _first(module: nn.Module) -> Tensor | None:
 
 
 def _seen_not_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds NaN or infinity and lies where looking costs nothing: on a CPU, in a plain call."""
+    """Whether a tensor holds NaN or infinity; only on a CPU and in a plain call, where looking costs nothing."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu" or not plain_call(tensor) or not tensor.numel():
         return False
     return tensor.is_floating_point() and not all(isfinite(end) for end in tensor.detach().aminmax())

@@ -50,7 +50,7 @@ class InvertibleUpsampling(_WithFactor):
 class NearestUpsampling(_WithFactor):
     r"""Every pixel as factor x factor equal ones: ``(B, C, h, w)`` to ``(B, C, h s, w s)``.
 
-    Multiplies every l2 distance by exactly s, for each squared difference occurs s^2 times; that factor enters the
+    Multiplies every l2 distance by exactly s, since each squared difference occurs s^2 times; s enters the
     Lipschitz bound. The paper's CIFAR-10 critics begin with s = 2.
 
     >>> NearestUpsampling(2)(torch.tensor([[[[1.0, 2.0]]]])).tolist()
@@ -64,7 +64,7 @@ class NearestUpsampling(_WithFactor):
 class NormPool(_WithFactor):
     """The l2 norm of each s x s window, windows side by side: ``(B, C, h, w)`` to ``(B, C, h / s, w / s)``.
 
-    1-Lipschitz, for a norm is and the windows share no pixel (norm-pooling of Qian & Wegman 2019).
+    1-Lipschitz, since a norm is and the windows share no pixel (norm-pooling of Qian & Wegman 2019).
 
     >>> NormPool(2)(torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]])).item()
     5.0

@@ -1,8 +1,8 @@
-"""Hand-written gradients as shortcuts, which plain calls take and nothing else.
+"""Hand-written gradients as shortcuts, which only plain calls take.
 
 A function made of PyTorch's own operations can be differentiated again, forwards and in batches, and can be traced. A
-hand-written gradient is faster and does one of these. So each has such a function beside it, which takes its place
-wherever more than one plain gradient may be asked for: no transform then sees the shortcut.
+hand-written gradient is faster, but serves one plain gradient only. So each one has such a function beside it, which
+takes over if more may be asked for: no transform sees the shortcut.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def _watched(tensor: Tensor) -> bool:
 
 
 def gradient_of(function: Callable[..., Tensor]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a hand-written ``backward`` that of ``function``, which takes over where the gradient is not a plain one.
+    """Make a hand-written ``backward`` that of ``function``, which takes over if the gradient is not a plain one.
 
-    The saved tensors must begin with the inputs that are tensors; the others come last and are ``ctx.constants``, if
-    there are any. Autocast is off: `backward` may be called inside a region of it, and a compiler calls it in that of
-    the forward pass (`torch.amp.custom_bwd` is for one device type).
+    The saved tensors must begin with the inputs that are tensors; other inputs come last, as ``ctx.constants``.
+    Autocast is off: `backward` may be called inside a region of it, and a compiler calls it in that of the forward pass
+    (`torch.amp.custom_bwd` is for one device type).
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:

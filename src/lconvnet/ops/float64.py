@@ -12,10 +12,8 @@ from torch import Tensor
 from lconvnet.ops.rounding import gamma
 
 LEAST = 5e-324  # the least positive float64
-GRAIN, STEP = (
-    32768,
-    1024,
-)  # torch gives a thread at least so many entries; every STEP-th one is subnormal, which is slow
+GRAIN = 32768  # entries that torch gives to one thread at least
+STEP = 1024  # one entry in so many is subnormal, since these are slow
 
 
 def to_float64(tensor: Tensor, name: str = "weight") -> Tensor:

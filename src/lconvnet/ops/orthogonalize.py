@@ -1,7 +1,7 @@
 """Orthogonalisation as an engine: which algorithm makes a matrix orthogonal.
 
 An engine is a function from a matrix to a semi-orthogonal one with the same row space (column space, if tall): its
-polar factor for all but ``cholesky``. Where the matrix is nearly singular every engine is a contraction and continuous.
+polar factor for all but ``cholesky``. Near singular matrices every engine is a contraction and continuous.
 ``orthogonalize`` picks one by device and dtype and runs it with autocast disabled in at least float32.
 """
 
@@ -19,7 +19,7 @@ from lconvnet.ops.whitening import cholesky, cholesky_linear
 
 Engine = Callable[[Tensor], Tensor]
 
-# what multiplies rows by the result of an engine and never forms it
+# products with the result of an engine that never form it
 LINEAR: dict[Engine, Callable[[Tensor, Tensor], Tensor]] = {polar_eigh: polar_linear, cholesky: cholesky_linear}
 
 
@@ -46,12 +46,12 @@ def orthogonalize(W: Tensor, engine: Engine | None = None) -> Tensor:
 
 
 def orthogonal_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: Engine | None = None) -> Tensor:
-    """``x U^T + b`` with U the orthogonalised W, without forming U where the engine allows it.
+    """``x U^T + b`` with U the orthogonalised W, without forming U if the engine allows it.
 
         x U^T = (x W^T) A^T   for a wide W with U = A W,        x U^T = (x A) W^T   for a tall one with U^T = A W^T.
 
-    U is formed in float64, which is to be exact, and under autocast, where products with the raw W would be rounded
-    before A amplifies them.
+    U is formed in float64, for exactness, and under autocast, which would round products with the raw W before A
+    amplifies them.
 
     Args:
         x: ``(..., n)``, of the dtype of W but for autocast.

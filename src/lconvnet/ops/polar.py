@@ -192,11 +192,9 @@ def polar_eigh(W: Tensor) -> Tensor:
         W: matrices ``(..., m, n)``, float32 or float64.
 
     Returns:
-        The semi-orthogonal factor, same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, where the smallest singular
-        value s has ``s^2 >= 2^-16 |W W^T|_F``; else a contraction.
-
-    The residual is about ``eps * cond(W)^2`` in float32, and round-off in float64. Source: the derivation in the module
-    docstring.
+        The same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, provided that the smallest singular value s has
+        ``s^2 >= 2^-16 |W W^T|_F``; else a contraction. The residual is about ``eps * cond(W)^2`` in float32, and
+        round-off in float64.
 
     Raises:
         ValueError: if W is not finite.

@@ -41,7 +41,7 @@ def unit(W: Tensor) -> Tensor:
 
 
 def unit_scaled(W: Tensor) -> Tensor:
-    """Matrices times their :func:`unit`, which the gradient treats as a constant, for functions that ignore scale.
+    """Matrices times their :func:`unit`, a constant for the gradient; for functions that ignore scale.
 
     >>> unit_scaled(torch.tensor([[3.0e30, 4.0e30]])), unit_scaled(torch.zeros(1, 2))
     (tensor([[0.5916, 0.7889]]), tensor([[0., 0.]]))

@@ -186,7 +186,7 @@ def whiten(R: Tensor) -> Tensor:
 
     Returns:
         The same shape: ``Y^T Y = I`` up to the square of ``t = 2^-18 |R^T R|_F / s^2``, s the smallest singular value,
-        in float64 up to round-off where that is below 2^-14; a contraction where columns are dependent.
+        in float64 up to round-off if that is below 2^-14; a contraction if columns are dependent.
 
     Raises:
         ValueError: if R is not finite (on an accelerator, NaN instead).
