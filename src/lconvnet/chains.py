@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lconvnet.ops.altered import altered
+from lconvnet.ops.hooks import altered
 
 
 class Link(NamedTuple):

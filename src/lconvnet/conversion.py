@@ -27,7 +27,7 @@ from torch import nn
 
 from lconvnet.chains import Link, links
 from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin, Scale
-from lconvnet.ops.altered import altered, require_module
+from lconvnet.ops.hooks import altered, require_module
 from lconvnet.ops.images import checked_shape
 
 Part = Callable[..., nn.Module]

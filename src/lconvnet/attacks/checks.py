@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.attacks.result import AttackResult
-from lconvnet.ops.altered import require_module, require_numbers
+from lconvnet.ops.hooks import require_module, require_numbers
 from lconvnet.ops.images import check_images, check_labels, is_finite_number
 
 COUNTS = ("steps", "restarts", "queries", "binary_search_steps", "max_gradient_eval_steps")

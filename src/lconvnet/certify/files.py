@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet import atomic
-from lconvnet.bounds import Bound, Trace, tensors_of, trace
-from lconvnet.bounds.error_rules import ERROR_RULES, absolute_bound, linear
-from lconvnet.bounds.graph import Graph
+from lconvnet.bounds import Bound, Graph, Trace, tensors_of, trace
+from lconvnet.bounds.forward_error import absolute_bound, linear
+from lconvnet.bounds.operations import operation_named
 from lconvnet.certify.certificates import Certificates, certify, check_bound
-from lconvnet.certify.claim import Level
+from lconvnet.certify.certifier import Level
 from lconvnet.ops.images import check_images
 from lconvnet.ops.rounding import up
 
@@ -81,7 +81,7 @@ def encoded_model(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     return atomic.encode_safetensors(_tensors(network, traced), metadata=json.dumps(description))
 
 
-def documents(
+def certificate_documents(
     network: nn.Module, images: Tensor, *, bound: Bound, level: Level, sources: Sequence[Mapping[str, Any]]
 ) -> tuple[Certificates, Iterator[dict[str, Any]]]:
     """Certify images, and say so in one JSON-able document for each.
@@ -139,7 +139,8 @@ def layer_claims(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor]) -> l
     claims = []
     for layer in bound.layers:
         node = graph[layer.name]
-        sums = ERROR_RULES.get(node.operation) is linear
+        operation = operation_named(node.operation)
+        sums = operation is not None and operation.rounding is linear
         absolute = absolute_bound(node, shapes, tensors).hex() if sums else None
         claims.append({"name": node.name, "upper": layer.upper.hex(), "absolute": absolute, "method": layer.method})
     return claims

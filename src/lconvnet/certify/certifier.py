@@ -19,24 +19,24 @@ number; so much is taken off the radius.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lconvnet.bounds import Bound, Trace, in_float64, tensors_of
-from lconvnet.bounds.graph import Graph
-from lconvnet.certify.budget import Budget, Pairs, budget, classes_of, refuse_subnormal
+from lconvnet import allowance
+from lconvnet.bounds import Bound, Graph, Node, Trace, in_float64, tensors_of
+from lconvnet.bounds.forward_error import INFLATION, AffineBound, Arithmetic
+from lconvnet.bounds.network import forward_error
 from lconvnet.certify.evaluation import image_norms, logits_of, refuse_other_sums
-from lconvnet.certify.head import find_head, logit_constants
 from lconvnet.ops.margins import margins
 from lconvnet.ops.norms import row_norms
 from lconvnet.ops.residual import to_float64
-from lconvnet.ops.rounding import UNIT_ROUNDOFF
+from lconvnet.ops.rounding import UNIT_ROUNDOFF, product_up
 
 Level = Literal["estimate", "analytic", "sound"]
 """What a radius accounts for; see :mod:`lconvnet.certify.certificates`."""
@@ -58,6 +58,9 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 ROUNDINGS = 16 * UNIT_ROUNDOFF
 """More than the float64 operations on one margin, error or radius can change, relatively."""
+
+PAIR = 80
+"""Bytes that a pair of classes takes in all that is computed of it."""
 
 
 class Radii(NamedTuple):
@@ -100,8 +103,8 @@ def reason_codes(radius: Tensor, positive: Reason, causes: dict[Reason, Tensor])
 
 
 @dataclass(eq=False)
-class Claim:
-    """What is certified: a network at one size of image, in the dtype that it is deployed in."""
+class Certifier:
+    """Certifies a network at one size of image, in the dtype that it is deployed in."""
 
     network: nn.Module
     graph: Graph
@@ -112,8 +115,8 @@ class Claim:
     _budgets: dict[torch.dtype, Budget] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, network: nn.Module, traced: Trace, bound: Bound, images: Tensor, level: Level) -> Claim:
-        """The claim about a network that was traced on images of this shape."""
+    def of(cls, network: nn.Module, traced: Trace, bound: Bound, images: Tensor, level: Level) -> Certifier:
+        """The certifier of a network that was traced on images of this shape."""
         tensors = tensors_of(network)
         classes_of(traced.graph)
         if level == "sound":
@@ -188,3 +191,150 @@ def _dtype(network: nn.Module, images: Tensor, level: Level) -> torch.dtype:
     if len(dtypes) > 1 and level == "sound":
         raise ValueError(f"network has weights of {len(dtypes)} dtypes, so its arithmetic is not known: use one dtype")
     return dtypes.pop() if len(dtypes) == 1 else images.dtype
+
+
+class Pairs:
+    """A table of pairs of classes, float64 ``(classes, classes)``, of which a row is made when it is asked for.
+
+    Rows are kept, as many as fit into a part of `allowance.BYTES`.
+
+    >>> Pairs(lambda label: torch.eye(3, dtype=torch.float64)[label], 3)[torch.tensor([2, 0])].tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, row: Callable[[int], Tensor], classes: int) -> None:
+        self.classes = classes
+        self.row = lru_cache(maxsize=max(1, allowance.BYTES // (PAIR * classes)))(row)
+
+    def __getitem__(self, labels: Tensor) -> Tensor:
+        """The rows of these labels: ``(N, classes)``."""
+        found, places = labels.unique(return_inverse=True)
+        rows = torch.empty(len(found), self.classes, dtype=torch.float64)
+        for row, label in zip(rows, found.tolist(), strict=True):
+            row.copy_(self.row(label))
+        return rows[places]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """For an image of norm t <= reach, ``f_i - f_j`` of a float network and of the one in real arithmetic are at most
+    ``slope[i, j] t + offset[i, j]`` apart; beyond, numbers may overflow."""
+
+    slope: Pairs
+    offset: Pairs
+    reach: float
+
+    def at(self, norms: Tensor, labels: Tensor) -> Tensor:
+        """The error at images of these norms, answered by these labels: ``(N, classes)``."""
+        return (self.slope[labels] * norms[:, None] + self.offset[labels]) * INFLATION
+
+
+def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Budget:
+    """The budget of a network with this ``state_dict`` that runs in this dtype.
+
+        error_ij = |w_i - w_j| D + g (||w_i| + |w_j|| R + |b_i| + |b_j|) + underflow
+
+    where the network ends in a dense layer with rows w, else sqrt(2) D.
+    """
+    arithmetic, uppers = Arithmetic.of(dtype), {layer.name: layer.upper for layer in bound.layers}
+    stored = forward_error(graph, uppers, tensors, arithmetic)
+    end = graph[graph.output]
+    whole, classes = stored[end.name], classes_of(graph)
+    reach = _reach(whole.peak, arithmetic)
+    if end.operation != "Linear":
+        root = math.sqrt(2) * INFLATION
+        ones = torch.ones(classes, dtype=torch.float64)
+        slopes, offsets = ones * whole.error.slope * root, ones * whole.error.offset * root
+        return Budget(Pairs(lambda _: slopes, classes), Pairs(lambda _: offsets, classes), reach)
+    body = stored[end.inputs[0]]
+    W, bias = to_float64(tensors[end.tensors["weight"]]), end.tensors.get("bias")
+    b = W.new_zeros(len(W)) if bias is None else tensors[bias].detach().cpu().double().abs()
+    rounding, underflow, A = arithmetic.gamma(W.shape[1]), 2 * arithmetic.underflow(W.shape[1]), W.abs()
+    apart = Pairs(lambda i: row_norms(W - W[i]), classes)
+    sums = Pairs(lambda i: row_norms(A + A[i]), classes)  # of the rows' absolute values, from above
+
+    def slope(i: int) -> Tensor:
+        return (apart.row(i) * body.error.slope + rounding * sums.row(i) * body.norm.slope) * INFLATION
+
+    def offset(i: int) -> Tensor:
+        biases = rounding * (sums.row(i) * body.norm.offset + b[i] + b)
+        return (apart.row(i) * body.error.offset + biases + underflow) * INFLATION
+
+    return Budget(Pairs(slope, classes), Pairs(offset, classes), reach)
+
+
+def refuse_subnormal(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` for a weight or constant below the normal numbers: hardware may read it as 0.
+
+    A running variance only counts where that is seen beside the eps that it is added to.
+    """
+    for node in graph.nodes:
+        for role, key in node.tensors.items():
+            values = tensors[key].detach()
+            if not values.is_floating_point():
+                continue
+            info = torch.finfo(values.dtype)
+            unseen = role == "running_var" and node.options["eps"] * info.eps >= 2 * info.tiny
+            if not unseen and bool(((values != 0) & (values.abs() < info.tiny)).any()):
+                raise ValueError(
+                    f"network tensor {key!r} holds subnormal numbers, which hardware may read as 0: set them to 0"
+                )
+
+
+def classes_of(graph: Graph) -> int:
+    """The number of logits; raises ``ValueError`` where the output is no row of two or more."""
+    shape = graph[graph.output].shape
+    if shape is None or len(shape) != 1 or shape[0] < 2:
+        raise ValueError(
+            f"network gives an output of shape (N, *{shape}): a certificate needs (N, classes) with two classes or more"
+        )
+    return shape[0]
+
+
+def _reach(peak: AffineBound, arithmetic: Arithmetic) -> float:
+    """Up to which norm of the image nothing exceeds half of the largest number."""
+    room = (arithmetic.largest / 2 - peak.offset) * (1 - 2.0**-40)
+    return room / peak.slope if peak.slope > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Head:
+    """The dense layer of the logits; ``lipschitz`` bounds all before it, times the scaling behind it."""
+
+    node: Node
+    lipschitz: float
+
+
+def find_head(graph: Graph, bound: Bound) -> Head | None:
+    """The dense layer with nothing behind it but what treats all logits alike; None where there is no such layer."""
+    layers = {layer.name: layer for layer in bound.layers}
+    node, factors = graph[graph.output], []
+    while _is_uniform(node, graph):
+        factors.append(layers[node.name].upper)
+        node = graph[node.inputs[0]]
+    if node.operation != "Linear" or not math.isfinite(bound.upper):
+        return None
+    before = layers.get(node.inputs[0])
+    reach = 1.0 if before is None else before.reach
+    return None if reach is None else Head(node, product_up([reach, *factors]))
+
+
+def _is_uniform(node: Node, graph: Graph) -> bool:
+    """Whether a node multiplies by one number or adds a constant to every logit."""
+    if node.operation in ("multiply", "divide"):
+        return "value" in node.options
+    same = node.operation == "shift" and node.shape == graph[node.inputs[0]].shape
+    return same or node.operation in ("Scale", "Identity", "Dropout", "negate")
+
+
+def logit_constants(graph: Graph, bound: Bound) -> Tensor | None:
+    """The constant of each logit, ``(classes,)``, where every one is the output of a network of its own, else None.
+
+    The difference of two then has at most the sum of theirs (Qian & Wegman 2019): 2 for two 1-Lipschitz logits.
+    """
+    layers, end = {layer.name: layer for layer in bound.layers}, graph[graph.output]
+    logits = [graph[name] for name in end.inputs] if end.operation == "concatenate" else []
+    reaches = [layers[logit.name].reach for logit in logits if logit.shape == (1,) and logit.name in layers]
+    if not reaches or len(reaches) < len(logits) or None in reaches:
+        return None
+    return torch.tensor(reaches, dtype=torch.float64)
