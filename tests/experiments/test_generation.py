@@ -10,7 +10,7 @@ import torch
 
 from lconvnet import cli, data, gan
 from lconvnet import run as original
-from lconvnet.experiments import build, estimation, generation
+from lconvnet.experiments import estimation, generation
 from lconvnet.experiments.loading import load_any, parse_any
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.status import is_finished, status
@@ -72,9 +72,9 @@ def test_a_run_is_the_training_that_its_configuration_describes(name, tmp_path):
     assert cli.invoke(original.app, ["--cfg", str(folder.config), "--quiet"]) == 0
     experiment = load_any(folder.config)
     images = unlabelled("images")
-    generator = build.build_generator(experiment.generator, SHAPE, seed=0)
-    critic = build.build_gan_critic(experiment.critic, SHAPE, seed=0)
-    objective = build.build_objective(experiment.critic)
+    generator = experiment.generator.build(SHAPE, seed=0)
+    critic = experiment.critic.build(SHAPE, seed=0)
+    objective = experiment.critic.objective()
     assert type(objective) is {"gradient": gan.GradientPenalty, "weight": gan.WeightClipping}.get(
         name.partition("-")[0], gan.LipschitzCritic
     )
@@ -90,10 +90,10 @@ def test_a_run_is_the_training_that_its_configuration_describes(name, tmp_path):
 def test_images_need_no_classes(name, count):
     """Also in a Wasserstein estimate, whose `data` is the same section."""
     experiment = parse_any(values(data={"name": name}))
-    found = build.load_real_images(experiment.data).images
+    found = experiment.data.load().images
     assert torch.equal(found, data.read_samples(name)) and len(found) == count
     small = parse_any(values(data={"name": name, "limit": 4, "image_size": 8, "channels": 1}))
-    assert build.load_real_images(small.data).images.shape == (4, 1, 8, 8)
+    assert small.data.load().images.shape == (4, 1, 8, 8)
 
 
 def test_a_flat_folder_is_trained_on(tmp_path):
@@ -105,12 +105,12 @@ def test_a_flat_folder_is_trained_on(tmp_path):
 
 def test_options_reach_what_they_are_named_for():
     experiment = parse_any(values(optimizer={"name": "adam", "lr": 0.5, "betas": [0.25, 0.75]}))
-    made = build.build_optimizer(experiment.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    made = experiment.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert (made.defaults["lr"], made.defaults["betas"]) == (0.5, (0.25, 0.75))
-    assert build.build_objective(experiment.critic) == gan.WeightClipping(bound=0.02)
+    assert experiment.critic.objective() == gan.WeightClipping(bound=0.02)
     penalty = parse_any(values("gradient-penalty", critic={"name": "gradient-penalty", "weight": 3.0}))
-    assert build.build_objective(penalty.critic) == gan.GradientPenalty(weight=3.0)
-    weights = [build.build_generator(experiment.generator, SHAPE, seed=seed).state_dict() for seed in (0, 0, 1)]
+    assert penalty.critic.objective() == gan.GradientPenalty(weight=3.0)
+    weights = [experiment.generator.build(SHAPE, seed=seed).state_dict() for seed in (0, 0, 1)]
     same = [all(torch.equal(value, weights[0][name]) for name, value in other.items()) for other in weights[1:]]
     assert same == [True, False]
 
@@ -223,4 +223,4 @@ def test_images_that_no_generator_makes(data, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         generation.run(parse_any(values(data=data)), folder, progress=False)
     with pytest.raises(ValueError, match=r"images are 8x16.*data\.image_size"):
-        build.build_generator(parse_any(values()).generator, (3, 8, 16), seed=0)
+        parse_any(values()).generator.build((3, 8, 16), seed=0)

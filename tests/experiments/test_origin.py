@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from lconvnet import cli, gan
-from lconvnet.experiments import build, execute, generation
+from lconvnet.experiments import execute, generation
 from lconvnet.experiments.loading import load_any, parse
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.report.facts import facts_of
@@ -68,9 +68,9 @@ def test_more_epochs_are_asked_for_in_a_new_run(old, capsys, tmp_path):
         err = refusal(capsys, "train", *arguments)
         assert "training.epochs is 3" in err and "a run of 1" in err and "--from" in err and "--out NEW" in err
     experiment = parse(VALUES, ["training.epochs=3"])
-    splits = build.load_images(experiment.data, seed=0)
-    model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=0)
-    options = {"optimizer": build.build_optimizer(experiment.optimizer), "loss": build.build_loss(experiment.loss)}
+    splits = experiment.data.load(seed=0)
+    model = experiment.model.build(splits.image_shape, splits.classes, seed=0)
+    options = {"optimizer": experiment.optimizer, "loss": experiment.loss}
     with pytest.raises(CheckpointError, match=r"epochs: 1, now 3.*load_best\(model, RUN\).*--from RUN --out NEW"):
         fit(model, splits, epochs=3, directory=old.path, resume=True, **options)
 
@@ -81,8 +81,8 @@ def test_from_is_training_from_those_weights(old, tmp_path):
     arguments = ["train", old.config, "--from", old.path, "--out", new.path, "--set", "training.epochs=2"]
     assert command(*arguments) == 0
     experiment = parse(VALUES, ["training.epochs=2"])
-    splits = build.load_images(experiment.data, seed=0)
-    model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=5)
+    splits = experiment.data.load(seed=0)
+    model = experiment.model.build(splits.image_shape, splits.classes, seed=5)
     load_best(model, old.path)
     execute._fit(model, splits, experiment, RunFolder(own), None, resume=False, progress=False)
     best = "checkpoints/best.safetensors"

@@ -53,7 +53,7 @@ SCHEDULES = [
     (partial(CosineAnnealingLR, T_max=10), "schedule is torch's CosineAnnealingLR"),
     (CosineAnnealingLR(SGD(parameters(), lr=0.1), 10), "schedule is one CosineAnnealingLR: pass one of"),
     (schedules.Exponential, r"schedule=the class Exponential cannot be made \(.*\): call it, Exponential\(\)"),
-    (schedules.one_cycle, r"schedule=one_cycle cannot be made \(.*\): call it, one_cycle\(\)"),
+    (schedules.one_cycle, r"schedule=the class OneCycle cannot be made \(.*\): call it, OneCycle\(\)"),
     (lambda o, e, n: MultiStepLR(o, [2, 4]), "lowers the learning rate for the last time at step 4 of 200, for it is"),
     (lambda o, e, n: LinearLR(o, 1.0, 0.01, total_iters=e), "for the last time at step 5 of 200"),
     (lambda o, e, n: CosineAnnealingLR(o, e), "has a period of 5 steps, as many as there are epochs, for it is"),
@@ -133,7 +133,9 @@ def test_the_rates_of_a_training_are_told(caplog: pytest.LogCaptureFixture) -> N
     assert caplog.messages == [f"learning rate: {rates}"]
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(200, 469), (200, 391), (10, 100), (90, 7)])
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [pytest.param(200, 469, marks=pytest.mark.slow), (200, 391), (10, 100), (90, 7)]
+)
 def test_the_commonest_recipes_with_epochs_for_steps(epochs: int, steps: int) -> None:
     """What torch's examples step once an epoch, stepped after every batch; in the right unit it is taken."""
 

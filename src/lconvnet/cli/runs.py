@@ -13,9 +13,7 @@ import typer
 
 from lconvnet.cli import options, output
 from lconvnet.experiments import estimation, execute, generation
-from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.generation_config import GanExperiment
+from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment
 from lconvnet.experiments.loading import load_any
 from lconvnet.experiments.other_data import evaluate_on
 from lconvnet.experiments.run_folder import RunFolder, find_run

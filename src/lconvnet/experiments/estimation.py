@@ -14,9 +14,8 @@ import yaml
 from torch import Tensor, nn
 
 from lconvnet import atomic, gan, saving, wasserstein
-from lconvnet.experiments import build
+from lconvnet.experiments.config import WassersteinExperiment
 from lconvnet.experiments.crosscheck import ContradictionError
-from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.origin import begin_from, require_source
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
@@ -64,9 +63,9 @@ def run(
     folder.refuse_if_imported()
     require_source(weights, folder)
     with session(folder, "estimate"):
-        real = build.load_real_images(experiment.data).images
+        real = experiment.data.load().images
         shape = (int(real.shape[1]), int(real.shape[2]), int(real.shape[3]))
-        critic = build.build_critic(experiment.critic, shape, seed=experiment.seed)
+        critic = experiment.critic.build(shape, seed=experiment.seed)
         first = begin_from(weights, folder, experiment, {"critic": critic}) if weights else None
         folder.state_config(experiment, OUTSIDE)
         found = _estimate(experiment, folder, real, critic, first, resume=resume, progress=progress)
@@ -103,8 +102,8 @@ def _estimate(
         critic=critic,
         steps=training.steps,
         batch_size=training.batch_size,
-        optimizer=build.build_optimizer(experiment.optimizer),
-        schedule=build.build_schedule(experiment.schedule),
+        optimizer=experiment.optimizer,
+        schedule=experiment.schedule,
         seed=experiment.seed,
         confidence=evaluation.confidence,
         held_out=evaluation.samples,

@@ -17,15 +17,14 @@ from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
 from lconvnet.data import Images, Splits
-from lconvnet.experiments import accuracies, build, names, robustness
-from lconvnet.experiments.ancestors import inherited_note, note_on
-from lconvnet.experiments.attacks import MinimumNorm
-from lconvnet.experiments.config import Evaluation, Experiment
+from lconvnet.experiments import robustness
+from lconvnet.experiments.config import Evaluation, Experiment, settings
 from lconvnet.experiments.loading import load
+from lconvnet.experiments.options import AUGMENTATIONS
 from lconvnet.experiments.origin import begin_from, require_source
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
-from lconvnet.experiments.trained_on import own_images, trained_experiment
+from lconvnet.experiments.trained_on import inherited_note, note_on, own_images, trained_experiment
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, Record, fit, is_first_process, is_started, load_best, load_record
 
@@ -82,10 +81,10 @@ def train(
     with session(folder, "train") if is_first_process() else contextlib.nullcontext():
         if own:
             _require_stated(own, experiment)  # from here on nobody generates another one in its place
-        splits = build.load_images(experiment.data, seed=experiment.seed)
+        splits = experiment.data.load(seed=experiment.seed)
         if is_first_process():
             logger.info("read %r", splits)
-        model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
+        model = experiment.model.build(splits.image_shape, splits.classes, seed=experiment.seed)
         first = begin_from(weights, folder, experiment, {"model": model}) if weights else None
         if first and not is_started(folder.path):
             first["note"] = note_on(splits, weights)
@@ -122,15 +121,15 @@ def _fit(
     return fit(
         model,
         splits,
-        loss=build.build_loss(experiment.loss),
+        loss=experiment.loss,
         epochs=training.epochs,
         batch_size=training.batch_size,
-        optimizer=build.build_optimizer(experiment.optimizer),
-        schedule=build.build_schedule(experiment.schedule),
+        optimizer=experiment.optimizer,
+        schedule=experiment.schedule,
         seed=experiment.seed,
         directory=folder.path,
         resume=resume,
-        augment=names.AUGMENTATIONS[experiment.data.augment],
+        augment=AUGMENTATIONS[experiment.data.augment],
         eps=sorted(experiment.evaluation.eps, reverse=True),
         select_eps=training.select_eps,
         project_every=training.project_every,
@@ -139,7 +138,7 @@ def _fit(
         devices=training.devices,
         precision=training.precision,
         progress=progress,
-        settings=build.settings(experiment),
+        settings=settings(experiment),
         origin=origin,
     )
 
@@ -202,9 +201,9 @@ def measure(
     for eps in experiment.evaluation.linear_bounds:
         certificates = robustness.certify_linearly(subject, certificates, eps)
     outcomes = _attack(subject, certificates, experiment.evaluation) if attacks else []
-    loss = robustness.mean_loss(subject, build.build_loss(experiment.loss))
+    loss = robustness.mean_loss(subject, experiment.loss)
     labels, pixels = images.labels, images.images[0].numel()
-    measured = accuracies.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
+    measured = robustness.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
     made = {"evaluation": experiment.evaluation.model_dump(mode="json")} if attacks else {}
     for eps, row in measured["adv_robustness"].items() if experiment.evaluation.linear_bounds else ():
         row["lb_lipschitz"] = certified_accuracy(lipschitz, labels, eps)
@@ -214,7 +213,7 @@ def measure(
 
 
 def _baked(experiment: Experiment, record: Record, splits: Splits, folder: RunFolder) -> Trained:
-    model = build.build_model(experiment.model, splits.image_shape, splits.classes, seed=experiment.seed)
+    model = experiment.model.build(splits.image_shape, splits.classes, seed=experiment.seed)
     _load_recorded_best(model, record, folder)
     return _save_best(model, record, splits, folder)
 
@@ -244,14 +243,14 @@ def _attack(
     outcomes = []
     for attack in evaluation.attacks:
         count = min(evaluation.mini_test_size, len(subject.images)) if attack.mini else len(subject.images)
-        radii = (None,) if isinstance(attack, MinimumNorm) else attack.radii(evaluation)
-        outcomes += [robustness.attack_all(subject, certificates, attack, eps, count) for eps in radii]
+        runs = attack.runs(evaluation)
+        outcomes += [robustness.attack_all(subject, certificates, attack, eps, count) for eps in runs]
     return outcomes
 
 
 def _stated(experiment: Experiment) -> dict[str, Any]:
     """What cfg.yaml must state of a run: everything but where it runs and where the images lie."""
-    return build.settings(experiment) | {"evaluation": experiment.evaluation.model_dump(mode="json")}
+    return settings(experiment) | {"evaluation": experiment.evaluation.model_dump(mode="json")}
 
 
 def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from lconvnet import gan
-from lconvnet.experiments import build
-from lconvnet.experiments.generation_config import GanExperiment
+from lconvnet.experiments.config import GanExperiment
 from lconvnet.experiments.origin import begin_from, require_source
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
@@ -39,12 +38,11 @@ def run(
     training = experiment.training.model_dump()
     training["epochs"] = max(training["epochs"], _done(folder))
     with session(folder, "train"):
-        images = build.load_real_images(experiment.data)
+        images = experiment.data.load()
         shape = (int(images.images.shape[1]), int(images.images.shape[2]), int(images.images.shape[3]))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        generator = build.build_generator(experiment.generator, shape, seed=experiment.seed).to(device)
-        critic = build.build_gan_critic(experiment.critic, shape, seed=experiment.seed).to(device)
-        optimizer = build.build_optimizer(experiment.optimizer) if experiment.optimizer else None
+        generator = experiment.generator.build(shape, seed=experiment.seed).to(device)
+        critic = experiment.critic.build(shape, seed=experiment.seed).to(device)
         networks = {"generator": generator, "critic": critic}
         first = begin_from(weights, folder, experiment, networks) if weights else None
         folder.state_config(experiment, OUTSIDE)
@@ -52,9 +50,9 @@ def run(
             generator,
             critic,
             images,
-            objective=build.build_objective(experiment.critic),
-            generator_optimizer=optimizer,
-            critic_optimizer=optimizer,
+            objective=experiment.critic.objective(),
+            generator_optimizer=experiment.optimizer,
+            critic_optimizer=experiment.optimizer,
             seed=experiment.seed,
             directory=folder.path,
             resume=resume,

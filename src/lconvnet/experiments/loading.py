@@ -15,13 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lconvnet.experiments import original
-from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment
 from lconvnet.experiments.explain import choice, explain, sections, tags, types
 from lconvnet.experiments.explain import values as literals
-from lconvnet.experiments.generation_config import GanExperiment
-from lconvnet.experiments.reading import Dumper, Written, overlaid, parse_overrides, read
-from lconvnet.experiments.references import resolved
+from lconvnet.experiments.reading import Dumper, Written, overlaid, parse_overrides, read, resolved
 from lconvnet.experiments.scalars import plain
 
 AnyExperiment = Experiment | WassersteinExperiment | GanExperiment
@@ -109,11 +106,9 @@ def naming(path: Path) -> Iterator[None]:
 
 def _with_defaults(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Write out the default of a section that only the overrides name, so that they may change a part of it."""
-    fields = _kind(values).model_fields
-    defaults = {name: fields[name].default for name in changes if name in fields}
-    absent = {name: value for name, value in defaults.items() if name not in values}
-    written = {name: value.model_dump(mode="json") for name, value in absent.items() if isinstance(value, BaseModel)}
-    return {**values, **written}
+    defaults = _kind(values).model_construct().model_dump(mode="json")
+    absent = [name for name in changes if name not in values and isinstance(defaults.get(name), dict)]
+    return {**values, **{name: defaults[name] for name in absent}}
 
 
 def _without_stale_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +142,6 @@ def _is_chosen(member: type[BaseModel], section: Mapping[str, Any]) -> bool:
 
 
 def _read_as(text: Written, annotation: Any) -> Any:
-    found, kinds = plain(text), types(annotation)
+    found, kinds = plain(text), set(types(annotation))
     is_text = str in kinds or str(text) in literals(annotation)
     return str(text) if is_text and not (found is None and NoneType in kinds) else found

@@ -14,8 +14,7 @@ from typing import Any
 from torch import nn
 
 from lconvnet import atomic
-from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.config import Experiment, WassersteinExperiment
 from lconvnet.experiments.loading import AnyExperiment, load_any, parse_any
 from lconvnet.experiments.run_folder import RunFolder, find_run, recorded_settings
 from lconvnet.gan import checkpoint as generators

@@ -28,9 +28,7 @@ from typing import Any
 import yaml
 
 from lconvnet import atomic
-from lconvnet.experiments.build import settings
-from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.config import Experiment, WassersteinExperiment, settings
 from lconvnet.experiments.loading import AnyExperiment, dump, load, load_any, merge
 from lconvnet.experiments.reading import read
 from lconvnet.extras import require

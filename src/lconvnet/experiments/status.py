@@ -10,10 +10,7 @@ from statistics import median
 from typing import Any, Literal, get_args
 
 from lconvnet.experiments import generation
-from lconvnet.experiments.build import settings
-from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.estimation_config import WassersteinExperiment
-from lconvnet.experiments.generation_config import GanExperiment
+from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment, settings
 from lconvnet.experiments.loading import load_any
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder

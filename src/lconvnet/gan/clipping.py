@@ -11,6 +11,7 @@ from torch.optim import Optimizer, RMSprop
 
 from lconvnet.gan.objective import CriticLoss, ImageShape, difference, require_one_value
 from lconvnet.layers import ConstrainedLayer
+from lconvnet.ops.numbers import PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class WeightClipping:
     0.01
     """
 
-    bound: float = 0.01
+    bound: PositiveFloat = 0.01
 
     def __post_init__(self) -> None:
         if not 0 < self.bound < math.inf:

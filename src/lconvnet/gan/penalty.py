@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from lconvnet.gan.objective import CriticLoss, ImageShape, difference, require_one_value
+from lconvnet.ops.numbers import PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class GradientPenalty:
     differentiated twice is refused.
     """
 
-    weight: float = 10.0
+    weight: PositiveFloat = 10.0
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:

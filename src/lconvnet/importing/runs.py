@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from lconvnet import atomic, saving
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
-from lconvnet.experiments import build
-from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.config import Experiment, WassersteinExperiment, settings
 from lconvnet.experiments.estimation import UNSAMPLED
-from lconvnet.experiments.estimation_config import WassersteinExperiment
 from lconvnet.experiments.loading import dump, load_any, merge, naming, parse_any
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.reading import read
@@ -177,9 +175,9 @@ class Source:
     def record(self) -> Record:
         """No epoch is recorded, for the original's file tells none but the number of the last."""
         asked = self.experiment
-        facts = build.settings(asked) if isinstance(asked, Experiment) else asked.model_dump(mode="json")
-        settings = {"settings": facts, "imported": self.origin}
-        return Record(json.loads(json.dumps(settings)), versions(torch.device("cpu")), finished=True)
+        facts = settings(asked) if isinstance(asked, Experiment) else asked.model_dump(mode="json")
+        stated = {"settings": facts, "imported": self.origin}
+        return Record(json.loads(json.dumps(stated)), versions(torch.device("cpu")), finished=True)
 
     def bound(self) -> Bound:
         """That of the baked network."""
@@ -196,8 +194,8 @@ class Source:
 def _build(experiment: Experiment | WassersteinExperiment, shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
     """The network by itself: what stands before it, such as an upsampling, has no weights."""
     if isinstance(experiment, Experiment):
-        return build.build_model(experiment.model, shape, outputs, seed=0)
-    return build.build_critic(experiment.critic.model_copy(update={"upsampling": 1}), shape, seed=0)
+        return experiment.model.build(shape, outputs, seed=0)
+    return experiment.critic.model_copy(update={"upsampling": 1}).build(shape, seed=0)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

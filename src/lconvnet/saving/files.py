@@ -99,7 +99,7 @@ def save(
     `bound` is computed where it is not given; `input_shape` is the shape of one input without the batch, such as
     (C, H, W), `class_names` has a name for each output. `classes` are those of your own that the network holds; each
     instance is kept as its numbers, texts, lists of those, tensors and modules, and `load` needs the classes again.
-    Those with a rule of their own (`lconvnet.bounds.register_rule`) are known without. Raises ValueError for a module
+    Those that `lconvnet.register_operation` was given with `save` are known without. Raises ValueError for a module
     that is none of the baked operations, or that a file would not give back as it is, for a bound of another network or
     another shape, and for names that are not one for each output, and `atomic.WriteError` where the file cannot be
     written.
