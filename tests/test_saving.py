@@ -126,7 +126,7 @@ def test_pickled_code_is_refused_and_not_run(path, tmp_path, write):
 def test_truncated_files(path, keep):
     save(baked("small"), path, input_shape=(1, 10, 10))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"truncated or no safetensors file"):
+    with pytest.raises(ValueError, match=r"truncated or not a safetensors file"):
         load(path)
 
 

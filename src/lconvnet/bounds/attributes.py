@@ -72,7 +72,7 @@ def _parameters(kind: type[nn.Module]) -> list[str]:
 
 def difference(module: nn.Module, other: nn.Module) -> tuple[str, str, str] | None:
     """The first attribute or tensor that two modules of one class do not share, the bytes of tensors aside: its name
-    and what it is in each. An attribute that only the first has counts where it hides one of the class.
+    and what it is in each. An attribute that only the first has counts if it hides one of the class.
 
     >>> difference(nn.Linear(2, 3), nn.Linear(2, 4))
     ('bias', 'a tensor of shape (3,)', 'a tensor of shape (4,)')
@@ -123,7 +123,7 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def version(tensor: Tensor) -> int | None:
-    """Counts the changes of a tensor in place; None where torch does not (inference mode)."""
+    """Counts the changes of a tensor in place; None if torch does not (inference mode)."""
     return None if tensor.is_inference() else tensor._version
 
 

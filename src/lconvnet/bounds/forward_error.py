@@ -274,8 +274,8 @@ def power(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorB
 def absolute_bound(node: Node, shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> float:
     """An upper bound on |abs(W)|_2 of a dense layer or a convolution.
 
-    The kernel of a convolution is summed over its taps, for |K_hat(w)| is largest at w = 0 where no entry is negative;
-    a stride is taken apart first where it can be, groups are one matrix each.
+    The kernel of a convolution is summed over its taps, for |K_hat(w)| is largest at w = 0 if no entry is negative;
+    a stride is taken apart first if it can be, groups are one matrix each.
     """
     key = node.tensors["weight"]
     weight = to_float64(tensors[key], key).abs()
@@ -320,7 +320,7 @@ def nonnegative_bound(matrix: Tensor, *, steps: int = 8) -> float:
 
 
 def _unshuffling(node: Node, image: Sequence[int]) -> tuple[int, int]:
-    """The stride, where it can be taken apart: on a torus a divisor of it."""
+    """The stride, if it can be taken apart: on a torus a divisor of it."""
     stride = node.options["stride"]
     torus = node.options["padding_mode"] != "zeros" or "circular_padding" in node.options
     divides = not torus or all(n % s == 0 for n, s in zip(image[-2:], stride, strict=True))
@@ -369,7 +369,7 @@ def _bias_norm(node: Node, setting: Setting) -> float:
 
 
 def _norm(values: Tensor, repetitions: int) -> float:
-    """Norm of so many copies, rounded upward; infinite where it is no number."""
+    """Norm of so many copies, rounded upward; infinite if it is not a number."""
     norm = float(row_norms(values.reshape(1, -1))) * math.sqrt(max(repetitions, 1))
     return math.inf if math.isnan(norm) else up(norm) * INFLATION
 

@@ -1,4 +1,4 @@
-"""The recorded calls of a forward pass as nodes of a graph, each checked and, where the size is known, run.
+"""The recorded calls of a forward pass as nodes of a graph, each checked and, if the size is known, run.
 
 A call is read as one of the modules or functions of :mod:`lconvnet.bounds.operations`; it runs on two random images, so
 shapes are torch's own, and the last result must be what the network itself makes of them.
@@ -222,7 +222,7 @@ class GraphBuilder:
         return images.to(self.like.device, self.like.dtype)
 
     def _compare(self, result: Tensor | None) -> None:
-        """Raise where the network does something that was not recorded."""
+        """Raise if the network does something that was not recorded."""
         images = self._images()
         if result is None or images is None:
             return
@@ -317,7 +317,7 @@ def _depends(value: Any) -> bool:
 
 @contextmanager
 def _known_forms(rule: Any, refuse: Refuse) -> Iterator[None]:
-    """What a rule raises where it does not have the arguments of a call, as what it has."""
+    """Turn what a reader raises for arguments that it does not know into what it knows."""
     try:
         yield
     except (TypeError, AttributeError, IndexError, OverflowError) as error:

@@ -286,7 +286,7 @@ def _plus(first: Functionals, second: Functionals) -> Functionals:
 
 
 def _aligned(first: Functionals, one: Window, second: Functionals, other: Window) -> tuple[Functionals, Functionals]:
-    """Both on the same windows: the image where one of them has got there, else the smallest around both."""
+    """Both on the same windows: the image if one of them has got there, else the smallest around both."""
     if one.positions != other.positions:
         sides = min(one, other, key=lambda window: window.positions).size
         return first.on_image(sides), second.on_image(sides)

@@ -49,7 +49,7 @@ def lipschitz_bound(
 
     ``upper`` is the product over a chain, the sum over branches that are added, the root of the sum of squares over
     what is concatenated, the maximum over branches that read disjoint parts (:mod:`lconvnet.bounds.propagation`), and
-    the norm of the joint map where no activation lies between (:mod:`lconvnet.bounds.folding`). It is computed in
+    the norm of the joint map if no activation lies between (:mod:`lconvnet.bounds.folding`). It is computed in
     float64 on the CPU from the weights as they are stored, and rounded outward.
 
     Args:
@@ -59,7 +59,7 @@ def lipschitz_bound(
         input_shape: shape of one image, ``(C, H, W)``. Gives tighter bounds for circular convolutions, and
             lower bounds; none of a network or layer so deep or wide that they would take more memory than its
             weights allow (:mod:`lconvnet.allowance`). A network with functions needs it.
-        method: "auto" takes, for each layer, the residual certificate where it is nearly orthogonal, else the
+        method: "auto" takes, for each layer, the residual certificate if it is nearly orthogonal, else the
             least of the Gram bounds; "spectrum" takes the exact spectrum at the true size, for networks of
             circular convolutions.
         diagnose: compute lower bounds too, and compare. That takes most of the time; ``upper`` is the same.

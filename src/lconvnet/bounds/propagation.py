@@ -211,8 +211,8 @@ def _product(A: Sequence[Sequence[float]], B: Sequence[Sequence[float]]) -> list
 
 
 def _matrix_norm(C: Sequence[Sequence[float]]) -> float:
-    """Largest singular value of a non-negative matrix, rounded upward; exact where every row or every column has but
-    one entry, up to one rounding where the matrix is a row or a column."""
+    """Largest singular value of a non-negative matrix, rounded upward; exact if every row or every column has but one
+    entry, up to one rounding if the matrix is a row or a column."""
     entries = [[c for c in row if c] for row in C], [[c for c in column if c] for column in zip(*C, strict=True)]
     largest = max((c for row in C for c in row), default=0.0)
     if math.isinf(largest) or all(len(line) <= 1 for lines in entries for line in lines):

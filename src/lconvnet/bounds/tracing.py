@@ -61,7 +61,7 @@ def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace
 def in_float64(network: nn.Module, graph: Graph) -> nn.Module:
     """A copy in float64 and eval mode whose graph is the same.
 
-    Raises ``ValueError`` where its numbers are others, as those of a forward pass that computes them from a buffer.
+    Raises ``ValueError`` if its numbers are others, as those of a forward pass that computes them from a buffer.
     """
     with torch.inference_mode(False):  # a copy made in inference mode could not be differentiated
         copy = deepcopy(network).double().eval()

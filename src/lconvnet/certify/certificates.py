@@ -90,10 +90,10 @@ def certify(
             smaller, and labels may be those of float32.
         bound: from :func:`lconvnet.lipschitz_bound` of this network; None computes it at the size of the
             images.
-        batch_size: images evaluated at once, at most: fewer where they would take more than half a gigabyte.
+        batch_size: images evaluated at once, at most: fewer if they would take more than half a gigabyte.
 
     Raises:
-        ValueError: images that are no floats in [0, 1] or do not fit, a network in half precision, a bound
+        ValueError: images that are not floats in [0, 1] or do not fit, a network in half precision, a bound
             that does not certify this network, with these weights, at this size.
 
     >>> network = nn.Sequential(nn.Linear(2, 2, bias=False))
@@ -167,7 +167,7 @@ def _fitting(traced: Trace) -> int:
 
 
 def _decided(certifier: Certifier, images: Tensor, eps: Sequence[float], batch_size: int) -> Radii:
-    """The network evaluated as it is, and in float64 where that leaves an eps open."""
+    """The network evaluated as it is, and in float64 if that leaves an eps open."""
     found = certifier.radii(images, torch.float32, batch_size)
     undecided = found.open(eps)
     if bool(undecided.any()):
@@ -196,7 +196,7 @@ def check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
             f"level {CERTIFYING_LEVELS}"
         )
     if math.isnan(bound.upper) or bound.upper < 0:
-        raise ValueError(f"bound.upper={bound.upper} is no Lipschitz constant: use lipschitz_bound(network)")
+        raise ValueError(f"bound.upper={bound.upper} is not a Lipschitz constant: use lipschitz_bound(network)")
     if bound.fingerprint != fingerprint(network):
         raise ValueError(
             "bound is of other weights or another network than this one: compute it again with lipschitz_bound(network)"
@@ -219,8 +219,8 @@ def _estimated(logits: Tensor, bound: Bound) -> tuple[Tensor, Tensor, Tensor, Te
     """Label, margin, ``margin / (sqrt(2) prod_l lower_l)`` and the codes of the reasons: norms from power iteration,
     rounding ignored.
 
-    Where the graph is no product of layers the network's own lower bound takes its place. Raises ``ValueError`` where
-    the bound has none.
+    If the graph is not a product of layers, the network's own lower bound takes its place. Raises ``ValueError`` if the
+    bound has none.
     """
     lowers = [layer.lower for layer in bound.layers if layer.lower is not None]
     if len(lowers) < len(bound.layers):
@@ -283,7 +283,7 @@ def linear_margins(network: nn.Module, images: Tensor, labels: Tensor, eps: floa
 
 
 def certified_at(certificates: Certificates, margins: Tensor, eps: float) -> Certificates:
-    """The certificates with a radius just above `eps` where the linear bounds of the answer's margins are positive.
+    """The certificates with a radius just above `eps` if the linear bounds of the answer's margins are positive.
 
     >>> why = np.array(["no finite bound"] * 2)
     >>> known = Certificates(torch.tensor([0, 1]), torch.ones(2), torch.zeros(2), "analytic", why)

@@ -4,7 +4,7 @@ With i the answer, m_j = f_i - f_j as evaluated, t at least the norm of the imag
 
     Lambda_ij = min(sqrt(2) L, L_body |w_i - w_j|, L_i + L_j)
 
-(the second where the logits are those of a dense layer with rows w, scaled and shifted at most, the third where every
+(the second if the logits are those of a dense layer with rows w, scaled and shifted at most, the third if every
 one is the output of a network of its own, with the constant L_i),
 the margin of the network in real arithmetic is at least m_j - e_ij t - e0_ij at the image, falls by at most Lambda_ij r
 within the radius r, and the deployed network deviates by at most E_ij (t + r) + E0_ij there (none of it at level
@@ -89,7 +89,7 @@ def reason_codes(radius: Tensor, positive: Reason, causes: dict[Reason, Tensor])
     Args:
         radius: ``(N,)``.
         positive: the reason of every radius above 0, and of no other.
-        causes: where each of them holds, ``(N,)``; the first counts. Where none does, the radius underflows.
+        causes: where each of them holds, ``(N,)``; the first counts. If none does, the radius underflows.
 
     >>> ties = torch.tensor([True, False, False])
     >>> [REASONS[code] for code in reason_codes(torch.tensor([0, 0, 0.5]), "certified", {"tie": ties})]
@@ -165,14 +165,14 @@ class Certifier:
     def _lipschitz(self) -> Pairs:
         """Lambda of every pair of classes."""
         classes, head = classes_of(self.graph), find_head(self.graph, self.bound)
-        own, rows = logit_constants(self.graph, self.bound), None
-        if head is not None:
-            rows = to_float64(self.tensors[head.node.tensors["weight"]])
+        own = logit_constants(self.graph, self.bound)
+        key, body = head or ("", math.inf)
+        rows = None if head is None else to_float64(self.tensors[key])
 
         def row(i: int) -> Tensor:
             whole = torch.full((classes,), math.sqrt(2) * self.bound.upper, dtype=torch.float64)
-            if head is not None and rows is not None:
-                whole = torch.minimum(whole, row_norms(rows - rows[i]) * head.lipschitz)
+            if rows is not None:
+                whole = torch.minimum(whole, row_norms(rows - rows[i]) * body)
             if own is not None:
                 whole = torch.minimum(whole, own[i] + own)
             return torch.nextafter(whole * (1 + ROUNDINGS), torch.full_like(whole, math.inf))
@@ -186,7 +186,7 @@ class Certifier:
 
 
 def _dtype(network: nn.Module, images: Tensor, level: Level) -> torch.dtype:
-    """That of the network's weights; of the images where it has none."""
+    """That of the network's weights; of the images if it has none."""
     dtypes = {tensor.dtype for tensor in chain(network.parameters(), network.buffers()) if tensor.is_floating_point()}
     if len(dtypes) > 1 and level == "sound":
         raise ValueError(f"network has weights of {len(dtypes)} dtypes, so its arithmetic is not known: use one dtype")
@@ -234,7 +234,7 @@ def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: tor
 
         error_ij = |w_i - w_j| D + g (||w_i| + |w_j|| R + |b_i| + |b_j|) + underflow
 
-    where the network ends in a dense layer with rows w, else sqrt(2) D.
+    if the network ends in a dense layer with rows w, else sqrt(2) D.
     """
     arithmetic, uppers = Arithmetic.of(dtype), {layer.name: layer.upper for layer in bound.layers}
     stored = forward_error(graph, uppers, tensors, arithmetic)
@@ -266,7 +266,7 @@ def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: tor
 def refuse_subnormal(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
     """Raise ``ValueError`` for a weight or constant below the normal numbers: hardware may read it as 0.
 
-    A running variance only counts where that is seen beside the eps that it is added to.
+    A running variance only counts if that is seen beside the eps that it is added to.
     """
     for node in graph.nodes:
         for role, key in node.tensors.items():
@@ -282,7 +282,7 @@ def refuse_subnormal(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
 
 
 def classes_of(graph: Graph) -> int:
-    """The number of logits; raises ``ValueError`` where the output is no row of two or more."""
+    """The number of logits; raises ``ValueError`` unless the output is a row of two or more."""
     shape = graph[graph.output].shape
     if shape is None or len(shape) != 1 or shape[0] < 2:
         raise ValueError(
@@ -297,16 +297,9 @@ def _reach(peak: AffineBound, arithmetic: Arithmetic) -> float:
     return room / peak.slope if peak.slope > 0 else math.inf
 
 
-@dataclass(frozen=True)
-class Head:
-    """The dense layer of the logits; ``lipschitz`` bounds all before it, times the scaling behind it."""
-
-    node: Node
-    lipschitz: float
-
-
-def find_head(graph: Graph, bound: Bound) -> Head | None:
-    """The dense layer with nothing behind it but what treats all logits alike; None where there is no such layer."""
+def find_head(graph: Graph, bound: Bound) -> tuple[str, float] | None:
+    """The weight of the dense layer with nothing behind it but what treats all logits alike, and the constant of all
+    before it times the scaling behind it; None if no layer is one."""
     layers = {layer.name: layer for layer in bound.layers}
     node, factors = graph[graph.output], []
     while _is_uniform(node, graph):
@@ -316,7 +309,7 @@ def find_head(graph: Graph, bound: Bound) -> Head | None:
         return None
     before = layers.get(node.inputs[0])
     reach = 1.0 if before is None else before.reach
-    return None if reach is None else Head(node, product_up([reach, *factors]))
+    return None if reach is None else (node.tensors["weight"], product_up([reach, *factors]))
 
 
 def _is_uniform(node: Node, graph: Graph) -> bool:
@@ -328,7 +321,7 @@ def _is_uniform(node: Node, graph: Graph) -> bool:
 
 
 def logit_constants(graph: Graph, bound: Bound) -> Tensor | None:
-    """The constant of each logit, ``(classes,)``, where every one is the output of a network of its own, else None.
+    """The constant of each logit, ``(classes,)``, if every one is the output of a network of its own, else None.
 
     The difference of two then has at most the sum of theirs (Qian & Wegman 2019): 2 for two 1-Lipschitz logits.
     """

@@ -1,6 +1,6 @@
 """Certificates as files: JSON with all that somebody needs to prove the radius again from the weights.
 
-Besides the claim a file holds its witnesses: for every layer a bound on its norm, and where it sums products, on the
+Besides the claim a file holds its witnesses: for every layer a bound on its norm, and if it sums products, on the
 norm of its absolute weights. Bounds that were computed are loosened by 2^-30, so that a checker with other algorithms
 can confirm each of them in float64; radii follow from the loosened ones. Floats are hexadecimal strings, hence exact.
 """
@@ -62,7 +62,7 @@ def loosened(bound: Bound, graph: Graph) -> Bound:
 
 
 def finite(radius: float, pixels: int) -> float:
-    """The radius, or where it is infinite (a constant network) twice the diagonal of the cube that holds all images.
+    """The radius, or if it is infinite (a constant network) twice the diagonal of the cube that holds all images.
 
     >>> finite(0.5, 16), finite(math.inf, 16)
     (0.5, 8.0)
@@ -134,7 +134,7 @@ def _tensors(network: nn.Module, traced: Trace) -> dict[str, Tensor]:
 
 
 def layer_claims(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """For every operation its bound, the method, and the norm of its absolute weights where it sums products."""
+    """For every operation its bound, the method, and the norm of its absolute weights if it sums products."""
     shapes = {node.name: node.shape or () for node in graph.nodes}
     claims = []
     for layer in bound.layers:

@@ -188,7 +188,7 @@ def measure(
 ) -> Evaluated:
     """Measure a network on images, with records and results in `folder`, as an evaluation says; `about` goes to the
     results."""
-    subject = robustness.Subject(
+    subject = robustness.EvaluationTarget(
         trained.network,
         trained.bound,
         images,
@@ -237,7 +237,7 @@ def saved_network(record: Record, folder: RunFolder) -> Trained:
 
 
 def _attack(
-    subject: robustness.Subject, certificates: Certificates, evaluation: Evaluation
+    subject: robustness.EvaluationTarget, certificates: Certificates, evaluation: Evaluation
 ) -> list[robustness.Outcome]:
     """Run the attacks of the evaluation, each on all test images or on the first few."""
     outcomes = []

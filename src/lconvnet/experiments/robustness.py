@@ -54,7 +54,7 @@ OUTCOME = {"success": (bool,), "norm": (float, type(None)), "l2": (float, type(N
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """What is measured: a network with its bound on images, where the records go, and who hears of progress."""
 
     network: nn.Module
@@ -102,7 +102,7 @@ class Outcome:
 Rows = dict[float, dict[str, float]]
 
 
-def certify_all(subject: Subject) -> Certificates:
+def certify_all(subject: EvaluationTarget) -> Certificates:
     """Return the certificates of all images, computed batch by batch."""
     facts = {"bound": subject.bound.upper, "level": subject.bound.level, "format": 2}
     journal = subject.journal("certificates", facts, CERTIFICATE)
@@ -127,7 +127,7 @@ def certify_all(subject: Subject) -> Certificates:
     )
 
 
-def certify_linearly(subject: Subject, certificates: Certificates, eps: float) -> Certificates:
+def certify_linearly(subject: EvaluationTarget, certificates: Certificates, eps: float) -> Certificates:
     """Return the certificates with what linear bounds prove at `eps`, computed batch by batch.
 
     A row is the smallest lower bound of the answer's margins over the ball; null where it is no number, or the answer
@@ -149,7 +149,9 @@ def certify_linearly(subject: Subject, certificates: Certificates, eps: float) -
     return certified_at(certificates, torch.tensor(margins, dtype=torch.float64), eps)
 
 
-def attack_all(subject: Subject, certificates: Certificates, attack: Attack, eps: float | None, count: int) -> Outcome:
+def attack_all(
+    subject: EvaluationTarget, certificates: Certificates, attack: Attack, eps: float | None, count: int
+) -> Outcome:
     """Attack the first `count` images; raise ContradictionError where a certificate breaks."""
     label = _with_eps(attack.label, eps)
     options = attack.model_dump(mode="json", exclude={"eps", "mini"})
@@ -174,7 +176,7 @@ def attack_all(subject: Subject, certificates: Certificates, attack: Attack, eps
     return Outcome(attack, eps, success, torch.tensor(norm, dtype=torch.float64), flat)
 
 
-def mean_loss(subject: Subject, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+def mean_loss(subject: EvaluationTarget, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Return the loss averaged over all images."""
     total = 0.0
     with torch.no_grad():
@@ -185,7 +187,7 @@ def mean_loss(subject: Subject, loss: Callable[[Tensor, Tensor], Tensor]) -> flo
 
 
 def _complete(
-    subject: Subject,
+    subject: EvaluationTarget,
     journal: Journal,
     count: int,
     measure: Callable[[range], list[Row]],
@@ -203,7 +205,7 @@ def _complete(
 
 
 def _attacked(
-    subject: Subject, certificates: Certificates, attack: Attack, eps: float | None, label: str, places: range
+    subject: EvaluationTarget, certificates: Certificates, attack: Attack, eps: float | None, label: str, places: range
 ) -> list[Row]:
     """Attack the rightly answered images of a batch; the others need no perturbation."""
     images, labels = batch(subject.images, places)

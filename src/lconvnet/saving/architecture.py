@@ -113,20 +113,6 @@ class Branches(Entry):
         return cls(name=name, branches=tuple(branches))
 
 
-class Sum(Branches):
-    """The sum of the branches."""
-
-    module = layers.Sum
-    op: Literal["sum"] = "sum"
-
-
-class Concat(Branches):
-    """The outputs of the branches, one behind the other."""
-
-    module = layers.Concat
-    op: Literal["concat"] = "concat"
-
-
 class Stored(BaseModel):
     """A parameter or buffer whose values are among the tensors of the file."""
 
@@ -285,9 +271,9 @@ def _decoded(value: JsonValue) -> Any:
     return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
-def _made(module: type[nn.Module], label: str, fields: Mapping[str, Any]) -> type[Entry]:
+def _made(module: type[nn.Module], label: str, fields: Mapping[str, Any], base: type[Entry] = Entry) -> type[Entry]:
     typed = {name: kind if type(kind) is tuple else (kind, ...) for name, kind in fields.items()}
-    made = cast(Any, create_model)(module.__name__, __base__=Entry, op=(Literal[label], label), **typed)
+    made = cast(Any, create_model)(module.__name__, __base__=base, op=(Literal[label], label), **typed)
     made.module = module
     return made
 
@@ -298,15 +284,15 @@ ENTRIES: Mapping[type[nn.Module], type[Entry]] = {
         for kind, save in MODULES_SAVED.items()
     },
     **dict.fromkeys(CONTAINERS.values(), Container),
-    layers.Sum: Sum,
-    layers.Concat: Concat,
+    layers.Sum: _made(layers.Sum, "sum", {}, Branches),
+    layers.Concat: _made(layers.Concat, "concat", {}, Branches),
 }
 """How each module that a file can hold is written."""
 
 if not TYPE_CHECKING:
     Layer = Annotated[Union[tuple(dict.fromkeys((*ENTRIES.values(), Own, Registered)))], Field(discriminator="op")]  # noqa: UP007
     Layers = Annotated[tuple[Layer, ...], Field(max_length=MOST), AfterValidator(unique)]
-for model in (Container, Sum, Concat, Own):
+for model in (Container, ENTRIES[layers.Sum], ENTRIES[layers.Concat], Own):
     model.model_rebuild()
 
 

@@ -96,12 +96,12 @@ def save(
 ) -> None:
     """Write a baked network with its architecture and bound, atomically, if what will be read is the same network.
 
-    `bound` is computed where it is not given; `input_shape` is the shape of one input without the batch, such as
+    `bound` is computed if it is not given; `input_shape` is the shape of one input without the batch, such as
     (C, H, W), `class_names` has a name for each output. `classes` are those of your own that the network holds; each
     instance is kept as its numbers, texts, lists of those, tensors and modules, and `load` needs the classes again.
     Those that `lconvnet.register_operation` was given with `save` are known without. Raises ValueError for a module
     that is none of the baked operations, or that a file would not give back as it is, for a bound of another network or
-    another shape, and for names that are not one for each output, and `atomic.WriteError` where the file cannot be
+    another shape, and for names that are not one for each output, and `atomic.WriteError` if the file cannot be
     written.
     """
     data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes, classes=classes)
@@ -174,7 +174,7 @@ def _check_bound(bound: Bound, network: nn.Module, shape: tuple[int, ...] | None
 
 
 def _check_names(source: str, network: nn.Module, description: Description) -> None:
-    """Refuse another number of names than the network has outputs, where the shape of an input tells their number."""
+    """Refuse another number of names than the network has outputs, if the shape of an input tells their number."""
     names, shape = description.class_names, description.input_shape
     found = None if names is None or shape is None else outputs(network, shape)
     if names is not None and found not in (None, (len(names),)):
@@ -208,7 +208,7 @@ def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Seq
     """Return the network saved at `path`, in eval mode, without gradients, on the CPU.
 
     `classes` are those of your own that the file may hold: it never imports one. Raises ValueError for a file that is
-    missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given, and where one image
+    missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given, and if one image
     of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`). Of a file
     without `input_shape` only its weights are counted.
     """
@@ -264,7 +264,7 @@ def _what_it_is(path: Path) -> str:
         start = file.read(4)
     if start.startswith((b"\x80", b"PK\x03\x04")):
         return "holds pickled code, which is never loaded; save the network with lconvnet.saving.save"
-    return "is truncated or no safetensors file; save or copy it again"
+    return "is truncated or not a safetensors file; save or copy it again"
 
 
 def _parse(source: str, metadata: str) -> Description:
@@ -292,7 +292,7 @@ def _check_tensors(source: str, expected: Mapping[str, Tensor], tensors: Mapping
 
 
 def require_room(network: nn.Module, input_shape: tuple[int, ...], size: int, what: str) -> None:
-    """Raise `ValueError` where an image in a network of `size` bytes takes more than is allowed, or shapes do not tell.
+    """Raise `ValueError` if an image in a network of `size` bytes takes more than is allowed, or shapes do not tell.
 
     What is counted is what is alive at once of all that torch computes, whichever module asks for it, with the patches
     that a convolution lays out as a matrix.
@@ -311,7 +311,7 @@ def require_room(network: nn.Module, input_shape: tuple[int, ...], size: int, wh
 
 
 def outputs(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the shape of one output, from shapes alone; None where they do not tell.
+    """Return the shape of one output, from shapes alone; None if they do not tell.
 
     >>> outputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2))
     (3,)
@@ -331,7 +331,7 @@ def _shapes(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
 
 
 class _Counting(TorchDispatchMode):
-    """Hears of every operation, and refuses what would be alive at once where that is too much."""
+    """Hears of every operation, and refuses what would be alive at once if that is too much."""
 
     class TooLargeError(ValueError):
         """More than is allowed."""
