@@ -43,7 +43,7 @@ WIDE = 64
 
 
 def check_pairs(call: ModuleCall) -> None:
-    """Raise ``ValueError`` unless stride, dilation and padding have a number for each axis."""
+    """Raise ``ValueError`` unless stride, dilation and padding are pairs."""
     conv = cast(nn.Conv2d | nn.ConvTranspose2d, call.module)
     for name in ("stride", "dilation", "padding"):
         value = getattr(conv, name)
@@ -166,7 +166,6 @@ def _torus(call: ModuleCall) -> tuple[int, int] | None:
 
 
 def _multiple(sides: Iterable[int], stride: tuple[int, ...]) -> tuple[int, int]:
-    """Rounded up to multiples of the stride."""
     height, width = (-(-n // s) * s for n, s in zip(sides, stride, strict=True))
     return height, width
 

@@ -168,7 +168,10 @@ def relative_rounding(roundings: int) -> RoundingRule:
 def linear(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
     """``W x + b``, dense or as a convolution, also a transposed one."""
     (x,) = inputs
-    weight, bias = setting.tensors[node.tensors["weight"]], _bias_norm(node, setting)
+    weight, bias = setting.tensors[node.tensors["weight"]], 0.0
+    if "bias" in node.tensors:  # added once for every pixel, or every row
+        values = setting.tensors[node.tensors["bias"]].detach().cpu().double()
+        bias = _norm(values, setting.size(node.name) // values.numel())
     terms = weight[0].numel() if node.operation != "ConvTranspose2d" else weight.numel() // node.options["out_channels"]
     sums = x.norm * absolute_bound(node, setting.shapes, setting.tensors) + AffineBound(0.0, bias)
     return _rounded(node, x, sums, terms, setting, bias)
@@ -293,12 +296,7 @@ def nonnegative_bound(matrix: Tensor, *, steps: int = 8) -> float:
     For every positive vector v, ``|A|_2^2 = rho(A^T A) <= max_i (A^T A v)_i / v_i`` (Collatz 1942, Wielandt 1950); a
     few steps of power iteration choose v.
 
-    Args:
-        matrix: ``(m, n)``, any floating dtype; read as exact numbers.
-        steps: of power iteration.
-
-    Raises:
-        ValueError: a negative or non-finite entry, another number of dimensions.
+    Raises ``ValueError`` for a negative or non-finite entry, or another number of dimensions.
 
     >>> 6 <= nonnegative_bound(torch.ones(4, 9)) < 6 + 1e-8
     True
@@ -338,7 +336,6 @@ def _rounded(
 
 
 def _constant(node: Node, setting: Setting) -> Tensor:
-    """The constant of a node, in float64."""
     if "constant" in node.tensors:
         return setting.tensors[node.tensors["constant"]].detach().cpu().double()
     return torch.tensor([node.options["factor" if node.operation == "Scale" else "value"]], dtype=torch.float64)
@@ -358,14 +355,6 @@ def _tiny(node: Node, terms: int, setting: Setting) -> AffineBound:
     """Norm of what can underflow in the outputs of a node."""
     root = math.sqrt(setting.size(node.name)) * INFLATION
     return AffineBound(0.0, root * setting.arithmetic.underflow(terms) * INFLATION)
-
-
-def _bias_norm(node: Node, setting: Setting) -> float:
-    """Norm of the bias as it is added, once for every pixel, or every row."""
-    if "bias" not in node.tensors:
-        return 0.0
-    bias = setting.tensors[node.tensors["bias"]].detach().cpu().double()
-    return _norm(bias, setting.size(node.name) // bias.numel())
 
 
 def _norm(values: Tensor, repetitions: int) -> float:

@@ -57,7 +57,6 @@ def _join(caller: str, name: str) -> str:
 
 
 def _replaced(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
-    """An argument of a recorded call with what its nodes stand for."""
     return fx.map_arg(argument, lambda node: values[node])
 
 
@@ -193,12 +192,8 @@ class GraphBuilder:
     ) -> Node:
         name, names = self._unique(_join(caller, operation)), tuple(node.name for node in inputs)
         if 0 in shape:
-            raise _refuse_call(
-                operation,
-                caller,
-                self.network.get_submodule(caller),
-                f"returns a tensor of shape {shape} with no entries: leave it out",
-            )
+            empty = f"returns a tensor of shape {shape} with no entries: leave it out"
+            raise _refuse_call(operation, caller, self.network.get_submodule(caller), empty)
         self.nodes[name] = Node(name, operation, names, caller, options, tensors, shape)
         return self.nodes[name]
 

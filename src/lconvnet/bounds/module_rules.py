@@ -31,8 +31,7 @@ from lconvnet.ops.rounding import UNIT_ROUNDOFF, down, quotient_up, root_up, up
 
 
 def norm_one(call: ModuleCall, method: Method) -> LayerBound:
-    """Isometries, permutations, restrictions, and entrywise maps with slopes in [-1, 1] that reach it:
-    exactly 1."""
+    """Isometries, permutations, restrictions, and entrywise maps with slopes in [-1, 1] that reach it: exactly 1."""
     return LayerBound(call.name, 1.0, 1.0, "exact")
 
 
@@ -44,8 +43,7 @@ def check_flatten(call: ModuleCall) -> None:
 
 
 def check_sorting(call: ModuleCall) -> None:
-    """Raise ``ValueError`` unless every example is sorted by itself; only then is it a permutation of its
-    entries."""
+    """Raise ``ValueError`` unless every example is sorted by itself, which permutes its entries."""
     dim = cast(MaxMin | GroupSort | FullSort, call.module).dim
     if dim < 0 and call.input_shape is None:
         raise call.refuse(f"has dim={dim}, counted from an unknown rank: use dim=1, or pass input_shape")

@@ -136,19 +136,10 @@ def _is_constant(number: Any) -> bool:
 def forward_error(
     graph: Graph, uppers: Mapping[str, float], tensors: Mapping[str, Tensor], arithmetic: Arithmetic
 ) -> dict[str, ErrorBounds]:
-    """Bound norm and forward error of every node of a network that runs in floating point.
+    """What each node of a network stores that runs in floating point, by name.
 
-    Args:
-        graph: of the network, at a known image size.
-        uppers: an upper bound on the Lipschitz constant of each node but the input.
-        tensors: the network's ``state_dict``, and whatever other constants its graph names.
-        arithmetic: that it runs in.
-
-    Returns:
-        What each node stores, by its name.
-
-    Raises:
-        ValueError: an operation without a rule, for nothing is assumed, or one with sums too long for the arithmetic.
+    The graph has a known image size; see :class:`lconvnet.bounds.forward_error.Setting`. Raises ``ValueError`` for an
+    operation without a rule, for nothing is assumed, and for sums too long for the arithmetic.
     """
     shapes = {node.name: node.shape for node in graph.nodes if node.shape is not None}
     if len(shapes) < len(graph.nodes):

@@ -86,10 +86,8 @@ class Radii(NamedTuple):
 def reason_codes(radius: Tensor, positive: Reason, causes: dict[Reason, Tensor]) -> Tensor:
     """The codes of the reasons of N radii, int8 ``(N,)``.
 
-    Args:
-        radius: ``(N,)``.
-        positive: the reason of every radius above 0, and of no other.
-        causes: where each of them holds, ``(N,)``; the first counts. If none does, the radius underflows.
+    `positive` is the reason of every radius above 0, and of no other; `causes` say where each holds, ``(N,)``, and the
+    first counts. If none does, the radius underflows.
 
     >>> ties = torch.tensor([True, False, False])
     >>> [REASONS[code] for code in reason_codes(torch.tensor([0, 0, 0.5]), "certified", {"tie": ties})]
