@@ -17,6 +17,7 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         ``(B, classes)`` in the dtype of the logits; negative where another class is ahead.
 
+    >>> import torch
     >>> margins(torch.tensor([[3.0, 1.0]]), torch.tensor([0])).tolist()
     [[inf, 2.0]]
     """
@@ -30,6 +31,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """The smallest margin of each example: top-1 minus runner-up when the answer is right, negative when it
     is wrong.
 
+    >>> import torch
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])).tolist()
     [1.0]
     """
