@@ -26,8 +26,7 @@ from lconvnet.bounds.module_rules import gains
 from lconvnet.bounds.propagation import constant_of
 from lconvnet.bounds.types import ModuleCall, Node, Trace
 from lconvnet.layers import Scale
-from lconvnet.ops.norms import row_norms
-from lconvnet.ops.residual import to_float64
+from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.rounding import gamma, up
 
 WIDEST = 1024

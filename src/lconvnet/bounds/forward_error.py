@@ -34,9 +34,8 @@ from torch import Tensor
 from lconvnet.bounds.convolution import dilate
 from lconvnet.bounds.module_rules import pair
 from lconvnet.bounds.types import Node
-from lconvnet.ops.norms import row_norms
-from lconvnet.ops.polyphase import to_unshuffled
-from lconvnet.ops.residual import to_float64
+from lconvnet.ops.circular import to_unshuffled
+from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.rounding import gamma, up
 
 INFLATION = 1 + 2.0**-40

@@ -33,10 +33,9 @@ from torch import Tensor, nn
 
 from lconvnet.bounds.attributes import fault
 from lconvnet.layers import Normalize, Sum
-from lconvnet.ops.flushing import refuse_flushing
+from lconvnet.ops.float64 import refuse_flushing, to_float64
 from lconvnet.ops.hooks import altered, refuse_foreign
 from lconvnet.ops.images import check_eps, check_images, check_labels
-from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma
 from lconvnet.ops.windows import Window, extract, gathered, moved, pixels, union, whole
 

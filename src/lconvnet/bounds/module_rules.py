@@ -25,8 +25,8 @@ from torch import nn
 from lconvnet.bounds.convolution import NEARLY_ORTHOGONAL
 from lconvnet.bounds.types import LayerBound, Method, ModuleCall
 from lconvnet.layers import FullSort, GroupSort, MaxMin, NearestUpsampling, Normalize, Scale
-from lconvnet.ops.gram import dense_bound, spectrum_bound
-from lconvnet.ops.residual import residual_bound, to_float64
+from lconvnet.ops.float64 import to_float64
+from lconvnet.ops.norm_bounds import dense_bound, residual_bound, spectrum_bound
 from lconvnet.ops.rounding import UNIT_ROUNDOFF, down, quotient_up, root_up, up
 
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from lconvnet.bounds.types import INPUT, Node, Trace
-from lconvnet.ops.gram import dense_bound
-from lconvnet.ops.residual import to_float64
+from lconvnet.ops.float64 import to_float64
+from lconvnet.ops.norm_bounds import dense_bound
 from lconvnet.ops.rounding import product_up, quotient_up, root_up, sum_up
 
 Atom = tuple[int, int]

@@ -18,7 +18,7 @@ from lconvnet.bounds.graph_builder import GraphBuilder, local
 from lconvnet.bounds.operations import operation_of
 from lconvnet.bounds.types import Graph, ModuleCall, Trace
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.flushing import refuse_flushing
+from lconvnet.ops.float64 import refuse_flushing
 from lconvnet.ops.hooks import altered, refuse_foreign, require_module, require_numbers
 from lconvnet.ops.images import checked_shape
 

@@ -33,9 +33,8 @@ from lconvnet.bounds import Bound, Graph, Node, Trace, in_float64, tensors_of
 from lconvnet.bounds.forward_error import INFLATION, AffineBound, Arithmetic
 from lconvnet.bounds.network import forward_error
 from lconvnet.certify.evaluation import image_norms, logits_of, refuse_other_sums
+from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.margins import margins
-from lconvnet.ops.norms import row_norms
-from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import UNIT_ROUNDOFF, product_up
 
 Level = Literal["estimate", "analytic", "sound"]

@@ -18,7 +18,8 @@ from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
 from lconvnet.data import Images, Splits
 from lconvnet.experiments import robustness
-from lconvnet.experiments.config import Evaluation, Experiment, settings
+from lconvnet.experiments.config import Experiment, settings
+from lconvnet.experiments.evaluation import Evaluation
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.options import AUGMENTATIONS
 from lconvnet.experiments.origin import begin_from, require_source
