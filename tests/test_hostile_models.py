@@ -12,16 +12,15 @@ from safetensors.torch import save as encode
 from torch import nn
 
 from lconvnet import allowance, bake, certify, cli, lipschitz_bound, load, models, save
-from lconvnet.bounds import LayerBound, trace
-from lconvnet.bounds.error_rules import ERROR_RULES
-from lconvnet.bounds.forward_error import Arithmetic, forward_error
-from lconvnet.bounds.graph import Graph
-from lconvnet.bounds.rules import RULES
+from lconvnet.bounds import Graph, LayerBound, trace
+from lconvnet.bounds.forward_error import Arithmetic
+from lconvnet.bounds.network import forward_error
+from lconvnet.bounds.operations import MODULES
 from lconvnet.certify.evaluation import image_norms
-from lconvnet.certify.files import documents
+from lconvnet.certify.files import certificate_documents
 from lconvnet.importing import pickles
 from lconvnet.layers import NearestUpsampling, TwoSidedReLU
-from lconvnet.saving.room import require_room
+from lconvnet.saving.files import require_room
 from tests.test_saving import EVERY
 
 OF_FOUR = ("linear", "nested", "sum of anything", "concat of anything")  # columns
@@ -167,8 +166,8 @@ def test_a_sum_too_long_for_float32_is_refused_by_its_layer():
     long = Graph((replace(graph.nodes[0], shape=(2, 4096, 4096)), *graph.nodes[1:]), graph.output)
     uppers = {node.name: 1.0 for node in graph.nodes}
     with pytest.raises(ValueError, match=r"'0' \(AdaptiveAvgPool2d\) adds up more .* 8388608: certify network\.double"):
-        forward_error(long, uppers, {}, Arithmetic.of(torch.float32), ERROR_RULES)
-    assert forward_error(long, uppers, {}, Arithmetic.of(torch.float64), ERROR_RULES)
+        forward_error(long, uppers, {}, Arithmetic.of(torch.float32))
+    assert forward_error(long, uppers, {}, Arithmetic.of(torch.float64))
 
 
 def test_the_norm_of_many_pixels_is_no_such_sum():
@@ -219,13 +218,14 @@ def test_a_kernel_is_not_filled_up_with_gigabytes_of_zeros(module):
 )
 def test_narrow_maps_are_not_multiplied_into_a_wide_one(layers, shape, monkeypatch):
     """The joint matrix would have 81 million entries; the product of the norms is what is left."""
-    monkeypatch.setitem(RULES, nn.Conv2d, _of_one)  # nine thousand groups take their time, and no room
+    quick = replace(MODULES[nn.Conv2d], rule=_of_one)  # nine thousand groups take their time, and no room
+    monkeypatch.setitem(MODULES, nn.Conv2d, quick)
     network = nn.Sequential(*layers).eval()
     assert peak(lambda: lipschitz_bound(network, input_shape=shape, diagnose=False)) < 1e8
 
 
-def _of_one(operation, method):
-    return LayerBound(operation.name, 1.0, 1.0, "exact")
+def _of_one(call, method):
+    return LayerBound(call.name, 1.0, 1.0, "exact")
 
 
 def test_a_joint_map_of_ordinary_size_is_still_bounded_as_one():
@@ -328,7 +328,7 @@ def test_a_buffer_of_truth_values():
     network, images = nn.Sequential(Masked()).eval(), torch.rand(2, 1, 2, 2)
     bound = lipschitz_bound(network, input_shape=(1, 2, 2))
     with pytest.raises(ValueError, match=r"'0.mask' is torch.bool: a certificate is about tensors of"):
-        documents(network, images, bound=bound, level="analytic", sources=[{}, {}])
+        certificate_documents(network, images, bound=bound, level="analytic", sources=[{}, {}])
     assert (certify(network, images, bound=bound).radius >= 0).all()
 
 

@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from lconvnet import atomic, certify, layers, models
 from lconvnet.baking import bake
-from lconvnet.bounds import LayerBound, lipschitz_bound, register_rule
-from lconvnet.bounds.rules import BUILT_IN, RULES
-from lconvnet.certify import documents
+from lconvnet.bounds import lipschitz_bound, register_operation
+from lconvnet.bounds.operations import MODULES, REGISTERED
+from lconvnet.certify import certificate_documents
 from lconvnet.saving import describe, load, save
-from lconvnet.saving.architecture import CONTAINERS, OPERATIONS, Container
+from lconvnet.saving.architecture import CONTAINERS, ENTRIES, Container
 
 NETWORKS = {
     "small": lambda: models.small_convnet(1, 10, 3),
@@ -126,7 +126,7 @@ def test_pickled_code_is_refused_and_not_run(path, tmp_path, write):
 def test_truncated_files(path, keep):
     save(baked("small"), path, input_shape=(1, 10, 10))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"truncated or no safetensors file"):
+    with pytest.raises(ValueError, match=r"truncated or not a safetensors file"):
         load(path)
 
 
@@ -187,8 +187,8 @@ def test_forged_files_are_refused(path, change, line):
 
 
 def test_every_operation_of_the_table_has_a_name_of_its_own():
-    kinds = [entry.model_fields["op"].default for entry in OPERATIONS.values() if entry is not Container]
-    assert len({*kinds, *CONTAINERS, "own"}) == len(kinds) + len(CONTAINERS) + 1 == len(OPERATIONS) + 1
+    kinds = [entry.model_fields["op"].default for entry in ENTRIES.values() if entry is not Container]
+    assert len({*kinds, *CONTAINERS, "own", "registered"}) == len(kinds) + len(CONTAINERS) + 2 == len(ENTRIES) + 2
 
 
 def test_a_bound_of_something_else_is_refused(tmp_path):
@@ -266,8 +266,8 @@ def test_what_is_bounded_is_saved(name, path):
 
 def test_each_module_with_a_rule_is_among_those():
     built = {type(module) for make in EVERY.values() for module in make().modules()}
-    assert built >= BUILT_IN
-    assert set(OPERATIONS) >= BUILT_IN
+    assert built >= set(MODULES)
+    assert set(ENTRIES) >= set(MODULES)
 
 
 class Res(nn.Sequential):
@@ -324,13 +324,13 @@ def test_a_class_with_a_rule_is_known(path):
         def forward(self, x):
             return super().forward(x) / 2
 
-    register_rule(Halved, lambda operation, method: LayerBound(operation.name, 10.0, None, "own"))
+    register_operation(Halved, rule=lambda call: 10.0, save={"in_features": int, "out_features": int, "bias": bool})
     try:
         network, x = nn.Sequential(Halved(4, 3)).eval(), torch.rand(2, 4)
         save(network, path, input_shape=VECTORS)
         assert torch.equal(load(path)(x), network(x))
     finally:
-        del RULES[Halved]
+        del REGISTERED[Halved]
     with pytest.raises(ValueError, match=r"never imports a class"):
         load(path)
 
@@ -472,7 +472,7 @@ class Valued(nn.Module):
 
 
 def test_a_forward_pass_that_shapes_do_not_tell(path):
-    register_rule(Valued, lambda operation, method: LayerBound(operation.name, 1.0, None, "own"))
+    register_operation(Valued, rule=lambda call: 1.0, save={})
     try:
         network = nn.Sequential(Valued()).eval()
         with pytest.raises(ValueError, match=r"depends on values, .*: leave input_shape out"):
@@ -484,7 +484,7 @@ def test_a_forward_pass_that_shapes_do_not_tell(path):
         with pytest.raises(ValueError, match=r"takes memory that shapes do not tell: .*meta"):
             load(path)
     finally:
-        del RULES[Valued]
+        del REGISTERED[Valued]
 
 
 def test_the_advice_is_never_what_was_just_done(path):
@@ -516,7 +516,7 @@ def test_what_is_bounded_is_certified_and_documented(name):
     features = module.eval()(images.clone())[0].numel()
     network = nn.Sequential(module, nn.Flatten(), nn.Linear(features, 3)).eval()
     bound = lipschitz_bound(network, input_shape=images.shape[1:], diagnose=False)
-    found, certificates = documents(network, images, bound=bound, level="sound", sources=[{}, {}])
+    found, certificates = certificate_documents(network, images, bound=bound, level="sound", sources=[{}, {}])
     for radius, certificate in zip(found.radius, certificates, strict=True):
         assert float.fromhex(certificate["radius"]) == float(radius)
         sums = {layer["name"] for layer in certificate["layers"] if layer["absolute"] is not None}

@@ -8,9 +8,9 @@ certified, attacked, saved and deployed.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lconvnet import attacks, data, kernels, layers, losses, models, ops
+from lconvnet import attacks, bounds, data, kernels, layers, losses, models, ops
 from lconvnet.baking import bake
-from lconvnet.bounds import Bound, LayerBound, lipschitz_bound, rescale
+from lconvnet.bounds import Bound, LayerBound, lipschitz_bound, register_operation, rescale
 from lconvnet.certify import Certificates, certified_accuracy, certify
 from lconvnet.conversion import convert
 from lconvnet.saving import load, save
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "attacks",
     "bake",
+    "bounds",
     "certified_accuracy",
     "certify",
     "convert",
@@ -43,6 +44,7 @@ __all__ = [
     "losses",
     "models",
     "ops",
+    "register_operation",
     "rescale",
     "save",
     "wasserstein",

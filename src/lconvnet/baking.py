@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.altered import altered, refuse_global_hooks, require_module, require_numbers
+from lconvnet.ops.hooks import altered, refuse_global_hooks, require_module, require_numbers
 
 FREE = {"extra_repr", "reset_parameters", "_abc_impl"}  # what a subclass may replace, since no call of it reads this
 CALLS = {"__call__", "__getattr__", "__getattribute__"}  # of the names with double underscores, those that a call reads

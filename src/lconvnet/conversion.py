@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from lconvnet.layers import BCOPConv2d, CholeskyLinear, InvertibleDownsampling, InvertibleUpsampling, MaxMin, Scale
-from lconvnet.ops.altered import altered, require_module
+from lconvnet.ops.hooks import altered, require_module
 from lconvnet.ops.images import checked_shape
 
 Part = Callable[..., nn.Module]

@@ -321,7 +321,9 @@ def _branch(branch: Any, source: str, path: str, place: str) -> tuple[list[Node]
 
 
 def _layer_node(layer: dict[str, Any], before: dict[str, Any], source: str, name: str) -> Node:
-    require(layer["op"] in OPERATIONS, f"layer {name!r} is a {layer['op']!r}, which has no rule here")
+    require(
+        layer["op"] in OPERATIONS, f"layer {name!r} is a {layer.get('kind', layer['op'])!r}, which has no rule here"
+    )
     options = {key: value for key, value in layer.items() if key not in ("name", "op", "bias")}
     roles = () if "bias" not in layer else ("weight", "bias") if layer["bias"] else ("weight",)
     unique = "input#2" if name == "input" else name

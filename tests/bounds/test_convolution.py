@@ -242,7 +242,7 @@ def test_circular_padding_that_the_forward_pass_does_not_apply_is_refused(change
 def test_attributes_that_are_no_pairs_are_refused(kind, name, value):
     conv = kind(1, 1, 2)
     setattr(conv, name, value)
-    with pytest.raises(ValueError, match=rf"'0' \({kind.__name__}\) has .*{name}.*(two numbers|where a new one)"):
+    with pytest.raises(ValueError, match=rf"'0' \({kind.__name__}\) has .*{name}.*(a pair of numbers|where a new one)"):
         lipschitz_bound(nn.Sequential(conv), input_shape=(1, 4, 4))
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lconvnet.bounds import lipschitz_bound, trace
-from lconvnet.bounds.error_rules import ERROR_RULES
-from lconvnet.bounds.forward_error import Arithmetic, forward_error
-from lconvnet.bounds.functions import OPERATIONS
-from lconvnet.bounds.rules import RULES
+from lconvnet.bounds import lipschitz_bound, register_operation, trace
+from lconvnet.bounds.forward_error import Arithmetic, nonnegative_bound
+from lconvnet.bounds.network import forward_error
+from lconvnet.bounds.operations import BUILT_IN, REGISTERED
 from lconvnet.layers import (
     Abs,
     FullSort,
@@ -26,7 +25,6 @@ from lconvnet.layers import (
     Scale,
     TwoSidedReLU,
 )
-from lconvnet.ops.nonnegative import nonnegative_bound
 from tests.bounds.networks import random_network
 
 
@@ -36,7 +34,7 @@ def stored(network, shape, dtype=torch.float32):
     bound = lipschitz_bound(network, input_shape=shape, diagnose=False)
     uppers = {layer.name: layer.upper for layer in bound.layers}
     tensors = {**network.state_dict(), **traced.constants}
-    return forward_error(traced.graph, uppers, tensors, Arithmetic.of(dtype), ERROR_RULES), traced.graph
+    return forward_error(traced.graph, uppers, tensors, Arithmetic.of(dtype)), traced.graph
 
 
 def at(line, norm):
@@ -170,18 +168,24 @@ def test_no_random_network_is_rounded_further_than_its_bound(seeds):
 def test_every_operation_that_has_a_bound_has_a_rounding():
     graphs = [trace(network.eval(), shape).graph for network, shape in NETWORKS.values()]
     covered = {node.operation for graph in graphs for node in graph.nodes[1:]} | {"Linear", "subtract", "slice"}
-    known = {kind.__name__ for kind in RULES} | set(OPERATIONS)
-    assert known <= set(ERROR_RULES)
-    assert set(ERROR_RULES) <= covered | {"negate", "permute"}
+    assert all(operation.rounding is not None for operation in BUILT_IN)
+    assert {operation.name for operation in BUILT_IN} <= covered | {"negate", "permute"}
 
 
 def test_what_has_no_rule_is_refused():
+    class Unknown(nn.Identity):
+        pass
+
     network = nn.Sequential(nn.Linear(2, 2))
-    traced = trace(network, (2,))
-    with pytest.raises(ValueError, match=r"'0' \(Linear\) has no rule for its rounding, and none is assumed"):
-        forward_error(traced.graph, {"0": 1.0}, network.state_dict(), Arithmetic.of(torch.float32), {})
+    register_operation(Unknown, rule=lambda call: 1.0)
+    graph = trace(Unknown(), (2,)).graph
+    try:
+        with pytest.raises(ValueError, match=r"'network' \(.*Unknown\) has no rule for its rounding, and none is"):
+            forward_error(graph, {"network": 1.0}, {}, Arithmetic.of(torch.float32))
+    finally:
+        del REGISTERED[Unknown]
     with pytest.raises(ValueError, match="pass input_shape to trace"):
-        forward_error(trace(network).graph, {"0": 1.0}, {}, Arithmetic.of(torch.float32), ERROR_RULES)
+        forward_error(trace(network).graph, {"0": 1.0}, {}, Arithmetic.of(torch.float32))
     with pytest.raises(ValueError, match="bfloat16"):
         Arithmetic.of(torch.bfloat16)
 

@@ -10,13 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from lconvnet import bake, layers
-from lconvnet.bounds import Graph, Node, fingerprint, lipschitz_bound, register_rule, trace
-from lconvnet.bounds.functions import AS_MODULES, HANDLERS, OPERATIONS
+from lconvnet.bounds import Graph, Node, fingerprint, lipschitz_bound, register_operation, trace
+from lconvnet.bounds.graph_builder import SAME, _apart
 from lconvnet.bounds.linear import margin_bounds
+from lconvnet.bounds.operations import BUILT_IN, CALLS, READ_ONLY, REGISTERED
 from lconvnet.bounds.propagation import Groups
-from lconvnet.bounds.reading import SAME, _apart
-from lconvnet.bounds.rules import RULES
-from lconvnet.bounds.types import LayerBound
 from lconvnet.ops.rounding import root_up
 from tests.bounds.networks import Branches, Normalise
 from tests.bounds.test_hunt import jacobian_norm
@@ -376,9 +374,10 @@ def test_functions_are_read_as_modules():
 
 
 def test_every_function_is_one_that_torch_has():
-    for target in (*HANDLERS, *AS_MODULES):
+    for target in (*CALLS, *READ_ONLY):
         assert callable(target) or hasattr(torch.Tensor, target)
-    assert len(set(OPERATIONS)) == len(OPERATIONS)
+    assert len({operation.name for operation in BUILT_IN}) == len(BUILT_IN)
+    assert len(CALLS) == sum(len(operation.calls) for operation in BUILT_IN)
 
 
 def test_reshapes_keep_examples_apart():
@@ -418,11 +417,11 @@ REFUSED = [
     (lambda self, x: x.mean(dim=-4, keepdim=True), "examples of a batch"),
     (lambda self, x: torch.cat([x, x]), "examples of a batch"),
     (lambda self, x: x.chunk(2)[0], "examples of a batch"),
-    (lambda self, x: x.chunk(x.shape[0], 1)[0].mean(1), "'chunk'.*number of examples"),
-    (lambda self, x: x.split(x.shape[0], 1)[0].mean(1), "'split'.*number of examples"),
-    (lambda self, x: x.split([x.shape[0], 2], 1)[0].mean(1), "'split'.*number of examples"),
-    (lambda self, x: x.view(x.shape[0], x.shape[0], -1).mean(1), "'view'.*number of examples"),
-    (lambda self, x: x.reshape(-1, x.size(0), 32).mean(1), "'reshape'.*number of examples"),
+    (lambda self, x: x.chunk(x.shape[0], 1)[0].mean(1), "'chunk'.*batch size as another dimension"),
+    (lambda self, x: x.split(x.shape[0], 1)[0].mean(1), "'split'.*batch size as another dimension"),
+    (lambda self, x: x.split([x.shape[0], 2], 1)[0].mean(1), "'split'.*batch size as another dimension"),
+    (lambda self, x: x.view(x.shape[0], x.shape[0], -1).mean(1), "'view'.*batch size as another dimension"),
+    (lambda self, x: x.reshape(-1, x.size(0), 32).mean(1), "'reshape'.*batch size as another dimension"),
     (lambda self, x: x.permute(1, 0, 2, 3), "moves the batch"),
     (lambda self, x: x.transpose(0, 1), "examples of a batch"),
     (lambda self, x: torch.cat([x, self.c], 1), "joins a tensor with a constant"),
@@ -443,7 +442,7 @@ REFUSED = [
     (lambda self, x: F.max_pool2d(x, 2, 1), "overlap"),
     (lambda self, x: F.dropout(x), "training mode"),
     (lambda self, x: F.pad(x, (1, 1), mode="reflect"), "'pad'.*no Lipschitz rule"),
-    (lambda self, x: x if x.sum() > 0 else -x, "cannot be traced by torch.fx.*register_rule"),
+    (lambda self, x: x if x.sum() > 0 else -x, "cannot be traced by torch.fx.*register_operation"),
     (lambda self, x: nn.Linear(4, 4)(x), "cannot be traced"),
     (lambda self, x: (x, x), "return one"),
     (lambda self, x: self.w, "return one"),
@@ -525,12 +524,12 @@ def test_a_module_that_changes_its_input_is_refused():
             x.mul_(2)
             return x.clone()
 
-    register_rule(Doubling, lambda operation, method: LayerBound(operation.name, 2.0, None, "mine"))
+    register_operation(Doubling, rule=lambda call: 2.0)
     try:
         with pytest.raises(ValueError, match=r"'f' \(Doubling\) changes its input in place"):
             upper(network(lambda self, x: self.f(x) - x, f=Doubling()))
     finally:
-        del RULES[Doubling]
+        del REGISTERED[Doubling]
 
 
 def test_networks_with_a_memory_are_refused():
@@ -600,12 +599,12 @@ def test_a_module_of_ones_own_that_mixes_examples_is_refused(mix, message):
         def forward(self, x):
             return mix(x)
 
-    register_rule(Mixing, lambda operation, method: LayerBound(operation.name, 9.0, None, "mine"))
+    register_operation(Mixing, rule=lambda call: 9.0)
     try:
         with pytest.raises(ValueError, match=rf"'0' \(Mixing\) {message}"):
             upper(nn.Sequential(Mixing()))
     finally:
-        del RULES[Mixing]
+        del REGISTERED[Mixing]
 
 
 def test_empty_tensors_are_refused():
@@ -721,19 +720,19 @@ def test_a_rule_of_ones_own():
         def forward(self, x):
             return torch.sin(x)
 
-    with pytest.raises(ValueError, match="'sin'.*register_rule"):
+    with pytest.raises(ValueError, match="'sin'.*register_operation"):
         upper(nn.Sequential(Sine()).eval())
-    register_rule(Sine, lambda operation, method: LayerBound(operation.name, 1.0, None, "sine"))
+    register_operation(Sine, rule=lambda call: 1.0)
     try:
         assert upper(nn.Sequential(Sine(), layers.Scale(2.0))) == 2
         assert trace(Sine(), SHAPE).graph.nodes[1].operation.endswith(".Sine")
         with pytest.raises(ValueError, match="kind=Sine has a rule already"):
-            register_rule(Sine, RULES[nn.ReLU])
+            register_operation(Sine, rule=lambda call: 1.0)
     finally:
-        del RULES[Sine]
+        del REGISTERED[Sine]
     for kind in (nn.Sequential, Sine(), int):
         with pytest.raises(ValueError, match="must be a class of modules"):
-            register_rule(kind, RULES[nn.ReLU])
+            register_operation(kind, rule=lambda call: 1.0)
 
 
 def test_baked_blocks_of_constrained_layers():

@@ -11,8 +11,7 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
-from lconvnet.bounds.backward import Line
-from lconvnet.bounds.linear import margin_bounds, relaxation
+from lconvnet.bounds.linear import Rectifier, margin_bounds, relaxation
 from lconvnet.layers import MaxMin, Normalize, Sum
 from lconvnet.models import kw_large, kw_resnet, kw_small
 from tests.oracles import dense_matrix
@@ -347,7 +346,7 @@ ENDS = [(-1.0, 1.0), (-1e-9, 3.0), (-3.0, 1e-9), (-0.1, 0.3), (-5e-324, 5e-324),
 )
 def test_lines_enclose_relu_exactly(low, high):
     """In rationals: at zero and at both ends, between which lines and ReLU are straight."""
-    line = Line(*(torch.tensor([[end]], dtype=torch.float64) for end in (low, high)))
+    line = Rectifier(*(torch.tensor([[end]], dtype=torch.float64) for end in (low, high)))
     slope, intercept = Fraction(line.slope.item()), Fraction(line.intercept.item())
     for z in (Fraction(low), Fraction(0), Fraction(high)):
         assert slope * z <= max(z, 0) <= slope * z + intercept
@@ -406,7 +405,7 @@ def test_bounds_lie_below_those_of_exact_rationals(kernel, stride):
     network, x = convolutional(kernel, stride, 0), images(1, *shape)
     found = margin_bounds(network, x, torch.tensor([0]), eps)[0]
     steps = relaxation(network, x, eps).steps
-    assert any(bool(((s.slope > 0) & (s.slope < 1)).any()) for s in steps if isinstance(s, Line))  # open signs
+    assert any(bool(((s.slope > 0) & (s.slope < 1)).any()) for s in steps if isinstance(s, Rectifier))  # open signs
     for j in (1, 2):
         A, constant = [Fraction(int(k == 0) - int(k == j)) for k in range(3)], Fraction(0)
         for module, step in reversed(list(zip(network, steps, strict=True))):
@@ -421,7 +420,7 @@ def test_bounds_lie_below_those_of_exact_rationals(kernel, stride):
 def carried_back(module, step, A, constant, shape):
     if isinstance(module, nn.Flatten):
         return A, constant
-    if isinstance(step, Line):
+    if isinstance(step, Rectifier):
         slopes, heights = ([Fraction(v) for v in t.flatten().tolist()] for t in (step.slope, step.intercept))
         constant += sum(a * h for a, h in zip(A, heights, strict=True) if a < 0)
         return [a * s for a, s in zip(A, slopes, strict=True)], constant

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import torch
 from torch import nn
 
 from lconvnet import bake, layers, models
-from lconvnet.bounds import Bound, LayerBound, fingerprint, lipschitz_bound, operations
-from lconvnet.bounds.lower import jacobian_norm
-from lconvnet.bounds.rules import RULES
+from lconvnet.bounds import Bound, LayerBound, fingerprint, lipschitz_bound, trace
+from lconvnet.bounds.network import jacobian_norm
+from lconvnet.bounds.operations import MODULES
 
 CONVS = [
     layers.BCOPConv2d,
@@ -68,7 +69,7 @@ def test_names_and_order_follow_the_nesting():
     inner = nn.Sequential(OrderedDict(pad=nn.CircularPad2d(1), conv=nn.Conv2d(1, 2, 3), act=nn.ReLU()))
     network = nn.Sequential(OrderedDict(block=inner, scale=layers.Scale(-2.0)))
     assert [layer.name for layer in lipschitz_bound(network).layers] == ["block.conv", "block.act", "scale"]
-    assert [step.input_shape for step in operations(network, (1, 4, 5))] == [(1, 4, 5), (2, 4, 5), (2, 4, 5)]
+    assert [call.input_shape for call in trace(network, (1, 4, 5)).calls.values()] == [(1, 4, 5), (2, 4, 5), (2, 4, 5)]
 
 
 def test_upper_is_the_product_and_scale_counts():
@@ -137,7 +138,7 @@ def test_fixed_rules_equal_the_dense_jacobian(module):
 def test_every_rule_has_a_test():
     tested = test_fixed_rules_equal_the_dense_jacobian.pytestmark[0].args[1]
     elsewhere = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d}
-    assert set(RULES) - {type(module) for module in tested} == elsewhere
+    assert set(MODULES) - {type(module) for module in tested} == elsewhere
 
 
 class Doubled(nn.Linear):
@@ -277,7 +278,8 @@ WRONG = [(1.0, "layer '0' .Identity."), (None, "layer '0' .Identity."), (0.4, "t
 
 @pytest.mark.parametrize(("lower", "culprit"), WRONG)
 def test_a_lower_bound_above_the_upper_is_an_incident(monkeypatch, lower, culprit):
-    monkeypatch.setitem(RULES, nn.Identity, lambda step, method: LayerBound(step.name, 0.5, lower, "wrong"))
+    wrong = replace(MODULES[nn.Identity], rule=lambda call, method: LayerBound(call.name, 0.5, lower, "wrong"))
+    monkeypatch.setitem(MODULES, nn.Identity, wrong)
     with pytest.raises(RuntimeError, match=rf"{culprit}.* lower bound .* above .* 0\.5"):
         lipschitz_bound(nn.Sequential(nn.Identity()), input_shape=(3,))
 

@@ -52,7 +52,7 @@ def test_a_rescaled_network_can_be_saved(tmp_path):
 
 
 def test_bounds_without_an_inverse_are_refused():
-    with pytest.raises(ValueError, match="bound 1e\\+60, whose inverse is no float32"):
+    with pytest.raises(ValueError, match="bound 1e\\+60, whose inverse is not a float32"):
         rescale(nn.Sequential(layers.Scale(1e60)))
     with pytest.raises(ValueError, match="Sigmoid"):
         rescale(nn.Sequential(nn.Sigmoid()))
@@ -75,7 +75,7 @@ def test_a_layer_with_the_name_of_the_factor_stays():
 
 
 def test_a_result_above_one_is_an_incident(monkeypatch):
-    monkeypatch.setattr("lconvnet.bounds.rescaling.Scale", lambda factor: layers.Scale(2 * factor))
+    monkeypatch.setattr("lconvnet.bounds.network.Scale", lambda factor: layers.Scale(2 * factor))
     with pytest.raises(RuntimeError, match="bound 1.99.* after it was divided by 3.0"):
         rescale(nn.Sequential(layers.Scale(3.0)))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lconvnet.bounds import LayerBound, lipschitz_bound, register_rule
-from lconvnet.bounds.rules import RULES
+from lconvnet.bounds import lipschitz_bound, register_operation
+from lconvnet.bounds.operations import REGISTERED
 from lconvnet.layers import Scale
 
 DENSE = (nn.Identity, nn.Dropout, nn.Dropout2d, Scale, nn.BatchNorm1d, nn.Linear)
@@ -18,7 +18,7 @@ GAIN = 3.0
 @pytest.mark.parametrize("base", [*DENSE, nn.BatchNorm2d, nn.Conv2d])
 def test_no_subclass_is_folded_as_its_base(base):
     derived = type("Derived", (base,), {"forward": lambda self, x: GAIN * x})
-    register_rule(derived, lambda operation, method: LayerBound(operation.name, GAIN, GAIN, "exact"))
+    register_operation(derived, rule=lambda call: GAIN)
     torch.manual_seed(0)
     try:
         own, shape = derived(*ARGUMENTS.get(base, ())), (3,) if base in DENSE else (3, 2, 2)
@@ -27,7 +27,7 @@ def test_no_subclass_is_folded_as_its_base(base):
         network = nn.Sequential(*around[:2], own, around[2]).double().eval()
         found = lipschitz_bound(network, input_shape=shape).upper
     finally:
-        del RULES[derived]
+        del REGISTERED[derived]
     A, B, C = (layer.weight.detach().reshape(3, 3) for layer in around)
     assert found >= GAIN * float(torch.linalg.matrix_norm(C @ B @ A, 2)) * (
         1 - 1e-12

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lconvnet import bake, models
-from lconvnet.bounds import Bound, LayerBound, lipschitz_bound, register_rule
-from lconvnet.bounds.rules import RULES
+from lconvnet.bounds import Bound, lipschitz_bound, register_operation
+from lconvnet.bounds.operations import REGISTERED
 from lconvnet.certify import Certificates, certified_accuracy, certify
 from lconvnet.layers import MaxMin, Scale
 
@@ -191,7 +191,7 @@ def test_a_bound_of_a_rule_that_reads_private_numbers_is_refused(shape):
         def forward(self, x):
             return self._gain * x
 
-    register_rule(Private, lambda step, method: LayerBound(step.name, step.module._gain, None, "mine"))
+    register_operation(Private, rule=lambda call: call.module._gain)
     try:
         network, images = nn.Sequential(linear([[1, 0], [0, 1]]), Private()).eval(), torch.rand(2, 2)
         bound = lipschitz_bound(network, input_shape=shape)
@@ -199,7 +199,7 @@ def test_a_bound_of_a_rule_that_reads_private_numbers_is_refused(shape):
         with pytest.raises(ValueError, match="another forward pass"):
             certify(network, images, bound=bound)
     finally:
-        del RULES[Private]
+        del REGISTERED[Private]
 
 
 def test_what_a_state_dict_says_does_not_count():

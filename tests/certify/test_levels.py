@@ -207,7 +207,7 @@ def normalising(**values):
 
 
 def test_a_negative_variance_is_refused():
-    with pytest.raises(ValueError, match=r"'0' \(BatchNorm1d\) has running_var=-9.99.*e-06, which is no variance"):
+    with pytest.raises(ValueError, match=r"'0' \(BatchNorm1d\) has running_var=-9.99.*e-06, which is not a variance"):
         certify(nn.Sequential(normalising(running_var=[-1e-5 * (1 - 2**-10), 1.0])), torch.rand(1, 2))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from lconvnet import bake, models
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certified_at, certify
-from lconvnet.certify.claim import REASONS
+from lconvnet.certify.certifier import REASONS
 from lconvnet.layers import Scale
 
 LEVELS = "estimate", "analytic", "sound"

@@ -18,7 +18,7 @@ from torch import nn
 
 from lconvnet import atomic, bake, certify, layers, models, save
 from lconvnet.bounds import lipschitz_bound
-from lconvnet.certify.files import documents, encoded_model
+from lconvnet.certify.files import certificate_documents, encoded_model
 
 pytest.importorskip("flint", reason="needs python-flint: pip install 'lconvnet[verify]'")
 from lconvnet_verify.__main__ import main
@@ -32,7 +32,7 @@ def write(place, network, images, level="sound"):
     shape = tuple(images.shape[1:])
     save(network, place / "model.safetensors", input_shape=shape)
     bound = lipschitz_bound(network, input_shape=shape, diagnose=False)
-    found, certificates = documents(network, images, bound=bound, level=level, sources=[{}] * len(images))
+    found, certificates = certificate_documents(network, images, bound=bound, level=level, sources=[{}] * len(images))
     return [document for radius, document in zip(found.radius, certificates, strict=True) if radius > 0]
 
 
@@ -440,7 +440,7 @@ def test_networks_with_branches(tmp_path, level, dtype):
     network, images = branched(0, dtype)
     (tmp_path / "model.safetensors").write_bytes(encoded_model(network, (2, 4, 4)))
     bound = lipschitz_bound(network, input_shape=(2, 4, 4))
-    found, certificates = documents(network, images, bound=bound, level=level, sources=[{}] * 4)
+    found, certificates = certificate_documents(network, images, bound=bound, level=level, sources=[{}] * 4)
     assert bool((found.radius > 0).any())
     for radius, document in zip(found.radius, certificates, strict=True):
         if radius > 0:
@@ -524,7 +524,7 @@ def test_logits_that_are_computed_apart_move_by_the_sum_of_their_constants(tmp_p
     network, images = Apart().eval().requires_grad_(False), torch.rand(4, 16)
     (tmp_path / "model.safetensors").write_bytes(encoded_model(network, (16,)))
     bound = lipschitz_bound(network, input_shape=(16,))
-    found, certificates = documents(network, images, bound=bound, level="analytic", sources=[{}] * 4)
+    found, certificates = certificate_documents(network, images, bound=bound, level="analytic", sources=[{}] * 4)
     assert bool((found.radius > found.margin / (2**0.5 * bound.upper)).any())  # more than the joint constant gives
     for radius, document in zip(found.radius, certificates, strict=True):
         assert code(tmp_path, document) == PROVED
@@ -546,7 +546,7 @@ def test_what_is_repeated_in_a_sum_is_neither_underestimated_nor_proved(tmp_path
     network, images = Broadcasting().eval().requires_grad_(False), torch.rand(4, 16)
     (tmp_path / "model.safetensors").write_bytes(encoded_model(network, (16,)))
     bound = lipschitz_bound(network, input_shape=(16,))
-    found, certificates = documents(network, images, bound=bound, level="analytic", sources=[{}] * 4)
+    found, certificates = certificate_documents(network, images, bound=bound, level="analytic", sources=[{}] * 4)
     assert bool((found.radius <= certify(network, images, bound=bound).radius).all())
     assert {code(tmp_path, document) for document in certificates} == {UNPROVED}
 

@@ -14,9 +14,9 @@ pytest.importorskip("flint", reason="needs python-flint: pip install 'lconvnet[v
 
 from lconvnet import lipschitz_bound
 from lconvnet.bounds import trace
-from lconvnet.bounds.error_rules import ERROR_RULES
-from lconvnet.bounds.forward_error import Arithmetic, forward_error
-from lconvnet.certify.files import documents, encoded_model, loosened
+from lconvnet.bounds.forward_error import Arithmetic
+from lconvnet.bounds.network import forward_error
+from lconvnet.certify.files import certificate_documents, encoded_model, loosened
 from lconvnet_verify.exact import Exact, forward
 from lconvnet_verify.norms import norm_is_at_most, roots
 from lconvnet_verify.proof import Prover, norm
@@ -82,7 +82,7 @@ def test_rounding_is_that_of_the_certifier(tmp_path, dtype):
     shape, place = (2, 4, 4), Path(tmp_path)
     (place / "model.safetensors").write_bytes(encoded_model(network, shape))
     bound = lipschitz_bound(network, input_shape=shape)
-    _, (first, *_) = documents(network, images, bound=bound, level="sound", sources=[{}] * 4)
+    _, (first, *_) = certificate_documents(network, images, bound=bound, level="sound", sources=[{}] * 4)
     (place / "certificate.json").write_text(json.dumps(first))
     prover, radius = Prover(read_model(place / "model.safetensors")), 50.0
     certificate = dataclasses.replace(read_certificate(place / "certificate.json"), radius=radius)
@@ -90,7 +90,7 @@ def test_rounding_is_that_of_the_certifier(tmp_path, dtype):
     traced = trace(network, shape)
     uppers = {layer.name: layer.upper for layer in loosened(bound, traced.graph).layers}
     tensors = {**network.state_dict(), **traced.constants}
-    known = forward_error(traced.graph, uppers, tensors, Arithmetic.of(dtype), ERROR_RULES)
+    known = forward_error(traced.graph, uppers, tensors, Arithmetic.of(dtype))
     largest = float(images[0].double().norm()) + radius
     for name, found in stored.items():
         error, size = (line.slope * largest + line.offset for line in (known[name].error, known[name].norm))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lconvnet.ops.altered import require_module, require_numbers
+from lconvnet.ops.hooks import require_module, require_numbers
 from lconvnet.ops.images import check_images, check_labels, is_finite_number
 from lconvnet.ops.numbers import PositiveFloat, PositiveInt
 

@@ -1,12 +1,17 @@
-"""What a module computes with besides the values of its tensors, and whether that is what its constructor gives it."""
+"""What a module computes with, whether its constructor gives it the same, and what ties a bound to its network."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from hashlib import sha256
 from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lconvnet.bounds.types import Trace
 
 UNREADABLE = object()
 
@@ -23,7 +28,7 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def private_attributes(module: nn.Module) -> dict[str, Any]:
-    """The like attributes whose names begin with an underscore, without those that every module has.
+    """The same of attributes whose names begin with an underscore, without those that every module has.
 
     >>> private_attributes(nn.ReLU())
     {}
@@ -34,8 +39,8 @@ def private_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def fault(module: nn.Module) -> str:
-    """What a module of torch's or ours has otherwise than a new one whose arguments are its attributes; empty where
-    nothing. A rule that knows the constructor then knows the module.
+    """How a module of torch's or ours differs from a new one whose arguments are its attributes; empty if it does not.
+    A rule that knows the constructor then knows the module.
 
     >>> pad = nn.ZeroPad2d(1)
     >>> pad.value = 0.5
@@ -44,7 +49,7 @@ def fault(module: nn.Module) -> str:
     """
     try:
         with torch.device("meta"):  # neither memory nor random numbers
-            new = type(module)(**_arguments(module))
+            new = type(module)(**arguments(module, _parameters(type(module))))
     except (ValueError, TypeError, RuntimeError, OverflowError, AttributeError) as error:
         return f"has attributes that its constructor refuses ({_line(error)})"
     if found := difference(module, new):
@@ -53,16 +58,21 @@ def fault(module: nn.Module) -> str:
     return ""
 
 
-def _arguments(module: nn.Module) -> dict[str, Any]:
-    """The arguments of the constructor, each kept under its name; of a bias, whether there is one."""
-    named = [name for name, p in signature(type(module)).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    held = {name: getattr(module, name) for name in named if name not in ("device", "dtype")}
-    return {name: value is not None if name == "bias" else value for name, value in held.items()}
+def arguments(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """Arguments of the constructor, each kept under its name; of a bias that is a tensor, whether there is one."""
+    held = {name: getattr(module, name) for name in names}
+    asked = isinstance(held.get("bias", True), bool)
+    return {name: value is not None if name == "bias" and not asked else value for name, value in held.items()}
+
+
+def _parameters(kind: type[nn.Module]) -> list[str]:
+    named = [name for name, p in signature(kind).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [name for name in named if name not in ("device", "dtype")]
 
 
 def difference(module: nn.Module, other: nn.Module) -> tuple[str, str, str] | None:
     """The first attribute or tensor that two modules of one class do not share, the bytes of tensors aside: its name
-    and what it is in each. An attribute that only the first has counts where it hides one of the class.
+    and what it is in each. An attribute that only the first has counts if it hides one of the class.
 
     >>> difference(nn.Linear(2, 3), nn.Linear(2, 4))
     ('bias', 'a tensor of shape (3,)', 'a tensor of shape (4,)')
@@ -107,6 +117,48 @@ def _plain(value: Any) -> Any:
     return UNREADABLE
 
 
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by their names, as modules hold them: hooks may write others into a ``state_dict``."""
+    return dict(chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)))
+
+
 def version(tensor: Tensor) -> int | None:
-    """Counts the changes of a tensor in place; None where torch does not (inference mode)."""
+    """Counts the changes of a tensor in place; None if torch does not (inference mode)."""
     return None if tensor.is_inference() else tensor._version
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 of all that a network computes with: its modules as printed, the class and the plain attributes of each,
+    and the name, dtype, shape and bytes of each parameter and buffer. The code of a forward pass is not part of it.
+
+    The same for a copy, on any device and in any mode; another one after a change in place or of dtype.
+
+    >>> from lconvnet.layers import Scale
+    >>> fingerprint(Scale(2.0)) == fingerprint(Scale(2.0)), fingerprint(Scale(2.0)) == fingerprint(Scale(3.0))
+    (True, False)
+    """
+    digest = sha256(repr(network).encode())
+    for name, module in network.named_modules(remove_duplicate=False):
+        kind = type(module)
+        digest.update(repr((name, kind.__module__, kind.__qualname__, plain_attributes(module))).encode())
+    for name, tensor in tensors_of(network).items():
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def program(traced: Trace) -> str:
+    """SHA-256 of what was read of a forward pass: the graph with its numbers, wherever these are kept, and the private
+    plain attributes of the modules. The bytes of tensors are no part of it.
+
+    >>> from lconvnet.bounds import trace
+    >>> program(trace(nn.ReLU())) == program(trace(nn.ReLU())) != program(trace(nn.Flatten()))
+    True
+    """
+    held = {name: private_attributes(call.module) for name, call in traced.calls.items()}
+    return sha256(repr((traced.graph.to_json(), held)).encode()).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The values as they lie in memory, of whatever dtype: numpy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Affine subgraphs as one kernel: where no activation lies between, the joint map is bounded.
+"""Affine subgraphs as one kernel: if no activation lies between, the joint map is bounded.
 
     x + K x = (delta + K) x,      W (K x) = (W K) x,      D (K x) = (D K) x
 
@@ -13,6 +13,7 @@ entry, it is off by at most g(c) M, which is added to its bound.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -21,11 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.bounds.convolution import dilate, is_circular, kernel_bound, own_padding
-from lconvnet.bounds.function_rules import constant_of
-from lconvnet.bounds.graph import Node
-from lconvnet.bounds.reading import Trace
-from lconvnet.bounds.rules import gains
-from lconvnet.bounds.types import Operation
+from lconvnet.bounds.module_rules import gains
+from lconvnet.bounds.propagation import constant_of
+from lconvnet.bounds.types import ModuleCall, Node, Trace
 from lconvnet.layers import Scale
 from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.rounding import gamma, up
@@ -70,7 +69,7 @@ class Affine:
         return up(kernel_bound(self.kernel, torus) + error)
 
     def compressed(self, outer: Affine) -> Affine | None:
-        """``outer`` behind this one, where at most one of them reads neighbours."""
+        """``outer`` behind this one, if at most one of them reads neighbours."""
         if self.border is not None and outer.border is not None:
             return None
         shape = (len(outer.kernel), *self.kernel.shape[1:], *outer.kernel.shape[2:])
@@ -101,14 +100,16 @@ class Affine:
         )
 
     def plus(self, other: Affine, sign: int) -> Affine | None:
-        """The sum or the difference, where both read the same image across the same border."""
+        """The sum or the difference, if both read the same image across the same border."""
         borders = {self.border, other.border} - {None}
         if self.source != other.source or len(borders) > 1:
             return None
-        origin = max(self.origin[0], other.origin[0]), max(self.origin[1], other.origin[1])
-        if _is_too_large((*self.kernel.shape[:2], *_frame((self, other), origin)), self, other):
+        both = self, other
+        origin = max(part.origin[0] for part in both), max(part.origin[1] for part in both)
+        sides = [origin[i] + max(part.kernel.shape[2 + i] - part.origin[i] for part in both) for i in (0, 1)]
+        if _is_too_large((*self.kernel.shape[:2], *sides), *both):
             return None
-        (first, absolute), (second, more) = (_framed(part, (self, other), origin) for part in (self, other))
+        (first, absolute), (second, more) = (part.framed(origin, sides) for part in both)
         return Affine(
             self.source,
             first + sign * second,
@@ -118,6 +119,13 @@ class Affine:
             max(self.roundings, other.roundings) + 1,
             self.parts + other.parts + 2,
         )
+
+    def framed(self, origin: tuple[int, int], sides: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Kernel and magnitude with zeros around, on these sides with this origin."""
+        top, left = origin[0] - self.origin[0], origin[1] - self.origin[1]
+        height, width = self.kernel.shape[2:]
+        frame = left, sides[1] - width - left, top, sides[0] - height - top
+        return F.pad(self.kernel, frame), F.pad(self.magnitude, frame)
 
 
 def _underflows(first: Tensor, second: Tensor) -> bool:
@@ -135,21 +143,6 @@ def _is_too_large(shape: tuple[int, ...], *parts: Affine) -> bool:
     return math.prod(shape) > max(LARGEST, *(part.kernel.numel() for part in parts))
 
 
-def _frame(both: tuple[Affine, Affine], origin: tuple[int, int]) -> tuple[int, int]:
-    """The sides of the smallest frame that holds both kernels, with the given origin."""
-    room = [max(p.kernel.shape[2 + axis] - p.origin[axis] for p in both) for axis in (0, 1)]
-    return origin[0] + room[0], origin[1] + room[1]
-
-
-def _framed(part: Affine, both: tuple[Affine, Affine], origin: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A kernel and its magnitude in that frame."""
-    sides = _frame(both, origin)
-    before = [origin[axis] - part.origin[axis] for axis in (0, 1)]
-    pads = [(before[axis], sides[axis] - part.kernel.shape[2 + axis] - before[axis]) for axis in (0, 1)]
-    frame = (*pads[1], *pads[0])
-    return F.pad(part.kernel, frame), F.pad(part.magnitude, frame)
-
-
 class Folding:
     """The affine maps of the nodes of a graph, found as its nodes are visited in order."""
 
@@ -161,7 +154,7 @@ class Folding:
         self.last = {name: node.name for node in nodes for name in node.inputs}
 
     def visit(self, node: Node) -> tuple[str, float] | None:
-        """The node that this one is an affine map of, and a bound on the norm of that map; None where nothing folds."""
+        """The node that this one is an affine map of, and a bound on the norm of that map; None if nothing folds."""
         before = max((self.found[name].parts for name in node.inputs if name in self.found), default=0)
         if node.shape is None or not (before or node.name in self.continued or node.operation in FOLDING - OWN):
             return None
@@ -172,24 +165,23 @@ class Folding:
         if affine is None or sum(part.kernel.numel() for part in (affine, *self.found.values())) > HELD:
             return None
         self.found[node.name] = affine
-        return (affine.source, affine.upper(_size(node))) if affine.parts > max(before, 1) else None
+        size = node.shape[1:] if len(node.shape) == 3 else (1, 1)
+        return (affine.source, affine.upper(size)) if affine.parts > max(before, 1) else None
 
     def _read(self, node: Node) -> Affine | None:
-        operation = self.traced.operations.get(node.name)
-        own = None if operation is None else _own(node, operation)
+        call = self.traced.calls.get(node.name)
+        own = None if call is None else _own(node, call)
         if own is not None:
             before = self.found.get(node.inputs[0])
             return own if before is None else before.compressed(own) or own
-        inputs = [self._affine(name) for name in node.inputs]
-        if any(affine is None for affine in inputs) or any(
-            self.traced.graph[name].shape != node.shape for name in node.inputs
-        ):
+        inputs = [affine for name in node.inputs if (affine := self._affine(name, node.shape)) is not None]
+        if len(inputs) < len(node.inputs):
             return None
-        first = cast(Affine, inputs[0])
-        if operation is not None:
-            return _module(operation, first)
+        first = inputs[0]
+        if call is not None:
+            return _module(call, first)
         if node.operation in ("add", "subtract"):
-            return first.plus(cast(Affine, inputs[1]), 1 if node.operation == "add" else -1)
+            return first.plus(inputs[1], 1 if node.operation == "add" else -1)
         if node.operation in ("negate", "shift"):
             return first.scaled(_number(-1.0 if node.operation == "negate" else 1.0), 0)
         if node.operation in ("multiply", "divide"):
@@ -199,10 +191,12 @@ class Folding:
             return first.scaled(factors if node.operation == "multiply" else 1 / factors, 1)
         return None
 
-    def _affine(self, name: str) -> Affine | None:
-        """What was found of a node, else the node as a map of itself."""
+    def _affine(self, name: str, wanted: tuple[int, ...] | None) -> Affine | None:
+        """What was found of a node, else the node as a map of itself; None if it has another shape than wanted."""
         shape = self.traced.graph[name].shape
-        if name in self.found or shape is None or len(shape) not in (1, 3) or shape[0] > WIDEST:
+        if shape is None or shape != wanted:
+            return None
+        if name in self.found or len(shape) not in (1, 3) or shape[0] > WIDEST:
             return self.found.get(name)
         K = torch.eye(shape[0], dtype=torch.float64)[:, :, None, None]
         return Affine(name, K, K)
@@ -212,40 +206,40 @@ def _number(value: float) -> Tensor:
     return torch.tensor([value], dtype=torch.float64)
 
 
-def _module(operation: Operation, first: Affine) -> Affine | None:
+def _module(call: ModuleCall, first: Affine) -> Affine | None:
     """A module that keeps channels apart, behind an affine map."""
-    module = operation.module
+    module = call.module
     if type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d):
         return first
     if type(module) is Scale:
         return first.scaled(_number(module.factor), 0)
     if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
-        return first.scaled(gains(operation), 6)
+        return first.scaled(gains(call), 6)
     return None
 
 
-def _own(node: Node, operation: Operation) -> Affine | None:
+def _own(node: Node, call: ModuleCall) -> Affine | None:
     """A dense layer, or a convolution that keeps the size, as a map of what it reads."""
-    module, source = operation.module, node.inputs[0]
+    module, source = call.module, node.inputs[0]
     if type(module) is nn.Linear and len(node.shape or ()) == 1:
         K = to_float64(module.weight, f"network module {node.name!r}: weight")[:, :, None, None]
         return Affine(source, K, K.abs(), parts=1)
     if type(module) is not nn.Conv2d or max(module.stride) > 1:
         return None
-    if (node.shape or ())[1:] != (operation.input_shape or ())[1:]:
+    if (node.shape or ())[1:] != (call.input_shape or ())[1:]:
         return None
     dilation = cast(tuple[int, int], module.dilation)
     sides = (d * (k - 1) + 1 for d, k in zip(dilation, module.weight.shape[2:], strict=True))
     if module.weight[:, :, 0, 0].numel() * module.groups * math.prod(sides) > max(LARGEST, module.weight.numel()):
         return None
     K = dilate(_ungrouped(to_float64(module.weight, f"network module {node.name!r}: weight"), module.groups), dilation)
-    if operation.padding is not None:
-        left, _, top, _ = cast(tuple[int, int, int, int], operation.padding.padding)
+    if call.padding is not None:
+        left, _, top, _ = cast(tuple[int, int, int, int], call.padding.padding)
         origin = top, left
     else:
         height, width = own_padding(module)
         origin = height // 2, width // 2
-    border = None if K.shape[2:] == (1, 1) else "circular" if is_circular(operation) else "zeros"
+    border = None if K.shape[2:] == (1, 1) else "circular" if is_circular(call) else "zeros"
     return Affine(source, K, K.abs(), origin, border, parts=1)
 
 
@@ -260,13 +254,8 @@ def _ungrouped(K: Tensor, groups: int) -> Tensor:
     return full
 
 
-def _size(node: Node) -> tuple[int, int]:
-    shape = node.shape or ()
-    return (shape[1], shape[2]) if len(shape) == 3 else (1, 1)
-
-
 def _channels(constant: Tensor, node: Node) -> Tensor | None:
-    """A constant as one number, or as one for each channel; None where it differs from pixel to pixel."""
+    """A constant as one number, or as one for each channel; None if it differs from pixel to pixel."""
     if constant.numel() == 1:
         return constant.reshape(1)
     shape = node.shape or ()

@@ -1,26 +1,29 @@
-"""The Lipschitz bound of a network: one rule an operation, carried through its graph; the Jacobian from below."""
+"""The Lipschitz bound of a network: one rule per operation, carried through its graph; the Jacobian from below."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from itertools import count
 from numbers import Real
-from typing import get_args
+from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from lconvnet import allowance
-from lconvnet.bounds.fingerprint import fingerprint, program
+from lconvnet.bounds.attributes import fingerprint, program
 from lconvnet.bounds.folding import Folding
-from lconvnet.bounds.function_rules import Functions
-from lconvnet.bounds.graph import INPUT
-from lconvnet.bounds.lower import network_lower
-from lconvnet.bounds.propagation import Groups
-from lconvnet.bounds.rules import RULES
-from lconvnet.bounds.types import Bound, LayerBound, Method, Operation
-from lconvnet.bounds.walk import Trace, in_float64, trace
-from lconvnet.ops.rounding import float_up
+from lconvnet.bounds.forward_error import IMAGE, ZERO, AffineBound, Arithmetic, ErrorBounds, Setting
+from lconvnet.bounds.operations import FUNCTIONS, operation_named, operation_of
+from lconvnet.bounds.propagation import Propagation
+from lconvnet.bounds.tracing import in_float64, trace
+from lconvnet.bounds.types import Bound, Graph, LayerBound, Method, ModuleCall, Node, Trace
+from lconvnet.layers import Scale
+from lconvnet.ops.rounding import TooManyError, float_up, product_up
 
 KEPT = 128
 """Bytes of a number while a network is differentiated twice, at four points in float64."""
@@ -29,7 +32,8 @@ KEPT_ONCE = 64
 """The same of a layer at one point."""
 
 ROUNDING = 1e-9
-"""How far a lower bound may lie above the upper one before it is no longer round-off of the power iteration."""
+"""Taken off a lower bound, far more than float64 can have added; and how far one may still lie above the upper bound
+before that is no longer round-off of the power iteration."""
 
 
 def lipschitz_bound(
@@ -45,17 +49,17 @@ def lipschitz_bound(
 
     ``upper`` is the product over a chain, the sum over branches that are added, the root of the sum of squares over
     what is concatenated, the maximum over branches that read disjoint parts (:mod:`lconvnet.bounds.propagation`), and
-    the norm of the joint map where no activation lies between (:mod:`lconvnet.bounds.folding`). It is computed in
+    the norm of the joint map if no activation lies between (:mod:`lconvnet.bounds.folding`). It is computed in
     float64 on the CPU from the weights as they are stored, and rounded outward.
 
     Args:
-        network: a baked network: modules with a rule (:data:`lconvnet.bounds.rules.RULES`), in an ``nn.Sequential`` or
-            called by a forward pass of your own, beside functions such as sums, concatenation and slices
-            (:data:`lconvnet.bounds.functions.HANDLERS`). For others see :func:`lconvnet.bounds.register_rule`.
+        network: a baked network: modules of :mod:`lconvnet.bounds.operations`, in an ``nn.Sequential`` or called by a
+            forward pass of your own, beside functions such as sums, concatenation and slices. For others see
+            :func:`lconvnet.register_operation`.
         input_shape: shape of one image, ``(C, H, W)``. Gives tighter bounds for circular convolutions, and
             lower bounds; none of a network or layer so deep or wide that they would take more memory than its
             weights allow (:mod:`lconvnet.allowance`). A network with functions needs it.
-        method: "auto" takes, for each layer, the residual certificate where it is nearly orthogonal, else the
+        method: "auto" takes, for each layer, the residual certificate if it is nearly orthogonal, else the
             least of the Gram bounds; "spectrum" takes the exact spectrum at the true size, for networks of
             circular convolutions.
         diagnose: compute lower bounds too, and compare. That takes most of the time; ``upper`` is the same.
@@ -95,41 +99,91 @@ def bound_of(traced: Trace, network: nn.Module, method: Method = "auto") -> Boun
 
 def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
     """The bounds of the operations, each with its reach from the input; the last one is the output's."""
-    groups = Groups()
-    functions, folding, layers, values = Functions(traced, groups), Folding(traced), [], {INPUT: groups.input}
+    at, folding, layers = Propagation(traced), Folding(traced), []
     for node in traced.graph.nodes[1:]:
-        if node.name in traced.operations:
-            operation = traced.operations[node.name]
-            layer = _ruled(operation, method)
-            values[node.name] = groups.scaled(values[node.inputs[0]], layer.upper)
+        if node.name in traced.calls:
+            layer = _ruled(traced.calls[node.name], method)
+            at.values[node.name], _ = at.stretched(node, layer.upper)
         else:
-            values[node.name], constant = functions.apply(node, values)
+            at.values[node.name], constant = FUNCTIONS[node.operation].rule(at, node)
             layer = LayerBound(node.name, constant, None, node.operation)
         folded = folding.visit(node) if method == "auto" else None
         if folded is not None:
             source, upper = folded
-            joint = groups.scaled(values[source], upper)
-            values[node.name] = min(joint, values[node.name], key=groups.norm)
-        layers.append(replace(layer, reach=groups.norm(values[node.name])))
+            at.values[node.name] = min(at.scaled(at.values[source], upper), at.values[node.name], key=at.norm)
+        layers.append(replace(layer, reach=at.norm(at.values[node.name])))
     return tuple(layers)
 
 
-def _ruled(operation: Operation, method: Method) -> LayerBound:
-    """What the rule of an operation says, if that is a bound."""
-    layer = RULES[type(operation.module)](operation, method)
-    upper = layer.upper if isinstance(layer, LayerBound) else None
-    upper = upper.item() if isinstance(upper, Tensor) and upper.numel() == 1 else upper
-    if not isinstance(upper, Real) or isinstance(upper, bool) or not upper >= 0:
-        raise operation.refuse(
-            f"has a rule that returns {layer!r}: a rule returns a LayerBound whose upper is a number of at least 0"
+def _ruled(call: ModuleCall, method: Method) -> LayerBound:
+    """What the rule of a module says, if that is a bound."""
+    operation = operation_of(call.module)
+    if operation is None:  # it had a record when it was traced
+        raise call.refuse("has no Lipschitz rule any more")
+    if not operation.registered:
+        return operation.rule(call, method)
+    answer = operation.rule(call)
+    upper: Any = answer.item() if isinstance(answer, Tensor) and answer.numel() == 1 else answer
+    if not _is_constant(upper):
+        raise call.refuse(f"has a rule that returns {answer!r}: a rule returns a finite number of at least 0")
+    return LayerBound(call.name, float_up(upper), None, "registered")
+
+
+def _is_constant(number: Any) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and bool(0 <= number < math.inf)  # pyright: ignore[reportOperatorIssue]
+
+
+def forward_error(
+    graph: Graph, uppers: Mapping[str, float], tensors: Mapping[str, Tensor], arithmetic: Arithmetic
+) -> dict[str, ErrorBounds]:
+    """What each node of a network stores that runs in floating point, by name.
+
+    The graph has a known image size; see :class:`lconvnet.bounds.forward_error.Setting`. Raises ``ValueError`` for an
+    operation without a rule, for nothing is assumed, and for sums too long for the arithmetic.
+    """
+    shapes = {node.name: node.shape for node in graph.nodes if node.shape is not None}
+    if len(shapes) < len(graph.nodes):
+        raise ValueError("graph is of no known image size, on which its rounding depends: pass input_shape to trace")
+    setting = Setting(uppers, tensors, shapes, arithmetic)
+    stored = {graph.nodes[0].name: ErrorBounds(IMAGE, ZERO, IMAGE)}
+    for node in graph.nodes[1:]:
+        try:
+            stored[node.name] = _rounded(node, [stored[name] for name in node.inputs], setting)
+        except TooManyError:
+            raise ValueError(
+                f"network node {node.name!r} ({node.operation}) adds up more numbers than their rounding is bounded "
+                f"for in its dtype, {0.5 / arithmetic.unit:.0f}: certify network.double(), or smaller images"
+            ) from None
+    return stored
+
+
+def _rounded(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
+    """What the rounding of a node says, if that is a bound."""
+    operation = operation_named(node.operation)
+    if operation is None or operation.rounding is None:
+        raise ValueError(
+            f"network node {node.name!r} ({node.operation}) has no rule for its rounding, and none is assumed: give "
+            "lconvnet.register_operation one, rounding=...; only level 'estimate' needs none"
         )
-    return replace(layer, name=operation.name, upper=float_up(upper))  # pyright: ignore[reportArgumentType]
+    found = operation.rounding(node, inputs, setting)
+    if operation.registered and not _bounds(found):
+        raise ValueError(
+            f"network node {node.name!r} ({node.operation}) has a rounding that returns {found!r}: it returns "
+            "ErrorBounds whose AffineBounds have numbers of at least 0"
+        )
+    return found
+
+
+def _bounds(found: Any) -> bool:
+    parts = (found.norm, found.error, found.peak) if isinstance(found, ErrorBounds) else (None,)
+    return all(isinstance(part, AffineBound) and part.slope >= 0 and part.offset >= 0 for part in parts)
 
 
 def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
-    """Add lower bounds, of the layers and of the network. Raises RuntimeError where one lies above the upper bound."""
+    """Add lower bounds, of the layers and of the network. Raises RuntimeError if one lies above the upper bound."""
     shape = bound.input_shape
-    lower = network_lower(in_float64(network, traced.graph), shape) if shape and _has_room(traced) else None
+    room = _has_room(KEPT, traced.calls.values(), (node.shape for node in traced.graph.nodes))
+    lower = network_lower(in_float64(network, traced.graph), shape) if shape and room else None
     layers = tuple(_with_lower(traced, layer) for layer in bound.layers)
     for layer in layers:
         kind = traced.graph[layer.name].operation.rpartition(".")[2]
@@ -138,30 +192,20 @@ def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
     return replace(bound, lower=lower, layers=layers)
 
 
-def _has_room(traced: Trace) -> bool:
-    """Whether the network may be differentiated as a whole, which keeps what every operation returns."""
-    size = sum(tensor.nbytes for step in traced.operations.values() for tensor in step.module.parameters())
-    return KEPT * _numbers(node.shape for node in traced.graph.nodes) <= allowance.allowed(size)
-
-
-def _layer_has_room(traced: Trace, operation: Operation) -> bool:
-    """Whether a layer may be differentiated by itself."""
-    size = sum(tensor.nbytes for tensor in operation.module.parameters())
-    numbers = _numbers([operation.input_shape, traced.graph[operation.name].shape])
-    return KEPT_ONCE * numbers <= allowance.allowed(size)
-
-
-def _numbers(shapes: Iterable[tuple[int, ...] | None]) -> int:
-    return sum(math.prod(shape or ()) for shape in shapes)
+def _has_room(kept: int, calls: Iterable[ModuleCall], shapes: Iterable[tuple[int, ...] | None]) -> bool:
+    """Whether modules may be differentiated together, which keeps so many bytes of every number that they return."""
+    size = sum(tensor.nbytes for call in calls for tensor in call.module.parameters())
+    return kept * sum(math.prod(shape or ()) for shape in shapes) <= allowance.allowed(size)
 
 
 def _with_lower(traced: Trace, layer: LayerBound) -> LayerBound:
-    operation = traced.operations.get(layer.name)
-    if operation is None or layer.lower is not None or not _layer_has_room(traced, operation):
+    call = traced.calls.get(layer.name)
+    if call is None or layer.lower is not None:
         return layer
-    module, shape = operation.module, operation.input_shape
-    shape = (module.in_features,) if type(module) is nn.Linear else shape
-    return layer if shape is None else replace(layer, lower=network_lower(operation.parts, shape, points=1))
+    if not _has_room(KEPT_ONCE, [call], (call.input_shape, traced.graph[call.name].shape)):
+        return layer
+    shape = (call.module.in_features,) if type(call.module) is nn.Linear else call.input_shape
+    return layer if shape is None else replace(layer, lower=network_lower(call.parts, shape, points=1))
 
 
 def _check_order(what: str, lower: float | None, upper: float) -> None:
@@ -170,3 +214,101 @@ def _check_order(what: str, lower: float | None, upper: float) -> None:
             f"{what} has a lower bound {lower!r} above its upper bound {upper!r}: one of them is wrong, nothing "
             "may be certified; please report the layer"
         )
+
+
+def jacobian_norm(function: Callable[[Tensor], Tensor], points: Tensor, *, iterations: int = 20) -> float:
+    """A lower bound on the Lipschitz constant: the largest ``|J(x) v| / |v|`` found at the points by power
+    iteration.
+
+        v <- J^T u / |J^T u|,   u <- J v / |J v|
+
+    Args:
+        function: maps a batch ``(P, ...)`` example by example; piecewise differentiable.
+        points: ``(P, ...)`` in float64, where the Jacobian is taken.
+        iterations: of the power method, from a fixed random start.
+
+    Returns:
+        The bound, lowered by 1e-9: never above the constant unless a point is on a kink of the function.
+
+    >>> round(jacobian_norm(lambda x: 3 * x, torch.ones(2, 4, dtype=torch.float64)), 6)
+    3.0
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad():
+        x = points.detach().clone().requires_grad_()
+        y = function(x.clone())  # which it may change in place
+        u = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device).requires_grad_()
+        (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
+        norm = torch.zeros(len(points), dtype=y.dtype, device=y.device)
+        v = _normalized(pulled.detach())
+        for _ in range(iterations):
+            (pushed,) = torch.autograd.grad(pulled, u, v, retain_graph=True)  # J v, because J^T u is linear in u
+            norm = torch.maximum(norm, _norms(pushed) / _norms(v).clamp(min=0.5))
+            (back,) = torch.autograd.grad(y, x, _normalized(pushed), retain_graph=True)
+            v = _normalized(back)
+    return float(norm.nan_to_num(nan=0.0).max()) * (1 - ROUNDING)  # a root of zero has no slope
+
+
+def network_lower(network: nn.Module, input_shape: tuple[int, ...], *, points: int = 4) -> float:
+    """A lower bound on the Lipschitz constant of a network over images: :func:`jacobian_norm` at random
+    images in [0, 1].
+
+    >>> round(network_lower(nn.Sequential(nn.Flatten(), nn.Hardtanh()), (1, 2)), 6)
+    1.0
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(points, *input_shape, generator=generator, dtype=torch.float64)
+    with torch.inference_mode(False):  # a copy made in inference mode could not be differentiated
+        copy = deepcopy(network).to("cpu", torch.float64).eval().requires_grad_(False)
+    return jacobian_norm(copy, images)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return vectors.reshape(len(vectors), -1).norm(dim=1)
+
+
+def _normalized(vectors: Tensor) -> Tensor:
+    norms = _norms(vectors).clamp(min=torch.finfo(vectors.dtype).tiny)
+    return vectors / norms.reshape(-1, *[1] * (vectors.ndim - 1))
+
+
+def rescale(network: nn.Module, *, input_shape: tuple[int, ...] | None = None) -> nn.Sequential:
+    """The network divided by its certified bound, so that its bound is at most 1.
+
+        f -> c f,        c = the largest float32 with c upper <= 1
+
+    Answers and certified radii stay the same; a critic's value becomes a certified one.
+
+    Args:
+        network: a baked network; it is left as it is, and its layers are shared.
+        input_shape: as in :func:`lconvnet.lipschitz_bound`; the quotient is 1-Lipschitz at that shape.
+
+    Returns:
+        Its layers, with a :class:`lconvnet.layers.Scale` called ``rescale`` behind them (``rescale2`` and so on if
+        a layer has that name); without one if the bound is at most 1 already. The factor is a float32, so a network
+        in float32 multiplies by exactly that.
+
+    Raises:
+        ValueError: if the network cannot be bounded, or its bound is infinite.
+        RuntimeError: the bound of the result is above 1: an incident.
+
+    >>> rescaled = rescale(nn.Sequential(nn.Flatten(), Scale(3.0)))
+    >>> lipschitz_bound(rescaled).upper <= 1, rescaled.rescale
+    (True, Scale(factor=0.3333333134651184))
+    """
+    upper = lipschitz_bound(network, input_shape=input_shape, diagnose=False).upper
+    layers = OrderedDict(network._modules if type(network) is nn.Sequential else {"network": network})
+    factor = torch.tensor(1 / max(upper, 1.0), dtype=torch.float32)
+    while product_up((upper, float(factor))) > 1:
+        factor = torch.nextafter(factor, torch.zeros((), dtype=torch.float32))
+    if factor == 0:
+        raise ValueError(f"network has the bound {upper}, whose inverse is not a float32: train it with a constraint")
+    if upper > 1:
+        names = ("rescale" if i == 1 else f"rescale{i}" for i in count(1))
+        layers[next(name for name in names if name not in layers)] = Scale(float(factor)).train(network.training)
+    rescaled = nn.Sequential(layers)
+    rescaled.training = network.training  # its layers, which the network shares, keep their modes
+    found = lipschitz_bound(rescaled, input_shape=input_shape, diagnose=False).upper
+    if not found <= 1:
+        raise RuntimeError(f"network has the bound {found!r} after it was divided by {upper!r}: please report it")
+    return rescaled

@@ -7,6 +7,10 @@ The change of every node is bounded by lengths of *atoms*, pieces of which one k
 so |dv|^2 <= sum_{g, h} |C_g^T C_h|_2 L_g L_h |dx|^2, with C_g the columns of one group. The input is an atom with
 L = 1, the disjoint parts of a tensor that is split form a group. This one formula is the product of a chain, the sum
 of branches, the root of the sum of squares of what is concatenated, the maximum of branches that read other parts.
+
+The rule of a function takes the propagation and the node, and returns the value of the node with the constant of its
+operation in all its inputs together. A tensor whose entries are repeated r times by broadcasting
+moves sqrt(r) times as far, which every rule accounts for.
 """
 
 from __future__ import annotations
@@ -17,9 +21,12 @@ from fractions import Fraction
 from itertools import combinations
 
 import torch
+from torch import Tensor
 
+from lconvnet.bounds.types import INPUT, Node, Trace
+from lconvnet.ops.float64 import to_float64
 from lconvnet.ops.norm_bounds import dense_bound
-from lconvnet.ops.rounding import product_up, root_up, sum_up
+from lconvnet.ops.rounding import product_up, quotient_up, root_up, sum_up
 
 Atom = tuple[int, int]
 """The number of its group and its place there."""
@@ -29,6 +36,7 @@ Row = Mapping[Atom, float]
 
 Value = tuple[Row, ...]
 """The rows of one node."""
+
 
 STEPS = 24
 """Of Gram iteration on a matrix of coefficients: its truncation is then below rank^(2^-25) - 1, 1e-7 for rank 20."""
@@ -73,6 +81,122 @@ class Groups:
         return ({atom: sum_up((a.get(atom, 0.0), b.get(atom, 0.0))) for atom in {**a, **b}},)
 
 
+class Propagation(Groups):
+    """The values of the nodes of one graph, in order; new groups arise as they are visited."""
+
+    def __init__(self, traced: Trace) -> None:
+        super().__init__()
+        self.nodes = {node.name: node for node in traced.graph.nodes}
+        self.constants = traced.constants
+        self.values = {INPUT: self.input}
+        self.parts: dict[str, Value] = {}
+
+    def copies(self, node: Node, name: str) -> Fraction:
+        """How often broadcasting repeats an input."""
+        return max(Fraction(1), Fraction(math.prod(node.shape or ()), self.size(name)))
+
+    def size(self, name: str) -> int:
+        """Number of entries of a node."""
+        return math.prod(self.nodes[name].shape or ())
+
+    def grown(self, node: Node, name: str) -> Value:
+        """An input as often as it is repeated."""
+        copies = self.copies(node, name)
+        return self.values[name] if copies == 1 else self.scaled(self.values[name], root_up(copies))
+
+    def stretched(self, node: Node, factor: float) -> tuple[Value, float]:
+        """A function of one tensor with this Lipschitz constant."""
+        return self.scaled(self.values[node.inputs[0]], factor), factor
+
+
+Applied = tuple[Value, float]
+"""The value of a node, and the constant of its operation."""
+
+
+def moved(at: Propagation, node: Node) -> Applied:
+    """Moves and sign changes of entries, and sums with a constant."""
+    return at.stretched(node, root_up(at.copies(node, node.inputs[0])))
+
+
+def multiplied(at: Propagation, node: Node) -> Applied:
+    """The largest factor."""
+    growth = root_up(at.copies(node, node.inputs[0]))
+    return at.stretched(node, product_up((growth, float(constant_of(node, at.constants).abs().max()))))
+
+
+def divided(at: Propagation, node: Node) -> Applied:
+    """The inverse of the smallest divisor."""
+    growth = root_up(at.copies(node, node.inputs[0]))
+    return at.stretched(node, quotient_up(growth, float(constant_of(node, at.constants).abs().min())))
+
+
+def averaged(at: Propagation, node: Node) -> Applied:
+    """A mean of n entries: 1 / sqrt(n)."""
+    return at.stretched(node, root_up(Fraction(at.size(node.name), at.size(node.inputs[0]))))
+
+
+def added(at: Propagation, node: Node) -> Applied:
+    """A sum or a difference of two tensors: lengths add up."""
+    if _centers(at, node):
+        return at.stretched(node, 1.0)
+    first, second = (at.grown(node, name) for name in node.inputs)
+    return at.total(first, second), root_up(sum(at.copies(node, name) for name in node.inputs))
+
+
+def _centers(at: Propagation, node: Node) -> bool:
+    """Whether the node is ``x - mean(x)``, an orthogonal projection."""
+    source, mean = (at.nodes[name] for name in node.inputs)
+    return (
+        node.operation == "subtract"
+        and mean.operation == "mean"
+        and bool(mean.options["keepdim"])
+        and mean.inputs == (source.name,)
+        and node.shape == source.shape
+    )
+
+
+def concatenated(at: Propagation, node: Node) -> Applied:
+    """Side by side: squares of lengths add up."""
+    return tuple(row for name in node.inputs for row in at.values[name]), 1.0
+
+
+def hypot(at: Propagation, node: Node) -> Applied:
+    """``sqrt(a^2 + b^2)``, entry by entry: not further than both side by side."""
+    rows = tuple(row for name in node.inputs for row in at.grown(node, name))
+    return rows, max(root_up(at.copies(node, name)) for name in node.inputs)
+
+
+def sliced(at: Propagation, node: Node) -> Applied:
+    """A part of a tensor; all its parts are a group if no two of them overlap."""
+    source = node.inputs[0]
+    if node.name not in at.parts:
+        parts = [other for other in at.nodes.values() if other.operation == "slice" and other.inputs == (source,)]
+        if len(parts) == 1 or not _disjoint(at.nodes[source], parts):
+            return at.stretched(node, 1.0)
+        pieces = at.pieces(at.values[source], len(parts))
+        at.parts |= {part.name: piece for part, piece in zip(parts, pieces, strict=True)}
+    return at.parts[node.name], 1.0
+
+
+def _disjoint(source: Node, parts: Sequence[Node]) -> bool:
+    """Whether no entry of a tensor is in two of its parts."""
+    reads = torch.zeros(1, *(source.shape or ()), dtype=torch.int64)
+    for part in parts:
+        index = [slice(None)] * reads.ndim
+        for axis, start, stop, step in part.options["slices"]:
+            index[axis] = slice(start, stop, step)
+        reads[tuple(index)] += 1
+    return int(reads.max()) <= 1
+
+
+def constant_of(node: Node, constants: Mapping[str, Tensor]) -> Tensor:
+    """The constant that a node adds or multiplies by, in float64."""
+    if "value" in node.options:
+        return torch.tensor(node.options["value"], dtype=torch.float64)
+    key = node.tensors["constant"]
+    return to_float64(constants[key], f"network constant {key!r}")
+
+
 def _matrix(value: Value, group: int) -> list[list[float]]:
     atoms = sorted({atom for row in value for atom in row if atom[0] == group})
     return [[row.get(atom, 0.0) for atom in atoms] for row in value]
@@ -87,8 +211,8 @@ def _product(A: Sequence[Sequence[float]], B: Sequence[Sequence[float]]) -> list
 
 
 def _matrix_norm(C: Sequence[Sequence[float]]) -> float:
-    """Largest singular value of a non-negative matrix, rounded upward; exact where every row or every column has but
-    one entry, up to one rounding where the matrix is a row or a column."""
+    """Largest singular value of a non-negative matrix, rounded upward; exact if every row or every column has but one
+    entry, up to one rounding if the matrix is a row or a column."""
     entries = [[c for c in row if c] for row in C], [[c for c in column if c] for column in zip(*C, strict=True)]
     largest = max((c for row in C for c in row), default=0.0)
     if math.isinf(largest) or all(len(line) <= 1 for lines in entries for line in lines):

@@ -1,19 +1,17 @@
 """Certified radii of single images and certified accuracy of a set."""
 
-from lconvnet.certify.accuracy import certified_accuracy
-from lconvnet.certify.certificates import Certificates, certify
-from lconvnet.certify.claim import Level, Reason
-from lconvnet.certify.files import documents, encoded_model
-from lconvnet.certify.linear import certified_at, linear_margins
+from lconvnet.certify.certificates import Certificates, certified_accuracy, certified_at, certify, linear_margins
+from lconvnet.certify.certifier import Level, Reason
+from lconvnet.certify.files import certificate_documents, encoded_model
 
 __all__ = [
     "Certificates",
     "Level",
     "Reason",
+    "certificate_documents",
     "certified_accuracy",
     "certified_at",
     "certify",
-    "documents",
     "encoded_model",
     "linear_margins",
 ]

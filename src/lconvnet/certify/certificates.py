@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import index
 from typing import get_args
@@ -24,12 +24,15 @@ from torch import Tensor, nn
 from lconvnet import allowance
 from lconvnet.bounds import CERTIFYING_LEVELS, Bound, Trace, bound_of, fingerprint, lipschitz_bound, program, trace
 from lconvnet.bounds.convolution import stride_divides
-from lconvnet.certify.budget import PAIR, classes_of
-from lconvnet.certify.claim import REASONS, Claim, Level, Radii
-from lconvnet.certify.estimate import estimated
+from lconvnet.bounds.linear import margin_bounds
+from lconvnet.certify.certifier import PAIR, REASONS, Certifier, Level, Radii, Reason, classes_of, reason_codes
 from lconvnet.certify.evaluation import logits_of, runs_as_sums
-from lconvnet.ops.altered import require_module
-from lconvnet.ops.images import check_eps, check_images
+from lconvnet.ops.hooks import require_module
+from lconvnet.ops.images import check_eps, check_images, check_labels
+from lconvnet.ops.margins import margins
+
+WIDER = 1 + 2.0**-40
+"""Linear margins are bounded over a ball of this times the radius, so that "radius > eps" holds at eps itself."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,10 @@ def certify(
             smaller, and labels may be those of float32.
         bound: from :func:`lconvnet.lipschitz_bound` of this network; None computes it at the size of the
             images.
-        batch_size: images evaluated at once, at most: fewer where they would take more than half a gigabyte.
+        batch_size: images evaluated at once, at most: fewer if they would take more than half a gigabyte.
 
     Raises:
-        ValueError: images that are no floats in [0, 1] or do not fit, a network in half precision, a bound
+        ValueError: images that are not floats in [0, 1] or do not fit, a network in half precision, a bound
             that does not certify this network, with these weights, at this size.
 
     >>> network = nn.Sequential(nn.Linear(2, 2, bias=False))
@@ -119,13 +122,13 @@ def certify(
     check_bound(bound, network, traced)
     batch_size = min(batch_size, _fitting(traced))
     if level == "estimate":
-        chunks = [estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
+        chunks = [_estimated(logits_of(network, chunk), bound) for chunk in images.split(batch_size)]
         return _certificates(*map(torch.cat, zip(*chunks, strict=True)), level=level)
-    claim, wanted = Claim.of(network, traced, bound, images, level), [check_eps(value) for value in eps]
-    if wanted and claim.dtype == images.dtype == torch.float32 and runs_as_sums(network):
-        found = _decided(claim, images, wanted, batch_size)
+    certifier, wanted = Certifier.of(network, traced, bound, images, level), [check_eps(value) for value in eps]
+    if wanted and certifier.dtype == images.dtype == torch.float32 and runs_as_sums(network):
+        found = _decided(certifier, images, wanted, batch_size)
     else:
-        found = claim.radii(images, torch.float64, batch_size)
+        found = certifier.radii(images, torch.float64, batch_size)
     return _certificates(found.label, found.margin, found.radius, found.reason, level=level)
 
 
@@ -156,19 +159,19 @@ def _fitting(traced: Trace) -> int:
     widest = max(math.prod(node.shape or ()) for node in traced.graph.nodes)
     patches = [
         operation.module.weight[0].numel() * math.prod((traced.graph[name].shape or ())[1:])
-        for name, operation in traced.operations.items()
+        for name, operation in traced.calls.items()
         if isinstance(operation.module, nn.Conv2d)
     ]
     each = 8 * (3 * widest + max(patches, default=0)) + PAIR * classes_of(traced.graph)
     return max(1, allowance.BYTES // each)
 
 
-def _decided(claim: Claim, images: Tensor, eps: Sequence[float], batch_size: int) -> Radii:
-    """The network evaluated as it is, and in float64 where that leaves an eps open."""
-    found = claim.radii(images, torch.float32, batch_size)
+def _decided(certifier: Certifier, images: Tensor, eps: Sequence[float], batch_size: int) -> Radii:
+    """The network evaluated as it is, and in float64 if that leaves an eps open."""
+    found = certifier.radii(images, torch.float32, batch_size)
     undecided = found.open(eps)
     if bool(undecided.any()):
-        better = claim.radii(images[undecided.to(images.device)], torch.float64, batch_size)
+        better = certifier.radii(images[undecided.to(images.device)], torch.float64, batch_size)
         for column, value in zip(found, better, strict=True):
             column[undecided] = value
     return found
@@ -193,12 +196,12 @@ def check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
             f"level {CERTIFYING_LEVELS}"
         )
     if math.isnan(bound.upper) or bound.upper < 0:
-        raise ValueError(f"bound.upper={bound.upper} is no Lipschitz constant: use lipschitz_bound(network)")
+        raise ValueError(f"bound.upper={bound.upper} is not a Lipschitz constant: use lipschitz_bound(network)")
     if bound.fingerprint != fingerprint(network):
         raise ValueError(
             "bound is of other weights or another network than this one: compute it again with lipschitz_bound(network)"
         )
-    shape, steps = traced.graph.nodes[0].shape, traced.operations.values()
+    shape, steps = traced.graph.nodes[0].shape, traced.calls.values()
     irregular = any(type(step.module) is nn.Conv2d and not stride_divides(step) for step in steps)
     if (irregular or bound.input_shape is not None) and shape != bound.input_shape:
         raise ValueError(
@@ -210,3 +213,86 @@ def check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
             "bound is of another forward pass than this network's, whose numbers have changed: compute it again with "
             "lipschitz_bound(network)"
         )
+
+
+def _estimated(logits: Tensor, bound: Bound) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Label, margin, ``margin / (sqrt(2) prod_l lower_l)`` and the codes of the reasons: norms from power iteration,
+    rounding ignored.
+
+    If the graph is not a product of layers, the network's own lower bound takes its place. Raises ``ValueError`` if the
+    bound has none.
+    """
+    lowers = [layer.lower for layer in bound.layers if layer.lower is not None]
+    if len(lowers) < len(bound.layers):
+        lowers = [] if bound.lower is None else [bound.lower]
+    if bound.layers and not lowers:
+        raise ValueError("bound has no lower bounds, which level='estimate' is made of: use diagnose=True")
+    label = logits.argmax(dim=1)
+    margin = margins(logits, label).amin(dim=1)
+    lipschitz = math.sqrt(2) * math.prod(lowers)
+    radius = margin / lipschitz
+    causes: dict[Reason, Tensor] = {
+        "logits not finite": ~logits.isfinite().all(dim=1),
+        "tie": margin == 0,
+        "no finite bound": torch.full_like(margin, not math.isfinite(lipschitz), dtype=torch.bool),
+    }
+    return label, margin, radius, reason_codes(radius, "estimated", causes)
+
+
+def certified_accuracy(certificates: Certificates, labels: Tensor, eps: float) -> float:
+    """Fraction of images with the right answer and a radius above eps, strictly.
+
+        #{ n : label_n = labels_n and radius_n > eps } / N
+
+    Args:
+        certificates: of N images.
+        labels: true classes, integers ``(N,)``.
+        eps: l2 radius over pixels in [0, 1].
+
+    >>> import numpy as np
+    >>> import torch
+    >>> one = torch.ones(2, dtype=torch.float64)
+    >>> certificates = Certificates(torch.tensor([3, 4]), one, one, "analytic", np.array(["certified"] * 2))
+    >>> certified_accuracy(certificates, torch.tensor([3, 5]), 0.5)
+    0.5
+    """
+    eps = check_eps(eps)
+    if len(certificates) == 0:
+        raise ValueError("certificates is empty: an accuracy needs at least one image")
+    if certificates.level == "estimate":
+        raise ValueError("certificates are of level 'estimate', which certifies nothing: use 'analytic' or 'sound'")
+    right = certificates.label == check_labels(labels, len(certificates)).to(certificates.label.device)
+    return float((right & (certificates.radius > eps)).double().mean())
+
+
+def linear_margins(network: nn.Module, images: Tensor, labels: Tensor, eps: float, *, batch_size: int = 16) -> Tensor:
+    """The smallest margin's lower bound over the ball of radius `eps` around each image, float64 ``(N,)``.
+
+    Args:
+        network, images, labels, eps: see :func:`lconvnet.bounds.linear.margin_bounds`.
+        batch_size: images bounded at once; memory grows with it.
+
+    >>> network = nn.Sequential(nn.Linear(2, 2, bias=False))
+    >>> _ = network[0].weight.data.copy_(torch.eye(2))
+    >>> round(float(linear_margins(network, torch.tensor([[1.0, 0.0]]), torch.tensor([0]), 0.5)), 6)
+    0.292893
+    """
+    radius = check_eps(eps) * WIDER
+    pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    return torch.cat([margin_bounds(network, chunk, answer, radius).amin(dim=1) for chunk, answer in pairs])
+
+
+def certified_at(certificates: Certificates, margins: Tensor, eps: float) -> Certificates:
+    """The certificates with a radius just above `eps` if the linear bounds of the answer's margins are positive.
+
+    >>> why = np.array(["no finite bound"] * 2)
+    >>> known = Certificates(torch.tensor([0, 1]), torch.ones(2), torch.zeros(2), "analytic", why)
+    >>> found = certified_at(known, torch.tensor([0.2, -0.2]), 0.5)
+    >>> [round(r, 6) for r in found.radius.tolist()], found.reason.tolist()
+    ([0.5, 0.0], ['certified', 'no finite bound'])
+    """
+    radius = certificates.radius
+    proved = torch.maximum(radius, torch.full_like(radius, eps * WIDER))
+    wider = torch.where(margins > 0, proved, radius)
+    newly = (wider > 0) & ~(radius > 0)
+    return replace(certificates, radius=wider, reason=np.where(newly, "certified", certificates.reason))

@@ -32,10 +32,10 @@ def runs_as_sums(network: nn.Module) -> bool:
 
 
 def refuse_other_sums(network: nn.Module) -> None:
-    """Raise ``ValueError`` where a float32 network may be rounded otherwise than level "sound" accounts for.
+    """Raise ``ValueError`` if a float32 network may be rounded otherwise than level "sound" accounts for.
 
-    cuDNN convolves in TensorFloat-32 unless that is forbidden, and with Winograd or Fourier kernels where it likes;
-    oneDNN multiplies in bfloat16 where it is allowed to. Of other accelerators nothing is known.
+    cuDNN convolves in TensorFloat-32 unless that is forbidden, and with Winograd or Fourier kernels if it likes;
+    oneDNN multiplies in bfloat16 if it is allowed to. Of other accelerators nothing is known.
 
     >>> refuse_other_sums(nn.Linear(2, 2))
     """
@@ -61,7 +61,7 @@ def _lowered(device: str) -> list[str]:
 
 
 def _settings(device: str) -> dict[str, Any]:
-    """What oneDNN or cuDNN is told about float32, and torch is: one setting before 2.9, one an operation since."""
+    """What oneDNN or cuDNN is told about float32, and torch is: one setting before 2.9, one per operation since."""
     backends: Any = torch.backends  # torch declares half of these
     if device == "cpu":
         told: dict[str, Any] = {name: os.environ.get(name, "strict").lower() for name in ONEDNN}

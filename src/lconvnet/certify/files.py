@@ -1,6 +1,6 @@
 """Certificates as files: JSON with all that somebody needs to prove the radius again from the weights.
 
-Besides the claim a file holds its witnesses: for every layer a bound on its norm, and where it sums products, on the
+Besides the claim a file holds its witnesses: for every layer a bound on its norm, and if it sums products, on the
 norm of its absolute weights. Bounds that were computed are loosened by 2^-30, so that a checker with other algorithms
 can confirm each of them in float64; radii follow from the loosened ones. Floats are hexadecimal strings, hence exact.
 """
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet import atomic
-from lconvnet.bounds import Bound, Trace, tensors_of, trace
-from lconvnet.bounds.error_rules import ERROR_RULES, absolute_bound, linear
-from lconvnet.bounds.graph import Graph
+from lconvnet.bounds import Bound, Graph, Trace, tensors_of, trace
+from lconvnet.bounds.forward_error import absolute_bound, linear
+from lconvnet.bounds.operations import operation_named
 from lconvnet.certify.certificates import Certificates, certify, check_bound
-from lconvnet.certify.claim import Level
+from lconvnet.certify.certifier import Level
 from lconvnet.ops.images import check_images
 from lconvnet.ops.rounding import up
 
@@ -62,7 +62,7 @@ def loosened(bound: Bound, graph: Graph) -> Bound:
 
 
 def finite(radius: float, pixels: int) -> float:
-    """The radius, or where it is infinite (a constant network) twice the diagonal of the cube that holds all images.
+    """The radius, or if it is infinite (a constant network) twice the diagonal of the cube that holds all images.
 
     >>> finite(0.5, 16), finite(math.inf, 16)
     (0.5, 8.0)
@@ -81,7 +81,7 @@ def encoded_model(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     return atomic.encode_safetensors(_tensors(network, traced), metadata=json.dumps(description))
 
 
-def documents(
+def certificate_documents(
     network: nn.Module, images: Tensor, *, bound: Bound, level: Level, sources: Sequence[Mapping[str, Any]]
 ) -> tuple[Certificates, Iterator[dict[str, Any]]]:
     """Certify images, and say so in one JSON-able document for each.
@@ -134,12 +134,13 @@ def _tensors(network: nn.Module, traced: Trace) -> dict[str, Tensor]:
 
 
 def layer_claims(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """For every operation its bound, the method, and the norm of its absolute weights where it sums products."""
+    """For every operation its bound, the method, and the norm of its absolute weights if it sums products."""
     shapes = {node.name: node.shape or () for node in graph.nodes}
     claims = []
     for layer in bound.layers:
         node = graph[layer.name]
-        sums = ERROR_RULES.get(node.operation) is linear
+        operation = operation_named(node.operation)
+        sums = operation is not None and operation.rounding is linear
         absolute = absolute_bound(node, shapes, tensors).hex() if sums else None
         claims.append({"name": node.name, "upper": layer.upper.hex(), "absolute": absolute, "method": layer.method})
     return claims

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lconvnet import atomic, data, extras, saving
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, Level, certified_accuracy, certify
-from lconvnet.certify.files import documents, encoded, finite
+from lconvnet.certify.files import certificate_documents, encoded, finite
 from lconvnet.cli import options, output
 from lconvnet.experiments.other_data import read_images
 from lconvnet.experiments.run_folder import RunFolder, find_run
@@ -144,7 +144,9 @@ def _certified(
     """Certify, and write what is certified; the same certificate is written anew, one of something else refused."""
     if out is None:
         return certify(network, subjects.images, level=level, bound=bound), 0
-    found, certificates = documents(network, subjects.images, bound=bound, level=level, sources=subjects.sources)
+    found, certificates = certificate_documents(
+        network, subjects.images, bound=bound, level=level, sources=subjects.sources
+    )
     first = next(certificates)
     _refuse_others(out, first, subjects)
     out.mkdir(parents=True, exist_ok=True)

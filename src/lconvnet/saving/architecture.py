@@ -1,16 +1,17 @@
-"""The architecture of a network as data: one line of :data:`KINDS` an operation, and how a user's own classes join.
+"""The architecture of a network as data, and how a user's own classes join.
 
 Building from such data imports nothing by name, and every size in it is bounded. An operation is saved as the arguments
-of its constructor, each an attribute of the same name; a class of a user as its attributes, tensors and modules.
+of its constructor (:attr:`lconvnet.bounds.operations.Operation.save`), each an attribute of the same name; a class of a
+user that was not registered as its attributes, tensors and modules.
 """
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dis import get_instructions
 from inspect import getattr_static, isfunction
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union, cast
 
 import torch
@@ -19,20 +20,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lconvnet import layers
-from lconvnet.bounds.rules import BUILT_IN, RULES
+from lconvnet.bounds.attributes import arguments
+from lconvnet.bounds.operations import MODULES, REGISTERED, Pad, qualified, saved_arguments
 from lconvnet.layers import ConstrainedLayer
-
-Size = Annotated[int, Field(ge=1, le=2**20)]
-Side = Annotated[int, Field(ge=1, le=2**10)]
-Pad = Annotated[int, Field(ge=0, le=2**10)]
-Crop = Annotated[int, Field(ge=-(2**10), le=2**10)]
-Axis = Annotated[int, Field(ge=-8, le=7)]
-Sides: TypeAlias = Side | Annotated[tuple[Side, ...], Field(min_length=1, max_length=2)]
-Pads: TypeAlias = Pad | Annotated[tuple[Pad, ...], Field(min_length=1, max_length=2)]
-Stride: TypeAlias = Sides | None
-Divisor: TypeAlias = Annotated[int, Field(ge=-(2**20), le=2**20)] | None
-Output: TypeAlias = Side | None
-Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=1024)]
 
 Classes: TypeAlias = Mapping[str, type[nn.Module]]
 """Classes of users by their qualified names, the only ones that a file can name."""
@@ -47,72 +37,19 @@ class Entry(BaseModel):
 
     def build(self, classes: Classes) -> nn.Module:
         """Return the module, on the device of the surrounding context."""
-        return self.module(**{field: getattr(self, field) for field in arguments(type(self))})
+        return self.module(**{field: getattr(self, field) for field in MODULES_SAVED[self.module]})
 
     @classmethod
     def of(cls, name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
         """Return the entry of a module."""
-        held = {field: getattr(module, field) for field in arguments(cls)}
-        return cls(
-            name=name, **{field: value is not None if field == "bias" else value for field, value in held.items()}
-        )
+        return cls(name=name, **arguments(module, MODULES_SAVED[cls.module]))
 
 
-def arguments(kind: type[Entry]) -> list[str]:
-    """The fields that are arguments."""
-    return [field for field in kind.model_fields if field not in ("name", "op")]
-
-
-KINDS: Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
-    "conv2d": (nn.Conv2d, {
-        "in_channels": Size, "out_channels": Size, "kernel_size": tuple[Side, Side], "stride": tuple[Side, Side],
-        "padding": tuple[Pad, Pad] | Literal["same", "valid"], "padding_mode": Literal["circular", "zeros"],
-        "dilation": tuple[Side, Side], "groups": Size, "bias": bool,
-    }),
-    "conv-transpose2d": (nn.ConvTranspose2d, {
-        "in_channels": Size, "out_channels": Size, "kernel_size": tuple[Side, Side], "stride": tuple[Side, Side],
-        "padding": tuple[Pad, Pad], "output_padding": tuple[Pad, Pad], "dilation": tuple[Side, Side], "groups": Size,
-        "bias": bool,
-    }),
-    "linear": (nn.Linear, {"in_features": Size, "out_features": Size, "bias": bool}),
-    "circular-pad": (nn.CircularPad2d, {"padding": tuple[Pad, Pad, Pad, Pad]}),
-    "zero-pad": (nn.ZeroPad2d, {"padding": tuple[Crop, Crop, Crop, Crop]}),
-    "reflection-pad": (nn.ReflectionPad2d, {"padding": tuple[Crop, Crop, Crop, Crop]}),
-    "replication-pad": (nn.ReplicationPad2d, {"padding": tuple[Crop, Crop, Crop, Crop]}),
-    "flatten": (nn.Flatten, {"start_dim": Axis, "end_dim": Axis}),
-    "identity": (nn.Identity, {}),
-    "relu": (nn.ReLU, {"inplace": (bool, False)}),
-    "dropout": (nn.Dropout, {"p": float, "inplace": bool}),
-    "dropout2d": (nn.Dropout2d, {"p": float, "inplace": bool}),
-    **{op: (kind, {
-        "num_features": Size, "eps": float, "momentum": float | None, "affine": bool,
-        "track_running_stats": Literal[True],
-    }) for op, kind in {"batch-norm1d": nn.BatchNorm1d, "batch-norm2d": nn.BatchNorm2d}.items()},
-    "avg-pool": (nn.AvgPool2d, {
-        "kernel_size": Sides, "stride": Sides, "padding": Pads, "ceil_mode": bool, "count_include_pad": bool,
-        "divisor_override": Divisor,
-    }),
-    "adaptive-avg-pool": (nn.AdaptiveAvgPool2d, {"output_size": Output | tuple[Output, Output]}),
-    "max-pool": (nn.MaxPool2d, {
-        "kernel_size": Sides, "stride": Sides, "padding": Pads, "dilation": Sides, "return_indices": Literal[False],
-        "ceil_mode": bool,
-    }),
-    "lp-pool": (nn.LPPool2d, {"norm_type": int | float, "kernel_size": Sides, "stride": Stride, "ceil_mode": bool}),
-    "pixel-shuffle": (nn.PixelShuffle, {"upscale_factor": Side}),
-    "pixel-unshuffle": (nn.PixelUnshuffle, {"downscale_factor": Side}),
-    "maxmin": (layers.MaxMin, {"dim": Axis}),
-    "groupsort": (layers.GroupSort, {"group_size": Size, "dim": Axis}),
-    "fullsort": (layers.FullSort, {"dim": Axis}),
-    "abs": (layers.Abs, {}),
-    "two-sided-relu": (layers.TwoSidedReLU, {}),
-    "scale": (layers.Scale, {"factor": float}),
-    "downsampling": (layers.InvertibleDownsampling, {"factor": Side}),
-    "upsampling": (layers.InvertibleUpsampling, {"factor": Side}),
-    "nearest-upsampling": (layers.NearestUpsampling, {"factor": Side}),
-    "normalize": (layers.Normalize, {"mean": Channels, "std": Channels}),
-    "norm-pool": (layers.NormPool, {"factor": Side}),
-}  # fmt: skip
-"""Operations by their names in a file: the module, and the types of the arguments that are saved."""
+MODULES_SAVED: Mapping[type[nn.Module], Mapping[str, Any]] = {
+    **{kind: record.save for kind, record in MODULES.items() if record.save is not None},
+    nn.CircularPad2d: {"padding": tuple[Pad, Pad, Pad, Pad]},
+}
+"""Built-in modules with the types of the arguments that are saved; a circular padding belongs to its convolution."""
 
 
 MOST = 10_000
@@ -127,7 +64,7 @@ def unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 
 
 if TYPE_CHECKING:  # at run time below, where the classes are known
-    Operation: TypeAlias = Entry
+    Layer: TypeAlias = Entry
     Layers: TypeAlias = tuple[Entry, ...]
 
 
@@ -155,7 +92,7 @@ CONTAINERS: Mapping[str, type[Any]] = {"sequence": nn.Sequential, "list": nn.Mod
 class Branches(Entry):
     """Branches on one input: each a sequence of operations, or one operation."""
 
-    branches: Annotated[tuple[Layers | Operation, ...], Field(min_length=1, max_length=2**10)]
+    branches: Annotated[tuple[Layers | Layer, ...], Field(min_length=1, max_length=2**10)]
 
     def build(self, classes: Classes) -> nn.Module:
         """Return the module with its branches."""
@@ -174,20 +111,6 @@ class Branches(Entry):
             for i, child in children
         )
         return cls(name=name, branches=tuple(branches))
-
-
-class Sum(Branches):
-    """The sum of the branches."""
-
-    module = layers.Sum
-    op: Literal["sum"] = "sum"
-
-
-class Concat(Branches):
-    """The outputs of the branches, one behind the other."""
-
-    module = layers.Concat
-    op: Literal["concat"] = "concat"
 
 
 class Stored(BaseModel):
@@ -236,15 +159,18 @@ class Own(Entry):
     absent: tuple[str, ...] = ()  # names of modules that are None
 
     def build(self, classes: Classes) -> nn.Module:
-        """Return the module; ValueError for a class that was not given, or a name that hides one of its methods."""
-        if self.kind not in classes:
+        """Return the module; ValueError for a class that was neither given nor registered, or a name that hides one of
+        its methods."""
+        registered = {record.name: kind for kind, record in REGISTERED.items() if isinstance(kind, type)}
+        kind = classes.get(self.kind, registered.get(self.kind))
+        if kind is None:
             raise ValueError(
                 f"layer {self.name!r} is a {self.kind}, and a file never imports a class: pass it to load, "
                 f"classes=[{self.kind.rpartition('.')[2]}]"
             )
-        module = object.__new__(classes[self.kind])
+        module = object.__new__(kind)
         nn.Module.__init__(module)
-        if hiding := sorted(name for name in self.attributes if _hides(classes[self.kind], name)):
+        if hiding := sorted(name for name in self.attributes if _hides(kind, name)):
             raise ValueError(f"layer {self.name!r} ({self.kind}) has an attribute {hiding[0]!r}, which hides a method")
         vars(module).update({name: _decoded(value) for name, value in self.attributes.items()})
         for name, kept in self.parameters.items():
@@ -277,6 +203,48 @@ class Own(Entry):
         )
 
 
+class Registered(Entry):
+    """A module whose class a user registered with the types of its constructor arguments."""
+
+    op: Literal["registered"] = "registered"
+    kind: Annotated[str, Field(max_length=256)]
+    arguments: Mapping[str, JsonValue]
+
+    def build(self, classes: Classes) -> nn.Module:
+        """Return the module; ValueError for a class that was not registered, or for arguments of other types."""
+        found = (kind for kind, record in REGISTERED.items() if record.save is not None and record.name == self.kind)
+        kind = next(found, None)
+        if kind is None:
+            raise ValueError(
+                f"layer {self.name!r} is a {self.kind}, and a file never imports a class: before load, give it to "
+                "lconvnet.register_operation with save=..."
+            )
+        try:
+            read = saved_arguments(kind, REGISTERED[kind].save or {}).validate_json(json.dumps(self.arguments))
+        except ValidationError as error:
+            raise ValueError(f"layer {self.name!r} ({self.kind}) has other arguments: {problem(error)}") from None
+        return kind(**read)
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
+        """Return the entry of a module."""
+        save = REGISTERED[type(module)].save
+        if save is None:
+            kind = type(module).__name__
+            raise ValueError(
+                f"layer {path!r} is a {kind}, which was registered without save: give lconvnet.register_operation the "
+                f"types of its constructor arguments, save=..., or pass classes=[{kind}] to save and to load"
+            )
+        if lacking := [field for field in save if not hasattr(module, field)]:
+            raise ValueError(
+                f"layer {path!r} ({type(module).__name__}) has no attribute {lacking[0]!r}, by which the argument of "
+                "its constructor is saved: set it in __init__"
+            )
+        types = saved_arguments(type(module), save)
+        held = types.dump_python(types.validate_python(arguments(module, save)), mode="json")
+        return cls(name=name, kind=qualified(type(module)), arguments=held)
+
+
 def _stored(tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
     return {
         name: tensor if tensor is None else {"shape": tuple(tensor.shape), "dtype": str(tensor.dtype).split(".")[1]}
@@ -303,23 +271,28 @@ def _decoded(value: JsonValue) -> Any:
     return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
-def _made(op: str, module: type[nn.Module], fields: Mapping[str, Any]) -> type[Entry]:
+def _made(module: type[nn.Module], label: str, fields: Mapping[str, Any], base: type[Entry] = Entry) -> type[Entry]:
     typed = {name: kind if type(kind) is tuple else (kind, ...) for name, kind in fields.items()}
-    made = cast(Any, create_model)(module.__name__, __base__=Entry, op=(Literal[op], op), **typed)
+    made = cast(Any, create_model)(module.__name__, __base__=base, op=(Literal[label], label), **typed)
     made.module = module
     return made
 
 
-OPERATIONS: Mapping[type[nn.Module], type[Entry]] = {
-    **{module: _made(op, module, fields) for op, (module, fields) in KINDS.items()},
+ENTRIES: Mapping[type[nn.Module], type[Entry]] = {
+    **{
+        kind: _made(kind, MODULES[kind].label if kind in MODULES else "circular-pad", save)
+        for kind, save in MODULES_SAVED.items()
+    },
     **dict.fromkeys(CONTAINERS.values(), Container),
-    layers.Sum: Sum,
-    layers.Concat: Concat,
+    layers.Sum: _made(layers.Sum, "sum", {}, Branches),
+    layers.Concat: _made(layers.Concat, "concat", {}, Branches),
 }
+"""How each module that a file can hold is written."""
+
 if not TYPE_CHECKING:
-    Operation = Annotated[Union[tuple(dict.fromkeys((*OPERATIONS.values(), Own)))], Field(discriminator="op")]  # noqa: UP007
-    Layers = Annotated[tuple[Operation, ...], Field(max_length=MOST), AfterValidator(unique)]
-for model in (Container, Sum, Concat, Own):
+    Layer = Annotated[Union[tuple(dict.fromkeys((*ENTRIES.values(), Own, Registered)))], Field(discriminator="op")]  # noqa: UP007
+    Layers = Annotated[tuple[Layer, ...], Field(max_length=MOST), AfterValidator(unique)]
+for model in (Container, ENTRIES[layers.Sum], ENTRIES[layers.Concat], Own):
     model.model_rebuild()
 
 
@@ -328,19 +301,13 @@ def build(operations: Iterable[Entry], classes: Classes) -> nn.Sequential:
     return nn.Sequential(OrderedDict((entry.name, entry.build(classes)) for entry in operations))
 
 
-def qualified(kind: type) -> str:
-    """The name of a class with its module's, by which a file names it."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 def known_classes(classes: Iterable[type[nn.Module]]) -> Classes:
-    """The given classes and those that have a rule by :func:`lconvnet.bounds.register_rule`, by their names."""
+    """The given classes, by their names."""
     given = tuple(classes) if isinstance(classes, Iterable) else (classes,)
     for kind in given:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise ValueError(f"classes={classes!r}: pass your classes of modules in a list, such as [Block]")
-    own = chain((nn.ParameterList,), RULES.keys() - BUILT_IN, set(given) - OPERATIONS.keys())
-    return {qualified(kind): kind for kind in own}
+    return {qualified(kind): kind for kind in (nn.ParameterList, *given) if kind not in ENTRIES}
 
 
 def architecture(network: nn.Module, classes: Iterable[type[nn.Module]] = ()) -> tuple[Entry, ...]:
@@ -367,24 +334,29 @@ def entries(module: nn.Module, path: str, classes: Classes) -> tuple[Entry, ...]
 
 def _entry(name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
     own = classes.get(qualified(type(module))) is type(module)
-    kind = Own if own else OPERATIONS.get(type(module))
+    kind = Own if own else Registered if type(module) in REGISTERED else ENTRIES.get(type(module))
     if kind is None:
         raise ValueError(f"layer {path!r} is a {type(module).__name__}; {_way(module)}")
     try:
         return kind.of(name, module, path, classes)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where, why = ".".join(str(part) for part in problem["loc"]), problem["msg"]
-        if where == "name":
-            why = "rename it, with at most 64 letters (a to z), digits and _"
-        raise ValueError(f"layer {path!r} ({type(module).__name__}) cannot be saved: {where}: {why}") from None
+        why = problem(error)
+        if why.startswith("name: "):
+            why = "name: rename it, with at most 64 letters (a to z), digits and _"
+        raise ValueError(f"layer {path!r} ({type(module).__name__}) cannot be saved: {why}") from None
+
+
+def problem(error: ValidationError) -> str:
+    """What is wrong, and where, in one line."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _way(module: nn.Module) -> str:
     """What to do about a module that is none of the operations."""
     kind = type(module)
     if kind.__module__.startswith("torch."):
-        known = ", ".join(sorted(known.__name__ for known in OPERATIONS))
+        known = ", ".join(sorted(known.__name__ for known in ENTRIES))
         return _unbaked(module) or f"build the network from {known}"
     return _unbaked(module) or (
         f"its forward pass is its own, which no file holds: pass classes=[{kind.__name__}] to save and to load, or "

@@ -1,10 +1,11 @@
 """Baked networks as one safetensors file: weights, architecture and bound, nothing that could run code.
 
 The architecture is JSON in the file's metadata, a list of operations from the literal table
-`lconvnet.saving.architecture.OPERATIONS`: loading never imports anything by name. Whatever is read is hostile
+`lconvnet.saving.architecture.ENTRIES`: loading never imports anything by name. Whatever is read is hostile
 until validated: sizes are bounded, the operations are first built without memory and their shapes compared
 with the stored tensors, weights must be finite. The stored bound is a note for people; who certifies computes
-it again from the weights (`lconvnet.lipschitz_bound`), which takes milliseconds.
+it again from the weights (`lconvnet.lipschitz_bound`), which takes milliseconds. How much memory one image takes in a
+saved network is counted from shapes alone, before anything is computed.
 
 >>> import tempfile, torch
 >>> from torch import nn
@@ -20,26 +21,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from contextlib import suppress
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lconvnet import atomic
+from lconvnet import allowance, atomic
 from lconvnet.bounds import Bound, fingerprint, lipschitz_bound, program, tensors_of, trace
 from lconvnet.bounds.attributes import difference
+from lconvnet.bounds.operations import Size
 from lconvnet.ops.images import checked_shape
-from lconvnet.saving.architecture import MOST, Operation, Size, architecture, build, known_classes, unique
-from lconvnet.saving.room import outputs, require_room
+from lconvnet.saving.architecture import MOST, Layer, architecture, build, known_classes, problem, unique
 
 FORMAT = "lconvnet-network-1"
 MAXIMAL_METADATA = 1_000_000
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+EACH = 32
+"""Bytes of a number: two images in float64, alone and in a batch, as they are when a network is read and certified."""
+
+PATCH = 16
+"""Bytes of a number in a patch: two images in float64."""
 
 
 def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -62,7 +73,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     format: Literal["lconvnet-network-1"] = FORMAT
-    architecture: Annotated[tuple[Operation, ...], Field(min_length=1, max_length=MOST), AfterValidator(unique)]
+    architecture: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=MOST), AfterValidator(unique)]
     input_shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)] | None = None
     bound: RecordedBound
     class_names: Annotated[tuple[str, ...] | None, AfterValidator(_distinct)] = None
@@ -85,12 +96,12 @@ def save(
 ) -> None:
     """Write a baked network with its architecture and bound, atomically, if what will be read is the same network.
 
-    `bound` is computed where it is not given; `input_shape` is the shape of one input without the batch, such as
+    `bound` is computed if it is not given; `input_shape` is the shape of one input without the batch, such as
     (C, H, W), `class_names` has a name for each output. `classes` are those of your own that the network holds; each
     instance is kept as its numbers, texts, lists of those, tensors and modules, and `load` needs the classes again.
-    Those with a rule of their own (`lconvnet.bounds.register_rule`) are known without. Raises ValueError for a module
+    Those that `lconvnet.register_operation` was given with `save` are known without. Raises ValueError for a module
     that is none of the baked operations, or that a file would not give back as it is, for a bound of another network or
-    another shape, and for names that are not one for each output, and `atomic.WriteError` where the file cannot be
+    another shape, and for names that are not one for each output, and `atomic.WriteError` if the file cannot be
     written.
     """
     data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes, classes=classes)
@@ -132,7 +143,7 @@ def encode(
         )
         metadata = description.model_dump_json()
     except ValidationError as error:
-        raise ValueError(f"network cannot be saved: {_problem(error)}") from None
+        raise ValueError(f"network cannot be saved: {problem(error)}") from None
     except PydanticSerializationError as error:
         raise ValueError(f"network cannot be saved: its class_names or notes are not text in UTF-8 ({error})") from None
     if shape is not None and outputs(network, shape) is None:
@@ -163,7 +174,7 @@ def _check_bound(bound: Bound, network: nn.Module, shape: tuple[int, ...] | None
 
 
 def _check_names(source: str, network: nn.Module, description: Description) -> None:
-    """Refuse another number of names than the network has outputs, where the shape of an input tells their number."""
+    """Refuse another number of names than the network has outputs, if the shape of an input tells their number."""
     names, shape = description.class_names, description.input_shape
     found = None if names is None or shape is None else outputs(network, shape)
     if names is not None and found not in (None, (len(names),)):
@@ -197,7 +208,7 @@ def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Seq
     """Return the network saved at `path`, in eval mode, without gradients, on the CPU.
 
     `classes` are those of your own that the file may hold: it never imports one. Raises ValueError for a file that is
-    missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given, and where one image
+    missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given, and if one image
     of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`). Of a file
     without `input_shape` only its weights are counted.
     """
@@ -253,7 +264,7 @@ def _what_it_is(path: Path) -> str:
         start = file.read(4)
     if start.startswith((b"\x80", b"PK\x03\x04")):
         return "holds pickled code, which is never loaded; save the network with lconvnet.saving.save"
-    return "is truncated or no safetensors file; save or copy it again"
+    return "is truncated or not a safetensors file; save or copy it again"
 
 
 def _parse(source: str, metadata: str) -> Description:
@@ -262,13 +273,7 @@ def _parse(source: str, metadata: str) -> Description:
     try:
         return Description.model_validate_json(metadata)
     except ValidationError as error:
-        raise ValueError(f"{source} has a description that is refused: {_problem(error)}") from None
-
-
-def _problem(error: ValidationError) -> str:
-    """What is wrong, and where, in one line."""
-    problem = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+        raise ValueError(f"{source} has a description that is refused: {problem(error)}") from None
 
 
 def _check_tensors(source: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
@@ -284,3 +289,79 @@ def _check_tensors(source: str, expected: Mapping[str, Tensor], tensors: Mapping
         alike = tensor.dtype in DTYPES if expected[name].is_floating_point() else tensor.dtype == expected[name].dtype
         if not alike or not tensor.isfinite().all():
             raise ValueError(f"{source} is refused: {name} ({tensor.dtype}) holds values that are not finite floats")
+
+
+def require_room(network: nn.Module, input_shape: tuple[int, ...], size: int, what: str) -> None:
+    """Raise `ValueError` if an image in a network of `size` bytes takes more than is allowed, or shapes do not tell.
+
+    What is counted is what is alive at once of all that torch computes, whichever module asks for it, with the patches
+    that a convolution lays out as a matrix.
+    """
+    about = f"{what}: an image of shape {tuple(input_shape)} in it"
+    counting = _Counting(size, about)
+    counting.need(EACH * math.prod(input_shape))
+    try:
+        with counting:
+            _shapes(network, input_shape)
+    except counting.TooLargeError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # the same
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{about} does not fit, or takes memory that shapes do not tell: {reason}") from None
+
+
+def outputs(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape of one output, from shapes alone; None if they do not tell.
+
+    >>> outputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2))
+    (3,)
+    """
+    with suppress(Exception):  # whatever a foreign forward pass raises for an input without values
+        return tuple(_shapes(network, input_shape).shape[1:])
+    return None
+
+
+@torch.no_grad()
+def _shapes(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """The output of one image, without its numbers."""
+    tensors = chain(network.named_parameters(), network.named_buffers())  # a tied one once
+    held = {name: value.to("meta") for name, value in tensors}
+    dtype = next((value.dtype for value in held.values() if value.is_floating_point()), None)
+    return torch.func.functional_call(network, held, (torch.empty(1, *input_shape, device="meta", dtype=dtype),))
+
+
+class _Counting(TorchDispatchMode):
+    """Hears of every operation, and refuses what would be alive at once if that is too much."""
+
+    class TooLargeError(ValueError):
+        """More than is allowed."""
+
+    def __init__(self, size: int, what: str) -> None:
+        super().__init__()
+        self.size, self.what = size, what
+        self.alive: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.alive = {storage: held for storage, held in self.alive.items() if not storage.expired()}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.alive[StorageWeakRef(storage)] = len(storage) // tensor.element_size()
+        self.need(EACH * sum(self.alive.values()) + PATCH * _patches(func, args, result))
+        return result
+
+    def need(self, size: int) -> None:
+        """Raise `TooLargeError` for so many bytes."""
+        allowance.require(size, self.size, self.what, self.TooLargeError)
+
+
+def _patches(function: Any, args: Any, result: Any) -> int:
+    """Numbers of the matrix that a convolution multiplies with: a patch for each pixel of the smaller side.
+
+    Of groups that of the next one is made before that of the last one is given back.
+    """
+    if function is not torch.ops.aten.convolution.default:
+        return 0
+    image, weight, transposed, groups = args[0], args[1], args[6], args[8]
+    return min(groups, 2) * weight[0].numel() * math.prod((image if transposed else result).shape[2:])

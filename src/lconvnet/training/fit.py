@@ -17,7 +17,7 @@ from torch.optim import Adam
 
 from lconvnet.data import Splits, load
 from lconvnet.losses import Hinge, OffsetCrossEntropy
-from lconvnet.ops.altered import require_module
+from lconvnet.ops.hooks import require_module
 from lconvnet.ops.images import is_finite_number
 from lconvnet.training.checkpoint import CheckpointError, load_weights, read_best
 from lconvnet.training.checks import MakeOptimizer, made_optimizer, made_scheduler, require_loss, require_usable

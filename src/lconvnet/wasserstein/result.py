@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound, tensors_of, trace
-from lconvnet.bounds.error_rules import ERROR_RULES
-from lconvnet.bounds.forward_error import INFLATION, Arithmetic, forward_error
+from lconvnet.bounds.forward_error import INFLATION, Arithmetic
+from lconvnet.bounds.network import forward_error
 from lconvnet.layers import Scale
 from lconvnet.ops.rounding import down, up
 from lconvnet.training.settings import describe
@@ -177,7 +177,7 @@ def rounding(network: nn.Module, bound: Bound, samples: Tensor, values: Tensor) 
         return 0.0
     traced, uppers = trace(network, tuple(samples.shape[1:])), {layer.name: layer.upper for layer in bound.layers}
     arithmetic = Arithmetic.of(torch.float64)
-    stored = forward_error(traced.graph, uppers, tensors_of(network), arithmetic, ERROR_RULES)
+    stored = forward_error(traced.graph, uppers, tensors_of(network), arithmetic)
     end = traced.graph[traced.graph.output]
     negated = end.operation == "Scale" and abs(end.options["factor"]) == 1  # as `oriented` does, which rounds nothing
     line = stored[end.inputs[0] if negated else end.name].error

@@ -1,15 +1,14 @@
-"""The recorded calls of a forward pass as nodes of a graph, each checked and, where the size is known, run.
+"""The recorded calls of a forward pass as nodes of a graph, each checked and, if the size is known, run.
 
-A call is read as a module of :data:`lconvnet.bounds.rules.RULES` or as a function of
-:mod:`lconvnet.bounds.functions`; it runs on two random images, so shapes are torch's own, and the last result must be
-what the network itself makes of them.
+A call is read as one of the modules or functions of :mod:`lconvnet.bounds.operations`; it runs on two random images, so
+shapes are torch's own, and the last result must be what the network itself makes of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from itertools import chain
@@ -18,11 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lconvnet.bounds.attributes import fault, plain_attributes, version
-from lconvnet.bounds.functions import AS_MODULES, HANDLERS, NUMERIC, SIZES, Call, Constant
-from lconvnet.bounds.graph import INPUT, Graph, Node
-from lconvnet.bounds.rules import BUILT_IN, CHECKS, ON_IMAGES, RULES
-from lconvnet.bounds.types import Operation
+from lconvnet.bounds.attributes import fault, plain_attributes, tensors_of, version
+from lconvnet.bounds.operations import (
+    ARITHMETIC,
+    CALLS,
+    MODULES,
+    READ_ONLY,
+    REGISTERED,
+    SIZES,
+    Operation,
+    operation_of,
+)
+from lconvnet.bounds.torch_functions import Constant, FunctionCall
+from lconvnet.bounds.types import INPUT, AppliedFunction, Graph, ModuleCall, Node, Trace
 from lconvnet.layers import ConstrainedLayer
 
 Refuse = Callable[[str], ValueError]
@@ -40,20 +47,6 @@ accelerator, which may round to TensorFloat-32 in a batch and not alone. More pr
 round-off."""
 
 
-@dataclass(frozen=True)
-class Trace:
-    """A graph with the modules behind its nodes and the constants that its functions read, by their keys."""
-
-    graph: Graph
-    operations: Mapping[str, Operation]
-    constants: Mapping[str, Tensor]
-
-
-def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by their names, as modules hold them: hooks may write others into a ``state_dict``."""
-    return dict(chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)))
-
-
 def local(path: str) -> str:
     """A path inside the network, from one inside its holder."""
     return path.removeprefix("network").removeprefix(".")
@@ -64,11 +57,10 @@ def _join(caller: str, name: str) -> str:
 
 
 def _replaced(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
-    """An argument of a recorded call with what its nodes stand for."""
     return fx.map_arg(argument, lambda node: values[node])
 
 
-class Reader:
+class GraphBuilder:
     """Reads the recorded calls in order. ``values`` holds what each one stands for, ``examples`` what it returns."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...] | None) -> None:
@@ -77,7 +69,7 @@ class Reader:
         floats = (tensor for tensor in self.tensors.values() if tensor.is_floating_point())
         self.like = next(floats, torch.zeros(()))
         self.nodes: dict[str, Node] = {}
-        self.operations: dict[str, Operation] = {}
+        self.calls: dict[str, ModuleCall] = {}
         self.constants: dict[str, Tensor] = {}
         self.values: dict[fx.Node, Any] = {}
         self.examples: dict[fx.Node, Any] = {}
@@ -94,7 +86,8 @@ class Reader:
                 self._compare(_replaced(call.args[0], self.examples))
                 return traced
             else:
-                self._read(call)
+                readers = {"call_module": self._read_module, "get_attr": self._read_constant}
+                readers.get(call.op, self._read_function)(call)
                 self._forget(call)
         raise ValueError("network returns nothing")
 
@@ -104,48 +97,38 @@ class Reader:
             if all(user is call or user in self.values for user in source.users):
                 self.examples.pop(source, None)
 
-    def _read(self, call: fx.Node) -> None:
-        if call.op == "call_module":
-            self._read_module(call)
-        elif call.op == "get_attr":
-            self._read_constant(call)
-        else:
-            self._read_function(call)
-
     def _read_module(self, call: fx.Node) -> None:
         path = local(str(call.target))
         module = self.network.get_submodule(path)
         source = call.args[0] if len(call.args) == 1 and not call.kwargs else None
         value = self.values.get(source) if isinstance(source, fx.Node) else None
         if not isinstance(source, fx.Node) or not isinstance(value, Node | _Padded):
-            raise Operation(path, module).refuse("takes something else than one tensor: no rule is known")
+            raise ModuleCall(path, module).refuse("takes something else than one tensor: no rule is known")
         example = self.examples[source]
         if isinstance(value, _Padded):
             if type(module) is not nn.Conv2d or len(source.users) != 1:
                 raise value.refuse()
-            operation, value = Operation(path, module, value.padding, value.source.shape), value.source
+            found, value = ModuleCall(path, module, value.padding, value.source.shape), value.source
         else:
-            operation = Operation(path, module, input_shape=value.shape)
+            found = ModuleCall(path, module, input_shape=value.shape)
         if type(module) is nn.CircularPad2d:
-            self.values[call], self.examples[call] = _Padded(operation, value), example
+            self.values[call], self.examples[call] = _Padded(found, value), example
         else:
-            self._append(call, operation, value, example, _tensors(module, path))
+            self._append(call, found, value, example)
 
-    def _append(
-        self, call: fx.Node, operation: Operation, source: Node, example: Any, tensors: Mapping[str, str]
-    ) -> None:
+    def _append(self, recorded: fx.Node, call: ModuleCall, source: Node, example: Any) -> None:
         """Check a module, run it, and append its node."""
-        _check(operation)
-        result = None if example is None else _run(operation, example)
-        held = plain_attributes(operation.module)
-        if operation.padding is not None:
-            held["circular_padding"] = list(operation.padding.padding)
-        name = self._unique(operation.name)
+        operation = _checked(call)
+        result = None if example is None else _run(call, example)
+        held = plain_attributes(call.module)
+        if call.padding is not None:
+            held["circular_padding"] = list(call.padding.padding)
+        name = self._unique(call.name)
         shape = None if result is None else tuple(result.shape[1:])
-        kind = _kind(operation.module)
-        self.nodes[name] = Node(name, kind, (source.name,), call.meta["caller"], held, tensors, shape)
-        self.operations[name] = Operation(name, operation.module, operation.padding, operation.input_shape)
-        self.values[call], self.examples[call] = self.nodes[name], result
+        tensors = {role: f"{call.name}.{role}".removeprefix(".") for role in tensors_of(call.module)}
+        self.nodes[name] = Node(name, operation.name, (source.name,), recorded.meta["caller"], held, tensors, shape)
+        self.calls[name] = replace(call, name=name)
+        self.values[recorded], self.examples[recorded] = self.nodes[name], result
 
     def _read_constant(self, call: fx.Node) -> None:
         target = str(call.target)
@@ -162,36 +145,41 @@ class Reader:
         args, kwargs = _replaced(call.args, self.values), _replaced(call.kwargs, self.values)
         name, caller = str(getattr(call.target, "__name__", call.target)), call.meta["caller"]
         refuse = partial(_refuse_call, name, caller, self.network.get_submodule(caller))
-        if call.target in NUMERIC and all(isinstance(value, int | float) for value in args):
-            self.values[call] = self.examples[call] = _computed(call.target, args, refuse)
+        if call.target in ARITHMETIC and all(isinstance(value, int | float) for value in args):
+            try:
+                self.values[call] = self.examples[call] = call.target(*args)  # pyright: ignore[reportCallIssue]
+            except (ArithmeticError, ValueError, TypeError) as error:
+                raise refuse(f"cannot take the numbers {tuple(args)}: {_first_line(error)}") from error
             return
         _check_operands(call, [self.values[node] for node in call.all_input_nodes], refuse)
-        if call.target not in HANDLERS and call.target not in AS_MODULES:
+        reader, as_module = _reader(call.target)
+        if reader is None:
             raise refuse(
-                "has no Lipschitz rule, and none is assumed: call a module instead, and give it one by "
-                "lconvnet.bounds.register_rule"
+                "has no Lipschitz rule, and none is assumed: call a module instead, or give it one by "
+                "lconvnet.register_operation"
             )
         if self.shape is None:
             raise refuse("needs the size of its input: pass input_shape")
-        if call.target in AS_MODULES:
-            self._read_as_module(call, _join(caller, name), args, kwargs, refuse)
+        if as_module:
+            self._read_as_module(call, reader, _join(caller, name), args, kwargs, refuse)
             return
         result = self.examples[call] = self._result(call, refuse)
-        with _known_forms(HANDLERS[call.target], refuse):
-            read = HANDLERS[call.target](Call(result, refuse, partial(self._record, caller)), *args, **kwargs)
-        self.values[call] = read
+        with _known_forms(reader, refuse):
+            self.values[call] = reader(FunctionCall(result, refuse, partial(self._record, caller)), *args, **kwargs)
 
     def _read_as_module(
-        self, call: fx.Node, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], refuse: Refuse
+        self, call: fx.Node, make: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], refuse: Refuse
     ) -> None:
         """A function that is a module with the same arguments."""
-        source, options = call.args[0] if call.args else call.kwargs["input"], {**kwargs}
-        value = args[0] if args else options.pop("input")
+        source, options = call.args[0] if call.args else call.kwargs.get("input"), {**kwargs}
+        value = args[0] if args else options.pop("input", None)
         if not isinstance(value, Node):
             raise refuse("takes something else than one tensor: no rule is known")
-        with _known_forms(AS_MODULES[call.target], refuse):
-            module = AS_MODULES[call.target](*args[1:], **options)
-        self._append(call, Operation(name, module, None, value.shape), value, _replaced(source, self.examples), {})
+        with _known_forms(make, refuse):
+            module = make(*args[1:], **options)
+        if type(module) is AppliedFunction and not {"arguments", "keywords"} <= plain_attributes(module).keys():
+            raise refuse("takes something else than one tensor and plain numbers: make it a module")
+        self._append(call, ModuleCall(name, module, None, value.shape), value, _replaced(source, self.examples))
 
     def _record(
         self,
@@ -204,12 +192,8 @@ class Reader:
     ) -> Node:
         name, names = self._unique(_join(caller, operation)), tuple(node.name for node in inputs)
         if 0 in shape:
-            raise _refuse_call(
-                operation,
-                caller,
-                self.network.get_submodule(caller),
-                f"returns a tensor of shape {shape} with no entries: leave it out",
-            )
+            empty = f"returns a tensor of shape {shape} with no entries: leave it out"
+            raise _refuse_call(operation, caller, self.network.get_submodule(caller), empty)
         self.nodes[name] = Node(name, operation, names, caller, options, tensors, shape)
         return self.nodes[name]
 
@@ -233,7 +217,7 @@ class Reader:
         return images.to(self.like.device, self.like.dtype)
 
     def _compare(self, result: Tensor | None) -> None:
-        """Raise where the network does something that was not recorded."""
+        """Raise if the network does something that was not recorded."""
         images = self._images()
         if result is None or images is None:
             return
@@ -266,53 +250,43 @@ class Reader:
         for node in reversed(everything.nodes):
             needed |= set(node.inputs) if node.name in needed else set()
         graph = Graph(tuple(node for node in everything.nodes if node.name in needed), output.name)
-        found = {name: operation for name, operation in self.operations.items() if name in needed}
-        return Trace(graph, found, self.constants)
+        calls = {name: call for name, call in self.calls.items() if name in needed}
+        return Trace(graph, calls, self.constants)
 
 
 @dataclass(frozen=True)
 class _Padded:
     """A circular padding that waits for its convolution."""
 
-    operation: Operation
+    call: ModuleCall
     source: Node
 
     @property
     def padding(self) -> nn.CircularPad2d:
-        if min(self.operation.module.padding) < 0:  # pyright: ignore[reportArgumentType]
-            raise self.operation.refuse(
-                f"has padding={self.operation.module.padding}: a negative circular padding is not bounded; crop instead"
+        if min(self.call.module.padding) < 0:  # pyright: ignore[reportArgumentType]
+            raise self.call.refuse(
+                f"has padding={self.call.module.padding}: a negative circular padding is not bounded; crop instead"
             )
-        return self.operation.module  # pyright: ignore[reportReturnType]
+        return self.call.module  # pyright: ignore[reportReturnType]
 
     def refuse(self) -> ValueError:
         """The error of one without."""
-        return self.operation.refuse(
+        return self.call.refuse(
             "repeats pixels: it is sound only directly before an nn.Conv2d(padding=0) that covers it"
         )
 
 
-def _tensors(module: nn.Module, path: str) -> dict[str, str]:
-    """The keys of a module's own parameters and buffers, by their names in it."""
-    own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-    return {role: f"{path}.{role}".removeprefix(".") for role, _ in own}
-
-
-def _kind(module: nn.Module) -> str:
-    kind = type(module)
-    return kind.__name__ if kind in BUILT_IN else f"{kind.__module__}.{kind.__qualname__}"
+def _reader(target: Any) -> tuple[Callable[..., Any] | None, bool]:
+    """What reads a call of a function, and whether that makes a module from its arguments; None if nothing does."""
+    if target in REGISTERED:
+        return partial(AppliedFunction, REGISTERED[target].kind), True
+    if target in CALLS:
+        return CALLS[target].calls[target], CALLS[target].kind in MODULES
+    return READ_ONLY.get(target), False
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _computed(function: Any, args: Sequence[Any], refuse: Refuse) -> Any:
-    """A number from numbers."""
-    try:
-        return NUMERIC[function](*args)
-    except (ArithmeticError, ValueError, TypeError) as error:
-        raise refuse(f"cannot take the numbers {tuple(args)}: {_first_line(error)}") from error
 
 
 def _check_operands(call: fx.Node, operands: Sequence[Any], refuse: Refuse) -> None:
@@ -338,7 +312,7 @@ def _depends(value: Any) -> bool:
 
 @contextmanager
 def _known_forms(rule: Any, refuse: Refuse) -> Iterator[None]:
-    """What a rule raises where it does not have the arguments of a call, as what it has."""
+    """Turn what a reader raises for arguments that it does not know into what it knows."""
     try:
         yield
     except (TypeError, AttributeError, IndexError, OverflowError) as error:
@@ -352,27 +326,28 @@ def _refuse_call(function: str, caller: str, module: nn.Module, problem: str) ->
     )
 
 
-def _check(operation: Operation) -> None:
-    """Refuse a module without a rule, one that is unsound as configured, or one at a wrong rank of its input."""
-    kind, shape = type(operation.module), operation.input_shape
-    if isinstance(operation.module, ConstrainedLayer):
-        raise operation.refuse("still owns its kernel: bound the baked network, lconvnet.bake(model)")
-    if kind not in RULES:
-        raise operation.refuse(
-            "has no Lipschitz rule, and none is assumed: build the network from "
-            + ", ".join(sorted(known.__name__ for known in RULES))
-            + ", or give it a rule by lconvnet.bounds.register_rule"
+def _checked(call: ModuleCall) -> Operation:
+    """The record of a module; refused if it has none, is unsound as configured, or meets an input of a wrong rank."""
+    operation, shape = operation_of(call.module), call.input_shape
+    if isinstance(call.module, ConstrainedLayer):
+        raise call.refuse("still owns its kernel: bound the baked network, lconvnet.bake(model)")
+    if operation is None:
+        known = sorted(getattr(kind, "__name__", kind) for kind in (*MODULES, *REGISTERED))
+        raise call.refuse(
+            f"has no Lipschitz rule, and none is assumed: build the network from {', '.join(known)}, or give it a rule "
+            "by lconvnet.register_operation"
         )
-    if shape is not None and len(shape) != 3 and kind in ON_IMAGES:
-        raise operation.refuse(f"needs images of shape (channels, height, width), but meets inputs of shape {shape}")
-    loose = [name for name, value in vars(operation.module).items() if isinstance(value, Tensor)]
+    if shape is not None and len(shape) != 3 and operation.images:
+        raise call.refuse(f"needs images of shape (channels, height, width), but meets inputs of shape {shape}")
+    loose = [name for name, value in vars(call.module).items() if isinstance(value, Tensor)]
     if loose:
-        raise operation.refuse(f"has a {loose[0]} that is neither parameter nor buffer: make it an nn.Parameter")
-    for part in operation.parts if kind in BUILT_IN else ():
+        raise call.refuse(f"has a {loose[0]} that is neither parameter nor buffer: make it an nn.Parameter")
+    for part in () if operation.registered else call.parts:
         if problem := fault(part):
-            raise Operation(operation.name, part).refuse(f"{problem}: build a new one")
-    if kind in CHECKS:
-        CHECKS[kind](operation)
+            raise ModuleCall(call.name, part).refuse(f"{problem}: build a new one")
+    if operation.check is not None:
+        operation.check(call)
+    return operation
 
 
 def _close(whole: Tensor, parts: Sequence[Tensor]) -> bool:
@@ -398,21 +373,21 @@ def _apart(values: Tensor) -> float:
     return min(SAME, torch.finfo(values.dtype).eps ** 0.5)
 
 
-def _run(operation: Operation, example: Tensor) -> Tensor:
+def _run(call: ModuleCall, example: Tensor) -> Tensor:
     """What a module returns."""
     before = version(example)
     try:
-        alone = [operation.parts(one.clone()) for one in example.split(1)]
-        result = operation.parts(example)
+        alone = [call.parts(one.clone()) for one in example.split(1)]
+        result = call.parts(example)
     except Exception as error:  # whatever a module raises
         shape = tuple(example.shape[1:])
-        raise operation.refuse(f"cannot take an input of shape {shape}: {_first_line(error)}") from error
+        raise call.refuse(f"cannot take an input of shape {shape}: {_first_line(error)}") from error
     if not isinstance(result, Tensor) or result.ndim < 1 or len(result) != len(example):
-        raise operation.refuse("returns something else than one tensor for each example: no rule is known")
+        raise call.refuse("returns something else than one tensor for each example: no rule is known")
     if 0 in result.shape:
-        raise operation.refuse(f"returns a tensor of shape {tuple(result.shape[1:])} with no entries: leave it out")
+        raise call.refuse(f"returns a tensor of shape {tuple(result.shape[1:])} with no entries: leave it out")
     if not _close(result, alone):
-        raise operation.refuse("mixes the examples of a batch: no rule is known")
-    if version(example) != before and not getattr(operation.module, "inplace", False):
-        raise operation.refuse("changes its input in place, which others may read: let it return a new tensor")
+        raise call.refuse("mixes the examples of a batch: no rule is known")
+    if version(example) != before and not getattr(call.module, "inplace", False):
+        raise call.refuse("changes its input in place, which others may read: let it return a new tensor")
     return result

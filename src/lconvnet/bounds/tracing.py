@@ -1,7 +1,7 @@
 """From a baked network to the graph of its operations, refusing what has no rule.
 
-``torch.fx`` records the forward pass, entering modules that have no rule of their own; :mod:`lconvnet.bounds.reading`
-turns each recorded call into nodes.
+``torch.fx`` records the forward pass, entering modules that have no rule of their own;
+:mod:`lconvnet.bounds.graph_builder` turns each recorded call into nodes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lconvnet.bounds.attributes import plain_attributes, version
-from lconvnet.bounds.graph import Graph
-from lconvnet.bounds.reading import Reader, Trace, local
-from lconvnet.bounds.rules import RULES
-from lconvnet.bounds.types import Operation
+from lconvnet.bounds.attributes import plain_attributes, tensors_of, version
+from lconvnet.bounds.graph_builder import GraphBuilder, local
+from lconvnet.bounds.operations import operation_of
+from lconvnet.bounds.types import Graph, ModuleCall, Trace
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.altered import altered, refuse_foreign, require_module, require_numbers
 from lconvnet.ops.float64 import refuse_flushing
+from lconvnet.ops.hooks import altered, refuse_foreign, require_module, require_numbers
 from lconvnet.ops.images import checked_shape
 
 
@@ -29,7 +28,7 @@ def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace
 
     Args:
         network: a module with a rule, or one whose forward pass calls such modules and the functions of
-            :data:`lconvnet.bounds.functions.HANDLERS`, nested as you like.
+            :mod:`lconvnet.bounds.operations`, nested as you like.
         input_shape: shape of one input without the batch, such as ``(C, H, W)``; a graph with function calls needs it.
 
     Raises:
@@ -50,7 +49,7 @@ def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace
     recorded, entered = _recorded(network)
     for name in entered:
         _refuse_training(network.get_submodule(name), name)
-    traced = Reader(network, shape).read(recorded)
+    traced = GraphBuilder(network, shape).read(recorded)
     if _state(network) != before or str(_recorded(network)[0]) != str(recorded):
         raise ValueError(
             f"network ({type(network).__name__}) changes its own tensors or attributes when it is called, so two calls "
@@ -59,20 +58,10 @@ def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace
     return traced
 
 
-def operations(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> list[Operation]:
-    """The modules of a network's graph in order; a ``CircularPad2d`` belongs to the convolution behind it.
-
-    >>> network = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
-    >>> [step.name for step in operations(network)]
-    ['0', '1.0', '1.1']
-    """
-    return list(trace(network, input_shape).operations.values())
-
-
 def in_float64(network: nn.Module, graph: Graph) -> nn.Module:
     """A copy in float64 and eval mode whose graph is the same.
 
-    Raises ``ValueError`` where its numbers are others, as those of a forward pass that computes them from a buffer.
+    Raises ``ValueError`` if its numbers are others, as those of a forward pass that computes them from a buffer.
     """
     with torch.inference_mode(False):  # a copy made in inference mode could not be differentiated
         copy = deepcopy(network).double().eval()
@@ -104,14 +93,13 @@ def _recorded(network: nn.Module) -> tuple[fx.Graph, set[str]]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"network ({type(network).__name__}) cannot be traced by torch.fx: {reason}; its forward pass must not "
-            "depend on values, or give it a rule: lconvnet.bounds.register_rule"
+            "depend on values, or give it a rule: lconvnet.register_operation"
         ) from error
 
 
 def _state(network: nn.Module) -> list[Any]:
     """What a forward pass must leave as it is."""
-    tensors = [(name, id(tensor), version(tensor)) for name, tensor in network.named_buffers()]
-    tensors += [(name, id(tensor), version(tensor)) for name, tensor in network.named_parameters()]
+    tensors = [(name, id(tensor), version(tensor)) for name, tensor in tensors_of(network).items()]
     return [*tensors, *((name, plain_attributes(module)) for name, module in network.named_modules())]
 
 
@@ -138,7 +126,7 @@ class _Recorder(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         foreign = not type(m).__module__.startswith("torch.nn") and not isinstance(m, ConstrainedLayer)
-        return type(m) in RULES or not (foreign or type(m) is nn.Sequential)
+        return operation_of(m) is not None or not (foreign or type(m) is nn.Sequential)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         path = local(self.path_of_module(m))
@@ -165,7 +153,7 @@ def _learns() -> tuple[bool, bool]:
 def _refuse_altered(module: nn.Module, name: str) -> None:
     """A hook or a replaced method makes a module compute something that its type does not tell."""
     if method := altered(module):
-        raise Operation(name, module).refuse(
+        raise ModuleCall(name, module).refuse(
             f"has a forward hook or a replaced {method}, so its type says nothing: remove it, or bake the model"
         )
 
@@ -173,6 +161,6 @@ def _refuse_altered(module: nn.Module, name: str) -> None:
 def _refuse_training(module: nn.Module, name: str) -> None:
     """A forward pass that was read must be the one that is deployed."""
     if module.training and type(module) is not nn.Sequential:
-        raise Operation(name, module).refuse(
+        raise ModuleCall(name, module).refuse(
             "is in training mode, in which its forward pass may differ: call network.eval() first"
         )
