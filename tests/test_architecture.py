@@ -24,6 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("losses",),
     ("training",),
+    ("tasks",),
     ("saving",),
     ("wasserstein", "gan"),
     ("experiments",),

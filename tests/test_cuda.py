@@ -22,7 +22,7 @@ from lconvnet.ops.polar import polar_eigh
 from lconvnet.ops.polar_express import polar_express
 from lconvnet.ops.spectrum import circular_singular_values
 from lconvnet.ops.whitening import cholesky
-from lconvnet.wasserstein.objective import critic_values, difference
+from lconvnet.tasks.estimates import critic_values, difference
 
 DEVICE = torch.device(os.environ.get("LCONVNET_DEVICE", "cuda"))
 pytestmark = [
