@@ -1,19 +1,19 @@
 """Configurations: what is accepted, and one clear line for what is not."""
 
 import tracemalloc
-from inspect import signature
+from inspect import Parameter, signature
 from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
 from lconvnet import attacks
-from lconvnet.experiments import config, names
-from lconvnet.experiments.build import build_model
-from lconvnet.experiments.explain import sections
-from lconvnet.experiments.generation_config import GanExperiment
+from lconvnet.experiments import config, options
+from lconvnet.experiments.explain import sections, tags, values
 from lconvnet.experiments.loading import dump, load, parse
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
+from lconvnet.losses import Hinge
+from lconvnet.training.optimizers import Sgd
 
 S = {"architecture": "small"}
 
@@ -169,8 +169,8 @@ def test_references_cannot_multiply(tmp_path, shape):
 def test_an_override_of_the_type_drops_only_the_files_own_foreign_keys():
     values = {"model": S, "schedule": {"name": "exponential", "gamma": 0.9}, "loss": {"name": "hinge", "eps": 1.5}}
     found = parse(values, ["schedule.name=one-cycle", "loss.name=offset-cross-entropy"])
-    assert found.schedule == config.OneCycle(name="one-cycle")
-    assert found.loss == config.OffsetCrossEntropy(name="offset-cross-entropy", eps=1.5), "eps is known to both"
+    assert found.schedule == config.OneCycle()
+    assert found.loss == config.OffsetCrossEntropy(eps=1.5), "eps is known to both"
     with pytest.raises(ValueError, match=r"schedule.gamma = 0.5 is not a known key"):
         parse(values, ["schedule.name=one-cycle", "schedule.gamma=0.5"])
     with pytest.raises(ValueError, match=r"schedule.gamma"):
@@ -229,41 +229,67 @@ def test_missing_file_and_folder(tmp_path):
         load(tmp_path)
 
 
-def literals(section: type[BaseModel], key: str) -> set[str]:
-    return set(get_args(section.model_fields[key].annotation))
+def members(section: type[BaseModel], key: str) -> dict[str, type[BaseModel]]:
+    """The sections of a key by the name that each answers to."""
+    return {name: one for one in sections(section.model_fields[key].annotation) for name in tags(one)[1]}
 
 
-def member_names(annotation: object) -> set[str]:
-    return {name for section in sections(annotation) for name in literals(section, "name")}
+@pytest.mark.parametrize(
+    ("section", "key", "table"),
+    [
+        (config.Experiment, "model", options.ARCHITECTURES),
+        (config.Experiment, "loss", options.LOSSES),
+        (config.Experiment, "optimizer", options.OPTIMIZERS),
+        (config.Experiment, "schedule", options.SCHEDULES),
+        (config.Evaluation, "attacks", options.ATTACKS),
+        (config.GanExperiment, "critic", options.OBJECTIVES),
+    ],
+)
+def test_every_name_has_the_options_of_its_callable(section, key, table):
+    """`{name: NAME}` and the bare call are the same: every key of a section but those that all share is an argument,
+    with one default."""
+    found = members(section, key)
+    assert found.keys() == table.keys()
+    for name, one in found.items():
+        arguments = signature(table[name]).parameters
+        stated = {option: field for option, field in one.model_fields.items() if option in arguments}
+        assert set(one.model_fields) - set(stated) <= SHARED, name
+        for option in stated.keys() - SHARED:
+            default = arguments[option].default
+            assert stated[option].is_required() if default is Parameter.empty else stated[option].default == default
 
 
-def test_every_allowed_name_has_its_callable():
-    root = config.Experiment.model_fields
-    assert set(names.CONVS) == literals(config.Convnet, "conv")
-    assert set(names.LINEARS) == literals(config.Network, "linear")
-    assert set(names.ACTIVATIONS) == literals(config.Network, "activation")
-    assert set(names.ARCHITECTURES) == {
-        architecture
-        for section in (config.Mlp, config.Convnet, config.Kw, config.Qw)
-        for architecture in literals(section, "architecture")
-    }
-    assert set(names.AUGMENTATIONS) == literals(config.Data, "augment")
-    assert set(names.OBJECTIVES) == member_names(GanExperiment.model_fields["critic"].annotation)
-    for table, key in ((names.LOSSES, "loss"), (names.OPTIMIZERS, "optimizer"), (names.SCHEDULES, "schedule")):
-        assert set(table) == member_names(root[key].annotation)
-    assert {*names.ATTACKS, *names.MINIMUM_NORM_ATTACKS} == member_names(
-        config.Evaluation.model_fields["attacks"].annotation
+SHARED = {"name", "architecture", "eps", "mini", "linear", "activation", "group_size", "conv", "padding_mode"}
+SHARED |= {"published", "width", "upsampling"}
+
+
+def test_a_layer_goes_by_its_name():
+    for key, table in options.PARTS.items():
+        for name, layer in table.items():
+            pair = {"group_size": 2} if name == "groupsort" else {}
+            model = parse({"model": S | {key: name} | pair}).model
+            assert model.model_dump()[key] == name
+            made = model.parts()[key]
+            assert (made.func if pair else made) is layer
+    assert get_args(config.Experiment.model_fields["data"].annotation.model_fields["augment"].annotation) == tuple(
+        options.AUGMENTATIONS
     )
-    assert set(attacks.LOSSES) == literals(config.Pgd, "loss") == literals(config.Fgsm, "loss")
+    assert set(attacks.LOSSES) == set(
+        values(members(config.Evaluation, "attacks")["pgd"].model_fields["loss"].annotation)
+    )
 
 
-def test_a_default_of_an_attack_is_its_functions():
-    """`{name: NAME}` and the bare call are the same attack: every key of a section is an argument, with one default."""
-    for section in sections(config.Evaluation.model_fields["attacks"].annotation):
-        (name,) = literals(section, "name")
-        defaults = {key: one.default for key, one in signature(getattr(attacks, name)).parameters.items()}
-        options = {key: one for key, one in section.model_fields.items() if key not in ("name", "eps", "mini")}
-        assert {key: one.default for key, one in options.items()} == {key: defaults[key] for key in options}, name
+def test_values_are_the_callables_themselves():
+    found = parse({"model": S, "loss": {"name": "hinge", "eps": 0.5}, "optimizer": {"name": "sgd"}})
+    assert (found.loss, found.optimizer) == (Hinge(eps=0.5), Sgd())
+    assert config.Experiment(model=S, loss=Hinge(eps=0.5), optimizer=Sgd()) == found
+    assert found.model_dump()["loss"] == {"name": "hinge", "eps": 0.5}
+    with pytest.raises(ValueError, match=r"loss: eps=-1.0: must be positive and finite; the l2 radius to train for"):
+        parse({"model": S, "loss": {"name": "hinge", "eps": -1.0}})
+    with pytest.raises(ValueError, match=r"schedule.gamma is 1.5; it should be less than or equal to 1"):
+        parse({"model": S, "schedule": {"name": "exponential", "gamma": 1.5}})
+    with pytest.raises(ValueError, match=r"loss.lipschitz = 2.0 is not a known key"):
+        parse({"model": S, "loss": {"name": "hinge", "eps": 1.0, "lipschitz": 2.0}})
 
 
 @pytest.mark.parametrize("key", ["training.batch_size", "training.epochs", "evaluation.batch_size", "data.limit"])
@@ -276,7 +302,7 @@ def test_numbers_that_nothing_counts_to_are_refused(key):
 def test_networks_larger_than_the_memory_are_refused():
     layers = {"architecture": "mlp", "widths": [2**31 - 1, 2**31 - 1]}
     with pytest.raises(ValueError, match=r"network does not fit in memory: choose smaller widths or images"):
-        build_model(parse({"model": layers}).model, (1, 28, 28), 10, seed=0)
+        parse({"model": layers}).model.build((1, 28, 28), 10, seed=0)
     with pytest.raises(ValueError, match=r"widths\[0\] is 99999999999; it should be less than 2147483648"):
         parse({"model": layers | {"widths": [99_999_999_999]}})
 

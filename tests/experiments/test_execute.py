@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+from functools import wraps
 
 import numpy as np
 import pyarrow.parquet
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 import lconvnet.experiments.robustness as robustness
 from lconvnet import atomic, saving
 from lconvnet.bounds import lipschitz_bound
-from lconvnet.experiments import build, execute, names
+from lconvnet.experiments import execute
 from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.loading import dump, parse
 from lconvnet.experiments.run_folder import RunFolder, find_run
@@ -101,7 +102,7 @@ def test_numbers_follow_from_the_certificates(run, evaluated):
 
 def test_saved_network_is_the_evaluated_one(run, evaluated):
     description, network = saving.describe(run.model), saving.load(run.model)
-    splits = build.load_images(parse(VALUES).data, seed=3)
+    splits = parse(VALUES).data.load(seed=3)
     predictions = network(splits.test.images.float() / 255).argmax(1)
     assert torch.equal(predictions, evaluated.certificates.label)
     assert description.bound.upper == evaluated.bound.upper
@@ -250,11 +251,11 @@ def test_the_seed_alone_decides_the_initial_weights():
     experiment = parse(VALUES)
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    first = build.build_model(experiment.model, (1, 28, 28), 10, seed=5).state_dict()
+    first = experiment.model.build((1, 28, 28), 10, seed=5).state_dict()
     assert torch.equal(torch.get_rng_state(), before), "the global random state is left as it was"
     torch.manual_seed(12)
-    second = build.build_model(experiment.model, (1, 28, 28), 10, seed=5).state_dict()
-    other = build.build_model(experiment.model, (1, 28, 28), 10, seed=6).state_dict()
+    second = experiment.model.build((1, 28, 28), 10, seed=5).state_dict()
+    other = experiment.model.build((1, 28, 28), 10, seed=6).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -427,8 +428,8 @@ def test_the_same_attack_twice_at_one_eps_is_refused():
 
 def test_images_without_a_gradient_are_counted_and_told(run, tmp_path, monkeypatch, caplog):
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
-    for table, name in ((names.ATTACKS, "fgsm"), (names.MINIMUM_NORM_ATTACKS, "ddn")):
-        monkeypatch.setitem(table, name, on_rounded_images(table[name]))
+    for attack in parse({**VALUES, "evaluation": {"attacks": [{"name": "fgsm"}, {"name": "ddn"}]}}).evaluation.attacks:
+        monkeypatch.setattr(type(attack), "call", staticmethod(on_rounded_images(attack.call)))
     attacks = "[{name: fgsm, eps: [0.3]}, {name: ddn, steps: 2, eps: [0.3], mini: true}, {name: pointwise, eps: [0.1]}]"
     results = execute.evaluate(copy, [f"evaluation.attacks={attacks}"]).results
     right = round(results["accuracy"] * 60)
@@ -439,7 +440,11 @@ def test_images_without_a_gradient_are_counted_and_told(run, tmp_path, monkeypat
 
 
 def on_rounded_images(attack):
-    return lambda network, *rest, **options: attack(torch.nn.Sequential(Rounded(), network).eval(), *rest, **options)
+    @wraps(attack)
+    def run(network, *rest, **options):
+        return attack(torch.nn.Sequential(Rounded(), network).eval(), *rest, **options)
+
+    return run
 
 
 class Rounded(torch.nn.Module):

@@ -11,6 +11,7 @@ from lconvnet.experiments.family import generate, run_folders
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
+from lconvnet.losses import Hinge
 
 RUNS = Path(__file__).parents[2] / "runs"
 TEMPLATE = """
@@ -168,7 +169,7 @@ def test_overrides_stay_with_a_run_until_others_are_given(folder):
     (folder / "template.yaml").write_text(TEMPLATE.replace("seed|b: 1", "seed|b: 1\nloss: {name: hinge, eps: 0.5}"))
     generate(folder)
     experiment = load(folder / "wide/b/cfg.yaml")
-    assert (experiment.training.epochs, experiment.data.limit, experiment.loss.name) == (2, 50, "hinge")
+    assert (experiment.training.epochs, experiment.data.limit, experiment.loss) == (2, 50, Hinge(eps=0.5))
     generate(folder, ["training.epochs=3"])
     experiment = load(folder / "wide/b/cfg.yaml")
     assert (experiment.training.epochs, experiment.data.limit) == (3, 100)

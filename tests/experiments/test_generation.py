@@ -10,13 +10,14 @@ import torch
 
 from lconvnet import cli, data, gan
 from lconvnet import run as original
-from lconvnet.experiments import build, estimation, generation
+from lconvnet.experiments import estimation, generation
 from lconvnet.experiments.loading import load_any, parse_any
-from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.run_folder import RunFolder, recorded
 from lconvnet.experiments.status import is_finished, status
 from lconvnet.report import find_runs
 from lconvnet.training import Interrupted
 from tests.gan.test_training import assert_same_run
+from tests.training.test_resume import stop_at
 
 image = pytest.importorskip("PIL.Image", reason="images come with the extra: pip install 'lconvnet[data]'")
 
@@ -72,9 +73,9 @@ def test_a_run_is_the_training_that_its_configuration_describes(name, tmp_path):
     assert cli.invoke(original.app, ["--cfg", str(folder.config), "--quiet"]) == 0
     experiment = load_any(folder.config)
     images = unlabelled("images")
-    generator = build.build_generator(experiment.generator, SHAPE, seed=0)
-    critic = build.build_gan_critic(experiment.critic, SHAPE, seed=0)
-    objective = build.build_objective(experiment.critic)
+    generator = experiment.generator.build(SHAPE, seed=0)
+    critic = experiment.critic.build(SHAPE, seed=0)
+    objective = experiment.critic.objective()
     assert type(objective) is {"gradient": gan.GradientPenalty, "weight": gan.WeightClipping}.get(
         name.partition("-")[0], gan.LipschitzCritic
     )
@@ -90,36 +91,35 @@ def test_a_run_is_the_training_that_its_configuration_describes(name, tmp_path):
 def test_images_need_no_classes(name, count):
     """Also in a Wasserstein estimate, whose `data` is the same section."""
     experiment = parse_any(values(data={"name": name}))
-    found = build.load_real_images(experiment.data).images
+    found = experiment.data.load().images
     assert torch.equal(found, data.read_samples(name)) and len(found) == count
     small = parse_any(values(data={"name": name, "limit": 4, "image_size": 8, "channels": 1}))
-    assert build.load_real_images(small.data).images.shape == (4, 1, 8, 8)
+    assert small.data.load().images.shape == (4, 1, 8, 8)
 
 
 def test_a_flat_folder_is_trained_on(tmp_path):
     folder = write(tmp_path / "run", data={"name": "flat"})
     assert cli.invoke(cli.app, ["train", str(folder.config), "--quiet"]) == 0
-    settings = generation.recorded(folder).settings
+    settings = recorded(folder).settings
     assert settings["data"]["images"] == 6
 
 
 def test_options_reach_what_they_are_named_for():
     experiment = parse_any(values(optimizer={"name": "adam", "lr": 0.5, "betas": [0.25, 0.75]}))
-    made = build.build_optimizer(experiment.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    made = experiment.optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert (made.defaults["lr"], made.defaults["betas"]) == (0.5, (0.25, 0.75))
-    assert build.build_objective(experiment.critic) == gan.WeightClipping(bound=0.02)
+    assert experiment.critic.objective() == gan.WeightClipping(bound=0.02)
     penalty = parse_any(values("gradient-penalty", critic={"name": "gradient-penalty", "weight": 3.0}))
-    assert build.build_objective(penalty.critic) == gan.GradientPenalty(weight=3.0)
-    weights = [build.build_generator(experiment.generator, SHAPE, seed=seed).state_dict() for seed in (0, 0, 1)]
+    assert penalty.critic.objective() == gan.GradientPenalty(weight=3.0)
+    weights = [experiment.generator.build(SHAPE, seed=seed).state_dict() for seed in (0, 0, 1)]
     same = [all(torch.equal(value, weights[0][name]) for name, value in other.items()) for other in weights[1:]]
     assert same == [True, False]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes_once_told_to(tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_goes_on_to_the_same_bytes_once_asked_to(tmp_path, monkeypatch, capsys):
     whole, stopped = write(tmp_path / "whole"), write(tmp_path / "stopped")
     assert cli.invoke(cli.app, ["train", str(whole.config), "--quiet"]) == 0
-    steps = iter([False] * 4 + [True] * 9)
-    monkeypatch.setattr("lconvnet.gan.loop.Interruption.requested", property(lambda self: next(steps) and "SIGTERM"))
+    stop_at(monkeypatch, update=20)  # in the second epoch: there are six in a step, three steps in an epoch
     with pytest.raises(Interrupted):
         generation.run(load_any(stopped.config), stopped, progress=False)
     assert status(stopped.path).state == "interrupted" and not is_finished(stopped)
@@ -170,7 +170,7 @@ def test_more_epochs_go_on_and_other_settings_need_another_folder(tmp_path, caps
     assert cli.invoke(cli.app, ["train", str(folder.config), "--quiet"]) == 0
     more = ["train", str(folder.config), "--resume", "--quiet", "--set"]
     assert cli.invoke(cli.app, [*more, "training.epochs=2"]) == 0
-    assert len(generation.recorded(folder).epochs) == 2
+    assert len(recorded(folder).epochs) == 2
     row, before = status(folder.path), results(folder)
     assert (row.state, row.epoch, row.epochs) == ("finished", 2, 2) and is_finished(folder)
     for app, command in (
@@ -223,4 +223,4 @@ def test_images_that_no_generator_makes(data, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         generation.run(parse_any(values(data=data)), folder, progress=False)
     with pytest.raises(ValueError, match=r"images are 8x16.*data\.image_size"):
-        build.build_generator(parse_any(values()).generator, (3, 8, 16), seed=0)
+        parse_any(values()).generator.build((3, 8, 16), seed=0)

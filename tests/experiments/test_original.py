@@ -7,9 +7,7 @@ import torch
 import yaml
 
 from lconvnet.cli import app, invoke
-from lconvnet.experiments import build
-from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.config import Experiment, WassersteinExperiment
 from lconvnet.experiments.loading import load_any, parse_any, read
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.template import expand
@@ -78,16 +76,13 @@ def step(config, shape, outputs):
     """One optimiser step on random images of the network that a configuration describes; the parameters that moved."""
     experiment = parse_any(config)
     classifies = isinstance(experiment, Experiment)
-    if classifies:
-        model = build.build_model(experiment.model, shape, outputs, seed=0)
-    else:
-        model = build.build_critic(experiment.critic, shape, seed=0)
+    model = experiment.model.build(shape, outputs, seed=0) if classifies else experiment.critic.build(shape, seed=0)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
-    optimizer = build.build_optimizer(experiment.optimizer)(parameters)
+    optimizer = experiment.optimizer(parameters)
     outcome = model(torch.rand(4, *shape))
     labels = torch.arange(4)
-    loss = build.build_loss(experiment.loss)(outcome, labels) if classifies else outcome[:2].mean() - outcome[2:].mean()
+    loss = experiment.loss(outcome, labels) if classifies else outcome[:2].mean() - outcome[2:].mean()
     loss.backward()
     optimizer.step()
     assert all(bool(parameter.isfinite().all()) for parameter in parameters)
@@ -150,7 +145,7 @@ def test_an_upsampling_critic_repeats_pixels():
     assert isinstance(experiment, WassersteinExperiment)
     config = experiment.critic
     one, two = (config.model_copy(update={"conv": "unconstrained", "upsampling": factor}) for factor in (1, 2))
-    critics = build.build_critic(one, (3, 64, 64), seed=0), build.build_critic(two, (3, 32, 32), seed=0)
+    critics = one.build((3, 64, 64), seed=0), two.build((3, 32, 32), seed=0)
     x = torch.rand(2, 3, 32, 32)
     repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert torch.equal(critics[0].eval()(repeated), critics[1].eval()(x))

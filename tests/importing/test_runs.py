@@ -21,7 +21,6 @@ from torch import nn
 from lconvnet import Bound, atomic, bake, layers, load, models, saving
 from lconvnet.bounds import fingerprint
 from lconvnet.cli import app, invoke
-from lconvnet.experiments import build
 from lconvnet.experiments.execute import evaluate
 from lconvnet.experiments.loading import load as load_config
 from lconvnet.experiments.loading import read
@@ -143,7 +142,7 @@ def test_the_run_folder_is_one_of_ours(tmp_path, monkeypatch):
     old = write(tmp_path / "old", config, oracle.weights, monkeypatch)
     import_run(old, tmp_path / "new")
     experiment, record = load_config(tmp_path / "new" / "cfg.yaml"), load_record(tmp_path / "new")
-    model = build.build_model(experiment.model, SHAPES["mnist"], 10, seed=3)
+    model = experiment.model.build(SHAPES["mnist"], 10, seed=3)
     assert load_best(model, tmp_path / "new") == record.kept_epoch == 7
     assert agrees(bake(model), oracle, SHAPES["mnist"])
     assert record.finished and record.settings["imported"]["file"] == "Sequential.pth"
@@ -449,7 +448,7 @@ def test_what_the_originals_iteration_left_is_left(tmp_path, monkeypatch, capsys
     values = torch.linalg.svdvals(found.network.get_parameter("linear1.weight").double())
     assert values[0] < 1 + 1e-6 and values[-1] < 0.1
     assert agrees(load(found.path), oracle, SHAPES["mnist"])
-    model = build.build_model(load_config(tmp_path / "new" / "cfg.yaml").model, SHAPES["mnist"], 10, seed=0)
+    model = load_config(tmp_path / "new" / "cfg.yaml").model.build(SHAPES["mnist"], 10, seed=0)
     load_best(model, tmp_path / "new")
     own = torch.linalg.svdvals(bake(model).get_parameter("linear1.weight"))
     assert own[-1] < values[-1] and own[-2] > 1 - 1e-4

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lconvnet.experiments import build
+from lconvnet.experiments.config import settings
 from lconvnet.experiments.loading import dump, parse
 from lconvnet.report import find_runs
 from lconvnet.training import Record
@@ -56,7 +56,7 @@ class Runs:
         """A run of ours: cfg.yaml, record.json and results.yaml."""
         folder = self.named(path, **changes)
         experiment = parse(PAPER, overrides)
-        record = Record({"settings": build.settings(experiment)}, {})
+        record = Record({"settings": settings(experiment)}, {})
         (folder / "record.json").write_text(json.dumps(record.to_dict()))
         (folder / "cfg.yaml").write_text(dump(experiment))
         return folder

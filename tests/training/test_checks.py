@@ -53,7 +53,7 @@ SCHEDULES = [
     (partial(CosineAnnealingLR, T_max=10), "schedule is torch's CosineAnnealingLR"),
     (CosineAnnealingLR(SGD(parameters(), lr=0.1), 10), "schedule is one CosineAnnealingLR: pass one of"),
     (schedules.Exponential, r"schedule=the class Exponential cannot be made \(.*\): call it, Exponential\(\)"),
-    (schedules.one_cycle, r"schedule=one_cycle cannot be made \(.*\): call it, one_cycle\(\)"),
+    (schedules.one_cycle, r"schedule=the class OneCycle cannot be made \(.*\): call it, OneCycle\(\)"),
     (lambda o, e, n: MultiStepLR(o, [2, 4]), "lowers the learning rate for the last time at step 4 of 200, for it is"),
     (lambda o, e, n: LinearLR(o, 1.0, 0.01, total_iters=e), "for the last time at step 5 of 200"),
     (lambda o, e, n: CosineAnnealingLR(o, e), "has a period of 5 steps, as many as there are epochs, for it is"),

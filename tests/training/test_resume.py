@@ -1,6 +1,7 @@
 """A run that was killed and resumed is, bit for bit, the run that was not; damaged files are refused."""
 
 import contextlib
+import itertools
 import json
 import os
 import pickle
@@ -29,6 +30,8 @@ from lconvnet.training import (
     load_record,
     schedules,
 )
+
+from lconvnet.training.engine import Engine
 
 SCRIPT = Path(__file__).with_name("killing.py")
 SOURCE = str(Path(lconvnet.__file__).parents[1])
@@ -103,6 +106,18 @@ def stop_after(number: int, when: int) -> Callable[[torch.Tensor, torch.Tensor],
 
     loss.__qualname__ = "loss"
     return loss
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    """Send this process SIGTERM in the middle of an update, the first being number 0."""
+    calls, made = itertools.count(), Engine.update
+
+    def stopping(self: Engine, *arguments: Any, **measures: float) -> Any:
+        if next(calls) == update:
+            signal.raise_signal(signal.SIGTERM)
+        return made(self, *arguments, **measures)
+
+    monkeypatch.setattr(Engine, "update", stopping)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -211,7 +226,7 @@ def test_a_started_folder_is_refused_and_left_alone(train: Train, tmp_path: Path
         ({"seed": 1}, r"seed: 0, now 1"),
         ({"loss": Hinge(0.3)}, r"loss\.type: .*OffsetCrossEntropy', now .*Hinge"),
         ({"optimizer": lambda parameters: SGD(parameters, lr=0.5)}, r"optimizer\.type: .*Adam', now .*SGD"),
-        ({"schedule": schedules.exponential(0.5)}, r"schedule\.gamma: 0\.96235, now 0\.5"),
+        ({"schedule": schedules.exponential(0.5)}, r"schedule\.gamma: 0\.96235062639, now 0\.5"),
         ({"eps": (0.3, 0.6)}, r"eps: \[0\.3\], now \[0\.3, 0\.6\]"),
         ({"settings": {"trial": 2}}, r"settings\.trial: None, now 2"),
         ({"precision": "64-true"}, r"precision: '32-true', now '64-true'"),

@@ -3,10 +3,10 @@
 `fgsm` and `pgd` need nothing else; the others adapt libraries of the extra `attacks`.
 """
 
-from lconvnet.attacks.ensemble import apgd, autoattack, square
 from lconvnet.attacks.gradient import fgsm, pgd
-from lconvnet.attacks.losses import LOSSES, Loss, LossName
-from lconvnet.attacks.minimum_norm import (
+from lconvnet.attacks.libraries import (
+    apgd,
+    autoattack,
     boundary_attack,
     carlini_wagner,
     ddn,
@@ -14,7 +14,9 @@ from lconvnet.attacks.minimum_norm import (
     fmn,
     hop_skip_jump,
     pointwise,
+    square,
 )
+from lconvnet.attacks.losses import LOSSES, Loss, LossName
 from lconvnet.attacks.result import Attack, AttackResult, MinimumNormAttack, Norm, norms, score
 
 __all__ = [

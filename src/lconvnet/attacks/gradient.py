@@ -14,16 +14,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lconvnet.attacks.checks import checked
 from lconvnet.attacks.losses import Loss, LossName, loss_of, unit
-from lconvnet.attacks.result import AttackResult, Norm, norms, score
+from lconvnet.attacks.result import AttackResult, Norm, checked, norms, score
 from lconvnet.ops.images import check_eps
+from lconvnet.ops.numbers import PositiveFloat, PositiveInt
 
 INSIDE = 1 - 1e-6
 """Perturbations end this much inside the ball, so that rounding to the images' dtype does not leave it."""
 
 
-@checked
+@checked()
 def fgsm(
     network: nn.Module,
     images: Tensor,
@@ -39,7 +39,7 @@ def fgsm(
         network: of which a copy in eval mode is evaluated, in its own dtype.
         images: ``(B, C, H, W)``, floats in [0, 1].
         labels: true classes ``(B,)``.
-        eps: radius of the ball, or one for each image ``(B,)``.
+        eps: radius of the ball, or one per image ``(B,)``.
         norm: "l2" or "linf", of the ball and of the step.
         loss: what the attack increases: a name, or a callable of the logits at spread 10 and the labels.
 
@@ -53,16 +53,16 @@ def fgsm(
     return replace(result, zero_gradient=_flat(direction) & ~fooled & ~result.success)
 
 
-@checked
+@checked()
 def pgd(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
     eps: float | Tensor,
     *,
-    steps: int = 20,
-    step_size: float | None = None,
-    restarts: int = 1,
+    steps: PositiveInt = 20,
+    step_size: PositiveFloat | None = None,
+    restarts: PositiveInt = 1,
     norm: Norm = "l2",
     seed: int = 0,
     loss: Loss | LossName = "margin",
@@ -70,17 +70,12 @@ def pgd(
     """Projected gradient ascent of the loss from random points of the ball.
 
     Args:
-        network: of which a copy in eval mode is evaluated, in its own dtype.
-        images: ``(B, C, H, W)``, floats in [0, 1].
-        labels: true classes ``(B,)``.
-        eps: radius of the ball, or one for each image ``(B,)``.
+        network, images, labels, eps, norm, loss: as in `fgsm`.
         steps: of every restart.
         step_size: length of a step, by default ``2.5 eps / steps``.
         restarts: attempts; an image stays with its first success, within an attempt too.
-        norm: "l2" or "linf", of the ball and of the steps.
         seed: decides the random starts, drawn for the batch in its order; without them images do not depend on each
             other.
-        loss: what the attack increases: a name, or a callable of the logits at spread 10 and the labels.
 
     >>> pgd(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3).norm.item() <= 0.25
     True
@@ -102,7 +97,7 @@ def pgd(
             flat[left] &= _flat(direction)
             moved = _projected(original, x + _like_images(step[left], x) * direction, radius, norm)
             x = torch.where(_like_images(fooled, x), x, moved)
-        best = replaced(best, left, score(network, original, right, x, radius, norm=norm))
+        best = best.replaced(left, score(network, original, right, x, radius, norm=norm))
     return replace(best, zero_gradient=flat & ~best.success)
 
 
@@ -110,16 +105,6 @@ def marked(network: nn.Module, images: Tensor, labels: Tensor, result: AttackRes
     """Return the result with the rightly answered images whose margin has a gradient of zero."""
     direction, fooled = _ascent(network, images, labels, _objective(network, images, "margin"), "linf")
     return replace(result, zero_gradient=_flat(direction) & ~fooled & ~result.success)
-
-
-def replaced(result: AttackResult, index: Tensor, new: AttackResult) -> AttackResult:
-    """Return `result` with the images at `index` replaced by those of `new`."""
-    return AttackResult(
-        result.adversarial.index_copy(0, index, new.adversarial),
-        result.success.index_copy(0, index, new.success),
-        result.norm.index_copy(0, index, new.norm),
-        result.zero_gradient.index_copy(0, index, new.zero_gradient),
-    )
 
 
 def _objective(network: nn.Module, images: Tensor, loss: Loss | LossName) -> Loss:
@@ -174,12 +159,12 @@ def _uniform_cube(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _like_images(values: Tensor, images: Tensor) -> Tensor:
-    """One value an image, shaped to broadcast."""
+    """One value per image, shaped to broadcast."""
     return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
 def _radii(images: Tensor, eps: float | Tensor) -> Tensor:
-    """One eps an image."""
+    """One eps per image."""
     count = len(images)
     try:
         radii = torch.as_tensor(eps, dtype=torch.float64, device=images.device)

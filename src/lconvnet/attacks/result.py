@@ -1,12 +1,23 @@
-"""What an attack returns, and the check that does not trust it."""
+"""What an attack returns, the check that does not trust it, and what every attack asks of its arguments."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import random
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from numbers import Integral
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, cast, get_args, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lconvnet.ops.altered import require_module, require_numbers
+from lconvnet.ops.images import check_images, check_labels, is_finite_number
+from lconvnet.ops.numbers import PositiveFloat, PositiveInt
 
 Norm = Literal["l2", "linf"]
 """How a perturbation is measured: Euclidean length, or the largest change of a pixel."""
@@ -18,8 +29,8 @@ class AttackResult:
 
     Attributes:
         adversarial: images in [0, 1], shape and dtype of the originals.
-        success: bool ``(B,)``: the answer differs from the label, and the norm is at most eps (where the attack
-            was given one).
+        success: bool ``(B,)``: the answer differs from the label, and the norm is at most eps (if the attack was given
+            one).
         norm: exact distance to the original in the norm of the attack, float64 ``(B,)``.
         zero_gradient: bool ``(B,)``: rightly answered, and an attack along the gradient had none to follow (zero or not
             finite): at every point that `fgsm` and `pgd` looked at, at the image for attacks of the libraries.
@@ -29,6 +40,13 @@ class AttackResult:
     success: Tensor
     norm: Tensor
     zero_gradient: Tensor
+
+    def replaced(self, index: Tensor, new: AttackResult) -> AttackResult:
+        """Return the result with other outcomes for some of its images."""
+        return AttackResult(*(old.index_copy(0, index, vars(new)[name]) for name, old in vars(self).items()))
+
+
+P = ParamSpec("P")
 
 
 class Attack(Protocol):
@@ -47,14 +65,26 @@ class MinimumNormAttack(Protocol):
         ...
 
 
+class Checked(Protocol[P]):
+    """An attack that checks its arguments: `library` is the one behind it, `by_gradient` whether it follows one."""
+
+    library: str
+    by_gradient: bool
+
+    def __call__(
+        self, network: nn.Module, images: Tensor, labels: Tensor, /, *args: P.args, **options: P.kwargs
+    ) -> AttackResult:
+        """Attack the images."""
+        ...
+
+
 @torch.no_grad()
 def score(
     network: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor, eps: float | Tensor, *, norm: Norm = "l2"
 ) -> AttackResult:
     """Clip to [0, 1], measure the distance in float64, and ask the network again.
 
-    An image further than eps (one number, or one for each image), or not finite, counts as failed, whatever the attack
-    says.
+    An image further than eps (one number, or one per image), or not finite, counts as failed, whatever the attack says.
 
     >>> x = torch.zeros(1, 2)
     >>> score(nn.Flatten(), x, torch.tensor([0]), torch.tensor([[0.0, 1.0]]), eps=0.5).success.tolist()
@@ -72,6 +102,103 @@ def norms(perturbation: Tensor, norm: Norm = "l2") -> Tensor:
     >>> norms(torch.tensor([[3.0, -4.0]])).item(), norms(torch.tensor([[3.0, -4.0]]), "linf").item()
     (5.0, 4.0)
     """
-    if norm not in ("l2", "linf"):
+    if norm not in get_args(Norm):
         raise ValueError(f"norm={norm!r}: must be 'l2' or 'linf'")
     return torch.linalg.vector_norm(perturbation.flatten(1), ord=2 if norm == "l2" else torch.inf, dim=1)
+
+
+class Frozen(nn.Module):
+    """A copy of a network in eval mode that gathers no gradients and takes images of any dtype in its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = deepcopy(network).requires_grad_(False)
+        self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.to(self.dtype) if self.dtype else images)
+
+
+def checked(
+    library: str = "", *, by_gradient: bool = True
+) -> Callable[[Callable[Concatenate[nn.Module, Tensor, Tensor, P], AttackResult]], Checked[P]]:
+    """Let an attack see a frozen copy of the network, images without a graph, and labels that are classes of it.
+
+    The network and the mode that gradients are in stay as they are. Raises `ValueError` for what does not fit.
+    """
+
+    def decorate(attack: Callable[Concatenate[nn.Module, Tensor, Tensor, P], AttackResult]) -> Checked[P]:
+        hints = get_type_hints(attack, include_extras=True)
+
+        @functools.wraps(attack)
+        def run(
+            network: nn.Module, images: Tensor, labels: Tensor, /, *args: P.args, **options: P.kwargs
+        ) -> AttackResult:
+            require_module(network)
+            require_numbers(network)
+            if not len(check_images(images)):
+                raise ValueError(f"images has shape {tuple(images.shape)}: there is nothing to attack")
+            labels = check_labels(labels, len(images)).to(images.device)
+            options.update({name: _option(name, value, hints.get(name)) for name, value in options.items()})
+            with torch.inference_mode(False), torch.enable_grad():
+                frozen, images, labels = Frozen(network), images.detach().clone(), labels.clone()
+                _require_classes(frozen, images, labels)
+                return attack(frozen, images, labels, *args, **options)
+
+        found = cast(Checked[P], run)
+        found.library, found.by_gradient = library, by_gradient
+        return found
+
+    return decorate
+
+
+@torch.no_grad()
+def _require_classes(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    try:
+        logits = network(images[:1])
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape, reason = tuple(images.shape[1:]), (str(error).splitlines() or [""])[0]
+        raise ValueError(f"network cannot take an image of shape {shape}: {reason}") from error
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"network gives {tuple(logits.shape)} for one image: attacks need (1, classes), 2 or more")
+    if int(labels.max()) >= logits.shape[1]:
+        raise ValueError(f"labels has the class {int(labels.max())}, the network has {logits.shape[1]} classes from 0")
+
+
+def _option(name: str, value: object, hint: object) -> object:
+    """The value of an option, an integer of NumPy as one of Python; ValueError for what it cannot be."""
+    kinds = (hint, *get_args(hint))  # the members of a union with them
+    if name == "seed" or PositiveInt in kinds:
+        least, what = (-(2**63), "an integer of 64 bits") if name == "seed" else (1, "an integer of at least 1")
+        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
+            raise ValueError(f"{name}={value!r}: must be {what}")
+        return int(value)
+    if PositiveFloat in kinds and value is not None and not (is_finite_number(value) and cast(float, value) > 0):
+        raise ValueError(f"{name}={value!r}: must be a number above 0")
+    if name == "norm" and value not in get_args(Norm):
+        raise ValueError(f"norm={value!r}: must be 'l2' or 'linf'")
+    return value
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Attack libraries draw from the global generators: within the block these follow from `seed`, afterwards they are
+    as they were.
+
+    >>> with seeded(3, torch.device("cpu")):
+    ...     first = torch.rand(1).item()
+    >>> with seeded(3, torch.device("cpu")):
+    ...     torch.rand(1).item() == first
+    True
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the libraries use no other)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

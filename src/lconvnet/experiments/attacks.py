@@ -1,26 +1,20 @@
-"""The attacks of an evaluation: a section for each, whose keys are the arguments of its function with its defaults.
+"""The attacks of an evaluation: sections whose keys are the options of the functions in `lconvnet.attacks`.
 
-Of the functions in `lconvnet.attacks`, `pgd`, `fgsm`, `apgd`, `square` and `autoattack` search a ball of radius eps,
-the others look for the shortest perturbation, once for every eps. `boundary_attack` and `pointwise` are called as in
-the original's results.
+`pgd`, `fgsm`, `apgd`, `square` and `autoattack` search a ball of radius eps, the others look for the shortest
+perturbation, once for every eps. `boundary_attack` and `pointwise` are called as in the original's results.
 """
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from inspect import signature
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, Strict, model_validator
+from torch import Tensor, nn
 
-from lconvnet import attacks
-from lconvnet.attacks import LossName
-from lconvnet.experiments.section import PositiveFloat, PositiveInt, Section
+from lconvnet.attacks import AttackResult
+from lconvnet.experiments.options import ATTACKS, Chosen, arguments, one_of
 from lconvnet.extras import require
-
-
-def _default(attack: Callable[..., Any], option: str) -> Any:
-    """The default of a function's argument, which stands there alone."""
-    return signature(attack).parameters[option].default
+from lconvnet.ops.numbers import PositiveFloat
 
 
 class HasRadii(Protocol):
@@ -32,25 +26,25 @@ class HasRadii(Protocol):
         ...
 
 
-class Attack(Section):
+class Attack(Chosen):
     """What every attack shares: at which eps (default: all of the evaluation's), on how many images.
 
-    With `mini`, only the first `mini_test_size` test images are attacked, as the original does with slow
-    attacks.
+    With `mini`, only the first `mini_test_size` test images are attacked, as the original does with slow attacks.
     """
 
     name: str
     eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] | None = None
     mini: bool = False
-    library: ClassVar[str] = ""
-    by_gradient: ClassVar[bool] = True
 
-    def made_with(self) -> str:
-        """The library behind it with its version, nothing for this package; MissingExtraError where it is absent."""
-        if not self.library:
-            return ""
-        require(self.library, "attacks")
-        return f"{self.library} {version(self.library)}"
+    @property
+    def by_gradient(self) -> bool:
+        """Whether it follows the gradient, and can find none."""
+        return self.call.by_gradient
+
+    @property
+    def within_ball(self) -> bool:
+        """Whether it searches a ball of radius eps; otherwise it looks for the shortest perturbation."""
+        return "eps" in arguments(self.call)
 
     @property
     def norm_name(self) -> str:
@@ -59,7 +53,7 @@ class Attack(Section):
 
     @property
     def label(self) -> str:
-        """The name, with the norm where it is not l2."""
+        """The name, with the norm unless that is l2."""
         return self.name if self.norm_name == "l2" else f"{self.name}-{self.norm_name}"
 
     @property
@@ -67,25 +61,33 @@ class Attack(Section):
         """Norm and images, which decide the section of results.yaml that it is in."""
         return self.norm_name, self.mini
 
+    def made_with(self) -> str:
+        """The library behind it with its version, "" for this package's own; MissingExtraError if it is absent."""
+        if not (library := self.call.library):
+            return ""
+        require(library, "attacks")
+        return f"{library} {version(library)}"
+
     def apart(self, others: Sequence["Attack"], *, without: set[str]) -> str:
-        """`(OPTION=VALUE, ...)` of the options, but for some, that are not alike in all attacks of this name among
-        `others`; "" where all are."""
+        """`(OPTION=VALUE, ...)` of the options that differ among the attacks of this name; "" if none does."""
         options = [one.model_dump(mode="json", exclude=without | {"name"}) for one in others if one.name == self.name]
         own = self.model_dump(mode="json")
-        differing = [
-            f"{key}={_short(own[key])}" for key in own if any(key in o and o[key] != own[key] for o in options)
-        ]
-        return f"({', '.join(differing)})" if differing else ""
+        differing = [key for key in own if any(key in one and one[key] != own[key] for one in options)]
+        return f"({', '.join(f'{key}={_short(own[key])}' for key in differing)})" if differing else ""
 
     def radii(self, evaluation: HasRadii) -> tuple[float, ...]:
         """The eps it is asked for."""
         return self.eps or evaluation.eps
 
+    def runs(self, evaluation: HasRadii) -> tuple[float | None, ...]:
+        """The eps of each of its runs; None for the one that looks for the shortest perturbation."""
+        return self.radii(evaluation) if self.within_ball else (None,)
 
-def _short(value: Any) -> str:
-    if value is None:
-        return "default"
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    def run(self, network: nn.Module, images: Tensor, labels: Tensor, eps: float | None, seed: int) -> AttackResult:
+        """Attack images, within eps unless that is None."""
+        ball = {} if eps is None else {"eps": eps}
+        random = {"seed": seed} if "seed" in arguments(self.call) else {}
+        return self.call(network, images, labels, **self.options() | ball | random)
 
 
 class Normed(Attack):
@@ -104,121 +106,17 @@ class Normed(Attack):
         return self
 
 
-class MinimumNorm(Attack):
-    """An attack that looks for the shortest perturbation."""
-
-    library: ClassVar[str] = "foolbox"
-
-
-class Pgd(Normed):
-    """Projected gradient ascent from a random start; the paper: `steps` 200 and `step_size` 0.01."""
-
-    name: Literal["pgd"]
-    steps: PositiveInt = _default(attacks.pgd, "steps")
-    step_size: PositiveFloat | None = _default(attacks.pgd, "step_size")
-    restarts: PositiveInt = _default(attacks.pgd, "restarts")
-    loss: LossName = _default(attacks.pgd, "loss")
+def _short(value: Any) -> str:
+    if value is None:
+        return "default"
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-class Fgsm(Normed):
-    """One gradient step to the surface of the ball."""
-
-    name: Literal["fgsm"]
-    loss: LossName = _default(attacks.fgsm, "loss")
+def _base(call: Callable[..., Any]) -> type[Chosen]:
+    return Normed if "norm" in arguments(call) else Attack
 
 
-class Apgd(Normed):
-    """PGD that chooses its own steps."""
-
-    name: Literal["apgd"]
-    library: ClassVar[str] = "pyautoattack"
-    steps: PositiveInt = _default(attacks.apgd, "steps")
-    restarts: PositiveInt = _default(attacks.apgd, "restarts")
-    loss: Literal["cross-entropy", "logit-difference-ratio"] = _default(attacks.apgd, "loss")
-
-
-class Square(Normed):
-    """Random search that asks for logits only."""
-
-    name: Literal["square"]
-    by_gradient: ClassVar[bool] = False
-    library: ClassVar[str] = "pyautoattack"
-    queries: PositiveInt = _default(attacks.square, "queries")
-
-
-class AutoAttack(Normed):
-    """The standard ensemble: APGD, targeted APGD, targeted FAB, Square."""
-
-    name: Literal["autoattack"]
-    library: ClassVar[str] = "pyautoattack"
-
-
-class DeepFool(Normed, MinimumNorm):
-    """Steps over the nearest linearised boundary."""
-
-    name: Literal["deepfool"]
-    steps: PositiveInt = _default(attacks.deepfool, "steps")
-
-
-class CarliniWagner(MinimumNorm):
-    """Adam on norm plus c times margin."""
-
-    name: Literal["carlini_wagner"]
-    steps: PositiveInt = _default(attacks.carlini_wagner, "steps")
-    binary_search_steps: PositiveInt = _default(attacks.carlini_wagner, "binary_search_steps")
-    step_size: PositiveFloat = _default(attacks.carlini_wagner, "step_size")
-
-
-class Ddn(MinimumNorm):
-    """Decoupled direction and norm."""
-
-    name: Literal["ddn"]
-    steps: PositiveInt = _default(attacks.ddn, "steps")
-
-
-class Fmn(Normed, MinimumNorm):
-    """Fast minimum norm."""
-
-    name: Literal["fmn"]
-    steps: PositiveInt = _default(attacks.fmn, "steps")
-
-
-class BoundaryAttack(MinimumNorm):
-    """A random walk along the boundary, by the answers alone."""
-
-    name: Literal["boundary_attack"]
-    by_gradient: ClassVar[bool] = False
-    steps: PositiveInt = _default(attacks.boundary_attack, "steps")
-
-
-class Pointwise(MinimumNorm):
-    """From noise back to the image, pixel after pixel, by the answers alone."""
-
-    name: Literal["pointwise"]
-    by_gradient: ClassVar[bool] = False
-
-
-class HopSkipJump(Normed, MinimumNorm):
-    """Estimated gradients of the boundary, by the answers alone."""
-
-    name: Literal["hop_skip_jump"]
-    by_gradient: ClassVar[bool] = False
-    steps: PositiveInt = _default(attacks.hop_skip_jump, "steps")
-    max_gradient_eval_steps: PositiveInt = _default(attacks.hop_skip_jump, "max_gradient_eval_steps")
-
-
-AnyAttack = Annotated[
-    Pgd
-    | Fgsm
-    | Apgd
-    | Square
-    | AutoAttack
-    | DeepFool
-    | CarliniWagner
-    | Ddn
-    | Fmn
-    | BoundaryAttack
-    | Pointwise
-    | HopSkipJump,
-    Field(discriminator="name"),
-]
+if TYPE_CHECKING:
+    AnyAttack = Attack
+else:
+    AnyAttack = one_of(ATTACKS, base=_base, hidden=frozenset({"network", "images", "labels", "seed"}))

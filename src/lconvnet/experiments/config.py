@@ -1,43 +1,97 @@
-"""The typed configuration of an experiment: frozen pydantic models, one for each section of a `cfg.yaml`.
+"""The typed configuration of an experiment: frozen sections, one for each of a `cfg.yaml`.
 
-A configuration holds only data. Names such as `bcop` meet Python callables in `lconvnet.experiments.names`,
-and nowhere else. Types are strict (`"6"` is not a number, `true` is not 1) and unknown keys are refused. All
-eps are l2 distances between images with pixels in [0, 1].
+Types are strict (`"6"` is not a number, `true` is not 1) and unknown keys are refused. All eps are l2 distances between
+images with pixels in [0, 1]. A classifier has no `task`; `task: wasserstein` estimates a distance, `task: gan` trains a
+generator. Losses, optimisers and schedules are the callables themselves, see `lconvnet.experiments.options`.
 
->>> from lconvnet.experiments.config import Experiment
 >>> experiment = Experiment.model_validate({"model": {"architecture": "small", "conv": "rko"}})
->>> experiment.model.conv, experiment.loss.name, experiment.evaluation.eps
-('rko', 'offset-cross-entropy', (1.58,))
+>>> experiment.loss, experiment.evaluation.eps
+(OffsetCrossEntropy(eps=1.58, temperature=0.25, offset=None), (1.58,))
+>>> values = {"task": "wasserstein", "data": {"name": "cifar10"}, "generated": "generator.safetensors"}
+>>> WassersteinExperiment.model_validate(values).critic.conv
+'bcop'
+>>> values = {"task": "gan", "data": {"name": "cifar10"}, "critic": {"name": "lipschitz", "conv": "rko"}}
+>>> GanExperiment.model_validate(values).generator.width
+64
 """
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Strict, model_validator
+import torch
+from pydantic import Field, SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
+from torch import nn
 
-from lconvnet.experiments.attacks import AnyAttack, Attack, Fgsm, MinimumNorm, Pgd
-from lconvnet.experiments.section import (
-    Fraction,
-    NonNegativeFloat,
-    NonNegativeInt,
-    Number,
-    OpenFraction,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-)
+from lconvnet import data, gan, models
+from lconvnet.data.locating import locate
+from lconvnet.data.splitting import held_out
+from lconvnet.experiments import options
+from lconvnet.experiments.attacks import AnyAttack, Attack
+from lconvnet.experiments.options import Chosen, Section, arguments, default
+from lconvnet.layers import NearestUpsampling
+from lconvnet.losses import OffsetCrossEntropy
+from lconvnet.models import baselines
+from lconvnet.ops.numbers import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
+from lconvnet.training import schedules
+from lconvnet.training.optimizers import Adam, Rmsprop
+from lconvnet.training.randomness import derive_seed
+from lconvnet.training.schedules import Exponential, OneCycle
 
-ConvName = Literal["bcop", "bcop-fixed", "rko", "ossn", "svcm", "rkl2ne", "unconstrained"]
-LinearName = Literal["orthogonal", "cholesky", "spectral-norm", "unconstrained"]
-ActivationName = Literal["maxmin", "groupsort", "fullsort", "abs", "relu"]
+Shape = tuple[int, int, int]
+Free = dict[str, Any]
+"""The keys of an experiment's sections that a run may be gone on with otherwise; True: all."""
+
+if TYPE_CHECKING:
+    Conv = str
+    Linear = str
+    Activation = str
+    Augmentation = str
+    Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    Schedule = schedules.Schedule
+else:
+    Conv = Literal[tuple(options.CONVS)]
+    Linear = Literal[tuple(options.LINEARS)]
+    Activation = Literal[tuple(options.ACTIVATIONS)]
+    Augmentation = Literal[tuple(options.AUGMENTATIONS)]
+    # The other options of these are for Python: what they say would be the same in every configuration here.
+    Loss = options.value_of(options.LOSSES, hidden=frozenset({"lipschitz", "p"}))
+    Optimizer = options.value_of(options.OPTIMIZERS)
+    Schedule = options.value_of(options.SCHEDULES, hidden=frozenset({"start", "end"}))
+
+
+class RealImages(Section):
+    """Which images: the training part of a named set, or all below a folder or in a parquet file, labelled or not.
+
+    `image_size` (a side) and `channels` convert; `limit` keeps so many images.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    directory: str | None = None
+    image_size: PositiveInt | None = None
+    channels: Literal[1, 3] | None = None
+    limit: PositiveInt | None = None
+
+    def load(self) -> data.Images:
+        """Return the images."""
+        if self.name in data.NAMES:
+            return data.load(self.name, validation=0, **self.model_dump(exclude={"name"})).train
+        path = locate(self.name, self.directory)
+        size = (self.image_size, self.image_size) if self.image_size else None
+        pixels = data.read_samples(path, image_size=size, channels=self.channels)
+        images = data.Images(pixels, torch.zeros(len(pixels), dtype=torch.int64), 1, path.resolve().stem)
+        kept, _ = held_out(images.labels, self.limit or len(images), seed=0)
+        return images.subset(kept.sort().values)
 
 
 class Data(Section):
     """Which images: a named set or the path of a folder or parquet file, where to look, what is held out.
 
-    The keys are the arguments of `lconvnet.data.load`: `validation` and `test` are counts or fractions,
-    null for its defaults, `validation` 0 to train on every training image and keep the last epoch;
-    `image_size` (a side) and `channels` convert; `limit` keeps so many images of each part, for quick
-    trials.
+    The keys are the arguments of `lconvnet.data.load`: `validation` and `test` are counts or fractions, null for its
+    defaults, `validation` 0 to train on every training image and keep the last epoch; `image_size` (a side) and
+    `channels` convert; `limit` keeps so many images of each part, for quick trials.
     """
 
     name: Annotated[str, Field(min_length=1)] = "digits"
@@ -47,18 +101,22 @@ class Data(Section):
     image_size: PositiveInt | None = None
     channels: Literal[1, 3] | None = None
     limit: PositiveInt | None = None
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Augmentation = "none"
+
+    def load(self, *, seed: int) -> data.Splits:
+        """Return the train, validation and test images, the validation split drawn with `seed`."""
+        return data.load(self.name, seed=seed, **self.model_dump(exclude={"name", "augment"}))
 
 
-class Network(Section):
-    """What every architecture shares: the dense layers and the activation."""
+class Parts(Section):
+    """What networks are made of: dense layers and an activation."""
 
-    linear: LinearName = "cholesky"
-    activation: ActivationName = "maxmin"
+    linear: Linear = default(models.mlp, "linear")
+    activation: Activation = default(models.mlp, "activation")
     group_size: Annotated[int, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
-    def _group_size_belongs_to_groupsort(self) -> "Network":
+    def _group_size_belongs_to_groupsort(self) -> "Parts":
         if (self.activation == "groupsort") != (self.group_size is not None):
             raise ValueError(
                 f"group_size is {self.group_size} with activation {self.activation!r}; "
@@ -66,22 +124,46 @@ class Network(Section):
             )
         return self
 
+    def parts(self) -> dict[str, Callable[..., nn.Module]]:
+        """The layers, as arguments of a network."""
+        activation = options.ACTIVATIONS[self.activation]
+        sorting = activation if self.group_size is None else partial(activation, self.group_size)
+        return {"linear": options.LINEARS[self.linear], "activation": sorting}
 
-class Mlp(Network):
-    """Dense layers of the given hidden widths behind a flatten; the paper's FC-3 is (1024, 1024, 1024)."""
 
-    architecture: Literal["mlp"]
-    widths: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)] = (1024, 1024, 1024)
+class Network(Chosen):
+    """A classifier: a function of `lconvnet.models` with its options."""
+
+    if TYPE_CHECKING:
+        architecture: str
+
+    def build(self, image_shape: Shape, classes: int, *, seed: int) -> nn.Sequential:
+        """Return the network for images of shape (C, H, W), its initial weights a function of `seed` alone.
+
+        The global random state is left as it was. Raises ValueError if the architecture does not fit the images.
+
+        >>> config = Experiment.model_validate({"model": {"architecture": "mlp", "widths": [8]}})
+        >>> config.model.build((1, 4, 4), 3, seed=0)(torch.zeros(2, 1, 4, 4)).shape
+        torch.Size([2, 3])
+        """
+        channels, *sides = image_shape
+        given = {"in_features": prod(image_shape), "in_channels": channels, "image_size": tuple(sides)}
+        fitting = {key: value for key, value in given.items() if key in arguments(self.call)}
+        return _drawn(seed, self.call, **fitting, classes=classes, **self.options())
 
 
-class Convnet(Network):
-    """The paper's Small (two convolutions) and Large (four) networks, and its critic as a classifier.
+class Dense(Parts, Network):
+    """A network of dense layers."""
 
-    `padding_mode` null is circular, and zeros for the unconstrained convolution, which knows no other.
-    """
+    def options(self) -> dict[str, Any]:
+        return super().options() | self.parts()
 
-    architecture: Literal["small", "large", "dcgan"]
-    conv: ConvName = "bcop"
+
+class Convnet(Dense):
+    """A network of convolutions; `padding_mode` null is circular, and zeros for `unconstrained`, which has no other."""
+
+    architecture: str
+    conv: Conv = default(models.small_convnet, "conv")
     padding_mode: Literal["circular", "zeros"] | None = None
 
     @model_validator(mode="after")
@@ -90,101 +172,133 @@ class Convnet(Network):
             raise ValueError("padding_mode is 'circular' with conv 'unconstrained'; use 'zeros' or leave it out")
         return self
 
-
-class Kw(Section):
-    """The networks of Wong et al. 2018, with `mean` and `std` of their input normalisation, one number a channel."""
-
-    architecture: Literal["kw-small", "kw-large", "kw-resnet"]
-    mean: Annotated[tuple[Number, ...], Strict(False), Field(min_length=1)] | None = None
-    std: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] | None = None
+    def parts(self) -> dict[str, Callable[..., nn.Module]]:
+        conv = options.CONVS[self.conv]
+        if self.padding_mode is not None and self.conv != "unconstrained":
+            conv = partial(conv, padding_mode=self.padding_mode)
+        return super().parts() | {"conv": conv}
 
 
-class Qw(Section):
-    """The network of Qian & Wegman 2019: `channels` of its convolutions, `hidden` features for every class.
+def _base_of(network: Callable[..., Any]) -> type[Chosen]:
+    """A network that takes an activation is made of our parts."""
+    keys = arguments(network)
+    return Network if "activation" not in keys else Convnet if "conv" in keys else Dense
 
-    `published` names the published model, 3 or 4, where the weights are its authors'; null where they are trained here.
+
+class Critic(Parts):
+    """The paper's DCGAN critic: four strided convolutions, `width` channels after the first, and one dense output.
+
+    With `upsampling` s every pixel becomes s × s equal ones first (paper: 2 on CIFAR-10), which the bound accounts for.
     """
 
-    architecture: Literal["qw"]
-    channels: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)] = (32, 64)
-    hidden: PositiveInt = 32
-    kernel_size: PositiveInt = 5
-    published: Literal[3, 4] | None = None
+    conv: Conv = default(models.dcgan_critic, "conv")
+    width: PositiveInt = default(models.dcgan_critic, "width")
+    upsampling: PositiveInt = 1
+
+    def build(self, image_shape: Shape, *, seed: int) -> nn.Sequential:
+        """Return the critic for images of shape (C, H, W), its initial weights a function of `seed` alone.
+
+        >>> Critic(conv="rko").build((3, 32, 32), seed=0)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 1])
+        """
+        channels, *sides = image_shape
+        size = tuple(self.upsampling * side for side in sides)
+        conv = options.CONVS[self.conv]
+        critic = _drawn(seed, models.dcgan_critic, channels, size, width=self.width, conv=conv, **self.parts())
+        return critic if self.upsampling == 1 else nn.Sequential(NearestUpsampling(self.upsampling), *critic)
 
 
-class Hinge(Section):
-    """Multi-class hinge loss with margin √2·eps (Li et al. 2019)."""
+class Generator(Section):
+    """A DCGAN generator of the shape of the images, whose side must be a power of two (`data.image_size` converts)."""
 
-    name: Literal["hinge"]
-    eps: PositiveFloat
+    latent: PositiveInt = default(models.DCGANGenerator, "latent")
+    width: PositiveInt = default(models.DCGANGenerator, "width")
 
+    def build(self, image_shape: Shape, *, seed: int) -> models.DCGANGenerator:
+        """Return a generator of images of shape (C, H, W), its initial weights a function of `seed` alone.
 
-class OffsetCrossEntropy(Section):
-    """Cross-entropy at a temperature with the true logit lowered by `offset` (default √2·eps)."""
-
-    name: Literal["offset-cross-entropy"]
-    eps: PositiveFloat
-    temperature: PositiveFloat = 0.25
-    offset: NonNegativeFloat | None = None
-
-
-class Adam(Section):
-    """Adam; `betas` are the decay rates of the two moments."""
-
-    name: Literal["adam"]
-    lr: PositiveFloat = 1e-3
-    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = (0.9, 0.999)
-    weight_decay: NonNegativeFloat = 0.0
+        >>> Generator(width=2).build((3, 32, 32), seed=0).image_shape
+        (3, 32, 32)
+        """
+        channels, height, width = image_shape
+        if height != width:
+            raise ValueError(
+                f"images are {height}x{width}, a generator makes square ones: give data.image_size, such as 32"
+            )
+        drawn = derive_seed(seed, "generator", 0)
+        return _drawn(drawn, models.DCGANGenerator, self.latent, channels, height, self.width)
 
 
-class Sgd(Section):
-    """Stochastic gradient descent with momentum."""
+class Adversary(Chosen):
+    """What a generator is trained against: a critic, and how it is kept in bounds, one of `lconvnet.gan`'s ways."""
 
-    name: Literal["sgd"]
-    lr: PositiveFloat = 0.1
-    momentum: Fraction = 0.9
-    nesterov: bool = False
-    weight_decay: NonNegativeFloat = 0.0
+    name: str
+
+    def objective(self) -> gan.Objective:
+        """Return how the critic is kept in bounds."""
+        return self.call(**self.options())
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "Sgd":
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov is true with momentum 0.0; give a momentum or set nesterov to false")
+    def _options_are_taken(self) -> "Adversary":
+        self.objective()
         return self
 
 
-class Rmsprop(Section):
-    """RMSprop; `alpha` is the decay rate of the squared gradient."""
+class Unconstrained(Adversary):
+    """A plain critic, held by a penalty or by clipping."""
 
-    name: Literal["rmsprop"]
-    lr: PositiveFloat = 1e-3
-    alpha: Fraction = 0.99
-    momentum: Fraction = 0.0
-    weight_decay: NonNegativeFloat = 0.0
+    width: PositiveInt = default(baselines.unconstrained_critic, "width")
 
-
-class Exponential(Section):
-    """The learning rate is multiplied by `gamma` after every epoch (the paper: 0.96235…, 1/2,150 in 200
-    epochs)."""
-
-    name: Literal["exponential"]
-    gamma: Annotated[Number, Field(gt=0, le=1)] = 0.96235062639
+    def build(self, image_shape: Shape, *, seed: int) -> nn.Sequential:
+        """Return the critic for images of shape (C, H, W)."""
+        channels, *sides = image_shape
+        return _drawn(seed, baselines.unconstrained_critic, channels, tuple(sides), width=self.width)
 
 
-class OneCycle(Section):
-    """The learning rate rises to `optimizer.lr` and falls to nearly nothing by the last step."""
-
-    name: Literal["one-cycle"]
-    warmup: OpenFraction = 0.3
+class Constrained(Critic, Adversary):
+    """A critic of 1-Lipschitz layers: no penalty, no clipping."""
 
 
-class Constant(Section):
-    """The learning rate stays as it is."""
+if TYPE_CHECKING:
+    Model = Network
+    GanCritic = Unconstrained | Constrained
+else:
+    Model = options.one_of(
+        options.ARCHITECTURES,
+        tag="architecture",
+        base=_base_of,
+        hidden=frozenset({"in_features", "in_channels", "image_size", "classes", "conv", "linear", "width"}),
+        more={"qw": {"published": (Literal[3, 4] | None, None)}},
+    )
+    GanCritic = options.one_of(
+        options.OBJECTIVES,
+        base=lambda call: Constrained if call is gan.LipschitzCritic else Unconstrained,
+    )
 
-    name: Literal["constant"]
+
+class Updates(Section):
+    """What every update of every task may be given: the largest norm of its gradient, and the decay of an average of
+    the weights that is kept in their place."""
+
+    clip_gradient: PositiveFloat | None = None
+    ema: OpenFraction | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what older releases did not know, so that records stay comparable."""
+        younger = [key for base in (Updates, Launched) if isinstance(self, base) for key in base.model_fields]
+        unset = {key for key in younger if getattr(self, key) == type(self).model_fields[key].default}
+        return {key: value for key, value in handler(self).items() if key not in unset}
 
 
-class Training(Section):
+class Launched(Updates):
+    """The same with the number of processes on one machine, and their precision."""
+
+    devices: PositiveInt = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+
+
+class Training(Updates):
     """The loop: epochs, batch size (over all processes), steps between projections and between checkpoints, device.
 
     `select_eps` is the radius at which certified accuracy on the validation images chooses the epoch; null is that of
@@ -202,15 +316,16 @@ class Training(Section):
 
 
 class Evaluation(Section):
-    """What is measured on the test images: certified accuracy at each eps (and each of an attack's), and
-    attacks.
+    """What is measured on the test images: certified accuracy at each eps (and each of an attack's), and attacks.
 
     At each eps of `linear_bounds` ReLU networks are also certified by linear bounds, for which a product of norms is
     of little use.
     """
 
     eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] = (1.58,)
-    attacks: Annotated[tuple[AnyAttack, ...], Strict(False)] = (Pgd(name="pgd"), Fgsm(name="fgsm"))
+    attacks: Annotated[tuple[AnyAttack, ...], Strict(False)] = tuple(
+        options.chosen(AnyAttack, name=name) for name in ("pgd", "fgsm")
+    )
     mini_test_size: PositiveInt = 100
     batch_size: PositiveInt = 500
     linear_bounds: Annotated[tuple[PositiveFloat, ...], Strict(False)] = ()
@@ -237,19 +352,109 @@ class Evaluation(Section):
         """What an attack is called in examples.parquet: name and norm, with what sets it apart from others there; the
         eps of an attack within a ball is named by whoever asks."""
         others = [other for other in self.attacks if other.label == attack.label]
-        return attack.label + attack.apart(others, without=set() if isinstance(attack, MinimumNorm) else {"eps"})
+        return attack.label + attack.apart(others, without={"eps"} if attack.within_ball else set())
 
 
 class Experiment(Section):
     """One experiment, complete: the same configuration and seed give the same record."""
 
+    task: ClassVar[str] = "classification"
+    free: ClassVar[Free] = {"evaluation": True, "data": {"directory"}, "training": {"accelerator"}}
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data = Data()
-    model: Annotated[Mlp | Convnet | Kw | Qw, Field(discriminator="architecture")]
-    loss: Annotated[Hinge | OffsetCrossEntropy, Field(discriminator="name")] = OffsetCrossEntropy(
-        name="offset-cross-entropy", eps=1.58
-    )
-    optimizer: Annotated[Adam | Sgd | Rmsprop, Field(discriminator="name")] = Adam(name="adam")
-    schedule: Annotated[Exponential | OneCycle | Constant, Field(discriminator="name")] = OneCycle(name="one-cycle")
+    model: Model
+    loss: Loss = OffsetCrossEntropy(eps=1.58)
+    optimizer: Optimizer = Adam()
+    schedule: Schedule = OneCycle()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+
+
+class Steps(Launched):
+    """The loop: optimiser steps, samples of each distribution in one, steps between checkpoints."""
+
+    steps: PositiveInt = 2000
+    batch_size: PositiveInt = 64
+    checkpoint_every: PositiveInt = 500
+
+
+class HeldOut(Section):
+    """What the estimate is made of: samples that training never sees (of each distribution), and its confidence.
+
+    `transport` compares with the exact transport between so many of them (extra `wasserstein`; 2,000 take ten seconds).
+    """
+
+    samples: Annotated[int, Field(ge=2)] = 4096
+    confidence: OpenFraction = 0.95
+    transport: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _transport_is_between_held_out_samples(self) -> "HeldOut":
+        if self.transport is not None and self.transport > self.samples:
+            raise ValueError(
+                f"transport is {self.transport}, of {self.samples} samples; give no more than are held out"
+            )
+        return self
+
+
+class WassersteinExperiment(Section):
+    """A certified lower bound on the Wasserstein-1 distance between images and others, such as a generator's.
+
+    `generated` is the path of a generator's weights (`lconvnet.gan`), a folder of images, a parquet file or an array.
+    """
+
+    free: ClassVar[Free] = {"evaluation": {"confidence", "transport"}, "data": {"directory"}, "training": set()}
+    task: Literal["wasserstein"]
+    seed: NonNegativeInt = 0
+    data: RealImages
+    generated: Annotated[str, Field(min_length=1)]
+    critic: Critic = Critic()
+    optimizer: Optimizer = Rmsprop(lr=1e-4)
+    schedule: Schedule = Exponential()
+    training: Steps = Steps()
+    evaluation: HeldOut = HeldOut()
+
+
+class Epochs(Launched):
+    """The loop: epochs of `steps_per_epoch` generator steps, each after `critic_steps` of the critic; a grid of samples
+    after every epoch."""
+
+    epochs: PositiveInt = 200
+    steps_per_epoch: PositiveInt = 500
+    batch_size: PositiveInt = 64
+    critic_steps: PositiveInt = 5
+    checkpoint_every: PositiveInt = 50
+
+
+class GanExperiment(Section):
+    """A generator trained against a critic on images; `optimizer` is of both, by default that of the critic's paper."""
+
+    free: ClassVar[Free] = {"data": {"directory"}, "training": {"epochs"}}
+    task: Literal["gan"]
+    seed: NonNegativeInt = 0
+    data: RealImages
+    generator: Generator = Generator()
+    critic: GanCritic = options.chosen(GanCritic, name="gradient-penalty")
+    optimizer: Optimizer | None = None
+    training: Epochs = Epochs()
+
+
+def settings(experiment: Experiment | WassersteinExperiment | GanExperiment) -> dict[str, Any]:
+    """Return the part of an experiment's configuration that determines the weights, as JSON-able values.
+
+    How the network is evaluated, where the images lie, the devices and the checkpoints are left out.
+    """
+    outside = experiment.free | {"training": experiment.free["training"] | {"devices", "checkpoint_every"}}
+    return experiment.model_dump(mode="json", exclude=outside)
+
+
+def _drawn(seed: int, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Make a network whose initial weights are a function of `seed`; ValueError if they do not fit in memory."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return make(*args, **options)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):
+                raise
+            raise ValueError("network does not fit in memory: choose smaller widths or images") from error

@@ -15,11 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lconvnet.experiments import original
-from lconvnet.experiments.config import Experiment
-from lconvnet.experiments.estimation_config import WassersteinExperiment
+from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment
 from lconvnet.experiments.explain import choice, explain, sections, tags, types
 from lconvnet.experiments.explain import values as literals
-from lconvnet.experiments.generation_config import GanExperiment
 from lconvnet.experiments.reading import Dumper, Written, overlaid, parse_overrides, read
 from lconvnet.experiments.references import resolved
 from lconvnet.experiments.scalars import plain
@@ -109,11 +107,9 @@ def naming(path: Path) -> Iterator[None]:
 
 def _with_defaults(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Write out the default of a section that only the overrides name, so that they may change a part of it."""
-    fields = _kind(values).model_fields
-    defaults = {name: fields[name].default for name in changes if name in fields}
-    absent = {name: value for name, value in defaults.items() if name not in values}
-    written = {name: value.model_dump(mode="json") for name, value in absent.items() if isinstance(value, BaseModel)}
-    return {**values, **written}
+    defaults = _kind(values).model_construct().model_dump(mode="json")
+    written = {name: defaults[name] for name in changes if isinstance(defaults.get(name), dict)}
+    return {**written, **values}
 
 
 def _without_stale_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.attacks import AttackResult, norms
-from lconvnet.attacks.gradient import replaced
 from lconvnet.bounds import Bound, fingerprint
 from lconvnet.certify import Certificates, certified_at, certify, linear_margins
 from lconvnet.data import Images, batch
-from lconvnet.experiments import names
-from lconvnet.experiments.attacks import AnyAttack, Fgsm, MinimumNorm
+from lconvnet.experiments.attacks import Attack
 from lconvnet.experiments.config import Evaluation
 from lconvnet.experiments.crosscheck import Certified, check
 from lconvnet.experiments.journal import Journal, Row
@@ -76,7 +74,7 @@ class Outcome:
     where an attack along the gradient had none to follow.
     """
 
-    attack: AnyAttack
+    attack: Attack
     eps: float | None
     success: Tensor
     norm: Tensor
@@ -130,9 +128,7 @@ def certify_linearly(subject: Subject, certificates: Certificates, eps: float) -
     return certified_at(certificates, torch.tensor(margins, dtype=torch.float64), eps)
 
 
-def attack_all(
-    subject: Subject, certificates: Certificates, attack: AnyAttack, eps: float | None, count: int
-) -> Outcome:
+def attack_all(subject: Subject, certificates: Certificates, attack: Attack, eps: float | None, count: int) -> Outcome:
     """Attack the first `count` images; raise ContradictionError where a certificate breaks."""
     label = _with_eps(attack.label, eps)
     options = attack.model_dump(mode="json", exclude={"eps", "mini"})
@@ -186,7 +182,7 @@ def _complete(
 
 
 def _attacked(
-    subject: Subject, certificates: Certificates, attack: AnyAttack, eps: float | None, label: str, places: range
+    subject: Subject, certificates: Certificates, attack: Attack, eps: float | None, label: str, places: range
 ) -> list[Row]:
     """Attack the rightly answered images of a batch; the others need no perturbation."""
     images, labels = batch(subject.images, places)
@@ -201,10 +197,10 @@ def _attacked(
             chosen, images[right], labels[right], certificates.margin[chosen], certificates.radius[chosen]
         )
         seed = derive_seed(subject.seed, label, 0, places.start)
-        found = _run(subject.network, attack, known.images, known.labels, eps, seed)
+        found = attack.run(subject.network, known.images, known.labels, eps, seed)
         network, bound, level = subject.network, subject.bound, certificates.level
         success = check(network, bound, level, known, found, name=label, evidence=subject.folder.evidence)
-        result = replaced(result, right, replace(found, success=success))
+        result = result.replaced(right, replace(found, success=success))
     length = norms(result.adversarial.double() - images.double())
     columns = (index, result.success, result.norm, length, result.zero_gradient)
     return [
@@ -217,16 +213,6 @@ def _attacked(
         }
         for i, fooled, norm, l2, z in zip(*(column.tolist() for column in columns), strict=True)
     ]
-
-
-def _run(
-    network: nn.Module, attack: AnyAttack, images: Tensor, labels: Tensor, eps: float | None, seed: int
-) -> AttackResult:
-    options = attack.model_dump(exclude={"name", "eps", "mini"})
-    random = {} if isinstance(attack, Fgsm) else {"seed": seed}
-    if isinstance(attack, MinimumNorm):
-        return names.MINIMUM_NORM_ATTACKS[attack.name](network, images, labels, **options, **random)
-    return names.ATTACKS[attack.name](network, images, labels, eps or 0.0, **options, **random)
 
 
 def columns(

@@ -8,8 +8,8 @@ decimal numbers is one too: `36/255`.
 
 import math
 import re
-from fractions import Fraction
-from typing import Any
+
+from lconvnet.ops.numbers import quotient
 
 WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -20,7 +20,6 @@ WORDS = {
 WHOLE = r"(?:0|[1-9][0-9]*)"
 INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,99})")
 DECIMAL = re.compile(rf"[-+]?(?:{WHOLE}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-QUOTIENT = re.compile(r"([-+]?[0-9]{1,40}(?:\.[0-9]{1,40})?) ?/ ?([0-9]{1,40}(?:\.[0-9]{1,40})?)")
 
 
 def plain(text: str) -> bool | int | float | str | None:
@@ -34,20 +33,6 @@ def plain(text: str) -> bool | int | float | str | None:
     if INTEGER.fullmatch(text):
         return int(text)
     return float(text) if DECIMAL.fullmatch(text) else text
-
-
-def quotient(value: Any) -> Any:
-    """Return the float nearest to a fraction; anything else as it is. Raises ValueError for a division by zero.
-
-    >>> quotient("36/255"), quotient("a/b"), quotient(2)
-    (0.1411764705882353, 'a/b', 2)
-    """
-    found = QUOTIENT.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        return value
-    if not (divisor := Fraction(found[2])):
-        raise ValueError(f"{value!r} divides by zero")
-    return float(Fraction(found[1]) / divisor)
 
 
 def number(text: str) -> float:

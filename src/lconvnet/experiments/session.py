@@ -24,8 +24,10 @@ from typing import Any
 import torch
 
 from lconvnet import atomic, locking
-from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.training import Interrupted
+from lconvnet.experiments.loading import AnyExperiment
+from lconvnet.experiments.origin import require_source
+from lconvnet.experiments.run_folder import RunFolder, recorded
+from lconvnet.training import Interrupted, is_first_process
 from lconvnet.training.settings import versions
 
 PACKAGE = Path(__file__).parents[1]
@@ -68,6 +70,29 @@ def session(folder: RunFolder, task: str) -> Iterator[None]:
             end = {"event": "end", "time": _now(), "outcome": outcome, "error": error}
             with contextlib.suppress(OSError):  # a full disk has been reported already
                 _append(folder, {**end, "seconds": round(time.perf_counter() - started, 3), **_peak_memory()})
+
+
+@contextlib.contextmanager
+def training(
+    experiment: AnyExperiment, folder: RunFolder, what: str, *, weights: Path | None, resume: bool
+) -> Iterator[AnyExperiment]:
+    """A session in which a run is trained, with the experiment as it is to be: at least as long as what is done.
+
+    Of several processes only the first records it. Raises ValueError if the folder holds a run that is not to be gone
+    on with, or imported weights, or if no run exists to start from.
+    """
+    folder.refuse_if_imported()
+    if not resume and is_first_process():
+        folder.refuse_if_used()
+    require_source(weights, folder)
+    with session(folder, what) if is_first_process() else contextlib.nullcontext():
+        found, section = recorded(folder), experiment.training
+        longer = (
+            {"epochs": len(found.epochs)} if found and len(found.epochs) > getattr(section, "epochs", 10**9) else {}
+        )
+        yield experiment.model_copy(update={"training": section.model_copy(update=longer)})
+        if not is_first_process():
+            raise SystemExit(0)  # the first one saves and says what came out
 
 
 def is_running(folder: RunFolder) -> bool:

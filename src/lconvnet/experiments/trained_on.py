@@ -9,7 +9,6 @@ from typing import Any
 from lconvnet import saving
 from lconvnet.data import NAMES, DataError, Splits
 from lconvnet.data import load as load_data
-from lconvnet.experiments import build
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.loading import parse
 from lconvnet.experiments.reading import parse_overrides
@@ -52,7 +51,7 @@ def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> t
     experiment = trained_experiment(folder)
     own = experiment.data
     place = own.directory if directory is None else directory
-    splits = build.load_images(own.model_copy(update={"name": name, "directory": place}), seed=experiment.seed)
+    splits = own.model_copy(update={"name": name, "directory": place}).load(seed=experiment.seed)
     if name == own.name or Path(name).resolve() == Path(own.name).resolve():
         _require_same_images(record, splits, folder)
     if not _changed(record, splits, folder):
@@ -81,7 +80,7 @@ def require_open(folder: RunFolder, overrides: Sequence[str], open_keys: Sequenc
 def own_images(experiment: Experiment, folder: RunFolder) -> Splits:
     """Return the images of a run, wherever they lie now. Raises ValueError where they are others by now."""
     try:
-        splits = build.load_images(experiment.data, seed=experiment.seed)
+        splits = experiment.data.load(seed=experiment.seed)
     except DataError as error:
         moved = not Path(experiment.data.name).exists() and experiment.data.name not in NAMES
         way_out = "; if they moved, say where they are now with --set data.name=PATH" if moved else ""

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from lconvnet import atomic
-from lconvnet.experiments import build
-from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.config import Experiment, settings
 from lconvnet.experiments.loading import parse
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.trained_on import require_open
@@ -54,7 +53,7 @@ def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: S
     parse(values, overrides)
     experiment = parse(values)
     network, origin = read_baseline(folder.path, experiment)
-    facts = json.loads(json.dumps({"settings": build.settings(experiment), "imported": origin}))
+    facts = json.loads(json.dumps({"settings": settings(experiment), "imported": origin}))
     save_best(folder.path / "checkpoints" / "best.safetensors", network, origin["epoch"])
     record = Record(facts, versions(torch.device("cpu")), finished=True)
     atomic.write_json(folder.path / "record.json", record.to_dict())
@@ -77,7 +76,7 @@ def read_baseline(folder: Path, experiment: Experiment) -> tuple[nn.Sequential, 
         raise ValueError(f"{folder} holds {names}; leave the weights to evaluate only")
     if experiment.data.name not in IMAGES:
         raise ValueError(f"data.name is {experiment.data.name!r}; baselines are published for {', '.join(IMAGES)}")
-    network = build.build_model(experiment.model, IMAGES[experiment.data.name], CLASSES, seed=experiment.seed)
+    network = experiment.model.build(IMAGES[experiment.data.name], CLASSES, seed=experiment.seed)
     epoch = load(network, architecture, found[0])
     digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
     return network, {"file": found[0].name, "sha256": digest, "epoch": epoch}

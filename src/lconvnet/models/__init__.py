@@ -1,10 +1,8 @@
 """The paper's networks as functions that take the convolution, the dense layer and the activation as callables."""
 
 from lconvnet.models import baselines
-from lconvnet.models.generators import DCGANGenerator
-from lconvnet.models.kw import kw_large, kw_resnet, kw_small
-from lconvnet.models.networks import dcgan_critic, large_convnet, mlp, small_convnet
-from lconvnet.models.qw import qw_convnet
+from lconvnet.models.baselines import kw_large, kw_resnet, kw_small, qw_convnet
+from lconvnet.models.networks import DCGANGenerator, dcgan_critic, large_convnet, mlp, small_convnet
 
 __all__ = [
     "DCGANGenerator",

@@ -17,8 +17,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from lconvnet.experiments import build
-from lconvnet.experiments.config import Evaluation
+from lconvnet.experiments.config import Evaluation, settings
 from lconvnet.experiments.loading import AnyExperiment, parse_any
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder, recorded_settings
@@ -155,7 +154,7 @@ def facts_of_experiment(experiment: AnyExperiment) -> Facts:
         activation=labels.label_of(network.get("activation", "relu"), labels.ACTIVATIONS),
         trial=str(experiment.seed),
         learning_rate=rate,
-        recipe=_recipe(build.settings(experiment), axes if rate is None else axes | {"optimizer.lr"}),
+        recipe=_recipe(settings(experiment), axes if rate is None else axes | {"optimizer.lr"}),
         specified=True,
     )
 

@@ -70,6 +70,14 @@ class Checkpoint:
     averages: dict[str, Tensor] = field(default_factory=dict)
     version: int = VERSION
 
+    @property
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """The states of the modules with the averages in the place of their weights, if there are any."""
+        return {
+            owner: {name: self.averages.get(f"{owner}.{name}", value) for name, value in state.items()}
+            for owner, state in self.modules.items()
+        }
+
 
 def save(path: Path, checkpoint: Checkpoint, task: str) -> None:
     """Write a checkpoint atomically. Raises `atomic.WriteError`; the previous one then still stands."""

@@ -8,9 +8,13 @@ returns an `LRScheduler` can stand in their place.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from lconvnet.ops.numbers import Number
 
 Schedule = Callable[[Optimizer, int, int], LRScheduler]
 
@@ -27,8 +31,8 @@ class Constant:
 class Exponential:
     r"""$\mathrm{lr}\,\gamma^e$ in epoch $e = 1, 2, \ldots$: $e = 1 + \lfloor t/n\rfloor$ at step $t$, $n$ per epoch.
 
-    The paper's schedule, with gamma 0.96235 over 200 epochs; its first epoch is epoch 1, so that gamma lowers the rate
-    from the first step on. Raises `ValueError` unless gamma is positive.
+    The paper's schedule: 1/2,150 of the rate after 200 epochs. Its first epoch is epoch 1, so that gamma lowers the
+    rate from the first step on. Raises `ValueError` unless gamma is positive.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -41,7 +45,7 @@ class Exponential:
     [0.25]
     """
 
-    gamma: float = 0.96235
+    gamma: Annotated[Number, Field(le=1)] = 0.96235062639
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma < math.inf:
@@ -60,7 +64,7 @@ class OneCycle:
     Raises `ValueError` unless 0 < warmup < 1 and both ends are positive.
     """
 
-    warmup: float = 0.3
+    warmup: Number = 0.3
     start: float = 1 / 25
     end: float = 1 / 25e4
 
@@ -88,16 +92,4 @@ def _cosine(start: float, end: float, part: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
 
 
-def constant() -> Constant:
-    """The optimiser's learning rate throughout."""
-    return Constant()
-
-
-def exponential(gamma: float = 0.96235) -> Exponential:
-    """Multiply the rate by `gamma` after every epoch; see `Exponential`."""
-    return Exponential(gamma)
-
-
-def one_cycle(warmup: float = 0.3, *, start: float = 1 / 25, end: float = 1 / 25e4) -> OneCycle:
-    """Cosine up, then cosine down; see `OneCycle`."""
-    return OneCycle(warmup, start, end)
+constant, exponential, one_cycle = Constant, Exponential, OneCycle

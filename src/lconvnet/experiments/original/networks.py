@@ -14,7 +14,7 @@ from typing import Any
 
 from lconvnet.experiments.explain import choice, short
 from lconvnet.experiments.original.node import Node
-from lconvnet.models import kw
+from lconvnet.models import baselines
 
 Values = dict[str, Any]
 Shape = tuple[int, int, int]
@@ -134,7 +134,7 @@ def _kw(node: Node, shape: Shape) -> Values:
     size, known = node.take("model_name"), ("small", "large")
     if size not in known:
         raise ValueError(choice(node.at("model_name"), size, known))
-    normalised = {"mean": kw.CIFAR10_MEAN, "std": kw.CIFAR10_STD} if shape == IMAGES["cifar10"] else {}
+    normalised = {"mean": baselines.CIFAR10_MEAN, "std": baselines.CIFAR10_STD} if shape == IMAGES["cifar10"] else {}
     return {"architecture": f"kw-{size}", **normalised}
 
 
