@@ -125,7 +125,7 @@ def test_a_distance_of_a_run_says_what_it_assumes(monkeypatch, capsys):
         assumes="what it assumes", guaranteed=None,
     )  # fmt: skip
     monkeypatch.setattr(estimation, "run", lambda *arguments, **options: found)
-    made = tasks.Wasserstein().train(None, RunFolder(Path()), source=Path(), weights=None, resume=False, progress=False)
+    made = tasks.TASKS["wasserstein"].train(None, RunFolder(Path()), tasks.Asked())
     output.show_outcome(made, as_json=False)
     said = capsys.readouterr().out
     assert "estimate 1.9999 of a lower bound" in said and "at 0.95 from 0.0000 to 2.0001, assuming what it" in said

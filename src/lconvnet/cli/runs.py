@@ -14,7 +14,7 @@ import typer
 from lconvnet.cli import options, output
 from lconvnet.experiments.loading import load_any
 from lconvnet.experiments.run_folder import RunFolder, find_run
-from lconvnet.experiments.tasks import task_of
+from lconvnet.experiments.tasks import Asked, task_of
 from lconvnet.importing import adopt
 
 
@@ -70,9 +70,8 @@ def train(
     """Train and say what came out."""
     output.configure_logging(quiet)
     experiment, folder = load_any(cfg, changes), RunFolder(out or cfg.parent)
-    task = task_of(experiment)
-    found = task.train(experiment, folder, source=cfg, weights=weights, resume=resume, progress=not quiet)
-    output.show_outcome(found, as_json=as_json)
+    asked = Asked(source=cfg, weights=weights, resume=resume, progress=not quiet)
+    output.show_outcome(task_of(experiment).train(experiment, folder, asked), as_json=as_json)
 
 
 def evaluate(
@@ -90,8 +89,6 @@ def evaluate(
     experiment = load_any(folder.config, changes) if folder.is_configured else None
     task = task_of(experiment)
     with output.evaluation_progress(quiet) as report:
-        if other is None:
-            found = task.evaluate(experiment, folder, changes, attacks=attacks, report=report)
-        else:
-            found = task.evaluate_on(other, folder, changes, directory=data_dir, attacks=attacks, report=report)
+        asked = Asked(changes=changes, attacks=attacks, report=report, directory=data_dir)
+        found = task.evaluate_on(other, folder, asked) if other else task.evaluate(experiment, folder, asked)
     output.show_outcome(found, as_json=as_json)

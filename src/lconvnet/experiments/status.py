@@ -73,7 +73,7 @@ def is_finished(folder: RunFolder, *, test: bool = True, attacks: bool = True) -
     experiment = load_any(folder.config)
     task = task_of(experiment)
     task.require_stated(experiment, recorded(folder))
-    done = task.finished(experiment, folder, test=test, attacks=attacks)
+    done = task.finished(experiment, folder, test, attacks)
     return done is not None and (folder.path / task.product).exists()
 
 
@@ -102,13 +102,13 @@ def _state(
     if experiment is None:
         return "invalid", error
     task = task_of(experiment)
-    done = task.finished(experiment, folder, attacks=False)
+    done = task.finished(experiment, folder, True, False)
     if done is not None:
         outdated = task.outdated(experiment, folder)
         return ("trained", outdated) if outdated else ("finished", done)
     if last and last.outcome == "failed":
         return "failed", last.error
-    if record and record.finished and task.finished(experiment, folder, test=False) is not None:
+    if record and record.finished and task.finished(experiment, folder, False, False) is not None:
         return "trained", ""
     if last or is_started(folder.path):
         return "interrupted", f"{last.task} was {last.outcome}" if last else ""
