@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from lconvnet import cli, gan
-from lconvnet.experiments import execute, generation
+from lconvnet.experiments import execute
 from lconvnet.experiments.loading import load_any, parse
 from lconvnet.experiments.run_folder import RunFolder, recorded
 from lconvnet.report.facts import facts_of

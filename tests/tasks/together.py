@@ -1,6 +1,6 @@
 """Train one task of each kind as one of several processes; the first prints a JSON summary.
 
-    python -m tests.tasks.together DEVICES
+python -m tests.tasks.together DEVICES
 """
 
 import json

@@ -30,7 +30,6 @@ from lconvnet.training import (
     load_record,
     schedules,
 )
-
 from lconvnet.training.engine import Engine
 
 SCRIPT = Path(__file__).with_name("killing.py")

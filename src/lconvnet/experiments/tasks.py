@@ -108,9 +108,7 @@ def _evaluate_classifier(experiment: Experiment | None, folder: RunFolder, asked
 
 def _evaluate_classifier_on(name: str, folder: RunFolder, asked: Asked) -> Outcome:
     return _measured(
-        evaluate_on(
-            name, folder, asked.changes, directory=asked.directory, attacks=asked.attacks, report=asked.report
-        )
+        evaluate_on(name, folder, asked.changes, directory=asked.directory, attacks=asked.attacks, report=asked.report)
     )
 
 
@@ -232,8 +230,8 @@ TASKS: Mapping[str, Task] = {
         train=_train_critic,
         evaluate=_evaluate_critic,
         finished=_critic_finished,
-        network=lambda experiment, shape, _: (
-            experiment.critic.model_copy(update={"upsampling": 1}).build(shape, seed=0)
+        network=lambda experiment, shape, _: experiment.critic.model_copy(update={"upsampling": 1}).build(
+            shape, seed=0
         ),
     ),
     "gan": Task(

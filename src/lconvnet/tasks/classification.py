@@ -23,7 +23,8 @@ from lconvnet.training.checkpoint import CheckpointError, Progress, encode_best,
 from lconvnet.training.checks import Loss, MakeOptimizer, made_optimizer, require_loss, require_usable
 from lconvnet.training.engine import Engine, Measures, as_computed, is_due, project_
 from lconvnet.training.evaluation import require_classes, singular_values, validate
-from lconvnet.training.loop import Options, Position, Run, opened, require_counts, require_seed, train
+from lconvnet.training.loop import Position, Run, train
+from lconvnet.training.options import Options, opened, require_counts, require_seed
 from lconvnet.training.processes import Precision, is_first_process
 from lconvnet.training.randomness import epoch_order, generator
 from lconvnet.training.record import Epoch, Record

@@ -22,7 +22,7 @@ from lconvnet.data import Images, batch
 from lconvnet.extras import require
 from lconvnet.models import DCGANGenerator
 from lconvnet.training import randomness
-from lconvnet.training.loop import require_counts, require_seed
+from lconvnet.training.options import require_counts, require_seed
 
 CHUNK = 256  # images generated at a time, whatever the batch
 GAP = 2  # pixels between two images of a grid

@@ -25,7 +25,8 @@ from lconvnet.tasks.samples import Distribution, Given, diameter, prepare, requi
 from lconvnet.training.checkpoint import CYCLE, VERSION, Progress
 from lconvnet.training.checks import MakeOptimizer, made_optimizer
 from lconvnet.training.engine import Engine, Measures, as_computed, project_
-from lconvnet.training.loop import Options, Position, opened, require_counts, require_seed, train
+from lconvnet.training.loop import Position, train
+from lconvnet.training.options import Options, opened, require_counts, require_seed
 from lconvnet.training.processes import Precision
 from lconvnet.training.randomness import derive_seed
 from lconvnet.training.record import CriticEpoch, Record
