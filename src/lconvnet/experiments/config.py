@@ -40,6 +40,7 @@ from lconvnet.training.randomness import derive_seed
 from lconvnet.training.schedules import Exponential, OneCycle
 
 Shape = tuple[int, int, int]
+Precision = Literal["32-true", "bf16-mixed"]
 Free = dict[str, Any]
 """The keys of an experiment's sections that a run may be gone on with otherwise; True: all."""
 
@@ -276,29 +277,21 @@ else:
     )
 
 
-class Updates(Section):
-    """What every update of every task may be given: the largest norm of its gradient, and the decay of an average of
-    the weights that is kept in their place."""
+class Loop(Section):
+    """What the loop of every task may be given: `clip_gradient`, the largest norm of the gradient of an update, and
+    `ema`, the decay of an average of the weights that is kept in their place."""
 
-    clip_gradient: PositiveFloat | None = None
-    ema: OpenFraction | None = None
+    younger: ClassVar[frozenset[str]] = frozenset({"clip_gradient", "ema"})
 
     @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_younger_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what older releases did not know, so that records stay comparable."""
-        younger = [key for base in (Updates, Launched) if isinstance(self, base) for key in base.model_fields]
-        unset = {key for key in younger if getattr(self, key) == type(self).model_fields[key].default}
+        fields = type(self).model_fields
+        unset = {key for key in self.younger if getattr(self, key) == fields[key].default}
         return {key: value for key, value in handler(self).items() if key not in unset}
 
 
-class Launched(Updates):
-    """The same with the number of processes on one machine, and their precision."""
-
-    devices: PositiveInt = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-
-
-class Training(Updates):
+class Training(Loop):
     """The loop: epochs, batch size (over all processes), steps between projections and between checkpoints, device.
 
     `select_eps` is the radius at which certified accuracy on the validation images chooses the epoch; null is that of
@@ -312,7 +305,9 @@ class Training(Updates):
     checkpoint_every: PositiveInt = 500
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
+    clip_gradient: PositiveFloat | None = None
+    ema: OpenFraction | None = None
 
 
 class Evaluation(Section):
@@ -370,12 +365,17 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
 
 
-class Steps(Launched):
+class Steps(Loop):
     """The loop: optimiser steps, samples of each distribution in one, steps between checkpoints."""
 
+    younger: ClassVar[frozenset[str]] = frozenset({"devices", "precision", "clip_gradient", "ema"})
     steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
     checkpoint_every: PositiveInt = 500
+    devices: PositiveInt = 1
+    precision: Precision = "32-true"
+    clip_gradient: PositiveFloat | None = None
+    ema: OpenFraction | None = None
 
 
 class HeldOut(Section):
@@ -415,15 +415,20 @@ class WassersteinExperiment(Section):
     evaluation: HeldOut = HeldOut()
 
 
-class Epochs(Launched):
+class Epochs(Loop):
     """The loop: epochs of `steps_per_epoch` generator steps, each after `critic_steps` of the critic; a grid of samples
     after every epoch."""
 
+    younger: ClassVar[frozenset[str]] = frozenset({"devices", "precision", "clip_gradient", "ema"})
     epochs: PositiveInt = 200
     steps_per_epoch: PositiveInt = 500
     batch_size: PositiveInt = 64
     critic_steps: PositiveInt = 5
     checkpoint_every: PositiveInt = 50
+    devices: PositiveInt = 1
+    precision: Precision = "32-true"
+    clip_gradient: PositiveFloat | None = None
+    ema: OpenFraction | None = None
 
 
 class GanExperiment(Section):

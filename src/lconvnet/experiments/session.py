@@ -83,6 +83,7 @@ def training(
     """
     folder.refuse_if_imported()
     if not resume and is_first_process():
+        _refuse_longer(experiment, folder)
         folder.refuse_if_used()
     require_source(weights, folder)
     with session(folder, what) if is_first_process() else contextlib.nullcontext():
@@ -93,6 +94,19 @@ def training(
         yield experiment.model_copy(update={"training": section.model_copy(update=longer)})
         if not is_first_process():
             raise SystemExit(0)  # the first one saves and says what came out
+
+
+def _refuse_longer(experiment: AnyExperiment, folder: RunFolder) -> None:
+    """Raise ValueError, with both ways, if a run that has begun is asked to be longer."""
+    found, asked = recorded(folder), dict(experiment.training)
+    key = "steps" if "steps" in asked else "epochs"
+    done = found.settings.get(key, len(found.epochs)) if found else 0
+    if 0 < done < asked[key]:
+        raise ValueError(
+            f"training.{key} is {asked[key]}, but {folder.path} is a run of {done}; go on with it (--resume), if its "
+            "learning rates do not depend on its length, or start a new run from its weights: "
+            f"lconvnet train CFG --from {folder.path} --out NEW --set training.{key}=..."
+        )
 
 
 def is_running(folder: RunFolder) -> bool:
