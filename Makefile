@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
+# Processes that share the tests, one thread each.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all lint format bench
@@ -24,11 +26,11 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)  ## train on the embedded digits, print and plot certified accuracy (about two minutes)
 	$(BIN)/python examples/demo.py
 
-test: lint  ## lint, types, doctests and fast tests (under ten minutes on two cores)
-	$(BIN)/python -m pytest
+test: lint  ## lint, types, doctests and fast tests (under four minutes on two cores)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 test-all: lint  ## the same with the slow tests
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m ""
 
 lint: $(STAMP)  ## ruff and pyright, changing nothing
 	$(BIN)/ruff check .

@@ -1,4 +1,9 @@
-"""Shared fixtures: seeds, reference values, real data."""
+"""One thread for each process of the tests, and shared fixtures: seeds, reference values, real data."""
+
+import os
+
+# Before torch starts its threads; processes that tests start inherit it. Two workers then keep two cores busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
 import math

@@ -14,8 +14,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # Data flows from left to right: a part imports itself and parts of a lower rank, never one of its own rank.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("ops", "atomic", "locking", "extras", "visible", "printable", "allowance"),
-    ("kernels", "chains"),
+    ("ops", "atomic", "locking", "extras", "visible", "allowance"),
+    ("kernels",),
     ("layers",),
     ("models", "conversion"),
     ("baking",),

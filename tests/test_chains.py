@@ -1,4 +1,4 @@
-"""Forward passes as chains: the layers, one after another, compute what the module does; what is no chain says so."""
+"""Forward passes as chains: the layers, one after another, compute what the module does; others are refused."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lconvnet import bake, convert, lipschitz_bound
-from lconvnet.chains import links
+from lconvnet.conversion import links
 from lconvnet.layers import MaxMin
 
 
@@ -126,9 +126,9 @@ def forward(function):
         (forward(lambda self, x, y: self.conv(x)), "it takes y too"),
         (forward(lambda self: 1), "it takes nothing"),
         (forward(lambda self, x: self.conv(x) if x.sum() > 0 else x), "cannot be traced (symbolically traced"),
-        (forward(lambda self, x: x.view(-1, 192)), "view is no flattening; write torch.flatten(x, 1)"),
+        (forward(lambda self, x: x.view(-1, 192)), "view is not a flattening; write torch.flatten(x, 1)"),
         (forward(lambda self, x: x.view(x.size(1), -1)), "size is not known"),
-        (forward(lambda self, x: x.view(x.size(0), 192)), "view is no flattening"),
+        (forward(lambda self, x: x.view(x.size(0), 192)), "view is not a flattening"),
         (forward(lambda self, x: x.view(x.size(0) * 3, -1)), "mul() computes with the sizes of its input"),
         (forward(lambda self, x: F.max_pool2d(x, 2, return_indices=True)[0]), "is not known"),
         (forward(lambda self, x: F.linear(x, self.conv.weight)), "its tensor 'conv.weight' outside of a layer"),
@@ -154,7 +154,7 @@ def test_hooks_of_whatever_holds_layers_are_seen(kind, inside):
 def test_what_hooks_inside_of_a_traced_class_do_is_seen():
     net = Parts()
     net.features.register_forward_hook(doubled)
-    with pytest.raises(ValueError, match=r"\(Parts\) has no .*no chain of layers: add is not known"):
+    with pytest.raises(ValueError, match=r"\(Parts\) has no .*not a chain of layers: add is not known"):
         convert(net, (3, 8, 8))
 
 

@@ -422,13 +422,13 @@ def test_a_bug_stays_visible(command, tmp_path, monkeypatch, bug):
 
 def test_interrupted_process_exits_with_3_and_resumes(tmp_path):
     """One true process: SIGTERM while it trains, exit code 3 with one line, then --resume ends as if never stopped."""
-    cfg = write(tmp_path / "a" / "cfg.yaml", training={"epochs": 40})
+    cfg = write(tmp_path / "a" / "cfg.yaml", training={"epochs": 20})
     arguments = [sys.executable, "-m", "lconvnet", "train", str(cfg), "--json"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for _ in range(600):
+    for _ in range(3000):
         if (tmp_path / "a" / "record.json").exists() or process.poll() is not None:
             break
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (3, ""), err
@@ -436,7 +436,7 @@ def test_interrupted_process_exits_with_3_and_resumes(tmp_path):
     done = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["run"] == str(cfg.parent)
-    write(tmp_path / "b" / "cfg.yaml", training={"epochs": 40})
+    write(tmp_path / "b" / "cfg.yaml", training={"epochs": 20})
     assert cli.invoke(cli.app, ["train", str(tmp_path / "b" / "cfg.yaml"), "--quiet"]) == 0
     settings = {name: json.loads((tmp_path / name / "record.json").read_text()) for name in ("a", "b")}
     assert settings["a"]["epochs"] == settings["b"]["epochs"]

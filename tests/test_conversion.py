@@ -97,12 +97,12 @@ def test_averages_at_the_end_stay_the_outputs(pool):
 @pytest.mark.parametrize(
     ("pool", "message"),
     [
-        (nn.MaxPool2d(8), r"\(MaxPool2d\) .*ends the network, which only averages may"),
-        (nn.AdaptiveMaxPool2d(1), r"\(AdaptiveMaxPool2d\) .*ends the network, which only averages may"),
-        (nn.AvgPool2d(4, 2), r"\(AvgPool2d\) .*ends the network with kernel_size=4; only 2 is"),
-        (nn.AvgPool2d(4, padding=2), r"ends the network with padding=2; only 0 is converted there"),
-        (nn.AvgPool2d(3, ceil_mode=True), r"ends the network with ceil_mode=True; only False"),
-        (nn.AvgPool2d(8, divisor_override=1), r"ends the network with divisor_override=1; only None"),
+        (nn.MaxPool2d(8), r"\(MaxPool2d\) .*is the last layer, which only average pooling may be"),
+        (nn.AdaptiveMaxPool2d(1), r"\(AdaptiveMaxPool2d\) .*is the last layer, which only average pooling may be"),
+        (nn.AvgPool2d(4, 2), r"\(AvgPool2d\) .*is the last layer and has kernel_size=4; only 2 is"),
+        (nn.AvgPool2d(4, padding=2), r"is the last layer and has padding=2; only 0 is converted there"),
+        (nn.AvgPool2d(3, ceil_mode=True), r"is the last layer and has ceil_mode=True; only False"),
+        (nn.AvgPool2d(8, divisor_override=1), r"is the last layer and has divisor_override=1; only None"),
     ],
 )
 def test_other_pooling_at_the_end_is_refused(pool, message):

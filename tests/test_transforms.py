@@ -72,6 +72,12 @@ BAKED = {
     for name in ("bcop", "bcop-strided", "orthogonal", "network")
 }
 ALL = PLAIN | CONSTRAINED | BAKED
+VARIANTS = ("bcop-one-tap", "bcop-zeros", "bcop-fixed", "orthogonal-tall", "cholesky-tall", "network")
+
+
+def without_variants(names):
+    """Layers and networks of what the list holds already are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in names]
 
 
 def built(name):
@@ -123,7 +129,7 @@ JACOBIANS = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", without_variants(ALL))
 @pytest.mark.parametrize("transform", JACOBIANS)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")  # inside forward mode
 def test_jacobians(name, transform):
@@ -250,7 +256,7 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", without_variants(ALL))
 @pytest.mark.parametrize("transform", GRAPHS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
 def test_graphs_compute_the_same_of_other_inputs(name, transform):
@@ -269,7 +275,7 @@ def test_graphs_compute_the_same_of_other_inputs(name, transform):
 
 
 @pytest.mark.parametrize("transform", ["export", "export-strict", "symbolic_trace"])
-@pytest.mark.parametrize("name", CONSTRAINED)
+@pytest.mark.parametrize("name", without_variants(CONSTRAINED))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_graphs_follow_their_parameters_and_train_them(name, transform):
     layer, x = built(name)

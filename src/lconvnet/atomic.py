@@ -7,11 +7,10 @@ leaves the previous file intact, at worst with a `.NAME.*.tmp` beside it. Every 
 """
 
 import contextlib
-import io
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def as_path(path: object) -> Path:
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically, creating the folders above it.
 
-    Raises `WriteError` where the disk is full or the folder cannot be written; `path` then keeps its old content.
+    Raises `WriteError` if the disk is full or the folder cannot be written; `path` then keeps its old content.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "runs" / "a.bin"
@@ -62,16 +61,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     _require_confined(path.parent)  # a link in the file's own place is replaced
     # Random: process numbers come again, on other machines of a shared disk and after a kill.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
         _write_new(temporary, data)
-        _replace(temporary, path)
+        with _undone(lambda: temporary.unlink(missing_ok=True)):
+            os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise WriteError(
-            f"{path}: cannot be written ({error.strerror or error}), what stood there is unchanged; "
-            "free some space on the disk or choose a folder that you may write to"
-        ) from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -106,26 +100,22 @@ def append_text(path: str | Path, text: str) -> None:
     """Add lines to `path` and wait until the disk has them; a torn last line there is ended first.
 
     A process killed meanwhile leaves at worst a torn last line. Raises `WriteError`, and leaves the file as long as it
-    was, where the disk is full or the folder cannot be written.
+    was, if the disk is full or the folder cannot be written.
     """
     path = Path(path)
     _require_confined(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab", buffering=0) as file, _cut_on_failure(file):
-            data = memoryview((_missing_newline(path) + text).encode())
+    with _writing(path), open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        with _undone(lambda: os.ftruncate(file.fileno(), size)):
+            file.seek(max(0, size - 1))
+            data = memoryview((b"" if file.read(1) in (b"", b"\n") else b"\n") + text.encode())
             while data:
                 data = data[file.write(data) :]
             os.fsync(file.fileno())
-    except OSError as error:
-        raise WriteError(
-            f"{path}: cannot be written ({error.strerror or error}), what stood there is unchanged; "
-            "free some space on the disk or choose a folder that you may write to"
-        ) from error
 
 
 def refuse_links(folder: Path, *paths: Path) -> None:
-    """Raise ValueError where the way from `folder` to one of `paths` in it goes over a symbolic link.
+    """Raise ValueError if the way from `folder` to one of `paths` in it goes over a symbolic link.
 
     What is written into somebody else's folder must not land elsewhere; links that lead to `folder` are its user's own.
     """
@@ -146,7 +136,7 @@ def _require_confined(path: Path) -> None:
 def sweep(path: str | Path) -> None:
     """Remove the temporary files that killed writers of `path` left beside it.
 
-    Only where nobody else can be writing `path` now: the caller holds a lock.
+    Only if nobody else can be writing `path` now: the caller holds a lock.
     """
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -154,54 +144,40 @@ def sweep(path: str | Path) -> None:
             leftover.unlink()
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make the folders of a file; every failure of the operating system in the block is a WriteError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}), what stood there is unchanged; "
+            "free some space on the disk or choose a folder that you may write to"
+        ) from error
+
+
+@contextlib.contextmanager
+def _undone(undo: Callable[[], object]) -> Iterator[None]:
+    """Take back what the block has written if it fails (full disk, interrupt)."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            undo()
+        raise
+
+
 def _write_new(path: Path, data: bytes) -> None:
     """Create `path`, write all of `data` and wait until the disk has it; on failure `path` is gone again."""
-    with open(path, "xb") as file, _removed_on_failure(path):
+    with open(path, "xb") as file, _undone(lambda: path.unlink(missing_ok=True)):
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _replace(temporary: Path, path: Path) -> None:
-    """Rename our temporary file to `path`; on failure it is gone."""
-    with _removed_on_failure(temporary):
-        os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    """Give back the space of a file that we created when the block fails (full disk, interrupt)."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def _cut_on_failure(file: io.FileIO) -> Iterator[None]:
-    """Take back what was appended to an open file when the block fails."""
-    size = file.tell()
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file.fileno(), size)
-        raise
-
-
-def _missing_newline(path: Path) -> str:
-    """What the last line of a file lacks."""
-    with open(path, "rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return ""
-        file.seek(-1, os.SEEK_END)
-        return "" if file.read(1) == b"\n" else "\n"
-
-
 def _sync_folder(folder: Path) -> None:
-    """Wait until the disk knows the folder's new entry (a no-op where folders cannot be opened)."""
+    """Wait until the disk knows the folder's new entry (a no-op if folders cannot be opened)."""
     with contextlib.suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lconvnet.ops.images import is_finite_number
-from lconvnet.ops.numbers import Number
+from lconvnet.ops.numbers import NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Hinge:
     0.0
     """
 
-    eps: Number
+    eps: PositiveFloat
     lipschitz: float = 1.0
     p: float = 2
 
@@ -88,9 +88,9 @@ class OffsetCrossEntropy:
     0.6931
     """
 
-    eps: Number
-    temperature: Number = 0.25
-    offset: Number | None = None
+    eps: PositiveFloat
+    temperature: PositiveFloat = 0.25
+    offset: NonNegativeFloat | None = None
 
     def __post_init__(self) -> None:
         _positive(self.eps, "eps", "the l2 radius to train for, e.g. 1.58 for MNIST")

@@ -1,4 +1,4 @@
-"""What a person sees in a folder: nothing hidden, and nothing that an operating system put there for itself.
+"""What a person sees: of a folder nothing hidden, of a text nothing that moves a cursor.
 
 Notebooks, version control, archives and desktops leave copies of files in folders such as `.ipynb_checkpoints`, `.git`,
 `__MACOSX` or `@eaDir`. They are neither images nor runs. The folder that somebody names may itself be hidden.
@@ -10,24 +10,23 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-LITTER = frozenset(
-    {
-        "__macosx",
-        "__pycache__",
-        "$recycle.bin",
-        "#recycle",
-        "@eadir",
-        "desktop.ini",
-        "ehthumbs.db",
-        "lost+found",
-        "system volume information",
-        "thumbs.db",
-    }
-)
+LITTER = frozenset({
+    "__macosx", "__pycache__", "$recycle.bin", "#recycle", "@eadir", "desktop.ini", "ehthumbs.db", "lost+found",
+    "system volume information", "thumbs.db",
+})  # fmt: skip
+
+
+def printable(text: str) -> str:
+    r"""Return a text with every character that is not printable as its escape, so that it is one line.
+
+    >>> printable("a\x1b[31m\n")
+    'a\\x1b[31m\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file or folder of this name is anybody's.
+    """Return whether a file or folder of this name is meant to be seen.
 
     >>> [name for name in ("cat.png", "._cat.png", ".git", "__MACOSX", "Thumbs.db") if is_visible(name)]
     ['cat.png']
@@ -40,7 +39,7 @@ def walk(
 ) -> Iterator[tuple[Path, list[Path], list[Path]]]:
     """Yield every folder in and below one, with what is visible in it: its folders, and its files, in a fixed order.
 
-    With `links` those to folders are followed, and a circle of them is the caller's to break.
+    With `links`, links to folders are followed, and the caller has to break a circle of them.
     """
     for above, folders, files in os.walk(folder, followlinks=links, onerror=onerror):
         place = Path(above)

@@ -19,7 +19,7 @@ than the radius,
   and with or without fused multiplication and addition, as long as every product is a plain sum of products (no
   Winograd, Fourier or Strassen kernels, no TensorFloat-32), and whether subnormal numbers are kept or count as zero.
 
-What an operation may have stands in one table (``operations.py``); anything else is refused while a model is read.
+What an operation may have stands in one table (``reading.py``); anything else is refused while a model is read.
 
 What a certificate says besides (where the image comes from, methods, versions) is for people and not checked.
 """

@@ -238,12 +238,6 @@ def nearest(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     return Exact(_image(node, x).repeat(s, axis=1).repeat(s, axis=2), x.exponent)
 
 
-def scale(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """Multiplication by a number."""
-    factor = Exact.of(np.array([float(node.options["factor"])]))
-    return Exact(x.integers * factor.integers[0], x.exponent + factor.exponent)
-
-
 def added(node: Node, tensors: Mapping[str, Exact], a: Exact, b: Exact) -> Exact:
     """A sum, or a difference, of tensors of one shape."""
     prove(a.integers.shape == b.integers.shape, f"node {node.name!r} repeats one of its inputs")
@@ -276,7 +270,8 @@ def permuted(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def constant(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """The number or tensor that a node adds or multiplies with, in the shape of its input."""
     key = node.tensors.get("constant")
-    c = Exact.of(np.array([float(node.options["value"])])) if key is None else tensors[key]
+    number = "factor" if node.operation == "Scale" else "value"
+    c = Exact.of(np.array([float(node.options[number])])) if key is None else tensors[key]
     shape = x.integers.shape
     return c.map(lambda v: np.broadcast_to(v.reshape(v.shape[1:]) if v.ndim > len(shape) > 0 else v, shape))
 
@@ -310,7 +305,7 @@ OPERATIONS: dict[str, Callable[..., Exact]] = {
     "MaxMin": max_min,
     "NearestUpsampling": nearest,
     "ReLU": _moved(lambda v: np.maximum(v, 0)),
-    "Scale": scale,
+    "Scale": multiplied,
     "TwoSidedReLU": _moved(lambda v: np.concatenate([np.maximum(v, 0), np.maximum(-v, 0)])),
     "ZeroPad2d": zero_pad,
     "add": added,

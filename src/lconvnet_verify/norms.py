@@ -17,8 +17,7 @@ import numpy as np
 from flint import arb, fmpq
 
 from lconvnet_verify.exact import padding, require_room
-from lconvnet_verify.operations import JOINS, WEIGHTED
-from lconvnet_verify.reading import Layer, Node, prove
+from lconvnet_verify.reading import JOINS, WEIGHTED, Layer, Node, prove
 
 UNIT = 2.0**-53
 CHUNK = 2**20

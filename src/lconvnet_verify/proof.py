@@ -26,8 +26,7 @@ from flint import arb, ctx, fmpz
 
 from lconvnet_verify.exact import Exact, forward
 from lconvnet_verify.norms import require_norm
-from lconvnet_verify.operations import JOINS, WEIGHTED
-from lconvnet_verify.reading import Certificate, Model, Node, NotProved, prove, require_same
+from lconvnet_verify.reading import JOINS, WEIGHTED, Certificate, Model, Node, NotProved, prove, require_same
 
 PRECISION = 256
 ARITHMETIC = {"<f4": (-24, -126, 127), "<f8": (-53, -1022, 1023)}
@@ -141,7 +140,8 @@ class Prover:
         for node in nodes:
             inputs, entries = [stored[name] for name in node.inputs], values[node.name].integers.size
             if node.operation in JOINS:
-                size, error, sums, products = self._joined(node, inputs)
+                size, error = joined(node, [x.norm for x in inputs]), joined(node, [x.error for x in inputs])
+                sums, products = size, 0
             else:
                 size, error, sums, products = self._one(node, inputs[0], certificate, entries)
             rounding = arb(0)
@@ -152,13 +152,9 @@ class Prover:
             stored[node.name] = Stored(size + rounding, error + rounding)
         return stored
 
-    def _joined(self, node: Node, inputs: list[Stored]) -> tuple[arb, arb, arb, int]:
-        """Norm, error, norm of the sums of absolute values, and products in a sum, without the rounding of the node."""
-        size = joined(node, [x.norm for x in inputs])
-        return size, joined(node, [x.error for x in inputs]), size, 0
-
     def _one(self, node: Node, x: Stored, certificate: Certificate, size: int) -> tuple[arb, arb, arb, int]:
-        """The same for a node that reads one other."""
+        """Norm, error, norm of the sums of absolute values, and products in a sum, before the rounding of a node that
+        reads one other."""
         layer = certificate.layers[node.name]
         upper, absolute = arb(layer.upper), arb(layer.upper if layer.absolute is None else layer.absolute)
         value = node.options.get("factor", node.options.get("value", 0.0))

@@ -83,7 +83,7 @@ def test_modes_of_gradients_and_dtypes_change_nothing(name):
     assert (wide.norm > 0)[wide.success].any() == (run(name, network()).norm > 0)[wide.success].any()
 
 
-@pytest.mark.parametrize("name", [*OPTIONS, "autoattack"])
+@pytest.mark.parametrize("name", [*OPTIONS, pytest.param("autoattack", marks=pytest.mark.slow)])
 def test_a_network_of_equal_logits_is_attacked_in_vain(name):
     dead = network()
     for parameter in dead[2].parameters():

@@ -130,7 +130,9 @@ def test_taps_of_different_reach_are_aligned():
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # an even kernel: torch warns about a copy
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
-@pytest.mark.parametrize(("k", "dilation"), [(2, 1), (2, 3), (4, 1), (3, 2), ((2, 5), 1)])
+@pytest.mark.parametrize(
+    ("k", "dilation"), [(2, 1), (2, 3), pytest.param(4, 1, marks=pytest.mark.slow), (3, 2), ((2, 5), 1)]
+)
 def test_same_padding_has_its_centre_where_torch_has_it(k, dilation, padding_mode):
     """x - K x with one tap where the pixel itself is read: nothing is left of it."""
     conv = nn.Conv2d(1, 1, k, padding="same", dilation=dilation, padding_mode=padding_mode, bias=False)
@@ -322,7 +324,7 @@ def test_the_copies_of_a_reflected_pixel():
     assert upper(nn.ReplicationPad2d((2, 0, 0, 0)), (1, 5, 5)) == root_up(3)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("stride", [1, 2, (1, 2)])
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"dilation": 2}, {"padding": 1}], ids=str)
 def test_transposed_convolutions_are_adjoints(k, stride, options):

@@ -10,6 +10,11 @@ from tests.bounds.networks import random_network, random_program
 ROUNDING = 1e-11  # of the oracles: float64 on a few hundred entries, differences of length 0.1
 
 
+def some_of(blocks, *, fast):
+    """Blocks of seeds, of which the later ones run with the slow tests."""
+    return [pytest.param(block, marks=[pytest.mark.slow] * (block >= fast)) for block in range(blocks)]
+
+
 def jacobian_norm(network, x):
     """Largest singular value of the dense Jacobian at ``(1, ...)``: one backward pass over a copy for each output."""
     outputs = network(x).numel()
@@ -50,7 +55,7 @@ def hunt(network, shape):
     return bound.upper, max(reached, steepest_quotient(double, shape)), rounding
 
 
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("block", some_of(8, fast=4))
 def test_no_random_network_moves_further_than_its_bound(block):
     for seed in range(5 * block, 5 * block + 5):
         network, shape = random_network(seed)
@@ -58,7 +63,7 @@ def test_no_random_network_moves_further_than_its_bound(block):
         assert reached <= upper + rounding, (seed, network)
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", some_of(4, fast=2))
 def test_no_random_program_moves_further_than_its_bound(block):
     for seed in range(15 * block, 15 * block + 15):
         program, shape = random_program(seed)

@@ -30,7 +30,7 @@ def jacobian(network, x):
 
 
 @pytest.mark.parametrize("conv", CONVS, ids=lambda conv: conv.keywords["kernel"].__name__)
-@pytest.mark.parametrize("build", [models.small_convnet, models.large_convnet])
+@pytest.mark.parametrize("build", [models.small_convnet, pytest.param(models.large_convnet, marks=pytest.mark.slow)])
 def test_baked_networks(conv, build):
     network = bake(build(1, 8, 3, conv=conv))
     bound = lipschitz_bound(network, input_shape=(1, 8, 8))

@@ -79,7 +79,7 @@ NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("fill", [dyadic, awkward])
+@pytest.mark.parametrize("fill", [pytest.param(dyadic, marks=pytest.mark.slow), awkward])
 @pytest.mark.parametrize(("build", "shape"), NETWORKS)
 def test_bounds_and_radii_are_on_the_right_side(build, shape, fill):
     network = fill(build(), seed=1)

@@ -75,7 +75,7 @@ GENERAL = [
 
 @pytest.mark.parametrize(("build", "shape"), [case[1:] for case in GENERAL], ids=[case[0] for case in GENERAL])
 def test_general_layers_are_within_a_hundredth(build, shape):
-    assert median(build, shape, 5) <= 1.01
+    assert median(build, shape, 3) <= 1.01
 
 
 ZEROS = [
@@ -89,8 +89,8 @@ ZEROS = [
 
 
 @pytest.mark.parametrize(("build", "side"), [case[1:] for case in ZEROS], ids=[case[0] for case in ZEROS])
-@pytest.mark.parametrize("channels", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_zero_padding_is_within_a_hundredth_on_32_pixels(build, side, channels):
+@pytest.mark.parametrize(("channels", "count"), [(1, 1), *(pytest.param(c, 3, marks=pytest.mark.slow) for c in (1, 2))])
+def test_zero_padding_is_within_a_hundredth_on_32_pixels(build, side, channels, count):
     """The bound holds for every size; on 8 x 8 pixels the truth is 6.4 % below it, on 16 x 16 1.7 %, on 32 x 32 0.4 %,
     and the grid of frequencies adds 0.24 %."""
-    assert median(lambda: build(channels), (channels, side, side), 3) <= 1.01
+    assert median(lambda: build(channels), (channels, side, side), count) <= 1.01

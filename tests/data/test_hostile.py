@@ -13,7 +13,7 @@ from PIL import Image
 from lconvnet import allowance
 from lconvnet.data import DataError, load, read_samples
 from lconvnet.data.decoding import FORMATS
-from lconvnet.data.parquet_pages import pages
+from lconvnet.data.tables import pages
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -119,7 +119,7 @@ def test_a_template_that_cannot_be_used_is_named(tmp_path, text, match):
 def test_folders_without_a_template_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no template\.yaml"):
         generate(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         generate(tmp_path / "absent")
 
 

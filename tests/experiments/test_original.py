@@ -8,9 +8,9 @@ import yaml
 
 from lconvnet.cli import app, invoke
 from lconvnet.experiments.config import Experiment, WassersteinExperiment
+from lconvnet.experiments.family import expand
 from lconvnet.experiments.loading import load_any, parse_any, read
 from lconvnet.experiments.original import is_original, network
-from lconvnet.experiments.template import expand
 from lconvnet.layers import NearestUpsampling
 from tests.importing.originals import OPTIONS, RELU, SHAPES, classifier, convnet, critic, mlp, typed
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
+from lconvnet.experiments.family import expand
 from lconvnet.experiments.loading import load, parse_any, read
-from lconvnet.experiments.template import expand
 
 RUNS = Path(__file__).resolve().parents[2] / "runs"
 COMMITTED = re.compile(r"(?!.*multi-trial-[B-E])")  # the other trials are generated
@@ -24,14 +24,25 @@ def shape_of(experiment) -> tuple[int, int, int]:
     return (3, 32, 32) if experiment.data.name == "cifar10" else (1, 28, 28)
 
 
+# Networks take time to build, and the paper's Large ones differ from its Small ones in sizes only.
+SLOW = re.compile("adv-rob.*/large/|adv-rob-cifar10/small/|qian.*/model-4|mnist-ten-epochs")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_config_is_valid_and_its_network_runs(path):
+def test_config_is_valid(path):
+    experiment = load(RUNS / path)
+    experiment.optimizer([torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[pytest.mark.slow] * bool(SLOW.search(str(p)))) for p in CONFIGS], ids=str
+)
+def test_the_network_of_a_config_runs(path):
     experiment = load(RUNS / path)
     shape = shape_of(experiment)
     model = experiment.model.build(shape, 10, seed=experiment.seed).eval()
     with torch.no_grad():
         assert model(torch.rand(2, *shape)).shape == (2, 10)
-    experiment.optimizer([torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_all_of_the_papers_runs_are_there(reference_dir):

@@ -15,7 +15,7 @@ from lconvnet import cli
 from lconvnet.experiments import execute, slurm
 from lconvnet.experiments.loading import dump, parse
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.experiments.slurm_script import script
+from lconvnet.experiments.slurm import script
 
 ROOT = Path(__file__).parents[2]
 VALUES = {
@@ -211,13 +211,13 @@ def test_the_words_of_sbatch_are_passed_on(stubs, monkeypatch):
     assert not list(stubs.rglob("*.sh"))
 
 
-def test_without_slurm_one_line_and_code_2(tmp_path):
+def test_without_slurm_one_line_and_code_2(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "a")
-    path = os.pathsep.join(["/usr/bin", "/bin"]) if not Path("/usr/bin/sbatch").exists() else "/bin-without-slurm"
-    run = [sys.executable, "-m", "lconvnet", "submit", str(tmp_path)]
-    done = subprocess.run(run, env=os.environ | {"PATH": path}, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "sbatch is not on the PATH; submit on a machine of a Slurm cluster, or use lconvnet train" in done.stderr
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code = cli.invoke(cli.app, ["submit", str(tmp_path)])
+    said = capsys.readouterr()
+    assert (code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "sbatch is not on the PATH; submit on a machine of a Slurm cluster, or use lconvnet train" in said.err
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
@@ -226,11 +226,28 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("batch_run", []),
+        ("batch_run_resume", ["--resume"]),
+        ("batch_run_test", ["--test"]),
+        ("batch_run_resume_test", ["--resume", "--test"]),
+    ],
+)
+def test_the_scripts_at_the_root_pass_on_what_they_are_given(stubs, name, flags):
+    (stubs / "bin" / "python").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    (stubs / "bin" / "python").chmod(0o755)
+    command = [ROOT / f"{name}.sh", "my runs", "4", "--time=9"]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": "python"}, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["-m", "lconvnet", "submit", *flags, "--limit", "4", "my runs", "--", "--time=9"]
+
+
+@pytest.mark.parametrize(
     ("name", "commands"),
     [
-        ("batch_run", ["train"]),
-        ("batch_run_resume", ["train", "--resume"]),
-        ("batch_run_test", ["evaluate"]),
+        pytest.param("batch_run", ["train"], marks=pytest.mark.slow),
+        pytest.param("batch_run_resume", ["train", "--resume"], marks=pytest.mark.slow),
+        pytest.param("batch_run_test", ["evaluate"], marks=pytest.mark.slow),
         ("batch_run_resume_test", ["train", "--resume", "evaluate"]),
     ],
 )

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lconvnet.experiments.family import Choice, expand
 from lconvnet.experiments.loading import read
-from lconvnet.experiments.template import Choice, expand
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 

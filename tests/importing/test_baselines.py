@@ -27,7 +27,7 @@ from lconvnet.bounds.linear import margin_bounds
 from lconvnet.cli import app, invoke
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.importing import adopt, import_run, kw, qw, tensorflow
+from lconvnet.importing import adopt, baselines, import_run, tensorflow
 from lconvnet.models import kw_large, kw_resnet, kw_small, qw_convnet
 from lconvnet.report import find_runs
 from lconvnet.report.facts import facts_of
@@ -103,7 +103,7 @@ def test_kw_outputs_equal_the_authors_wiring(architecture, listed, tmp_path):
     path = tmp_path / "net.pth"
     torch.save({"state_dict": states if listed else states[0], "epoch": 17, "err": 0.5}, path)
     model = BUILD[architecture](3, 8, 10)
-    assert kw.load(model, architecture, path) == 17
+    assert baselines.load_kw(model, architecture, path) == 17
     x = torch.rand(4, 3, 8, 8)
     expected = run_their_resnet(network, x) if architecture == "kw-resnet" else network(x)
     assert torch.allclose(model(x), expected, atol=1e-6)  # float32, the order of one sum
@@ -113,12 +113,12 @@ def test_kw_refuses_other_networks(tmp_path):
     path = tmp_path / "net.pth"
     torch.save({"state_dict": [theirs("kw-small").state_dict()]}, path)
     with pytest.raises(ValueError, match=r"another network: .* choose model.architecture"):
-        kw.load(kw_large(3, 8, 10), "kw-large", path)
+        baselines.load_kw(kw_large(3, 8, 10), "kw-large", path)
     with pytest.raises(ValueError, match=r"linear1.weight has shape \(100, 128\), kw-small needs \(100, 2048\)"):
-        kw.load(kw_small(3, 32, 10), "kw-small", path)
+        baselines.load_kw(kw_small(3, 32, 10), "kw-small", path)
     torch.save({"weights": 3}, path)
     with pytest.raises(ValueError, match="no weights by name"):
-        kw.load(kw_small(3, 8, 10), "kw-small", path)
+        baselines.load_kw(kw_small(3, 8, 10), "kw-small", path)
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.index"])
@@ -128,10 +128,10 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(name, tmp_path):
     for write in (lambda: path.write_bytes(pickle.dumps(bare)), lambda: torch.save(bare, saved)):
         write()
         model = kw_small(3, 8, 10) if name.endswith("pth") else qw_convnet(1, 8, 3, (2,), 3, 3)
-        loader = kw if name.endswith("pth") else qw
+        load = baselines.load_kw if name.endswith("pth") else baselines.load_qw
         before = {key: value.clone() for key, value in model.state_dict().items()}
         with pytest.raises(ValueError, match=str(path)) as error:
-            loader.load(model, "kw-small", path)
+            load(model, "kw-small", path)
         assert "\n" not in str(error.value)
         assert not trap.exists()
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -184,7 +184,7 @@ def by_hand(found, x, channels=(2, 4), classes=11):
 def test_qw_outputs_equal_the_network_in_tensorflows_layout(tmp_path):
     found = variables()
     model = qw_convnet(1, 8, 11, (2, 4), 3, 3)
-    assert qw.load(model, "qw", write_tensorflow(tmp_path / "model.index", found)) == 0
+    assert baselines.load_qw(model, "qw", write_tensorflow(tmp_path / "model.index", found)) == 0
     x = np.random.default_rng(1).random((5, 8, 8, 1))
     ours = bake(model).double()(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
     assert np.abs(ours - by_hand(found, x)).max() < 1e-6  # weights are rounded to float32 once
@@ -204,7 +204,7 @@ def test_qw_refuses_other_networks(change, line, tmp_path):
     found = variables()
     change(found)
     with pytest.raises(ValueError, match=line):
-        qw.load(qw_convnet(1, 8, 11, (2, 4), 3, 3), "qw", write_tensorflow(tmp_path / "model.index", found))
+        baselines.load_qw(qw_convnet(1, 8, 11, (2, 4), 3, 3), "qw", write_tensorflow(tmp_path / "model.index", found))
 
 
 def test_tensorflow_variables_come_back(tmp_path):
@@ -378,7 +378,7 @@ def test_a_baseline_without_its_weights_is_no_import(files, tmp_path):
 @pytest.fixture(scope="module")
 def published(reference_dir):
     model = kw_small(3, 32, 10, mean=(0.485, 0.456, 0.406), std=(0.225, 0.225, 0.225))
-    assert kw.load(model, "kw-small", reference_dir / "kw" / "cifar_small_36px.pth") == 17
+    assert baselines.load_kw(model, "kw-small", reference_dir / "kw" / "cifar_small_36px.pth") == 17
     return bake(model)
 
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from lconvnet import lipschitz_bound, save
 from lconvnet.importing import load_orthogonium, load_plain, load_torchlip
-from lconvnet.importing.bjorck import cut_off
-from lconvnet.importing.orthogonium import bcop_kernel, compose
+from lconvnet.importing.libraries import bcop_kernel, compose
+from lconvnet.importing.original import cut_off
 from lconvnet.layers import Abs, FullSort, GroupSort, MaxMin, OrthogonalLinear, Scale, Sum
 
 read_torchlip = partial(load_torchlip, k_coef_lip=1, disjoint_neurons=True)

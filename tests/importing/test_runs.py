@@ -321,7 +321,14 @@ def test_weights_of_another_network_are_refused(change, message, tmp_path, monke
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("named", "theirs"), list(itertools.permutations(METHODS, 2)))
+@pytest.mark.parametrize(
+    ("named", "theirs"),
+    [
+        # SVCM's network is projected when it is built
+        pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] == "SVCM" and pair[1] != "BCOP"))
+        for pair in itertools.permutations(METHODS, 2)
+    ],
+)
 def test_weights_of_another_method_are_refused(named, theirs, tmp_path, monkeypatch):
     """What a method keeps tells it from every other one: no configuration gives weights another meaning."""
     weights = Original(convnet("SmallConvNet", theirs, SHAPES["mnist"], 10)).weights

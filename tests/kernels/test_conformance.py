@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -17,17 +18,29 @@ from lconvnet.ops.whitening import cholesky
 from tests.oracles import dense_matrix, singular_values
 
 METHODS = [BCOP, FixedBCOP, RKO, RKL2NE, OSSN, SVCM]
-CHANNELS = [(4, 4), (3, 6), (7, 2)]
+CHANNELS = [(3, 6), (4, 4), (7, 2)]
 # (kernel size, stride, image): sizes 1 to 5, odd and even images, both parities of the stride-1 kernel
 SHAPES = [
+    (3, 1, (5, 7)),
     (1, 1, (5, 5)),
     (2, 1, (6, 6)),
-    (3, 1, (5, 7)),
     (4, 1, (6, 6)),
     (5, 1, (7, 6)),
     (4, 2, (6, 8)),
     (6, 2, (6, 6)),
 ]
+DTYPES = [torch.float64, torch.float32]
+
+
+def cases(*axes):
+    """All combinations; those that differ from the first one in several ways are slow."""
+    found = []
+    for case in product(*axes):
+        several = sum(value is not axis[0] for value, axis in zip(case, axes, strict=True)) > 1
+        found.append(pytest.param(*case, marks=[pytest.mark.slow] * several, id="-".join(map(str, case))))
+    return found
+
+
 # float32 weights carry a relative error of a few hundred rounding errors after products with hundreds of terms;
 # float64 likewise, with a margin for the square that the Gram matrix makes of the condition number
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
@@ -69,9 +82,7 @@ def check_spectrum(layer, channels, image, dtype):
     return values
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS, ids=str)
+@pytest.mark.parametrize(("channels", "shape", "dtype"), cases(CHANNELS, SHAPES, DTYPES))
 @pytest.mark.parametrize("kernel", METHODS)
 def test_singular_values(kernel, channels, shape, dtype):
     kernel_size, stride, image = shape
@@ -115,8 +126,7 @@ def test_zero_padding_is_a_contraction(kernel, kernel_size):
         assert values.min() < 0.99  # the border loses what circular padding keeps
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS, ids=str)
+@pytest.mark.parametrize(("channels", "shape"), cases(CHANNELS, SHAPES))
 @pytest.mark.parametrize("kernel", METHODS)
 def test_bound_is_above_the_norm_and_close(kernel, channels, shape):
     kernel_size, stride, image = shape

@@ -119,7 +119,16 @@ def test_gradients_of_weights_do_not_feel_autocast(name, gradients):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler's own code
-@pytest.mark.parametrize("name", ["bcop-polar", "polar", "cholesky", "express", "bjorck3", "l2ne"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bcop-polar",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("polar", "bjorck3")),
+        "cholesky",
+        "express",
+        "l2ne",
+    ],
+)
 def test_compiled_gradients_of_weights_do_not_feel_autocast(name):
     torch.manual_seed(0)
     kernel = KERNELS[name]()

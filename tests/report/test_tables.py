@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from lconvnet.experiments.family import expand
 from lconvnet.experiments.loading import load, parse_any, read
-from lconvnet.experiments.template import expand
 from lconvnet.report import find_runs, measurements, tables
 from lconvnet.report.facts import describe, differences, facts_of_experiment
 

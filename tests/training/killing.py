@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning_fabric  # noqa: F401 - a training imports both, and every forked one would do so again
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from lconvnet.data import Splits, crop_and_flip, load

@@ -133,7 +133,9 @@ def test_the_rates_of_a_training_are_told(caplog: pytest.LogCaptureFixture) -> N
     assert caplog.messages == [f"learning rate: {rates}"]
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(200, 469), (200, 391), (10, 100), (90, 7)])
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [pytest.param(200, 469, marks=pytest.mark.slow), (200, 391), (10, 100), (90, 7)]
+)
 def test_the_commonest_recipes_with_epochs_for_steps(epochs: int, steps: int) -> None:
     """What torch's examples step once an epoch, stepped after every batch; in the right unit it is taken."""
 

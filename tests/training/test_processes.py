@@ -19,6 +19,7 @@ from lconvnet.experiments.loading import dump
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.training import is_first_process, load_record, processes
 from lconvnet.training.processes import STARTED, Processes
+from tests.training import together
 from tests.training.test_resume import assert_same_run
 
 SCRIPT = Path(__file__).with_name("together.py")
@@ -81,7 +82,7 @@ def test_two_processes_train_small_as_one_does_and_one_of_them_writes(tmp_path: 
 def test_uneven_and_empty_shares_give_the_gradient_of_the_joint_batch() -> None:
     """Batches of 479 and 1: shares of 160, 160 and 159, and two processes without an image."""
     options = {"epochs": 1, "noise": 0, "precision": "64-true", "sgd": 0.5, "batch_size": 479}
-    one, three = (json.loads(train(devices, **options).stdout) for devices in (1, 3))
+    one, three = together.train({"devices": 1, **options}), json.loads(train(3, **options).stdout)
     # Plain gradient descent: weights differ by the gradients' rounding. Power-iteration buffers are among them.
     assert three["sums"] == pytest.approx(one["sums"], rel=1e-12, abs=1e-13)
     assert three["epochs"][0]["loss"] == pytest.approx(one["epochs"][0]["loss"], rel=1e-13)

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from lconvnet.cli import certificates, families, importing, reports, runs, submission, wasserstein
+from lconvnet.cli import certificates, families, reports, runs, submission, wasserstein
 from lconvnet.cli.process import invoke, start
 
 __all__ = ["app", "invoke", "main", "start"]
@@ -21,7 +21,7 @@ app.command("train")(runs.train_command)
 app.command("evaluate")(runs.evaluate_command)
 app.command("certify")(certificates.certify_command)
 app.command("verify")(certificates.verify_command)
-app.command("import")(importing.import_command)
+app.command("import")(reports.import_command)
 app.command("generate")(families.generate_command)
 app.command("sweep")(families.sweep_command)
 app.command("submit")(submission.submit_command)

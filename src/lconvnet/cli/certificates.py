@@ -17,7 +17,7 @@ from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, Level, certified_accuracy, certify
 from lconvnet.certify.files import documents, encoded, finite
 from lconvnet.cli import options, output
-from lconvnet.experiments.images import read_images
+from lconvnet.experiments.other_data import read_images
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.experiments.trained_on import splits_like
 from lconvnet.ops.images import check_eps
@@ -31,7 +31,7 @@ Data = Annotated[str | None, typer.Option("--data", help="Certify images of a da
 Split = Annotated[str, typer.Option("--split", help="Of the data set: train, validation or test.")]
 First = Annotated[int | None, typer.Option("--first", min=1, help="Only so many images of the split.")]
 Chosen = Annotated[Level, typer.Option("--level", help="What radii account for.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for one certificate (JSON) an image.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for one certificate (JSON) per image.")]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def certify_command(
 ) -> None:
     """Certify image files or images of a data set: MODEL is a run folder or a model.safetensors.
 
-    A set is read and divided as the run says: its test images are none that it was trained on.
+    A set is read and divided as the run says: its test images are not among those that it was trained on.
     """
     radii = [check_eps(value) for value in eps or ()]
     run = find_run(model) if model.is_dir() or is_started(model.parent) else None
@@ -96,7 +96,7 @@ def verify_command(
     certificate: Annotated[Path, typer.Argument(help="A certificate, or a folder of them.")],
     model: Annotated[Path, typer.Argument(help="The model.safetensors that they are about, or its run folder.")],
 ) -> None:
-    """Prove certificates again by other means: exit code 0 only where all are proved, 4 where one is not."""
+    """Prove certificates again by other means: exit code 0 only if all are proved, 4 if one is not."""
     extras.require("flint", "verify")
     from lconvnet_verify.__main__ import main
 
@@ -155,7 +155,7 @@ def _certified(
 
 
 def _refuse_others(out: Path, first: Mapping[str, Any], subjects: Subjects) -> None:
-    """Refuse a folder whose certificates are of another network, level or image, which would be lost or mixed in."""
+    """Refuse a folder with certificates of another network, level or image, which would be lost or mixed in."""
     common = {key: first[key] for key in ("format", "level", "network")}
     for path in sorted(out.glob("[0-9]" * 5 + ".json")):
         i, wanted = int(path.stem), common
@@ -172,26 +172,23 @@ def _refuse_others(out: Path, first: Mapping[str, Any], subjects: Subjects) -> N
 
 def _rows(
     found: Certificates, subjects: Subjects, names: Sequence[str] | None, eps: Sequence[float]
-) -> list[Mapping[str, Any]]:
-    """What is shown of each image."""
-    return [
-        {
-            **source,
-            **_right(source, int(found.label[i]), names),
-            "label": int(found.label[i]),
-            "class": names[int(found.label[i])] if names else None,
-            "margin": float(found.margin[i]),
-            "radius": finite(float(found.radius[i]), subjects.images[i].numel()),
-            "reason": str(found.reason[i]),
-            "certified": {str(e): found.level != "estimate" and bool(found.radius[i] > e) for e in eps},
-        }
-        for i, source in enumerate(subjects.sources)
-    ]
-
-
-def _right(source: Mapping[str, Any], label: int, names: Sequence[str] | None) -> dict[str, Any]:
-    """Whether the answer is right, where the true label is known, and what that is called."""
-    if "true_label" not in source:
-        return {}
-    true = source["true_label"]
-    return {"true_class": names[true] if names else None, "correct": label == true}
+) -> list[dict[str, Any]]:
+    """What is shown of each image; if its true label is known, also whether the answer is right."""
+    rows = []
+    for i, source in enumerate(subjects.sources):
+        label, row = int(found.label[i]), dict(source)
+        if "true_label" in row:
+            true = row["true_label"]
+            row |= {"true_class": names[true] if names else None, "correct": label == true}
+        rows.append(
+            {
+                **row,
+                "label": label,
+                "class": names[label] if names else None,
+                "margin": float(found.margin[i]),
+                "radius": finite(float(found.radius[i]), subjects.images[i].numel()),
+                "reason": str(found.reason[i]),
+                "certified": {str(e): found.level != "estimate" and bool(found.radius[i] > e) for e in eps},
+            }
+        )
+    return rows

@@ -17,10 +17,10 @@ from rich.table import Table
 from lconvnet.experiments import robustness
 from lconvnet.experiments.tasks import Outcome
 from lconvnet.ops.rounding import percent_down, percent_up, rounded_down, rounded_up
-from lconvnet.printable import printable
 from lconvnet.report import Named, Written
 from lconvnet.report.labels import eps_label
 from lconvnet.report.rendering import terminal
+from lconvnet.visible import printable
 
 PIPED_WIDTH = 200
 SECTIONS = {
@@ -61,7 +61,7 @@ def show_json(values: Mapping[str, Any]) -> None:
 
 
 def configure_logging(quiet: bool) -> None:
-    """Send the package's log to standard error, warnings only where quiet."""
+    """Send the package's log to standard error, warnings only if quiet."""
     logger = logging.getLogger("lconvnet")
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter())
@@ -71,7 +71,7 @@ def configure_logging(quiet: bool) -> None:
 
 @contextlib.contextmanager
 def evaluation_progress(quiet: bool) -> Iterator[robustness.Report]:
-    """Yield what hears of an evaluation: a bar on a terminal, one log line a batch elsewhere."""
+    """Yield a progress callback: a bar on a terminal, one log line per batch elsewhere."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         logger = logging.getLogger("lconvnet")
@@ -125,7 +125,7 @@ def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Tab
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    """Show a plain table, on a wide line where nobody limits the width."""
+    """Show a plain table, on a wide line if nobody limits the width."""
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     table = Table(*header)
     for row in rows:
@@ -169,15 +169,16 @@ def show_named(named: Named) -> None:
 
 
 def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: float, console: Console) -> None:
-    """Show one line for each image, with the reason where the radius is 0."""
+    """Show one line for each image: whether the answer is right, if that is known, and why a radius is 0."""
     for row in rows:
-        name = f" ({row['class']})" if row["class"] not in (None, str(row["label"])) else ""
-        certified = "".join(
-            f", {'certified' if held else 'not certified'} at {eps}" for eps, held in row["certified"].items()
-        )
+        truth = ""
+        if "correct" in row:
+            true = f"true label {row['true_label']}{_class(row['true_class'], row['true_label'])}"
+            truth = " (right)" if row["correct"] else f" (wrong, {true})"
+        certified = "".join(f", {'' if held else 'not '}certified at {eps}" for eps, held in row["certified"].items())
         why = "" if row["radius"] > 0 else f" ({row['reason']})"
         console.print(
-            f"{row['image']}: label {row['label']}{name}{_truth(row)}, "
+            f"{row['image']}: label {row['label']}{_class(row['class'], row['label'])}{truth}, "
             f"margin {rounded_down(row['margin'], 4)}, radius {rounded_down(row['radius'], 4)}{why}{certified}",
         )
     shown = f"Lipschitz bound {rounded_up(bound, 9)}"
@@ -185,16 +186,13 @@ def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: floa
     console.print(nothing if level == "estimate" else f"level {level}, {shown}")
 
 
-def _truth(row: Mapping[str, Any]) -> str:
-    """Whether the answer is right, where that is known."""
-    if "correct" not in row:
-        return ""
-    name = f" ({row['true_class']})" if row["true_class"] not in (None, str(row["true_label"])) else ""
-    return " (right)" if row["correct"] else f" (wrong, true label {row['true_label']}{name})"
+def _class(name: str | None, label: int) -> str:
+    """The name of a class in brackets, unless it is its number."""
+    return f" ({name})" if name not in (None, str(label)) else ""
 
 
 def show_accuracies(measured: Mapping[str, Any], count: int, note: str, console: Console) -> None:
-    """Show clean and certified accuracy of images whose true labels are known, and what must be said of them."""
+    """Show clean and certified accuracy of images whose true labels are known, and the note on them."""
     if measured:
         certified = "".join(
             f", certified {percent_down(value)} at {eps}" for eps, value in measured["certified_accuracy"].items()

@@ -18,9 +18,9 @@ from typing import NoReturn
 import typer
 
 from lconvnet.experiments.crosscheck import ContradictionError
-from lconvnet.printable import printable
 from lconvnet.training import Interrupted, is_first_process
 from lconvnet.training.interruption import NOTICES
+from lconvnet.visible import printable
 
 PACKAGE = Path(__file__).parents[1]
 RESUMABLE = "interrupted; the same command goes on (training: with --resume)"

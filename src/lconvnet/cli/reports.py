@@ -1,4 +1,4 @@
-"""The commands `lconvnet tables | plot`: what was measured, as tables and pictures."""
+"""The commands `lconvnet tables | plot | import`: what was measured, as tables and pictures, and runs of others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from lconvnet import importing
 from lconvnet.cli import options, output
 from lconvnet.experiments.run_folder import find_run
+from lconvnet.ops.rounding import decimals, rounded_up
 from lconvnet.report import export
 from lconvnet.report.pictures import draw
+
+NOTICEABLE = 1e-3  # of a singular value: nearer to 1, a scale off by a few percent moves it by less than this
 
 
 def tables_command(
@@ -32,3 +36,25 @@ def plot_command(
     """Draw certified and attacked accuracy against radius for several runs, singular values, and images."""
     for path in draw([find_run(run) for run in runs], out, images=images, overrides=options.overrides(None, data_dir)):
         output.echo(path)
+
+
+def import_command(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Run folder of the original, or its cfg.yaml.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder to write; OLD stays as it is.")],
+    as_json: options.Json = False,
+) -> None:
+    """Write what OLD holds as the run folder NEW: cfg.yaml, weights, record and the baked network with its bound."""
+    found = importing.import_run(old, new)
+    upper = rounded_up(found.bound.upper, 9)
+    output.PlainConsole(stderr=as_json).print(
+        f"imported epoch {found.epoch}; Lipschitz bound {upper} ({found.bound.level}); saved {found.path}"
+    )
+    if found.unfinished > NOTICEABLE:
+        left = rounded_up(found.unfinished, decimals(found.unfinished, 1))
+        output.PlainConsole(stderr=True).print(
+            f"note: the original's Björck steps left singular values up to {left} from 1; there its "
+            "outputs depend on the random start of its power iteration, which no file keeps"
+        )
+    if as_json:
+        facts = {"unfinished": found.unfinished, "epoch": found.epoch, "bound": found.bound.upper}
+        output.show_json({**facts, "level": found.bound.level, "model": str(found.path), "run": str(new)})

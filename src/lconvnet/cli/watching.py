@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lconvnet.experiments.sweep import Outcome, Plan, Watcher
-from lconvnet.printable import printable
+from lconvnet.visible import printable
 
 logger = logging.getLogger("lconvnet")
 

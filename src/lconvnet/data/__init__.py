@@ -4,12 +4,9 @@
 nothing of models.
 """
 
-from lconvnet.data.augment import crop_and_flip
-from lconvnet.data.errors import DataError
-from lconvnet.data.loading import load, load_labelled
+from lconvnet.data.loading import load, load_labelled, read_samples
 from lconvnet.data.locating import NAMES
-from lconvnet.data.samples import read_samples
-from lconvnet.data.sets import Images, Splits, batch
+from lconvnet.data.sets import DataError, Images, Splits, batch, crop_and_flip
 from lconvnet.extras import MissingExtraError
 
 __all__ = [

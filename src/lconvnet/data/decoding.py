@@ -1,4 +1,4 @@
-"""Encoded images (bytes or files) to one uint8 tensor, with nothing guessed: what does not fit is named."""
+"""Encoded images (bytes or files) to one uint8 tensor, and `.npy` files to arrays: nothing is guessed or believed."""
 
 import io
 import warnings
@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from lconvnet import allowance
-from lconvnet.data.errors import DataError
+from lconvnet.data.sets import DataError
 from lconvnet.extras import require
 
-_GREY, _COLOUR = (
-    ("1", "L", "LA"),
-    ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa", "LAB", "HSV"),
-)
+_GREY = ("1", "L", "LA")
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa", "LAB", "HSV")
 _ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: reading some starts other programs
-EACH = 12  # bytes a pixel takes while it is decoded: four channels, in three copies
+_PER_PIXEL = 12  # bytes while it is decoded: four channels, in three copies
+_RESIZING = (
+    ", or pass image_size=(height, width), in a configuration data.image_size (--set data.image_size=SIDE), to resize "
+    "all"
+)
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,7 @@ class Shape:
     height: int
     width: int
     origin: str
-    resizing: str = (
-        ", or pass image_size=(height, width), in a configuration data.image_size (--set data.image_size=SIDE), to "
-        "resize all"
-    )
+    resizing: str = _RESIZING
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,42 +56,62 @@ def decode(
 ) -> Decoded:
     """Decode `cells` (encoded bytes or paths); `origins[i]` is what an error calls image i.
 
-    All images must share one size and one number of channels (that of `shape` when given, else of the first
-    image). `image_size=(height, width)` scales and centre-crops instead, `channels=1|3` converts instead.
-    Cameras' EXIF rotation is applied. Raises `DataError` for unreadable, 16-bit, transparent, oversized,
-    moving or ill-fitting images and for those of several pages, naming them.
+    All images must share one size and one number of channels (that of `shape` if given, else of the first image).
+    `image_size=(height, width)` scales and centre-crops instead, `channels=1|3` converts instead. Cameras' EXIF
+    rotation is applied. Raises `DataError` for unreadable, 16-bit, transparent, oversized, moving, many-paged or
+    ill-fitting images, and names them.
     """
     jpeg = 0
     pixels = np.empty(0, dtype=np.uint8)
     pil, ops = require("PIL.Image", "data"), require("PIL.ImageOps", "data")
     for i, (cell, origin) in enumerate(zip(cells, origins, strict=True)):
-        with warnings.catch_warnings(action="ignore"):  # of Pillow: what matters is refused here
+        with warnings.catch_warnings(action="ignore"):  # Pillow's: what matters is refused here
             image, lossy = _open(pil, ops, cell, origin)
-            image = _fit(ops, _convert(image, channels, origin), image_size)
+            image = _convert(image, channels, origin)
+            if image_size and (image.height, image.width) != image_size:
+                image = ops.fit(image, image_size[::-1])
         jpeg += lossy
         found = Shape(len(image.getbands()), image.height, image.width, origin)
         shape = shape or found
-        _check(found, shape)
+        _require_fit(found, shape)
         if i == 0:
-            if image_size is None:
-                held, size = len(cells) * shape.height * shape.width * shape.channels, sum(map(_size, cells))
-                allowance.require(held, size, f"{len(cells)} images such as {origin}", DataError)
-            pixels = _allocate(len(cells), shape)
+            pixels = _allocate(cells, shape, origin, counted=image_size is None)
         pixels[i] = np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(pixels.shape[1:])
     if shape is None:
         raise DataError("there is no image to decode: give at least one")
     return Decoded(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), shape, jpeg)
 
 
-def _size(cell: bytes | Path) -> int:
-    return len(cell) if isinstance(cell, bytes) else cell.stat().st_size
+def read_npy(path: Path) -> np.ndarray:
+    """Return the numbers of a `.npy` file, a writable copy in the machine's byte order.
 
-
-def _allocate(count: int, shape: Shape) -> np.ndarray:
+    The file is mapped first, so that a shape larger than the file is an error and takes no memory. Raises `DataError`
+    for archives, pickled objects, truncated files, and anything but truth values, integers and floats of 64 bits at
+    most.
+    """
     try:
-        return np.empty((count, shape.height, shape.width, shape.channels), dtype=np.uint8)
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy raises nearly anything for a broken header
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{path} is not a readable .npy file ({reason}): save one numeric array with np.save") from None
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise DataError(f"{path} holds an archive, not one array of numbers: save one array with np.save")
+    if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8:
+        raise DataError(f"{path} holds {values.dtype}, not one array of numbers: convert it")
+    return np.array(values, dtype=values.dtype.newbyteorder("="))
+
+
+def _allocate(cells: Sequence[bytes | Path], shape: Shape, origin: str, *, counted: bool) -> np.ndarray:
+    """Room for all images; a size that the files themselves set is `counted` against their bytes."""
+    full = (len(cells), shape.height, shape.width, shape.channels)
+    if counted:
+        size = sum(len(cell) if isinstance(cell, bytes) else cell.stat().st_size for cell in cells)
+        allowance.require(int(np.prod(full)), size, f"{len(cells)} images such as {origin}", DataError)
+    try:
+        return np.empty(full, dtype=np.uint8)
     except MemoryError as error:
-        size = f"{count} images of {shape.height}x{shape.width}"
+        size = f"{len(cells)} images of {shape.height}x{shape.width}"
         raise DataError(f"{size} do not fit in memory: pass a smaller image_size=(height, width)") from error
 
 
@@ -102,7 +121,7 @@ def _open(pil: Any, ops: Any, cell: bytes | Path, origin: str) -> tuple[Any, boo
         content = cell if isinstance(cell, bytes) else cell.read_bytes()
         image = pil.open(io.BytesIO(content), formats=FORMATS)
         what = f"{origin} with {image.height}x{image.width} pixels"
-        allowance.require(EACH * image.width * image.height, len(content), what, DataError)
+        allowance.require(_PER_PIXEL * image.width * image.height, len(content), what, DataError)
         _refuse_lost(image, origin)
         image.load()
         lossy = image.format in ("JPEG", "MPO")
@@ -112,7 +131,7 @@ def _open(pil: Any, ops: Any, cell: bytes | Path, origin: str) -> tuple[Any, boo
         raise
     except pil.UnidentifiedImageError as error:
         raise DataError(f"{origin} is not a readable image, none of {', '.join(FORMATS)}: convert it") from error
-    except Exception as error:  # decoders of broken files raise nearly anything
+    except Exception as error:  # decoders raise nearly anything for broken files
         raise DataError(f"{origin} is not a readable image ({error}): repair or remove it") from error
     return image, lossy
 
@@ -135,29 +154,20 @@ def _refuse_lost(image: Any, origin: str) -> None:
 def _convert(image: Any, channels: int | None, origin: str) -> Any:
     if image.mode not in _GREY + _COLOUR:
         raise DataError(f"{origin} has pixels of mode {image.mode!r}, not 8-bit grey or colour: convert it to 8 bits")
-    wanted = channels or (1 if image.mode in _GREY else 3)
-    alpha = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa")
-    image = image.convert("RGBA") if alpha else image
-    if alpha and image.getchannel("A").getextrema()[0] < 255:
-        raise DataError(f"{origin} has transparent pixels: flatten it on a background")
-    mode = "L" if wanted == 1 else "RGB"
+    mode = "L" if (channels or (1 if image.mode in _GREY else 3)) == 1 else "RGB"
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            raise DataError(f"{origin} has transparent pixels: flatten it on a background")
     return image if image.mode == mode else image.convert(mode)
 
 
-def _fit(ops: Any, image: Any, image_size: tuple[int, int] | None) -> Any:
-    if image_size is None or (image.height, image.width) == image_size:
-        return image
-    return ops.fit(image, image_size[::-1])
-
-
-def _check(found: Shape, shape: Shape) -> None:
+def _require_fit(found: Shape, shape: Shape) -> None:
     if (found.height, found.width) != (shape.height, shape.width):
         sizes = f"is {found.height}x{found.width}, but {shape.origin} is {shape.height}x{shape.width}"
         raise DataError(f"{found.origin} {sizes} (height x width): resize it{shape.resizing}")
     if found.channels != shape.channels:
         kinds = {1: "grey", 3: "colour"}
         mixed = f"is {kinds[found.channels]}, but {shape.origin} is {kinds[shape.channels]}"
-        raise DataError(
-            f"{found.origin} {mixed}: pass channels=1 or channels=3, in a "
-            "configuration data.channels (--set data.channels=3), to convert all"
-        )
+        way = "in a configuration data.channels (--set data.channels=3), to convert all"
+        raise DataError(f"{found.origin} {mixed}: pass channels=1 or channels=3, {way}")

@@ -1,17 +1,96 @@
-"""A user's image folder: one folder a class, the parts of the set above or below the classes, or not told apart."""
+"""Folders of data: what lies below one, and an image folder's classes and parts.
+
+Classes are folders; the parts of the set are folders above or below them, or not told apart.
+"""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from lconvnet.data.errors import DataError
-from lconvnet.data.parts import WAY_OUT, hint_of, listed, role_of
+from lconvnet.data.parts import WAY_OUT, hint_of, listed, role_of, roles_of
 from lconvnet.data.rows import Rows, Source
-from lconvnet.data.tree import SUFFIXES, Tree
+from lconvnet.data.sets import DataError
+from lconvnet.visible import walk
 
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 Labelled = tuple[Path, str]
 """An image and its class."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What is visible below `root`: the folders and the files of every folder, sorted."""
+
+    root: Path
+    folders: dict[Path, list[Path]]
+    files: dict[Path, list[Path]]
+
+    def images(self, folder: Path) -> list[Path]:
+        """The images in and below a folder, in the order of their paths."""
+        return self._below(folder, SUFFIXES)
+
+    def own_images(self, folder: Path) -> list[Path]:
+        """The images in a folder itself."""
+        return [path for path in self.files[folder] if path.suffix.lower() in SUFFIXES]
+
+    def parquet(self) -> list[Path]:
+        """All parquet files, in the order of their paths; raises `DataError` if there are also image files."""
+        files = self._below(self.root, {".parquet"})
+        if files and self.images(self.root):
+            raise DataError(f"{self.root} holds both {files[0].name} and image files: name the folder of one kind")
+        return files
+
+    def roles(self, folder: Path) -> dict[str, str]:
+        """The parts among the folders of a folder, by name."""
+        return roles_of(path.name for path in self.folders[folder])
+
+    def said_of(self, file: Path) -> set[str]:
+        """The parts that a parquet file and the folders above it are called: one, or none."""
+        siblings = roles_of(other.stem for other in self.files[file.parent] if other.suffix == file.suffix)
+        above = [folder for folder in file.parents if self.root in folder.parents]
+        found = [self.roles(folder.parent).get(folder.name) for folder in above]
+        return {role for role in (siblings.get(file.stem), *found) if role}
+
+    def _below(self, folder: Path, suffixes: Collection[str]) -> list[Path]:
+        found, left = list[Path](), [folder]
+        while left:
+            place = left.pop()
+            found += [path for path in self.files[place] if path.suffix.lower() in suffixes]
+            left += self.folders[place]
+        return sorted(found, key=lambda path: path.parts)  # by part and by case, on any system
+
+
+def tree_of(root: Path) -> Tree:
+    """List everything below `root`; links are followed.
+
+    Raises `DataError` for a folder that cannot be read or that links lead to twice (or for ever), for a file with two
+    names, both of which would count, and for a link to neither a file nor a folder.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"cannot list {error.filename} ({error.strerror}): check the path and its permissions")
+
+    tree, known = Tree(root, {}, {}), dict[tuple[int, int], Path]()
+
+    def first(path: Path) -> Path:
+        """The first path that led to the same folder or file."""
+        status = path.stat()
+        return known.setdefault((status.st_dev, status.st_ino), path)
+
+    for folder, folders, files in walk(root, links=True, onerror=unreadable):
+        if (other := first(folder)) != folder or (folder.is_symlink() and folder.resolve() in root.resolve().parents):
+            link = next((path for path in (folder, other) if path.is_symlink()), folder)
+            raise DataError(f"{link} links to a folder that holds it or is read already: remove the link")
+        tree.folders[folder] = folders
+        tree.files[folder] = [file for file in files if _is_file(file)]
+        for file in tree.files[folder]:
+            if file.suffix.lower() in {*SUFFIXES, ".parquet"} and (other := first(file)) != file:
+                link = next((path for path in (file, other) if path.is_symlink()), None)
+                way = f"remove the link {link}" if link else "remove one of them"
+                raise DataError(f"{other} and {file} are one file, which would count twice: {way}")
+    return tree
 
 
 def read_image_folder(tree: Tree, *, to_train: bool = True) -> Source:
@@ -88,8 +167,12 @@ def _classes(tree: Tree, folder: Path) -> Iterator[Labelled]:
 
 
 def _refuse_alike(tree: Tree, classes: list[Path]) -> None:
-    """Folders that hold the same folders and no images of their own may be parts of any name, or those in them are."""
-    inner = {path: _inner(tree, path) for path in classes if not tree.own_images(path)}
+    """Refuse folders that hold the same folders and no images of their own: these or those may be parts."""
+    inner = {
+        path: {image.parent.relative_to(path).as_posix().casefold() for image in tree.images(path)}
+        for path in classes
+        if not tree.own_images(path)
+    }
     for one, other in combinations(inner, 2):
         if (both := inner[one] & inner[other]) and len(inner[one] | inner[other]) > 1:
             raise DataError(
@@ -98,13 +181,8 @@ def _refuse_alike(tree: Tree, classes: list[Path]) -> None:
             )
 
 
-def _inner(tree: Tree, folder: Path) -> set[str]:
-    """The folders in and below a folder that hold images."""
-    return {path.parent.relative_to(folder).as_posix().casefold() for path in tree.images(folder)}
-
-
 def _opened(tree: Tree, folder: Path, role: str | None = None) -> Path:
-    """The folder, or the one in it that is alone there and holds folders in its turn, unless that is another part."""
+    """The folder, or the only one in it if that holds folders in its turn and is not called another part."""
     while len(tree.folders[folder]) == 1 and not tree.own_images(folder):
         (inner,) = tree.folders[folder]
         if not tree.folders[inner] or tree.roles(folder).get(inner.name, role) != role:
@@ -122,7 +200,7 @@ def _refuse_other_part(tree: Tree, path: Path, role: str, name: str) -> None:
 
 
 def _called(tree: Tree, role: str, images: list[Labelled]) -> int:
-    """How many images of a part are called another one than train.
+    """How many images of a part have a name that says validation or test.
 
     Refuses parts in one folder, `train_0.png` beside `test_0.png`: several, said by the names of most images.
     """
@@ -137,14 +215,22 @@ def _called(tree: Tree, role: str, images: list[Labelled]) -> int:
 
 
 def _rows(images: list[Labelled]) -> Rows:
-    paths = [path for path, _ in images]
-    return Rows(list(paths), [name for _, name in images], list(map(str, paths)))
+    return Rows([path for path, _ in images], [name for _, name in images], [str(path) for path, _ in images])
 
 
 def _remarks(tree: Tree, taken: int, called: int) -> tuple[str, ...]:
-    """What is left out, files of other kinds and images that lie in no class, and names that say another part."""
+    """What is left out, files of other kinds and images in no class, and names that say another part."""
     images = len(tree.images(tree.root))
-    counts = {"files without an image suffix skipped": tree.count() - images}
-    counts |= {"images outside of the class folders skipped": images - taken}
-    counts |= {"images to train on are called validation or test": called}
+    counts = {
+        "files without an image suffix skipped": sum(map(len, tree.files.values())) - images,
+        "images outside of the class folders skipped": images - taken,
+        "images to train on are called validation or test": called,
+    }
     return tuple(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether this is a file or a link to one; refuses a link to what is neither a file nor a folder."""
+    if path.is_symlink() and not path.is_file():
+        raise DataError(f"{path} is a link that leads to no file or folder ({path.readlink()}): remove or mend it")
+    return path.is_file()

@@ -1,30 +1,22 @@
-"""From a name or a path to `Splits`: find the files, decode once, split once.
+"""From a name or a path to `Splits`, to labelled images, or to samples: find the files, decode once, split once."""
 
-*The test images never depend on the seed*: a model trained with one seed and evaluated with another has not
-seen them. Files come class after class, so that the first images would be of one class; but where a set was published
-in an order, the stored parts are put into a stratified one, every head of which holds each class in its share.
-"""
-
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lconvnet.data.decoding import Shape, decode
-from lconvnet.data.digits import read_digits
-from lconvnet.data.errors import DataError
-from lconvnet.data.folders import read_image_folder
-from lconvnet.data.locating import NAMED, locate
-from lconvnet.data.options import Options, checked
-from lconvnet.data.parquet import read_parquet, read_parquet_folder
+from lconvnet.data.decoding import Shape, decode, read_npy
+from lconvnet.data.folders import SUFFIXES, read_image_folder, tree_of
+from lconvnet.data.locating import NAMED, locate, read_digits
+from lconvnet.data.parquet import IMAGE, encoded_cells, read_parquet, read_parquet_folder, roles_in
 from lconvnet.data.rows import Rows, Source, class_names_of, encode, files_of, require_text, take
-from lconvnet.data.sets import Images, Splits, remarks
-from lconvnet.data.splitting import held_out, size, stratified_order
-from lconvnet.data.tree import tree_of
-
-_TEST_SEED = 0
+from lconvnet.data.sets import DataError, Images, Splits, remarks
+from lconvnet.data.splitting import Options, mixed, select, split, stratified_order
+from lconvnet.data.tables import numbers, open_columns, without_index
 
 
 def load(
@@ -42,7 +34,7 @@ def load(
 
     Args:
         name_or_path: "digits" (embedded), "mnist", "cifar10", "stl10", a parquet file, a folder of parquet
-            files, or a folder of images with one folder a class. Parts that are called `train`, `validation` and
+            files, or a folder of images with one folder per class. Parts that are called `train`, `validation` and
             `test`, in any case and usual synonym, stay apart: folders above or below those of the classes, names of
             parquet files or their folders, or their column `split`. What may be a part or a class is refused; what is
             hidden is left out.
@@ -67,27 +59,26 @@ def load(
     >>> len(splits.train), len(splits.validation), len(splits.test), splits.image_shape, splits.classes
     (3500, 500, 1000, (1, 28, 28), 10)
     """
-    options = checked(
-        validation=validation, test=test, seed=seed, image_size=image_size, channels=channels, limit=limit
-    )
+    options = Options(validation, test, seed, image_size, channels, limit)
     if not isinstance(name_or_path, str | Path):
+        kind = type(name_or_path).__name__
         raise DataError(
-            f"data is a {type(name_or_path).__name__}: give a name, a path, or lconvnet.data.Splits made of three "
-            "lconvnet.data.Images"
+            f"data is a {kind}: give a name, a path, or lconvnet.data.Splits made of three lconvnet.data.Images"
         )
     name = str(name_or_path)
     if name == "digits":
         return _embedded(options)
-    path = locate(name, directory)
+    path, is_named = locate(name, directory), name in NAMED
     source = _read(path)
     names = _classes(source, name, path)
-    title = name if name in NAMED else path.resolve().stem
+    title = name if is_named else path.resolve().stem
     require_text(title, "data")
-    parts, jpeg = _decode(source, names, title, options, None if name in NAMED else path)
-    note = "; ".join(filter(None, (_lossy(jpeg, parts, name in NAMED), *source.remarks)))
-    parts = parts if name in NAMED and options.limit is None else _mixed(parts, source.roles)
-    splits = _split(parts, note, options, carved="test" not in source.roles)
-    return splits if name in NAMED else replace(splits, note="; ".join(filter(None, (note, *remarks(splits)))))
+    parts, jpeg = _decode(source, names, title, options, None if is_named else path)
+    if not is_named or options.limit is not None:
+        parts = mixed(parts, source.roles)
+    splits = split(parts, options, carved="test" not in source.roles)
+    doubts = () if is_named else remarks(splits)
+    return replace(splits, note=_note(_lossy(jpeg, parts.values(), is_named), *source.remarks, *doubts))
 
 
 def load_labelled(
@@ -105,7 +96,7 @@ def load_labelled(
     and with `image_size` the size. Their order is seeded and stratified.
 
     Raises:
-        DataError: as `load`, and where the network has other classes, or another size of images.
+        DataError: as `load`, and if the network has other classes or takes another size of images.
     """
     name = str(name_or_path)
     if name == "digits":
@@ -116,7 +107,7 @@ def load_labelled(
     source = _read(path, to_train=False)
     if "test" not in source.roles and set(source.roles) != {"train"}:
         raise DataError(f"{path} has {' and '.join(source.roles)} images, none of them test: name a folder of classes")
-    rows = _named(source.roles.get("test") or source.roles["train"], NAMED[name][1] if name in NAMED else None)
+    rows = _with_names(source.roles.get("test") or source.roles["train"], NAMED[name][1] if name in NAMED else None)
     missing = _missing(rows, class_names, path)
     decoded = decode(
         rows.cells,
@@ -126,13 +117,55 @@ def load_labelled(
         shape=Shape(*image_shape, origin="the network", resizing=""),
     )
     files = () if name in NAMED else files_of(rows, path)
-    images = Images(
-        decoded.images, encode(rows, class_names), len(class_names), path.resolve().stem, class_names, files
-    )
+    labels = encode(rows, class_names)
+    images = Images(decoded.images, labels, len(class_names), path.resolve().stem, class_names, files)
     others = sum(len(part) for part in source.roles.values()) - len(rows)
     left = f"{others} images of its other parts are left out" if others else ""
-    note = "; ".join(filter(None, (_lossy(decoded.jpeg, {"": images}, False), left, missing, *source.remarks)))
-    return images.subset(stratified_order(images.labels, seed=_TEST_SEED)), note
+    note = _note(_lossy(decoded.jpeg, [images], lossless_original=False), left, missing, *source.remarks)
+    return images.subset(stratified_order(labels)), note
+
+
+def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None, channels: int | None = None) -> Tensor:
+    """Read all samples, without labels, of a folder of images (of any depth), of `.parquet` files, or of one `.npy`
+    array.
+
+    Args:
+        path: a folder of images or of parquet files; a parquet file with the column `image` (or `img`), or with
+            columns of numbers (an index that pandas wrote is left out), or with one column of lists of equal length; a
+            NumPy array without pickled objects.
+        image_size: (height, width) to scale and centre-crop images to; by default their sizes must agree.
+        channels: 1 or 3 to convert images to; by default all must be grey or all colour.
+
+    Returns:
+        uint8 `(N, C, H, W)` for images, else the numbers `(N, ...)` as they are stored.
+
+    Raises:
+        DataError: (a `ValueError`) names the file and the way out.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.npy"
+    >>> np.save(file, np.ones((3, 2)))
+    >>> read_samples(file).shape
+    torch.Size([3, 2])
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".npy":
+        return torch.from_numpy(read_npy(path))
+    if path.is_file() and path.suffix == ".parquet":
+        return _parquet_samples([path], image_size, channels)
+    if not path.is_dir():
+        kind = "is neither .npy nor .parquet" if path.is_file() else "does not exist"
+        raise DataError(f"{path} {kind}: give a folder of images, a .parquet file or a .npy file")
+    tree = tree_of(path)
+    files = tree.parquet()
+    called = [tree.roles(folder).values() for folder in tree.folders]
+    _refuse_parts(path, chain(*called, *map(tree.said_of, files)))
+    if files:
+        return _parquet_samples(files, image_size, channels)
+    images = tree.images(path)
+    if not images:
+        raise DataError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}): add some, or correct the path")
+    return decode(images, list(map(str, images)), image_size=image_size, channels=channels).images
 
 
 def _read(path: Path, *, to_train: bool = True) -> Source:
@@ -155,19 +188,45 @@ def _classes(source: Source, name: str, path: Path) -> tuple[str, ...]:
     return names
 
 
-def _named(rows: Rows, known: tuple[str, ...] | None) -> Rows:
+def _embedded(options: Options) -> Splits:
+    if options.sides not in (None, (28, 28)) or options.channels not in (None, 1):
+        asked = f"image_size={options.sides}, channels={options.channels}"
+        raise DataError(f"{asked}: digits are 28x28 grey; drop both")
+    digits = read_digits()
+    selected = select({"train": digits.labels}, "digits", options)
+    parts = {role: digits.subset(index) for role, (_, index) in selected.items()}
+    return split(mixed(parts, {"train"}), options, carved=True)
+
+
+def _decode(
+    source: Source, names: tuple[str, ...], title: str, options: Options, path: Path | None
+) -> tuple[dict[str, Images], int]:
+    """The images of each role, called by their files if they have a `path`, and how many of all were JPEG files."""
+    labels = {role: encode(rows, names) for role, rows in source.roles.items()}
+    selected = select(labels, title, options)
+    parts: dict[str, Images] = {}
+    shape, jpeg = None, 0
+    for role in sorted(selected, key=lambda role: role != "train"):
+        stored, index = selected[role]
+        rows = take(source.roles[stored], index.tolist())
+        decoded = decode(rows.cells, rows.origins, image_size=options.sides, channels=options.channels, shape=shape)
+        shape, jpeg = decoded.shape, jpeg + decoded.jpeg
+        files = files_of(rows, path) if path else ()
+        parts[role] = Images(decoded.images, labels[stored][index], len(names), title, names, files)
+    return parts, jpeg
+
+
+def _with_names(rows: Rows, known: tuple[str, ...] | None) -> Rows:
     """The rows with the names of their classes as labels."""
-    names = rows.class_names or known
-    labels = [str(label) if isinstance(label, str) or names is None else _at(names, label) for label in rows.labels]
+    names = rows.class_names or known or ()
+    labels = [
+        names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label) for label in rows.labels
+    ]
     return Rows(rows.cells, labels, rows.origins)
 
 
-def _at(names: tuple[str, ...], label: int) -> str:
-    return names[label] if 0 <= label < len(names) else str(label)
-
-
 def _missing(rows: Rows, class_names: tuple[str, ...], path: Path) -> str:
-    """Say which of these classes no image is of; raise `DataError` where one is of another."""
+    """Say which of these classes has no image; raises `DataError` if an image is of another class."""
     found = set(map(str, rows.labels))
     extra, missing = sorted(found - set(class_names)), [name for name in class_names if name not in found]
     if extra:
@@ -176,86 +235,39 @@ def _missing(rows: Rows, class_names: tuple[str, ...], path: Path) -> str:
     return f"no image of class {', '.join(map(repr, missing[:10]))}" if missing else ""
 
 
-def _embedded(options: Options) -> Splits:
-    if options.image_size not in (None, (28, 28)) or options.channels not in (None, 1):
-        raise DataError(
-            f"image_size={options.image_size}, channels={options.channels}: digits are 28x28 grey; drop both"
-        )
-    digits = read_digits()
-    selected = _select({"train": digits.labels}, "digits", options)
-    parts = {role: digits.subset(index) for role, (_, index) in selected.items()}
-    return _split(_mixed(parts, {"train"}), "", options, carved=True)
-
-
-def _mixed(parts: dict[str, Images], stored: Collection[str]) -> dict[str, Images]:
-    """The images of each part in a seeded order that spreads the classes evenly; but those still to be divided."""
-    kept = () if "validation" in stored else ("train",)
-    return {
-        role: part if role in kept else part.subset(stratified_order(part.labels, seed=_TEST_SEED))
-        for role, part in parts.items()
-    }
-
-
-def _select(labels: dict[str, Tensor], title: str, options: Options) -> dict[str, tuple[str, Tensor]]:
-    """Return, for each role, the stored part and the indices in it: takes out the test images, then limits."""
-    for role, asked in (("test", options.test), ("validation", options.validation)):
-        if role in labels and asked is not None:
-            raise DataError(f"{role}={asked}, but {title!r} has {role} images of its own: drop the argument")
-    selected = {role: (role, torch.arange(len(part))) for role, part in labels.items()}
-    if "test" not in labels:
-        total = len(labels["train"])
-        count = size("test", options.test, stored=total, available=total, default=min(total // 5, 10_000))
-        held, rest = held_out(labels["train"], count, seed=_TEST_SEED)
-        selected |= {"train": ("train", rest), "test": ("train", held)}
-    for role, (stored, index) in selected.items():
-        if options.limit is not None and options.limit < len(index):
-            kept, _ = held_out(labels[stored][index], options.limit, seed=_TEST_SEED)
-            selected[role] = (stored, index[kept])
-    return selected
-
-
-def _decode(
-    source: Source, names: tuple[str, ...], title: str, options: Options, path: Path | None
-) -> tuple[dict[str, Images], int]:
-    """Return the images of each role, called by their files where they have a `path`, and how many of all were JPEG
-    files."""
-    labels = {role: encode(rows, names) for role, rows in source.roles.items()}
-    selected = _select(labels, title, options)
-    parts: dict[str, Images] = {}
-    shape: Shape | None = None
-    jpeg = 0
-    for role in sorted(selected, key=lambda role: role != "train"):
-        stored, index = selected[role]
-        rows = take(source.roles[stored], index.tolist())
-        decoded = decode(
-            rows.cells, rows.origins, image_size=options.image_size, channels=options.channels, shape=shape
-        )
-        shape, jpeg = decoded.shape, jpeg + decoded.jpeg
-        files = files_of(rows, path) if path else ()
-        parts[role] = Images(decoded.images, labels[stored][index], len(names), title, names, files)
-    return parts, jpeg
-
-
-def _lossy(jpeg: int, parts: dict[str, Images], lossless_original: bool) -> str:
-    total = sum(map(len, parts.values()))
+def _lossy(jpeg: int, parts: Iterable[Images], lossless_original: bool) -> str:
+    total = sum(map(len, parts))
     share = "" if jpeg == total else f" ({jpeg} of {total} images)"
     kind = "recompressed" if lossless_original else "compressed"
     return f"JPEG-{kind} pixels{share}" if jpeg else ""
 
 
-def _split(parts: dict[str, Images], note: str, options: Options, *, carved: bool) -> Splits:
-    """Take the validation images out; `carved`: the test images came from the same stored part."""
-    train, test = parts["train"], parts["test"]
-    validation = parts.get("validation")
-    if validation is None:
-        stored = len(train) + (len(test) if carved else 0)
-        default = min(stored // 10, 5_000)
-        count = size("validation", options.validation, stored=stored, available=len(train), default=default, least=0)
-        held, rest = held_out(train.labels, count, seed=options.seed)
-        train, validation = train.subset(rest), train.subset(held)
-    empty = (torch.bincount(train.labels, minlength=train.classes) == 0).nonzero().flatten().tolist()
-    if empty:
+def _note(*remarks: str) -> str:
+    return "; ".join(filter(None, remarks))
+
+
+def _refuse_parts(path: Path, roles: Iterable[str]) -> None:
+    """All samples of a set are the training samples, and never those that are called a test."""
+    if held := sorted(set(roles) - {"train"}):
         raise DataError(
-            f"class {train.class_names[empty[0]]!r} has no training image left: hold out fewer, or add some"
+            f"{path} holds a part called {' and one called '.join(held)}: name the part that you mean, by its own "
+            "folder or file; a class of such a name can be renamed"
         )
-    return Splits(train, validation, test, train.name, note)
+
+
+def _parquet_samples(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> Tensor:
+    tables = {file: without_index(file, open_columns(file)) for file in files}
+    names = tables[files[0]].column_names
+    for file, table in tables.items():
+        _refuse_parts(file, roles_in(file, table))
+    for file, table in tables.items():
+        if table.column_names != names:
+            raise DataError(f"{file} has columns {table.column_names}, {files[0]} has {names}: use the same")
+    image = next((name for name in IMAGE if name in names), None)
+    if image is None:
+        return torch.from_numpy(np.concatenate([numbers(file, table) for file, table in tables.items()]))
+    cells, origins = list[bytes | Path](), list[str]()
+    for file, table in tables.items():
+        its_cells, its_origins = encoded_cells(table, image, file)
+        cells, origins = [*cells, *its_cells], [*origins, *its_origins]
+    return decode(cells, origins, image_size=image_size, channels=channels).images

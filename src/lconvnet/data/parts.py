@@ -10,9 +10,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from lconvnet.data.errors import DataError
+from lconvnet.data.sets import DataError
 
-ROLES = ("train", "validation", "test")
 _WORDS = {
     "train": r"train|training|trn",
     "validation": r"val|valid|validate|validating|validation|dev|devel|development",
@@ -41,7 +40,7 @@ def roles_of(names: Iterable[str]) -> dict[str, str]:
     """Return the parts among the names of siblings; those that only end or begin so count where all do and share the
     rest.
 
-    Raises `DataError` for siblings that seem to be several parts but differ otherwise, too.
+    Raises `DataError` for siblings that seem to be several parts but also differ otherwise.
 
     >>> roles_of(["seg_train", "seg_test"]), roles_of(["bullet train", "steam train"])
     ({'seg_train': 'train', 'seg_test': 'test'}, {})

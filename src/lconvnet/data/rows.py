@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lconvnet.data.errors import DataError, nearest
+from lconvnet.data.sets import DataError, nearest
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Encoded images, labels (integers or names), what an error calls each; `class_names` when stored."""
+    """Encoded images, labels (integers or names), what an error calls each; `class_names` if stored."""
 
     cells: list[bytes | Path]
     labels: list[int] | list[str]
@@ -26,10 +26,16 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Rows by role ("train", and where stored "validation" and "test"), and remarks on what was read."""
+    """Rows by role ("train", and if stored "validation" and "test"), and remarks on what was read."""
 
     roles: dict[str, Rows]
     remarks: tuple[str, ...] = ()
+
+
+def take(rows: Rows, indices: Sequence[int]) -> Rows:
+    """Return the rows at `indices`, in that order."""
+    labels: list = [rows.labels[i] for i in indices]
+    return Rows([rows.cells[i] for i in indices], labels, [rows.origins[i] for i in indices], rows.class_names)
 
 
 def files_of(rows: Rows, path: Path) -> tuple[str, ...]:
@@ -43,7 +49,7 @@ def files_of(rows: Rows, path: Path) -> tuple[str, ...]:
 
 
 def class_names_of(train: Rows, *, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Return one name a class: stored with the rows, or known, or the distinct labels of the training rows.
+    """Return one name per class: stored with the rows, or known, or the distinct labels of the training rows.
 
     Raises `DataError` for an integer label below 0 or without any training image, for a single class, and for names
     that are not text or look alike.
@@ -55,11 +61,39 @@ def class_names_of(train: Rows, *, known: tuple[str, ...] | None = None) -> tupl
     if len(distinct) < 2:
         raise DataError(f"labels of the training images are all {distinct[0]!r}: a classifier needs two classes")
     if isinstance(distinct[0], str):
-        return _numeric_order(_distinct(str(name) for name in distinct))
+        names = _distinct(str(name) for name in distinct)
+        return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else names)
     names = train.class_names or known
     _distinct(names or ())
     count = _count_classes(train, len(names) if names else None)
     return names or tuple(map(str, range(count)))
+
+
+def encode(rows: Rows, class_names: tuple[str, ...]) -> Tensor:
+    """Return labels as int64 `(N,)` places in `class_names`; raises `DataError` naming a row with another label.
+
+    >>> encode(Rows([b"", b""], ["dog", "cat"], ["a", "b"]), ("cat", "dog")).tolist()
+    [1, 0]
+    """
+    numbered = bool(rows.labels) and isinstance(rows.labels[0], int)
+    place: dict[int | str, int] = {i if numbered else name: i for i, name in enumerate(class_names)}
+    for label, origin in zip(rows.labels, rows.origins, strict=True):
+        if label not in place:
+            known = f"0..{len(class_names) - 1}" if isinstance(label, int) else ", ".join(class_names[:20])
+            hint = _meant(label, class_names) if isinstance(label, str) else ""
+            raise DataError(f"label {label!r} of {origin} is out of range: the training classes are {known}{hint}")
+    return torch.tensor([place[label] for label in rows.labels], dtype=torch.int64)
+
+
+def alike(name: str) -> str:
+    """Return a name as it is compared: upper and lower case, and ways to code a letter, are one."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def require_text(name: str, what: str) -> None:
+    """Raise `DataError` if a name, as of a file of another system, has bytes that are not a letter."""
+    if not name.isprintable():
+        raise DataError(f"{what} {name!a} is not a name of printable letters in UTF-8: rename it")
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
@@ -70,17 +104,6 @@ def _distinct(names: Iterable[str]) -> list[str]:
         if (other := found.setdefault(alike(name), name)) is not name:
             raise DataError(f"classes {other!a} and {name!a} differ in case or coding alone: merge or rename them")
     return list(found.values())
-
-
-def alike(name: str) -> str:
-    """A name as it is compared: upper and lower case, and ways to code a letter, are one."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-
-
-def require_text(name: str, what: str) -> None:
-    """Raise `DataError` where a name, as of a file of another system, has bytes that are not a letter."""
-    if not name.isprintable():
-        raise DataError(f"{what} {name!a} is not a name of printable letters in UTF-8: rename it")
 
 
 def _count_classes(train: Rows, stored: int | None) -> int:
@@ -95,37 +118,7 @@ def _count_classes(train: Rows, stored: int | None) -> int:
     return count
 
 
-def encode(rows: Rows, class_names: tuple[str, ...]) -> Tensor:
-    """Return labels as int64 `(N,)` places in `class_names`; raises `DataError` naming a row that has another
-    label.
-
-    >>> encode(Rows([b"", b""], ["dog", "cat"], ["a", "b"]), ("cat", "dog")).tolist()
-    [1, 0]
-    """
-    place: dict[int | str, int] = {name: i for i, name in enumerate(class_names)}
-    if rows.labels and isinstance(rows.labels[0], int):
-        place = {i: i for i in range(len(class_names))}
-    for label, origin in zip(rows.labels, rows.origins, strict=True):
-        if label not in place:
-            known = f"0..{len(class_names) - 1}" if isinstance(label, int) else ", ".join(class_names[:20])
-            hint = _hint(label, class_names) if isinstance(label, str) else ""
-            raise DataError(f"label {label!r} of {origin} is out of range: the training classes are {known}{hint}")
-    return torch.tensor([place[label] for label in rows.labels], dtype=torch.int64)
-
-
-def _hint(label: str, class_names: Sequence[str]) -> str:
-    """The class that may be meant; where both are printed alike, in letters that differ."""
+def _meant(label: str, class_names: Sequence[str]) -> str:
+    """The class that may be meant, or the one that is printed alike in other letters."""
     same = [f"{label!a} is not {name!a}" for name in class_names if alike(name) == alike(label)]
     return f"; {same[0]}: rename one" if same else nearest(label, class_names)
-
-
-def take(rows: Rows, indices: Sequence[int]) -> Rows:
-    """Return the rows at `indices`, in that order."""
-    labels: list = [rows.labels[i] for i in indices]
-    return Rows([rows.cells[i] for i in indices], labels, [rows.origins[i] for i in indices], rows.class_names)
-
-
-def _numeric_order(names: list[str]) -> tuple[str, ...]:
-    """Sort names, as numbers where all are numbers: `2` before `10`."""
-    numeric = all(name.isdecimal() for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name), name) if numeric else (0, name)))

@@ -1,22 +1,39 @@
-"""Images with labels, and the three splits of a data set: plain immutable records around uint8 tensors."""
+"""Images with labels, the three splits of a data set, and batches of them: immutable records around uint8 tensors."""
 
+import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lconvnet.data.errors import DataError
 from lconvnet.ops.images import channels_last
+
+
+class DataError(ValueError):
+    """Unusable images, labels, files or arguments; the message names the culprit and the way out."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest known words, or `""` if none is near.
+
+    >>> nearest("mnits", ["mnist", "cifar10"]), nearest("qqq", ["mnist"])
+    ("; did you mean 'mnist'?", '')
+    """
+    lowered = {item.lower(): item for item in known}
+    close = [lowered[key] for key in difflib.get_close_matches(word.lower(), lowered, n=2, cutoff=0.5)]
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """`N` labelled images: `images` uint8 `(N, C, H, W)`, `labels` int64 `(N,)` in `0 .. classes - 1`.
 
-    `class_names` has one name a class ("0", "1", ... unless given); `files`, unless it is empty, says where each image
-    lies below the set. Raises `DataError` when they disagree.
+    `class_names` has one name per class ("0", "1", ... by default); `files`, unless it is empty, says where each image
+    lies below the set. Raises `DataError` if they disagree.
 
     >>> pixels, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1])
     >>> pool = Images(pixels, labels, 2, "pets", ("cat", "dog"))
@@ -34,13 +51,11 @@ class Images:
     files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.class_names:
-            object.__setattr__(self, "class_names", tuple(map(str, range(self.classes))))
-        if len(self.class_names) != self.classes:
-            raise DataError(
-                f"class_names of {self.name!r} has {len(self.class_names)} names for classes={self.classes}"
-            )
-        require_pixels(self.images, f"images of {self.name!r}")
+        names = self.class_names or tuple(map(str, range(self.classes)))
+        object.__setattr__(self, "class_names", names)
+        if len(names) != self.classes:
+            raise DataError(f"class_names of {self.name!r} has {len(names)} names for classes={self.classes}")
+        _require_pixels(self.images, f"images of {self.name!r}")
         if self.files and len(self.files) != len(self.images):
             raise DataError(f"files of {self.name!r} has {len(self.files)} names for {len(self.images)} images")
         _require_labels(self.labels, len(self.images), self.classes, self.name)
@@ -49,8 +64,7 @@ class Images:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.images.shape[1:]))
-        return f"Images({self.name!r}, {len(self)} of {shape}, {_listed(self.class_names)})"
+        return f"Images({self.name!r}, {len(self)} of {_outline(self)})"
 
     def subset(self, indices: Sequence[int] | Tensor) -> "Images":
         """Return a copy of the images at `indices`, in that order (negative indices count from the end)."""
@@ -59,30 +73,30 @@ class Images:
         return replace(self, images=self.images.index_select(0, index), labels=self.labels[index], files=files)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+def _outline(images: Images) -> str:
+    """The shape and the classes of images, for a line about them."""
+    shape, names = " x ".join(map(str, images.images.shape[1:])), images.class_names
+    return f"{shape}, {len(names)} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
 
 
-def require_pixels(images: Tensor, name: str) -> None:
-    """Raise `DataError` unless these are 8-bit pixels `(N, C, H, W)`."""
-    found = f"{getattr(images, 'dtype', type(images).__name__)} {tuple(getattr(images, 'shape', ()))}"
+def _require_pixels(images: Tensor, name: str) -> None:
     if not isinstance(images, Tensor):
-        raise DataError(
-            f"{name} must be a uint8 tensor (N, C, H, W), got a {type(images).__name__}: torch.as_tensor(...)"
-        )
+        kind = type(images).__name__
+        raise DataError(f"{name} must be a uint8 tensor (N, C, H, W), got a {kind}: torch.as_tensor(...)")
     if images.dtype != torch.uint8:
         scaled = images.is_floating_point() and bool((images <= 1).all())
-        way = "(255 * images).round().to(torch.uint8)" if scaled else "of values 0 to 255, images.to(torch.uint8)"
-        raise DataError(f"{name} must be uint8 (N, C, H, W), got {found}: {way}")
-    if images.ndim != 4:
-        way = {3: "images[:, None] of grey images, images[None] of one"}.get(images.ndim, "reshape them")
-        raise DataError(f"{name} must be uint8 (N, C, H, W), got {found}: {way}")
-    if channels_last(images.shape):
-        raise DataError(f"{name} must be uint8 (N, C, H, W), got {found}, channels last: images.permute(0, 3, 1, 2)")
+        way = ": (255 * images).round().to(torch.uint8)" if scaled else ": of values 0 to 255, images.to(torch.uint8)"
+    elif images.ndim != 4:
+        ways = {3: ": images[:, None] of grey images, images[None] of one"}
+        way = ways.get(images.ndim, ": reshape them")
+    elif channels_last(images.shape):
+        way = ", channels last: images.permute(0, 3, 1, 2)"
+    else:
+        return
+    raise DataError(f"{name} must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}{way}")
 
 
 def _require_labels(labels: Tensor, count: int, classes: int, name: str) -> None:
-    """Raise `DataError` unless these are `(count,)` integers in `0 .. classes - 1`."""
     if not isinstance(labels, Tensor):
         ways = "of integers, torch.as_tensor(labels); of names, their places in class_names"
         raise DataError(f"labels of {name!r} must be an int64 tensor ({count},), got a {type(labels).__name__}: {ways}")
@@ -97,8 +111,7 @@ def _require_labels(labels: Tensor, count: int, classes: int, name: str) -> None
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Disjoint training, validation and test images of one data set; choose on `validation`, report on
-    `test`.
+    """Disjoint training, validation and test images of one data set; choose on `validation`, report on `test`.
 
     `note` holds what must stand beside every number made with the data (such as lossy pixels), or `""`.
     """
@@ -119,9 +132,8 @@ class Splits:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{role}: {len(getattr(self, role))}" for role in ("train", "validation", "test"))
-        shape = " x ".join(map(str, self.image_shape))
         note = f", note: {self.note!r}" if self.note else ""
-        return f"Splits({self.name!r}, {parts} of {shape}, {_listed(self.class_names)}{note})"
+        return f"Splits({self.name!r}, {parts} of {_outline(self.train)}{note})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -136,13 +148,13 @@ class Splits:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name a class, at the label's place."""
+        """One name per class, at the label's place."""
         return self.train.class_names
 
 
 def remarks(splits: Splits) -> tuple[str, ...]:
-    """What makes numbers on the held-out images mean less: images that are in an earlier part, too, and classes that
-    are not tested.
+    """Return what makes numbers on the held-out images mean less: images that an earlier part also has, and classes
+    that are not tested.
 
     >>> pool = Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), 2, "toy")
     >>> remarks(Splits(pool, pool.subset([]), pool.subset([1]), "toy"))
@@ -161,7 +173,7 @@ def remarks(splits: Splits) -> tuple[str, ...]:
 
 
 def digests(part: Images) -> list[bytes]:
-    """One short fingerprint an image, of its pixels."""
+    """Return one short fingerprint per image, of its pixels."""
     return [hashlib.blake2b(image.data, digest_size=16).digest() for image in part.images.contiguous().numpy()]
 
 
@@ -194,6 +206,43 @@ def _index(images: Images, indices: Sequence[int] | Tensor) -> Tensor:
     if lowest < -len(images) or highest >= len(images):
         wrong = lowest if lowest < -len(images) else highest
         raise DataError(f"indices has {wrong}, but {images.name!r} holds {len(images)} images")
-    if lowest >= 0:
-        return index
-    return torch.where(index < 0, index + len(images), index)  # for index_select, which copies rows as a whole
+    # index_select copies whole rows, and takes no negative indices.
+    return torch.where(index < 0, index + len(images), index) if lowest < 0 else index
+
+
+def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) -> Tensor:
+    """Pad every image with zeros, crop it back at a random place, mirror it left-right with probability 1/2.
+
+    `x` is `(B, C, H, W)`, float or uint8, on any device; so is the result. Each image draws its own offset
+    from the `(2 padding + 1)^2` places, uniformly, and its own mirror. The draws, in this order, all from
+    `generator`: rows `(B,)` and columns `(B,)` as one `(2, B)` draw, then mirrors `(B,)`. Raises `DataError`
+    (a `ValueError`) for another number of dimensions or a negative padding.
+
+    >>> x = torch.arange(4.0).reshape(1, 1, 2, 2)
+    >>> crop_and_flip(x, padding=1, generator=torch.Generator().manual_seed(0)).tolist()
+    [[[[2.0, 0.0], [0.0, 0.0]]]]
+    """
+    if not isinstance(x, Tensor):
+        raise DataError(f"x is a {type(x).__name__}: pass a tensor (B, C, H, W), torch.as_tensor(x)")
+    if channels_last(x.shape):
+        raise DataError(f"x has shape {tuple(x.shape)}, channels last: expected (B, C, H, W), x.permute(0, 3, 1, 2)")
+    if x.ndim != 4:
+        raise DataError(f"x must be a batch (B, C, H, W), got shape {tuple(x.shape)}: add a batch dimension")
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise DataError(f"padding must be an integer of at least 0, got {padding!r}")
+    count, channels, height, width = x.shape
+    offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator, device=generator.device)
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator, device=generator.device).to(x.device)
+    stride = width + 2 * padding
+    start = (offsets[0] * stride + offsets[1]).to(x.device)
+    places = _pixels(height, width, stride, x.device).index_select(0, mirrored.flatten()).add_(start[:, None])
+    flat = places[:, None].expand(-1, channels, -1)
+    return F.pad(x, (padding,) * 4).flatten(2).gather(2, flat).reshape(x.shape)
+
+
+@lru_cache(maxsize=8)
+def _pixels(height: int, width: int, stride: int, device: torch.device) -> Tensor:
+    """Where the pixels of a crop lie in rows of length `stride`, and those of a mirrored one: `(2, height width)`."""
+    rows = torch.arange(height, device=device)[:, None] * stride
+    straight = rows + torch.arange(width, device=device)
+    return torch.stack([straight, straight.flip(1)]).flatten(1)

@@ -16,15 +16,14 @@ from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
 from lconvnet.data import Images, Splits
-from lconvnet.experiments import accuracies, robustness
-from lconvnet.experiments.ancestors import inherited_note, note_on
+from lconvnet.experiments import robustness
 from lconvnet.experiments.config import Evaluation, Experiment, settings
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.options import AUGMENTATIONS
 from lconvnet.experiments.origin import begin_from
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session, training
-from lconvnet.experiments.trained_on import own_images, trained_experiment
+from lconvnet.experiments.trained_on import inherited_note, note_on, own_images, trained_experiment
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, Epoch, Record, fit, is_first_process, is_started, load_best, load_record
 
@@ -177,7 +176,7 @@ def measure(
     outcomes = _attack(subject, certificates, experiment.evaluation) if attacks else []
     loss = robustness.mean_loss(subject, experiment.loss)
     labels, pixels = images.labels, images.images[0].numel()
-    measured = accuracies.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
+    measured = robustness.accuracies(certificates, labels, outcomes, experiment.evaluation, pixels=pixels)
     made = {"evaluation": experiment.evaluation.model_dump(mode="json")} if attacks else {}
     for eps, row in measured["adv_robustness"].items() if experiment.evaluation.linear_bounds else ():
         row["lb_lipschitz"] = certified_accuracy(lipschitz, labels, eps)

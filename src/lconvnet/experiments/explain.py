@@ -3,7 +3,7 @@ key, its value, the nearest or the allowed names."""
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -13,15 +13,16 @@ from lconvnet.experiments.reading import Written
 from lconvnet.experiments.scalars import plain, short
 
 TAGS = ("architecture", "name")
+SECTION = "a section with keys of its own"
 EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
     "string_type": "a text",
     "bool_type": "true or false",
     "tuple_type": "a list such as [0.1, 0.2]",
-    "model_type": "a section with keys of its own",
-    "model_attributes_type": "a section with keys of its own",
-    "dict_type": "a section with keys of its own",
+    "model_type": SECTION,
+    "model_attributes_type": SECTION,
+    "dict_type": SECTION,
     "finite_number": "a finite number",
 }
 
@@ -39,10 +40,28 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
     problem = min(problems, key=lambda item: item["type"] != "extra_forbidden")
     path, owner = walk(root, problem["loc"])
-    if problem["type"] in EXPECTED and len(problems) > 1:
-        return _describe_alternatives(path, problem, [p for p in problems if walk(root, p["loc"])[0] == path])
-    describe = DESCRIPTIONS.get(problem["type"], _describe_value)
-    return describe(path, owner, problem, root)
+    alike = [other for other in problems if walk(root, other["loc"])[0] == path]  # of the members of a union
+    match problem["type"]:
+        case "extra_forbidden":
+            return _unknown(path, owner, problem["input"], root)
+        case "missing":
+            return f"{path} is missing; it has no default, give it a value"
+        case "literal_error":
+            return choice(path, problem["input"], [str(value) for value in values(_annotation(path, owner))])
+        case "union_tag_invalid":
+            key, allowed = problem["ctx"]["discriminator"].strip("'"), problem["ctx"]["expected_tags"]
+            return choice(f"{path}.{key}", problem["ctx"]["tag"], re.findall(r"'([^']*)'", allowed))
+        case "union_tag_not_found":
+            key = problem["ctx"]["discriminator"].strip("'")
+            if not isinstance(problem["input"], Mapping):
+                return f"{path} is {short(problem['input'])}; it should be a section with a key {key!r}"
+            known = [name for section in sections(_annotation(path, owner)) for name in tags(section)[1]]
+            return f"{path}.{key} is missing; Allowed: {', '.join(known)}"
+        case "value_error":
+            return f"{path}: {problem['ctx']['error']}"
+        case kind:
+            expected = dict.fromkeys(map(_expected, alike if kind in EXPECTED else [problem]))
+            return f"{path} is {short(problem['input'])}; it should be {' or '.join(expected)}"
 
 
 def walk(root: type[BaseModel], location: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
@@ -64,28 +83,24 @@ def walk(root: type[BaseModel], location: Sequence[int | str]) -> tuple[str, typ
     return path, owner
 
 
+def types(annotation: Any) -> Iterator[Any]:
+    """Yield the single types that `annotation` allows (through Annotated, unions and tuples)."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Annotated, Union, UnionType, tuple):
+        for one in inner[:1] if origin is Annotated else inner:
+            yield from types(one)
+    else:
+        yield annotation
+
+
 def sections(annotation: Any) -> list[type[BaseModel]]:
-    """Return the configuration sections that `annotation` allows (through Annotated, unions and tuples)."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
-        return [found for argument in get_args(annotation) for found in sections(argument)]
-    return []
+    """Return the configuration sections that `annotation` allows."""
+    return [one for one in types(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
 
 
 def values(annotation: Any) -> list[Any]:
     """Return the values that the literal types in `annotation` allow."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [found for argument in get_args(annotation) for found in values(argument)]
-
-
-def types(annotation: Any) -> set[Any]:
-    """Return the single types that `annotation` allows (through Annotated, unions and tuples)."""
-    inner = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
-    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
-        return {found for argument in inner for found in types(argument)}
-    return {annotation}
+    return [value for one in types(annotation) if get_origin(one) is Literal for value in get_args(one)]
 
 
 def tags(section: type[BaseModel]) -> tuple[str, tuple[str, ...]]:
@@ -112,67 +127,24 @@ def choice(path: str, value: object, allowed: Sequence[str]) -> str:
     return f"{path} is {short(value)}; {nearest(str(value)[:40], allowed)}Allowed: {', '.join(allowed)}"
 
 
-def _describe_unknown(path: str, owner: type[BaseModel], problem: Mapping[str, Any], root: type[BaseModel]) -> str:
+def _unknown(path: str, owner: type[BaseModel], value: object, root: type[BaseModel]) -> str:
+    """The line for a key that is not known here, but may be one elsewhere."""
     key = path.rpartition(".")[2]
-    elsewhere = [
-        f"{name}.{key}"
-        for name, field in root.model_fields.items()
-        if any(key in section.model_fields for section in sections(field.annotation))
-    ]
+    members = ((name, section) for name, field in root.model_fields.items() for section in sections(field.annotation))
+    elsewhere = [f"{name}.{key}" for name, section in members if key in section.model_fields]
     hint = nearest(key, list(owner.model_fields))
     if not hint and elsewhere and elsewhere[0] != path:
         hint = f"did you mean {elsewhere[0]!r}? "
-    keys = ", ".join(owner.model_fields)
-    return f"{path} = {short(problem['input'])} is not a known key; {hint}Keys here: {keys}"
+    return f"{path} = {short(value)} is not a known key; {hint}Keys here: {', '.join(owner.model_fields)}"
 
 
-def _describe_literal(path: str, owner: type[BaseModel], problem: Mapping[str, Any], _: type[BaseModel]) -> str:
+def _annotation(path: str, owner: type[BaseModel]) -> Any:
     field = owner.model_fields.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2])
-    return choice(path, problem["input"], [str(value) for value in values(field.annotation)] if field else [])
-
-
-def _describe_tag(path: str, _: type[BaseModel], problem: Mapping[str, Any], __: type[BaseModel]) -> str:
-    context = problem["ctx"]
-    key = f"{path}.{context['discriminator'].strip(chr(39))}"
-    allowed = re.findall(r"'([^']*)'", context["expected_tags"])
-    return choice(key, context["tag"], allowed)
-
-
-def _describe_untagged(path: str, owner: type[BaseModel], problem: Mapping[str, Any], root: type[BaseModel]) -> str:
-    key = problem["ctx"]["discriminator"].strip("'")
-    if not isinstance(problem["input"], Mapping):
-        return f"{path} is {short(problem['input'])}; it should be a section with a key {key!r}"
-    fields = owner.model_fields.get(re.sub(r"\[\d+\]", "", path).rpartition(".")[2])
-    allowed = [name for section in sections(fields.annotation if fields else None) for name in tags(section)[1]]
-    return f"{path}.{key} is missing; Allowed: {', '.join(allowed)}"
-
-
-def _describe_missing(path: str, *_: object) -> str:
-    return f"{path} is missing; it has no default, give it a value"
-
-
-def _describe_alternatives(path: str, problem: Mapping[str, Any], problems: Sequence[Mapping[str, Any]]) -> str:
-    expected = dict.fromkeys(_expected(item) for item in problems)
-    return f"{path} is {short(problem['input'])}; it should be {' or '.join(expected)}"
+    return field.annotation if field else None
 
 
 def _expected(problem: Mapping[str, Any]) -> str:
     return EXPECTED.get(problem["type"]) or str(problem["msg"]).removeprefix("Input should be ").strip()
-
-
-def _describe_value(path: str, _: type[BaseModel], problem: Mapping[str, Any], __: type[BaseModel]) -> str:
-    if problem["type"] == "value_error":
-        return f"{path}: {problem['ctx']['error']}"
-    return f"{path} is {short(problem['input'])}; it should be {_expected(problem)}"
-
-
-DESCRIPTIONS: Mapping[str, Callable[..., str]] = {
-    "extra_forbidden": _describe_unknown,
-    "literal_error": _describe_literal,
-    "union_tag_invalid": _describe_tag,
-    "union_tag_not_found": _describe_untagged,
-    "missing": _describe_missing,
-}
 
 
 def open_to(changes: Mapping[str, Any], given: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:

@@ -1,15 +1,30 @@
-"""From a `template.yaml` to the folders of its runs, again and again, without ever losing anything.
+"""Families of experiments: `template.yaml`, the grammar of its choices, and the folders of its runs.
 
-A generated cfg.yaml carries a digest of itself in its first lines, so that the next generation knows whether anybody
-edited it, and the overrides it was made with, which stay with the run until others are given. What is there is replaced
-only where it is a generated file, untouched, of a run that has not started.
+A key `key|label: value` is one of the choices for `key`; all keys of a mapping that share what stands before the bar
+are alternatives, and every combination of choices is a run, whose path joins the labels in the order of the file.
+Choices nest: those inside a chosen value follow its label and multiply only its branch. A key in brackets,
+`[name]|label: {...}`, puts the keys of its mapping in its own place.
+
+    optimizer:
+      name: adam
+      lr|fast: 0.01
+      lr|slow: 0.001         # fast/first, fast/second, slow/first, slow/second
+    seed|first: 0
+    seed|second: 1
+
+:func:`generate` may be called again and again, and nothing is ever lost. A generated cfg.yaml carries a digest of
+itself in its first lines, so that the next generation knows whether anybody edited it, and the overrides it was made
+with, which stay with the run until others are given. What is there is replaced only if it is a generated file,
+untouched, of a run that has not started.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,17 +35,131 @@ import yaml
 
 from lconvnet import atomic
 from lconvnet.data.rows import alike
-from lconvnet.experiments.loading import merge, parse_any
+from lconvnet.experiments.loading import merge, naming, parse_any
 from lconvnet.experiments.reading import Dumper, parse_overrides, read
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import undisturbed
-from lconvnet.experiments.template import Choice, expand
-from lconvnet.visible import files_below
+from lconvnet.visible import files_below, is_visible
 
 TEMPLATE, CONFIG = "template.yaml", "cfg.yaml"
 MARK = "# sha256 of the rest: "
 OVERRIDDEN = "# Overridden: "
 WIDTH = 100
+
+
+MAXIMAL_RUNS = 100_000
+MAXIMAL_ENTRIES = 2_000_000
+"""Keys of all combinations together, those of inner choices with them; a run has about a hundred."""
+
+LONGEST_LABEL = 255  # bytes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One combination: the labels that were chosen, in order, and the value without any choice in it."""
+
+    labels: tuple[str, ...]
+    value: Any
+
+    @property
+    def path(self) -> str:
+        """The folder of the run below that of the template; "." where nothing was chosen."""
+        return "/".join(self.labels) or "."
+
+
+def expand(template: Mapping[str, Any]) -> list[Choice]:
+    """Return all combinations of the choices of a template, the first choice varying slowest.
+
+    No two share a path, and none lies in the folder of another. Raises ValueError for a label that is not the name of a
+    folder, for a key that is both fixed and a choice, and for more than 100,000 runs.
+
+    >>> template = {"model": {"conv|BCOP": "bcop", "conv|RKO": "rko"}, "seed|A": 0, "seed|B": 1}
+    >>> [choice.path for choice in expand(template)]
+    ['BCOP/A', 'BCOP/B', 'RKO/A', 'RKO/B']
+    >>> expand(template)[-1].value
+    {'model': {'conv': 'rko'}, 'seed': 1}
+    """
+    _size(template, "")
+    return _expand(template, "")
+
+
+def _size(value: Any, place: str) -> tuple[int, int, int]:
+    """What an expansion makes, found without making it: runs, keys of each, entries of all, inner ones with them.
+
+    ValueError if it is too large.
+    """
+    if isinstance(value, Mapping):
+        found = _groups(value, place).items()
+        groups = [(key, [_size(item, _at(place, key)) for _, item in group]) for key, group in found]
+    else:
+        groups = [("", [_size(item, place)]) for item in value] if isinstance(value, list) else []
+    runs = math.prod(sum(number for number, _, _ in group) for _, group in groups)
+    keys = sum(max(number for _, number, _ in group) if _is_bracketed(key) else 1 for key, group in groups)
+    entries = runs * keys + sum(number for _, group in groups for _, _, number in group)
+    if runs > MAXIMAL_RUNS or entries > MAXIMAL_ENTRIES:
+        what = f"{MAXIMAL_RUNS} combinations" if runs > MAXIMAL_RUNS else f"{MAXIMAL_ENTRIES} entries in all"
+        raise ValueError(f"the template has more than {what}; split it into several folders")
+    return runs, keys, entries
+
+
+def _is_bracketed(key: str) -> bool:
+    return key.startswith("[") and key.endswith("]")
+
+
+def _expand(value: Any, place: str) -> list[Choice]:
+    if isinstance(value, Mapping):
+        groups = _groups(value, place)
+        alternatives = [
+            [Choice((*label, *inner.labels), inner.value) for label, item in group for inner in _expand(item, at)]
+            for at, group in ((_at(place, key), group) for key, group in groups.items())
+        ]
+        combinations = itertools.product(*alternatives)
+        return [Choice(_labels(items), _merged(list(groups), items, place)) for items in combinations]
+    if isinstance(value, list):
+        combinations = itertools.product(*(_expand(item, f"{place}[{i}]") for i, item in enumerate(value)))
+        return [Choice(_labels(items), [item.value for item in items]) for items in combinations]
+    return [Choice((), value)]
+
+
+def _groups(mapping: Mapping[str, Any], place: str) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
+    """Return for every key its alternatives, each with its label (none for a fixed one), in the order of the file."""
+    groups: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
+    for text, value in mapping.items():
+        key, bar, label = str(text).partition("|")
+        if bar and not _is_folder_name(label):
+            raise ValueError(f"{_at(place, text)}: {label!r} cannot be the name of a folder; choose another label")
+        group = groups.setdefault(key, [])
+        if group and (not bar or not group[0][0]):
+            raise ValueError(f"{_at(place, text)}: {key!r} has a fixed value beside its choices; label all of them")
+        group.append(((label,) if bar else (), value))
+    return groups
+
+
+def _is_folder_name(label: str) -> bool:
+    fits = label != "" and label == label.strip() and len(label.encode()) <= LONGEST_LABEL
+    return fits and is_visible(label) and label.isprintable() and not {"/", "\\"} & set(label)
+
+
+def _merged(keys: list[str], items: tuple[Choice, ...], place: str) -> dict[str, Any]:
+    """The mapping of one combination; the keys of a bracketed one stand in its place."""
+    merged: dict[str, Any] = {}
+    for key, item in zip(keys, items, strict=True):
+        bracketed = _is_bracketed(key)
+        if bracketed and not isinstance(item.value, Mapping):
+            raise ValueError(f"{_at(place, key)}: a key in brackets must hold a mapping, not {item.value!r}")
+        for name, value in (item.value if bracketed else {key: item.value}).items():
+            if name in merged:
+                raise ValueError(f"{_at(place, key)}: {name!r} is there twice; keep one")
+            merged[name] = value
+    return merged
+
+
+def _labels(items: tuple[Choice, ...]) -> tuple[str, ...]:
+    return tuple(label for item in items for label in item.labels)
+
+
+def _at(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else str(key)
 
 
 @dataclass
@@ -65,7 +194,7 @@ def generate(folder: str | Path, overrides: Sequence[str] = ()) -> Generated:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; name one that holds a {TEMPLATE}, such as runs/adv-rob-mnist")
+        raise ValueError(f"{folder} is not a folder; name one that holds a {TEMPLATE}, such as runs/adv-rob-mnist")
     templates = [path for path in files_below(folder) if path.name == TEMPLATE]
     if not templates:
         raise ValueError(f"{folder} holds no {TEMPLATE}, nor does any folder below it; write one, or name its folder")
@@ -74,7 +203,9 @@ def generate(folder: str | Path, overrides: Sequence[str] = ()) -> Generated:
     for run, (template, choice) in _planned(templates, overrides).items():
         _generate(run, template, choice, overrides, result)
     planned = {*result.runs, *result.invalid}
-    result.orphaned = [path for path in run_folders(folder) if path not in planned and _below(path, templates)]
+    families = {template.parent for template in templates}
+    unknown = [path for path in run_folders(folder) if path not in planned]
+    result.orphaned = [path for path in unknown if families & {path, *path.parents}]
     return result
 
 
@@ -87,7 +218,8 @@ def _planned(templates: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
     """Return every run with its template and its choice; ValueError where two of them would be one."""
     planned: dict[Path, tuple[Path, Choice]] = {}
     for template in templates:
-        choices = _expanded(template)
+        with naming(template):
+            choices = expand(read(template))
         if overrides:
             _require_different(choices, overrides)
         for choice in choices:
@@ -112,13 +244,6 @@ def _require_distinct(runs: Iterable[Path]) -> None:
                 f"{other.name!a} and {place.name!a} below {place.parent} differ in case or coding alone, and are one "
                 "folder on some systems; change a label"
             )
-
-
-def _expanded(template: Path) -> list[Choice]:
-    try:
-        return expand(read(template))
-    except ValueError as error:
-        raise ValueError(str(error) if str(template) in str(error) else f"{template}: {error}") from None
 
 
 def _require_different(choices: Sequence[Choice], overrides: Sequence[str]) -> None:
@@ -236,7 +361,3 @@ def _has_started(run: Path) -> bool:
     """Whether anything was computed; a run that only failed, such as for want of its data, has not."""
     found = [run / name for name in ("record.json", "results.yaml", "model.safetensors")]
     return any(path.exists() for path in found) or any((run / "checkpoints").glob("[!.]*"))
-
-
-def _below(path: Path, templates: Sequence[Path]) -> bool:
-    return any(template.parent in (path, *path.parents) for template in templates)

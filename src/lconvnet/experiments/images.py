@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lconvnet.data.arrays import read_npy
-from lconvnet.data.decoding import Shape, decode
+from lconvnet.data.decoding import Shape, decode, read_npy
 
 
 def read_images(paths: Sequence[str | Path], shape: tuple[int, ...]) -> Tensor:

@@ -16,8 +16,7 @@ from pydantic import ValidationError
 from lconvnet.experiments import original
 from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment
 from lconvnet.experiments.explain import choice, explain, open_to, typed
-from lconvnet.experiments.reading import Dumper, overlaid, parse_overrides, read
-from lconvnet.experiments.references import resolved
+from lconvnet.experiments.reading import Dumper, overlaid, parse_overrides, read, resolved
 
 AnyExperiment = Experiment | WassersteinExperiment | GanExperiment
 TASKS: Mapping[str, type[AnyExperiment]] = {"wasserstein": WassersteinExperiment, "gan": GanExperiment}

@@ -1,4 +1,4 @@
-"""A trained run on images that are not its own: what `lconvnet evaluate RUN --data FOLDER` does.
+"""Images that are not a run's own: a labelled folder (`lconvnet evaluate RUN --data FOLDER`), and single files.
 
 Records and results lie in other-data/NAME-FINGERPRINT/ below the run, under names of their own: its own evaluation is
 not touched, and no table takes one for the other.
@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from lconvnet import atomic, saving
 from lconvnet.data import Images, load_labelled
+from lconvnet.data.decoding import Shape, decode, read_npy
 from lconvnet.experiments import robustness
-from lconvnet.experiments.ancestors import count, seen_by, source_of, trained_or_chosen
 from lconvnet.experiments.config import Experiment
 from lconvnet.experiments.execute import Evaluated, measure, saved_network
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session
-from lconvnet.experiments.trained_on import own_images, trained_experiment
+from lconvnet.experiments.trained_on import (
+    count,
+    own_images,
+    seen_by,
+    source_of,
+    trained_experiment,
+    trained_or_chosen,
+)
 from lconvnet.extras import require
 from lconvnet.training import Record, load_record
 from lconvnet.training.settings import describe_images, describe_splits
@@ -86,3 +98,38 @@ def _trained_on(images: Images, experiment: Experiment, record: Record, folder: 
     who = "the run, or one that it started from," if source else "the run"
     found = f"{seen} of them are among the images that {who} was trained on or chosen by" if seen else ""
     return "; ".join(filter(None, (found, missing)))
+
+
+def read_images(paths: Sequence[str | Path], shape: tuple[int, ...]) -> Tensor:
+    """Return float32 images (N, C, H, W) in [0, 1], each of the network's shape (C, H, W).
+
+    Grey and colour are converted to the network's channels; a size is never changed, because the certificate
+    holds for the pixels the network sees. Raises ValueError for a file that is missing, unreadable, of
+    another size, or an array with NaN or values outside [0, 1].
+    """
+    return torch.cat([_read(Path(path), shape) for path in paths])
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
+    if path.is_dir():
+        raise ValueError(f"image {str(path)!r} is a folder; name its files, or the folder with --data")
+    if not path.is_file():
+        raise ValueError(f"image {str(path)!r} does not exist; name a png, jpg or npy file")
+    if path.suffix == ".npy":
+        return _read_array(path, shape)[None]
+    if len(shape) != 3:
+        raise ValueError(f"image {str(path)!r} is a picture; the network takes inputs of shape {shape}, as npy files")
+    expected = Shape(*shape, origin="the network", resizing="")
+    return decode([path], [str(path)], channels=shape[0], shape=expected).images.float() / 255
+
+
+def _read_array(path: Path, shape: tuple[int, ...]) -> Tensor:
+    array = read_npy(path)
+    if array.shape != shape or array.dtype.kind != "f":
+        raise ValueError(
+            f"image {str(path)!r} is {array.dtype} of shape {array.shape}; the network takes floats of shape {shape}"
+        )
+    values = torch.from_numpy(array.astype(np.float32))
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(f"image {str(path)!r} has NaN or values outside [0, 1]; scale the pixels to [0, 1]")
+    return values

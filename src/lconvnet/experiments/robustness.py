@@ -1,8 +1,21 @@
-"""Clean, certified and attacked accuracy of a baked network, image by image, resumable after every batch.
+"""Clean, certified and attacked accuracy of a baked network: records of single images, and what they add up to.
 
 :func:`certify_all` and :func:`attack_all` keep their records in journals below the run; a second call measures only
 what is missing. Random numbers follow from the seed, the attack and the batch, so an interrupted evaluation ends
 with the records of one that was not.
+
+:func:`accuracies` makes the numbers of `results.yaml` of them, under the original's keys, and :func:`columns` the rows
+of `examples.parquet`. For each eps: `natural` is the clean accuracy, `lb` the certified accuracy (correct and
+radius > eps), `lb_dist` the mean certified radius over all images, 0 for those answered wrongly; for each attack,
+`NAME-ub` is the accuracy that remains (correct and not fooled within eps), `NAME-ub-success-rate` one minus that,
+`NAME-ub-dist` the mean norm that the images answered wrongly within eps needed, 0 for those that were wrong before (0
+if there is none), and, if it goes along the gradient, `NAME-ub-zero-gradient` the number of images that had none. Then
+lb <= NAME-ub <= natural. NAME is that of the attack, with the options in which two of one name differ:
+`pgd(steps=20)-ub`.
+
+`adv_robustness` is about all test images, `adv_robustness_mini_eval` about the first few that slow attacks are given;
+`adv_robustness_linf` and `adv_robustness_linf_mini_eval` measure eps in l-infinity: since |x|_2 <= sqrt(d) |x|_inf, an
+image is certified there if its radius is above sqrt(d) eps.
 """
 
 from __future__ import annotations
@@ -11,6 +24,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,7 +33,7 @@ from torch import Tensor, nn
 
 from lconvnet.attacks import AttackResult, norms
 from lconvnet.bounds import Bound, fingerprint
-from lconvnet.certify import Certificates, certified_at, certify, linear_margins
+from lconvnet.certify import Certificates, certified_accuracy, certified_at, certify, linear_margins
 from lconvnet.data import Images, batch
 from lconvnet.experiments.attacks import Attack
 from lconvnet.experiments.config import Evaluation
@@ -79,6 +93,13 @@ class Outcome:
     success: Tensor
     norm: Tensor
     zero_gradient: Tensor
+
+    def radii(self, evaluation: Evaluation) -> tuple[float, ...]:
+        """The eps that it speaks about: its own, or all if it looked for the shortest perturbation."""
+        return self.attack.radii(evaluation) if self.eps is None else (self.eps,)
+
+
+Rows = dict[float, dict[str, float]]
 
 
 def certify_all(subject: Subject) -> Certificates:
@@ -238,3 +259,47 @@ def columns(
 
 def _with_eps(name: str, eps: float | None) -> str:
     return name if eps is None else f"{name}@{eps}"
+
+
+def accuracies(
+    certificates: Certificates, labels: Tensor, outcomes: Sequence[Outcome], evaluation: Evaluation, *, pixels: int
+) -> dict[str, Rows]:
+    """Return section -> eps -> key -> value; `pixels` is the number of values of an image."""
+    found: dict[str, Rows] = {"adv_robustness": {}}
+    for norm, mini in product(("l2", "linf"), (False, True)):
+        chosen = [outcome for outcome in outcomes if outcome.attack.place == (norm, mini)]
+        count = min(evaluation.mini_test_size, len(labels)) if mini else len(labels)
+        everywhere = evaluation.eps if norm == "l2" and not mini else ()
+        rows: Rows = {}
+        for eps in dict.fromkeys([*everywhere, *(eps for o in chosen for eps in o.radii(evaluation))]):
+            row = _certified(certificates, labels, eps, math.sqrt(pixels) if norm == "linf" else 1.0, count)
+            for outcome in chosen:
+                if eps in outcome.radii(evaluation):
+                    row |= _under_attack(outcome, eps, evaluation.key(outcome.attack))
+            rows[eps] = row
+        if rows:
+            section = "adv_robustness" + ("_linf" if norm == "linf" else "") + ("_mini_eval" if mini else "")
+            found[section] = rows
+    return found
+
+
+def _certified(certificates: Certificates, labels: Tensor, eps: float, factor: float, count: int) -> dict[str, float]:
+    parts = {name: getattr(certificates, name)[:count] for name in ("label", "margin", "radius", "reason")}
+    part = Certificates(**parts, level=certificates.level)
+    correct = part.label == labels[:count]
+    return {
+        "natural": _mean(correct),
+        "lb": certified_accuracy(part, labels[:count], eps * factor),
+        "lb_dist": _mean(part.radius.where(correct, 0.0)) / factor,
+    }
+
+
+def _under_attack(outcome: Outcome, eps: float, name: str) -> dict[str, float]:
+    wrong = outcome.success & (outcome.norm <= eps)
+    remaining, key = _mean(~wrong), f"{name}-ub"
+    flat = {f"{key}-zero-gradient": int(outcome.zero_gradient.sum())} if outcome.attack.by_gradient else {}
+    return {key: remaining, f"{key}-dist": _mean(outcome.norm[wrong]), f"{key}-success-rate": 1 - remaining} | flat
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.to(torch.float64).mean()) if len(values) else 0.0

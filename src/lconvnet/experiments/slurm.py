@@ -1,7 +1,11 @@
-"""A family of runs as one Slurm job array: one task a run, which saves and queues again when it is interrupted.
+"""A family of runs as one Slurm job array: one task per run, which saves and queues again when it is interrupted.
 
 A notice is SIGUSR1 or SIGTERM: sent before the time limit, by a preemption, or by hand with `scancel --signal`. The
-command then saves and exits with code 3, its task is requeued, and a requeued task goes on with `--resume`.
+command then saves and exits with code 3, its task is requeued, and a requeued task goes on with `--resume`. A notice
+may reach the batch script, the command that it runs as a step, or both. How srun behaves decides how the script passes
+it on (Slurm 22.05): it loses a signal in its first 50 ms, so the notice is repeated until the step has ended; at a
+SIGTERM it kills the step, so that gets SIGUSR1 instead; it passes on the exit code of the command, and 128 + N if
+signal N ended it. The exit code and the state of the job then decide whether the task is queued again.
 """
 
 from __future__ import annotations
@@ -9,8 +13,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +25,72 @@ from lconvnet import atomic
 from lconvnet.experiments.family import run_folders
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.experiments.session import is_running
-from lconvnet.experiments.slurm_script import NOTICE, script
 from lconvnet.experiments.status import is_finished
+
+NOTICE = 120
+BEGIN = """\
+#!/usr/bin/env bash
+#SBATCH --array={array}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@{notice}
+stopping='' told='' received='' step=''
+trap 'stopping=1 received=1; [[ -z $step ]] || tell' USR1 TERM
+"""
+WORK = """\
+set -uo pipefail
+# Not SLURM_JOB_ID: for one of the tasks it is the id of the whole array.
+task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+run=${runs[SLURM_ARRAY_TASK_ID]}
+resume=()
+((${SLURM_RESTART_COUNT:-0} == 0)) || resume=(--resume)
+if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
+fi
+
+# Pass the notice on to the step, until it has ended.
+tell() {
+  [[ -z $told ]] || return
+  told=1
+  while kill -USR1 "$step"; do sleep 5; done 2>/dev/null &
+}
+
+# Run one command as a step of the job and return its exit code.
+work() {
+  [[ -z $stopping ]] || return 3
+  local code
+  echo "task $task, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
+  srun "$@" &
+  step=$!
+  [[ -z $stopping ]] || tell
+  # A trap ends 'wait' early; the next one has the true code.
+  while received='' && wait "$step"; code=$?; [[ $received ]]; do :; done
+  step=''
+  return "$code"
+}
+
+# Queue the task again, unless somebody else did or it was cancelled.
+requeue() {
+  case $(squeue --noheader --jobs="$task" --format='%T %r') in
+    RUNNING* | *TimeLimit) scontrol requeue "$task" ;;
+  esac
+}
+
+"""
+END = """\
+code=$?
+case $code in
+  3 | 130 | 138 | 143) requeue ;;             # saved, or stopped by SIGINT, SIGUSR1, SIGTERM before it could
+  137 | 255) [[ -z $stopping ]] || requeue ;; # killed after a notice; bash lost the code to a trap
+esac
+exit "$code"
+"""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What `submit` did: the id of the job array (None where nothing was left to do), the run of each of its tasks,
-    the runs left out with the reason, and the folder of the logs."""
+    """What `submit` did: the id of the job array (None if nothing was left to do), the run of each of its tasks, the
+    runs left out with the reason, and the folder of the logs."""
 
     job: int | None
     runs: tuple[Path, ...]
@@ -35,10 +99,7 @@ class Submission:
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """Return every folder at or below `folder` that holds a cfg.yaml, as sorted absolute paths.
-
-    Raises ValueError where there is none.
-    """
+    """Return every folder at or below `folder` that holds a cfg.yaml, as sorted absolute paths; ValueError if none."""
     runs = [path.absolute() for path in run_folders(folder)]
     if not runs:
         raise ValueError(f"{folder} holds no cfg.yaml, nor does any folder below it; name a folder such as runs/demo")
@@ -88,7 +149,13 @@ def submit(
     folder.mkdir(parents=True, exist_ok=True)
     output = str(folder).replace("%", "%%") + "/%A_%a.out"
     named = [f"--job-name={folder.parent.name}", f"--output={output}"]
-    job = _job_id(_call(["sbatch", "--parsable", *named, *options], text))
+    said = _call(["sbatch", "--parsable", *named, *options], text)
+    number = re.search(r"^(\d+)(;|$)", said, re.MULTILINE)  # alone on a line, or before the name of a cluster
+    if not number:
+        raise ValueError(
+            f"sbatch printed {said.strip()!r} and no number of a job; look with squeue whether it is queued"
+        )
+    job = int(number[1])
     atomic.write_text(folder / f"{job}.sh", text)
     return Submission(job, chosen, left_out, folder)
 
@@ -140,16 +207,6 @@ def time_limit(text: str) -> float:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def _job_id(said: str) -> int:
-    """Return the number that sbatch prints, alone on a line or before the name of a cluster."""
-    found = re.search(r"^(\d+)(;|$)", said, re.MULTILINE)
-    if not found:
-        raise ValueError(
-            f"sbatch printed {said.strip()!r} and no number of a job; look with squeue whether it is queued"
-        )
-    return int(found[1])
-
-
 def _max_array_size() -> int:
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", _call(["scontrol", "show", "config"]))
     return int(found[1]) if found else 1001
@@ -161,3 +218,19 @@ def _call(command: Sequence[str], text: str = "") -> str:
     if done.returncode:
         raise ValueError(f"{command[0]} failed ({done.stderr.strip()}); put that right and submit again")
     return done.stdout
+
+
+def script(runs: Sequence[Path], *, resume: bool, test: bool, limit: int | None, notice: int = NOTICE) -> str:
+    """Return the batch script of an array with one task for each run.
+
+    >>> text = script([Path("/runs/my run")], resume=False, test=True, limit=2)
+    >>> print(text.splitlines()[1], text.splitlines()[8], sep="; ")
+    #SBATCH --array=0-0%2; '/runs/my run'
+    """
+    command = f"work {shlex.quote(sys.executable)} -m lconvnet"
+    going_on = "--resume" if resume else '${resume[@]+"${resume[@]}"}'
+    train = [f'{command} train "$run/cfg.yaml" {going_on}'] if resume or not test else []
+    evaluate = [f'{command} evaluate "$run"'] if test else []
+    array = f"0-{len(runs) - 1}" + (f"%{limit}" if limit else "")
+    listed = "\n".join(["runs=(", *(shlex.quote(str(run)) for run in runs), ")\n"])
+    return BEGIN.format(array=array, notice=notice) + listed + WORK + " &&\n  ".join(train + evaluate) + "\n" + END

@@ -1,8 +1,7 @@
 """Weights that others trained, as networks of this package; nothing in their files is ever run."""
 
-from lconvnet.importing.compared import load_compared
-from lconvnet.importing.frames import load_plain
-from lconvnet.importing.orthogonium import load_orthogonium
+from lconvnet.importing.libraries import load_compared, load_orthogonium
+from lconvnet.importing.plain_networks import load_plain
 from lconvnet.importing.runs import adopt, import_run
 from lconvnet.importing.torchlip import load_torchlip
 

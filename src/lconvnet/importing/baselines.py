@@ -1,22 +1,37 @@
-"""Published baselines: a run folder with a cfg.yaml of ours and the weights as their authors published them."""
+"""Published baselines: a run folder with a cfg.yaml of ours and the weights as their authors published them.
+
+A file of KW holds `state_dict` (a list of networks that pass on what they cannot prove, of which the first is
+evaluated, or one network), `epoch` and more that is not needed. Layers are numbered with their activations; a residual
+block keeps its two convolutions and the shortcut under `Ws`.
+
+QW trained with TensorFlow, and the names of their variables are nowhere in print; what is relied on is TensorFlow's
+habit. The variables of a layer share a scope (`conv1/weights`, `conv1/biases`), kernels are ``(height, width, in,
+out)`` and ``(in, out)``, channels come last, and layers of one shape come in the order of their names, numbers counted
+as numbers: the first of them belongs to the first class. Variables of an optimiser and of the loss are left out. A
+weight is divided by the bound on its norm (kernels/rkl2ne.py), as in every step of the paper.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lconvnet import atomic
 from lconvnet.experiments.config import Experiment, settings
 from lconvnet.experiments.loading import parse
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.trained_on import require_open
-from lconvnet.importing import kw, qw
+from lconvnet.importing import pickles, tensorflow
+from lconvnet.importing.plain_networks import natural
+from lconvnet.layers import ConstrainedLayer, LipschitzConv2d, LipschitzLinear
 from lconvnet.training import Record
 from lconvnet.training.checkpoint import save_best
 from lconvnet.training.settings import versions
@@ -24,26 +39,37 @@ from lconvnet.visible import is_visible
 
 IMAGES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 CLASSES = 10
-Loader = Callable[[nn.Sequential, str, Path], int]
-FORMATS: Mapping[str, tuple[str, Loader]] = {
-    "kw-small": ("*.pth", kw.load),
-    "kw-large": ("*.pth", kw.load),
-    "kw-resnet": ("*.pth", kw.load),
-    "qw": ("*.index", qw.load),
+BLOCKS = range(1, 5)
+KW_LAYERS: Mapping[str, Mapping[str, str]] = {
+    "kw-small": {"conv1": "0", "conv2": "2", "linear1": "5", "linear2": "7"},
+    "kw-large": {
+        **{f"conv{i + 1}": str(2 * i) for i in range(4)},
+        **{f"linear{i + 1}": str(9 + 2 * i) for i in range(3)},
+    },
+    "kw-resnet": {
+        "conv": "0",
+        **{f"block{i}.branches.0.conv": f"{4 * i}.Ws.0" for i in BLOCKS},
+        **{f"block{i}.branches.1.conv1": f"{4 * i - 2}.Ws.0" for i in BLOCKS},
+        **{f"block{i}.branches.1.conv2": f"{4 * i}.Ws.2" for i in BLOCKS},
+        "linear1": "19",
+        "linear2": "21",
+    },
 }
-"""Architecture -> the files of its authors, and what reads them."""
+"""Path of each layer here -> there."""
+LOSS = "loss"
+OPTIMIZERS = re.compile(r".*/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1|ExponentialMovingAverage)")
 
 
 def is_baseline(experiment: object) -> bool:
-    """Whether an experiment is of a network that others published weights of."""
+    """Return whether an experiment is of a network that others published weights of."""
     return isinstance(experiment, Experiment) and experiment.model.architecture in FORMATS
 
 
 def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: Sequence[str]) -> None:
-    """Where the folder has a baseline's cfg.yaml and its published weights, add what an evaluation needs.
+    """If the folder has a baseline's cfg.yaml and its published weights, add what an evaluation needs.
 
     Adds checkpoints/best.safetensors and record.json, which names the file and its SHA-256; the file stays as it is.
-    Nothing is added where the evaluation could not have the `overrides` (ValueError).
+    Nothing is added if the evaluation could not have the `overrides` (ValueError).
     """
     model = values.get("model")
     architecture = str(model.get("architecture")) if isinstance(model, Mapping) else ""
@@ -60,7 +86,7 @@ def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: S
 
 
 def published(folder: Path, architecture: str) -> list[Path]:
-    """The files with an architecture's weights in a run's folder or its checkpoints/; none where it has no format."""
+    """Return the files with an architecture's weights in a run's folder or its checkpoints/; none for another one."""
     pattern, _ = FORMATS.get(architecture, ("", None))
     places = (folder, folder / "checkpoints") if pattern else ()
     return [path for place in places for path in sorted(place.glob(pattern)) if is_visible(path.name)]
@@ -80,3 +106,83 @@ def read_baseline(folder: Path, experiment: Experiment) -> tuple[nn.Sequential, 
     epoch = load(network, architecture, found[0])
     digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
     return network, {"file": found[0].name, "sha256": digest, "epoch": epoch}
+
+
+def load_kw(model: nn.Sequential, architecture: str, path: Path) -> int:
+    """Put the weights of a file into the network; return the epoch that it names, or 0.
+
+    Raises ValueError for a file that is no such file, is of another architecture, or names anything to be run.
+    """
+    content = pickles.read(path)
+    networks = content.get("state_dict") if isinstance(content, dict) else None
+    first = networks[0] if isinstance(networks, list) and networks else networks
+    found, layers = pickles.state_dict(first, path), KW_LAYERS[architecture]
+    names = {f"{there}.{kind}": f"{here}.{kind}" for here, there in layers.items() for kind in ("weight", "bias")}
+    if set(names) != set(found):
+        other = ", ".join(sorted(set(names) ^ set(found))[:3])
+        raise ValueError(f"{path} has weights of another network: {other}, … do not match; choose model.architecture")
+    weights = {names[name]: value for name, value in found.items()}
+    for name, value in model.state_dict().items():
+        if weights[name].shape != value.shape:
+            shapes = f"{tuple(weights[name].shape)}, {architecture} needs {tuple(value.shape)}"
+            raise ValueError(f"{path}: {name} has shape {shapes}")
+    model.load_state_dict(weights)
+    epoch = content.get("epoch", 0)
+    return epoch if type(epoch) is int and epoch >= 0 else 0
+
+
+def load_qw(model: nn.Sequential, architecture: str, path: Path) -> int:
+    """Put the weights of a checkpoint into the network; return 0, for it names no epoch.
+
+    Raises ValueError for a file that is no checkpoint, and if its layers are not those of the network.
+    """
+    layers = list(_qw_layers(tensorflow.read(path), path))
+    channels = 0
+    for name, part in model.named_modules():
+        if not isinstance(part, LipschitzConv2d | LipschitzLinear):
+            continue
+        kernel, bias = _taken(layers, part, name, path)
+        if isinstance(part, LipschitzConv2d):
+            channels = 2 * part.out_channels
+        elif name.endswith("linear1"):  # its columns are in the order (C, H, W) here, there (H, W, C)
+            side = isqrt(kernel.shape[1] // channels)
+            kernel = kernel.unflatten(1, (side, side, channels)).permute(0, 3, 1, 2).flatten(1)
+        part.load_state_dict({"kernel.W": kernel, "bias": bias})
+    if layers:
+        shapes = ", ".join(str(tuple(kernel.shape)) for kernel, _ in layers[:3])
+        raise ValueError(f"{path} has layers that {architecture} has not: {shapes}; state model.channels and hidden")
+    return 0
+
+
+FORMATS: Mapping[str, tuple[str, Callable[[nn.Sequential, str, Path], int]]] = {
+    **dict.fromkeys(KW_LAYERS, ("*.pth", load_kw)),
+    "qw": ("*.index", load_qw),
+}
+"""Architecture -> the files of its authors, and what reads them."""
+
+
+def _qw_layers(variables: Mapping[str, Tensor], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """Kernel ``(out, in, height, width)`` or ``(out, in)`` and bias of every layer, in natural order."""
+    scopes: dict[str, list[Tensor]] = {}
+    for name in sorted(variables, key=natural):
+        if not OPTIMIZERS.fullmatch(name) and variables[name].ndim:
+            if not bool(variables[name].isfinite().all()):
+                raise ValueError(f"{path}: {name} holds NaN or infinite values")
+            scopes.setdefault(name.rpartition("/")[0], []).append(variables[name])
+    for scope, found in scopes.items():
+        bias, kernel = min(found, key=Tensor.dim), max(found, key=Tensor.dim)
+        if kernel.ndim == 1 and scope.split("/")[0] == LOSS:
+            continue
+        if len(found) != 2 or bias.ndim != 1 or kernel.ndim not in (2, 4):
+            shapes = ", ".join(str(tuple(value.shape)) for value in found)
+            raise ValueError(f"{path}: {scope!r} holds variables of shapes {shapes}; a layer has a kernel and a bias")
+        yield (kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.mT), bias
+
+
+def _taken(layers: list[tuple[Tensor, Tensor]], part: ConstrainedLayer, name: str, path: Path) -> tuple[Tensor, Tensor]:
+    """Remove and return the first layer of the shape that a part of the network has."""
+    shape = part.kernel.get_parameter("W").shape
+    for place, (kernel, bias) in enumerate(layers):
+        if kernel.shape == shape and bias.shape == shape[:1]:
+            return layers.pop(place)
+    raise ValueError(f"{path} has no layer of shape {tuple(shape)} left for {name}; state model.channels and hidden")

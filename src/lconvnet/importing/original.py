@@ -7,25 +7,26 @@ part that is used. With U the polar factors of BCOP's `param_matrices`,
 
 and the other methods keep their `weight`, RKO a matrix, OSSN also `u` and the divisor `factor`, SVCM a copy of it as
 `buffer_weight`; so no two of them keep the same.
-In our kernels the polar factor, its limit, stands for Björck's iteration; the baked network has what the original's
-steps left. Convolutions are matched by their numbers, and dense layers: those whose names say `linear`, or, where none
-does, those whose names do not say `conv`.
+In our kernels the polar factor stands for Björck's iteration, whose limit it is; the baked network has what the
+original's steps left. Convolutions are matched by their numbers, and so are dense layers: those whose names say
+`linear`, or, if none does, those whose names do not say `conv`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lconvnet.baking import bake
-from lconvnet.experiments.original.networks import STEPS
-from lconvnet.importing.bjorck import cut_off
-from lconvnet.importing.pairing import numbered
+from lconvnet.experiments.original import STEPS
 from lconvnet.importing.pickles import by_module
+from lconvnet.importing.plain_networks import numbered
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
 from lconvnet.layers import ConstrainedLayer, LipschitzConv2d, LipschitzLinear
+from lconvnet.ops.bjorck import bjorck_step
 from lconvnet.ops.block_conv import append_factor
 from lconvnet.ops.orthogonalize import orthogonalize
 from lconvnet.ops.polyphase import to_strided
@@ -34,7 +35,7 @@ Weights = Mapping[str, Tensor]
 
 
 def load(model: nn.Module, weights: Weights) -> None:
-    """Put the original's weights into the same architecture here; ValueError where they belong to another one.
+    """Put the original's weights into the same architecture here; ValueError if they belong to another one.
 
     >>> from lconvnet.models import mlp
     >>> model = mlp(4, 2, widths=(4,))
@@ -50,32 +51,67 @@ def load(model: nn.Module, weights: Weights) -> None:
 
 
 def baked(model: nn.Module, weights: Weights) -> nn.Module:
-    """The baked network of a model that `load` has filled, its iterated weights as the original left them."""
+    """Return the baked network of a model that `load` has filled, its iterated weights as the original left them."""
     network = bake(model)
-    for (_, group), (name, layer) in _matched(by_module(weights), model):
-        published = PUBLISHED.get(type(layer.kernel))
-        if published:
-            W = published(group, layer.kernel)
-            if isinstance(layer, LipschitzConv2d):
-                W = to_strided(W, layer.stride)
-            with torch.no_grad():
-                network.get_parameter(f"{name}.weight").copy_(W)
+    for name, layer, U in _iterated(model, weights):
+        W = METHODS[type(layer.kernel)].weight(U, layer.kernel)
+        if isinstance(layer, LipschitzConv2d):
+            W = to_strided(W, layer.stride)
+        with torch.no_grad():
+            network.get_parameter(f"{name}.weight").copy_(W)
     return network
 
 
 def unfinished(model: nn.Module, weights: Weights) -> float:
-    """The largest |1 - s| of the singular values s that the original's steps left, 0 where nothing was iterated.
+    """Return the largest |1 - s| of the singular values s that the original's steps left, 0 if nothing was iterated.
 
     The original scales by a power iteration from a random vector, which no file keeps, and `cut_off` by the norm; what
     has converged does not depend on that.
     """
-    found = [0.0]
-    for (_, group), (_, layer) in _matched(by_module(weights), model):
-        key = ITERATED.get(type(layer.kernel))
-        if key:
-            values = torch.linalg.svdvals(cut_off(group[key].double(), STEPS))
-            found.append(float((1 - values).abs().max()))
-    return max(found)
+    found = (float((1 - torch.linalg.svdvals(U)).abs().max()) for _, _, U in _iterated(model, weights))
+    return max(found, default=0.0)
+
+
+def cut_off(W: Tensor, steps: int) -> Tensor:
+    """Return matrices (..., m, n) after division by their norm and so many steps of Björck's iteration of order 1.
+
+    Libraries cut it off: what it leaves after so many steps is part of their weights. Singular values are at most 1.
+
+    >>> cut_off(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)), 12).diagonal().tolist()
+    [1.0, 1.0]
+
+    Raises ValueError for a matrix of zeros.
+    """
+    if W.shape[-2] > W.shape[-1]:
+        return cut_off(W.mT, steps).mT
+    norm = torch.linalg.matrix_norm(W, 2)[..., None, None]
+    if not bool((norm > 0).all()):
+        raise ValueError("a matrix of zeros has no direction that Björck's iteration could keep")
+    W = W / norm
+    for _ in range(steps):
+        W = bjorck_step(W, 1)
+    return W
+
+
+def block_kernel(U: Tensor, in_channels: int, out_channels: int, rank: int) -> Tensor:
+    """Return the kernel (out, in, k, k) of BCOP's 2k - 1 matrices U (c, c) after orthogonalisation.
+
+    >>> block_kernel(torch.eye(4).expand(5, 4, 4), 4, 3, 2).shape
+    torch.Size([3, 4, 3, 3])
+    """
+    H = U[0, :in_channels, :out_channels]
+    K = (H if in_channels <= out_channels else H.mT)[None, None]
+    for index, R in enumerate(U[1:, :, :rank]):
+        kept = K @ R @ R.mT
+        K = append_factor(kept, K - kept, index % 2)
+    return K.permute(3, 2, 1, 0) if in_channels <= out_channels else K.permute(2, 3, 1, 0)
+
+
+def _iterated(model: nn.Module, weights: Weights) -> Iterator[tuple[str, ConstrainedLayer, Tensor]]:
+    """The layers whose matrices go into Björck's iteration, and what the original's steps leave of these."""
+    for (_, group), (name, layer) in _matched(by_module(weights), model):
+        if key := METHODS[type(layer.kernel)].iterated:
+            yield name, layer, cut_off(group[key].double(), STEPS)
 
 
 def _matched(
@@ -100,16 +136,17 @@ def _matched(
 
 def _translated(place: str, group: Weights, layer: ConstrainedLayer) -> dict[str, Tensor]:
     kernel = layer.kernel
-    expected, translate = METHODS[type(kernel)]
-    if set(group) != {*expected, "bias"}:
+    method, expected = METHODS[type(kernel)], (*METHODS[type(kernel)].kept, "bias")
+    if set(group) != set(expected):
         raise ValueError(
-            f"{place} has {', '.join(group)}; {type(kernel).__name__} keeps {', '.join((*expected, 'bias'))}: the "
-            "configuration names another method than the weights are of"
+            f"{place} has {', '.join(group)}; {type(kernel).__name__} keeps {', '.join(expected)}: the configuration "
+            "names another method than the weights are of"
         )
     try:
-        found = {f"kernel.{key}": value for key, value in translate(group, kernel).items()} | {"bias": group["bias"]}
+        own = method.translate(group, kernel)
     except (IndexError, RuntimeError) as error:
         raise ValueError(f"{place} does not fit {type(kernel).__name__}: {str(error).splitlines()[0]}") from None
+    found = {**{f"kernel.{key}": value for key, value in own.items()}, "bias": group["bias"]}
     for key, value in layer.state_dict().items():
         if found[key].shape != value.shape:
             raise ValueError(f"{place}: {key} has shape {tuple(found[key].shape)}, expected {tuple(value.shape)}")
@@ -128,71 +165,41 @@ def _bcop(group: Weights, kernel: Kernel) -> dict[str, Tensor]:
     return {"H": H if in_channels <= out_channels else H.mT, "R": U[1:, :, :rank]}
 
 
-def _same(group: Weights, kernel: Kernel) -> dict[str, Tensor]:
-    return {"W": group["weight"]}
-
-
-def _ossn(group: Weights, kernel: Kernel) -> dict[str, Tensor]:
-    return {"W": group["weight"], "u": group["u"], "factor": group["factor"]}
-
-
-def _dense(group: Weights, kernel: Kernel) -> dict[str, Tensor]:
-    return {"V": group["weight"]}
-
-
-Translate = Callable[[Weights, Kernel], dict[str, Tensor]]
-METHODS: Mapping[type[Kernel], tuple[tuple[str, ...], Translate]] = {
-    BCOP: (("param_matrices", "mask"), _bcop),
-    FixedBCOP: (("param_matrices", "mask"), _bcop),
-    RKO: (("weight",), _same),
-    RKL2NE: (("weight",), _same),
-    SVCM: (("weight", "buffer_weight"), _same),
-    OSSN: (("weight", "u", "factor"), _ossn),
-    Orthogonal: (("weight",), _dense),
-}
-
-
-def _published_bcop(group: Weights, kernel: Kernel) -> Tensor:
-    U = cut_off(group["param_matrices"].double(), STEPS)
+def _bcop_weight(U: Tensor, kernel: Kernel) -> Tensor:
     rank = kernel.get_parameter("R").shape[-1]
     return block_kernel(U, vars(kernel)["in_channels"], vars(kernel)["out_channels"], rank)
 
 
-def block_kernel(U: Tensor, in_channels: int, out_channels: int, rank: int) -> Tensor:
-    """The kernel (out, in, k, k) of BCOP's 2k - 1 matrices U (c, c) after orthogonalisation.
-
-    >>> block_kernel(torch.eye(4).expand(5, 4, 4), 4, 3, 2).shape
-    torch.Size([3, 4, 3, 3])
-    """
-    H = U[0, :in_channels, :out_channels]
-    K = (H if in_channels <= out_channels else H.mT)[None, None]
-    for index, R in enumerate(U[1:, :, :rank]):
-        kept = K @ R @ R.mT
-        K = append_factor(kept, K - kept, index % 2)
-    return K.permute(3, 2, 1, 0) if in_channels <= out_channels else K.permute(2, 3, 1, 0)
-
-
-def _published_rko(group: Weights, kernel: Kernel) -> Tensor:
+def _rko_weight(U: Tensor, kernel: Kernel) -> Tensor:
     k = vars(kernel)["kernel_size"]
-    U = cut_off(group["weight"].double(), STEPS)
     return U.unflatten(1, (vars(kernel)["in_channels"], k, k)) / k
 
 
-def _published_dense(group: Weights, kernel: Kernel) -> Tensor:
-    return cut_off(group["weight"].double(), STEPS)
+def _renamed(**names: str) -> Callable[[Weights, Kernel], dict[str, Tensor]]:
+    """A translation that only renames: ours -> theirs."""
+    return lambda group, kernel: {ours: group[theirs] for ours, theirs in names.items()}
 
 
-PUBLISHED: Mapping[type[Kernel], Callable[[Weights, Kernel], Tensor]] = {
-    BCOP: _published_bcop,
-    FixedBCOP: _published_bcop,
-    RKO: _published_rko,
-    Orthogonal: _published_dense,
+@dataclass(frozen=True)
+class Method:
+    """What a layer of the original keeps beside its bias, and its translation to what our kernel keeps.
+
+    `iterated` names the matrices that go into Björck's iteration; `weight` makes the layer's weight of what comes out.
+    """
+
+    kept: tuple[str, ...]
+    translate: Callable[[Weights, Kernel], dict[str, Tensor]]
+    iterated: str = ""
+    weight: Callable[[Tensor, Kernel], Tensor] = lambda U, kernel: U
+
+
+_BCOP = Method(("param_matrices", "mask"), _bcop, "param_matrices", _bcop_weight)
+METHODS: Mapping[type[Kernel], Method] = {
+    BCOP: _BCOP,
+    FixedBCOP: _BCOP,
+    RKO: Method(("weight",), _renamed(W="weight"), "weight", _rko_weight),
+    RKL2NE: Method(("weight",), _renamed(W="weight")),
+    SVCM: Method(("weight", "buffer_weight"), _renamed(W="weight")),
+    OSSN: Method(("weight", "u", "factor"), _renamed(W="weight", u="u", factor="factor")),
+    Orthogonal: Method(("weight",), _renamed(V="weight"), "weight"),
 }
-"""The weights that come out of Björck's iteration, after the original's number of steps."""
-ITERATED: Mapping[type[Kernel], str] = {
-    BCOP: "param_matrices",
-    FixedBCOP: "param_matrices",
-    RKO: "weight",
-    Orthogonal: "weight",
-}
-"""The matrices that go into it."""

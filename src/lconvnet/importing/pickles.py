@@ -62,8 +62,9 @@ def read(path: Path) -> Any:
         named.update(_globals(path))
         if sized := named & SIZED:
             raise Unfit(f"is refused: it asks for a {min(sized)}, which no weights need; nothing was run")
-        known = {name: Skipped for name in named if SKIPPED.fullmatch(name)}
-        with torch.serialization.safe_globals(_allowed(known)), warnings.catch_warnings():
+        known = {**{name: Skipped for name in named if SKIPPED.fullmatch(name)}, **ALLOWED}
+        safe: list[Any] = [(value, name) for name, value in known.items()]
+        with torch.serialization.safe_globals(safe), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
@@ -114,16 +115,16 @@ def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _allowed(skipped: dict[str, type]) -> list[Any]:
-    """What may be named besides tensors: the skipped objects, and the table type that metrics are kept in."""
-    plain = {"collections.defaultdict": _empty, "builtins.list": list, "__builtin__.list": list}
-    for name in FACTORIES:
-        plain |= {f"builtins.{name}": Skipped, f"__builtin__.{name}": Skipped}
-    return [(value, name) for name, value in (skipped | plain).items()]
-
-
 def _empty(*_: object) -> dict[Any, Any]:
     return {}
+
+
+ALLOWED: Mapping[str, Any] = {
+    "collections.defaultdict": _empty,
+    **{f"{place}.list": list for place in ("builtins", "__builtin__")},
+    **{f"{place}.{name}": Skipped for place in ("builtins", "__builtin__") for name in FACTORIES},
+}
+"""What may be named besides tensors and skipped objects: the table type that metrics are kept in."""
 
 
 def _globals(path: Path) -> Iterator[str]:
@@ -180,8 +181,7 @@ def _reason(error: Exception, named: set[str]) -> str:
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied"
     refused = REFUSED.search(str(error))
-    allowed = {name for _, name in _allowed({})}
-    strange = sorted(name for name in named - allowed if not name.startswith(ORDINARY))
+    strange = sorted(name for name in named - set(ALLOWED) if not name.startswith(ORDINARY))
     if "Can only" in str(error):
         return "holds an object with items of a class of its own, which cannot be left out; save trainer.net without it"
     if refused or strange:

@@ -1,21 +1,24 @@
 """Checkpoints of TensorFlow's `Saver`, read without TensorFlow: plain data, of which nothing can run.
 
-`NAME.index` is a table of sorted keys in blocks (LevelDB's format) whose values say of each variable its type, shape
-and place; `NAME.data-0000I-of-0000N` holds the numbers, little-endian, one behind the other. Every length is checked
+`NAME.index` is a table of sorted keys in blocks (LevelDB's format), whose values give the type, shape and place of each
+variable; `NAME.data-0000I-of-0000N` holds the numbers, little-endian, one behind the other. Every length is checked
 against the file before it is used.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lconvnet.data.tables import varint
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: two places of blocks, padding, the magic number
@@ -25,15 +28,14 @@ FLOATS = {1: np.dtype("<f4"), 2: np.dtype("<f8")}
 """TensorFlow's number of a type -> the type; variables of others, such as step counters, are left out."""
 
 
-@dataclass
-class _Entry:
+class _Entry(NamedTuple):
     """What the index says of one variable."""
 
-    kind: int = 0
-    shape: list[int] = field(default_factory=list)
-    shard: int = 0
-    offset: int = 0
-    size: int = 0
+    kind: int
+    shape: list[int]
+    shard: int
+    offset: int
+    size: int
 
 
 def read(index: Path) -> dict[str, Tensor]:
@@ -46,92 +48,63 @@ def read(index: Path) -> dict[str, Tensor]:
     if index.stat().st_size > MAXIMAL_INDEX:
         raise ValueError(f"{index} has {index.stat().st_size} bytes; it is no index of a TensorFlow checkpoint")
     try:
-        entries = dict(_entries(index.read_bytes()))
-        shards = _shards(entries.pop(""))
-        return {name: _values(index, _parsed(value), shards) for name, value in entries.items() if _is_float(value)}
-    except (IndexError, KeyError, struct.error, UnicodeDecodeError, OverflowError) as error:
+        values = dict(_values(index.read_bytes()))
+        header = dict(_fields(values.pop("")))
+        if header.get(2, 0) != 0:
+            raise ValueError("big-endian data")
+        entries = {name: _entry(value) for name, value in values.items()}
+        suffix = f"-of-{_number(header.get(1, 1)):05d}"
+        return {name: _tensor(index, entry, suffix) for name, entry in entries.items() if entry.kind in FLOATS}
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename} does not exist; copy all files of the checkpoint into one folder") from None
+    except (IndexError, KeyError, struct.error, ValueError, OverflowError) as error:
         raise ValueError(
             f"{index} is damaged, or no index of a TensorFlow checkpoint ({type(error).__name__}); other files, "
             "pickles above all, are never loaded"
         ) from None
 
 
-def _entries(data: bytes) -> Iterator[tuple[str, bytes]]:
+def _values(data: bytes) -> Iterator[tuple[str, bytes]]:
     """All keys with their values, block by block."""
     if len(data) < FOOTER or struct.unpack_from("<Q", data, len(data) - 8)[0] != MAGIC:
-        raise KeyError("magic number")
-    footer = data[-FOOTER:]
-    _, position = _place(footer, 0)
-    place, _ = _place(footer, position)
-    for _, handle in _block(data, *place):
-        block, _ = _place(handle, 0)
-        for key, value in _block(data, *block):
+        raise ValueError("magic number")
+    footer = io.BytesIO(data[-FOOTER:])
+    _place(footer)  # of blocks with further information
+    for _, handle in _block(data, *_place(footer)):
+        for key, value in _block(data, *_place(io.BytesIO(handle))):
             yield key.decode("utf-8"), value
 
 
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """The entries of a block; a key repeats the start of the one before."""
     if offset + size + TRAILER > len(data) or data[offset + size] != 0:
-        raise KeyError("block that is cut off or compressed")
-    block = data[offset : offset + size]
-    (restarts,) = struct.unpack_from("<I", block, size - 4)
-    position, end, key = 0, size - 4 - 4 * restarts, b""
-    while position < end:
-        shared, position = _varint(block, position)
-        fresh, position = _varint(block, position)
-        length, position = _varint(block, position)
-        key = key[:shared] + block[position : position + fresh]
-        yield key, block[position + fresh : position + fresh + length]
-        position += fresh + length
+        raise ValueError("block that is cut off or compressed")
+    block = io.BytesIO(data[offset : offset + size])
+    (restarts,) = struct.unpack_from("<I", block.getbuffer(), size - 4)
+    key = b""
+    while block.tell() < size - 4 - 4 * restarts:
+        shared, fresh, length = varint(block), varint(block), varint(block)
+        key = key[:shared] + block.read(fresh)
+        yield key, block.read(length)
 
 
-def _place(data: bytes, position: int) -> tuple[tuple[int, int], int]:
-    offset, position = _varint(data, position)
-    size, position = _varint(data, position)
-    return (offset, size), position
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while shift < 64:
-        byte = data[position]
-        value, position, shift = value | (byte & 0x7F) << shift, position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
-    raise KeyError("number of more than 64 bits")
+def _place(data: io.BytesIO) -> tuple[int, int]:
+    """Offset and size of a block."""
+    return varint(data), varint(data)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Numbers and values of a protocol buffer's fields."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        if tag & 7 == 0:
-            value, position = _varint(message, position)
-        elif tag & 7 == 2:
-            size, position = _varint(message, position)
-            value, position = message[position : position + size], position + size
-        elif tag & 7 in (1, 5):
-            size = 8 if tag & 7 == 1 else 4
-            value, position = message[position : position + size], position + size
-        else:
-            raise KeyError("field of an unknown kind")
-        yield tag >> 3, value
+    data = io.BytesIO(message)
+    while data.tell() < len(message):
+        tag = varint(data)
+        kind = tag & 7
+        if kind not in (0, 1, 2, 5):
+            raise ValueError("field of an unknown kind")
+        yield tag >> 3, varint(data) if kind == 0 else data.read({1: 8, 5: 4}.get(kind) or varint(data))
 
 
-def _shards(header: bytes) -> int:
-    """The number of data files; big-endian ones are refused."""
-    values = dict(_fields(header))
-    if values.get(2, 0) != 0:
-        raise KeyError("big-endian data")
-    return _number(values.get(1, 1))
-
-
-def _is_float(value: bytes) -> bool:
-    return _parsed(value).kind in FLOATS
-
-
-def _parsed(value: bytes) -> _Entry:
+def _entry(value: bytes) -> _Entry:
     fields = list(_fields(value))
     found = {key: content for key, content in fields if isinstance(content, int)}
     shapes = [content for key, content in fields if key == 2 and isinstance(content, bytes)]
@@ -142,16 +115,12 @@ def _parsed(value: bytes) -> _Entry:
 
 def _number(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise KeyError("bytes in place of a number")
+        raise ValueError("bytes in place of a number")
     return value
 
 
-def _values(index: Path, entry: _Entry, shards: int) -> Tensor:
-    path = index.with_suffix(f".data-{entry.shard:05d}-of-{shards:05d}")
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; copy all files of the checkpoint into one folder")
-    kind = FLOATS[entry.kind]
-    if entry.size != prod(entry.shape) * kind.itemsize or entry.offset + entry.size > path.stat().st_size:
-        raise KeyError("variable that is longer than its file or than its shape")
-    flat = np.fromfile(path, kind, prod(entry.shape), offset=entry.offset)
-    return torch.from_numpy(flat.reshape(entry.shape).copy())
+def _tensor(index: Path, entry: _Entry, suffix: str) -> Tensor:
+    path, kind, count = index.with_suffix(f".data-{entry.shard:05d}{suffix}"), FLOATS[entry.kind], prod(entry.shape)
+    if entry.size != count * kind.itemsize or entry.offset + entry.size > path.stat().st_size:
+        raise ValueError("variable that is longer than its file or than its shape")
+    return torch.from_numpy(np.fromfile(path, kind, count, offset=entry.offset).reshape(entry.shape).copy())

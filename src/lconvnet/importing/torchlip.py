@@ -12,7 +12,7 @@ of the rows before it and of the columns after it, they are the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.atomic import as_path
-from lconvnet.importing.frames import Plain, fill, patches, taken, weighted
+from lconvnet.importing.plain_networks import Group, Plain, fill, patches, taken, weighted
 from lconvnet.layers import Abs, Concat, FullSort, GroupSort, MaxMin, NormPool, Scale, Sum, TwoSidedReLU
 from lconvnet.ops.images import is_finite_number
 
@@ -50,20 +50,20 @@ def load_torchlip(
 
     Args:
         path: a `.pth` file that holds a state dict; nothing in it is run.
-        frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.frames`. Behind a
-            GroupSort with a `k_coef_lip` of its own write `Scale(k_coef_lip)`; in its `Sequential(..., k_coef_lip=K)`
-            of n Lipschitz layers each has K^(1/n), which the weights have not.
+        frame: the plain network with its strides, paddings and activations (`lconvnet.importing.plain_networks`).
+            Behind a GroupSort with a `k_coef_lip` of its own write `Scale(k_coef_lip)`; in its
+            `Sequential(..., k_coef_lip=K)` of n Lipschitz layers each has K^(1/n), which the weights have not.
         k_coef_lip: the factor that each layer with weights was built with, or one for all, 1 by its default. No file
             says it.
         disjoint_neurons: how a `FrobeniusLinear` of several outputs was built, True by its default. No file says it.
 
     Raises:
-        ValueError: for a file that is missing, damaged, or would run something, where it does not fit the frame, and
-            where an argument is missing that decides what the weights are.
+        ValueError: for a file that is missing, damaged, or would run something, if it does not fit the frame, and if
+            an argument is missing that decides what the weights are.
     """
     factors = iter(_factors(k_coef_lip, len(weighted(frame))))
 
-    def weight(group: Mapping[str, Tensor], layer: Plain) -> Tensor:
+    def weight(group: Group, layer: Plain) -> Tensor:
         return _weight(group, layer, disjoint_neurons) * next(factors)
 
     network = fill(as_path(path), frame, weight, KEPT)
@@ -84,7 +84,7 @@ def _factors(k_coef_lip: float | Sequence[float] | None, count: int) -> list[flo
     return factors
 
 
-def _weight(group: Mapping[str, Tensor], layer: Plain, disjoint_neurons: bool | None) -> Tensor:
+def _weight(group: Group, layer: Plain, disjoint_neurons: bool | None) -> Tensor:
     for name, value in group.items():
         if name.endswith("._w_bjorck"):
             return value.double() / patches(layer)
@@ -155,9 +155,8 @@ def _side_by_side(channels: int, layer: GroupSort | MaxMin) -> Tensor:
 
 @torch.no_grad()
 def _permute_rows(layer: Plain, order: Tensor) -> None:
-    layer.weight.copy_(layer.weight[order])
-    if layer.bias is not None:
-        layer.bias.copy_(layer.bias[order])
+    for parameter in layer.parameters():
+        parameter.copy_(parameter[order])
 
 
 @torch.no_grad()

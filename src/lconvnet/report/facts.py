@@ -1,7 +1,7 @@
 """What a run is, and how a recipe other than the paper's is called.
 
-A run is what its specification says: what record.json says was trained, or else the cfg.yaml; then nothing is read from
-the folder's name. Folders without one (the original's cfg.yaml is a program, not data) are named as in `FOLDERS`.
+A run is what its specification says: what record.json says was trained, or else the cfg.yaml. Only without one (the
+original's cfg.yaml is a program, not data) is the folder's name read, as in `FOLDERS`.
 
 The plain name of a method stands for the paper's recipe (Li et al. 2019; for data sets that are not in the paper, the
 package's defaults). Any other recipe is another experiment and is named by what differs: the loss and the number of
@@ -11,11 +11,11 @@ epochs if they do, and of the rest what is needed to tell the experiments apart.
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lconvnet.experiments.config import Evaluation, settings
 from lconvnet.experiments.loading import AnyExperiment, parse_any
@@ -86,12 +86,11 @@ class Facts:
     specified: bool = False
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """How a recipe differs from the paper's: `shown` of it is in the label, `full` is all of it."""
 
-    shown: Recipe = ()
-    full: Recipe = ()
+    shown: Recipe
+    full: Recipe
 
 
 def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, Recipe]]:
@@ -103,25 +102,39 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
     experiment = specification(folder)
     if experiment is None:
         return facts_of_name(folder.resolve().as_posix()), {}
-    facts = facts_of_experiment(experiment)
-    recorded = recorded_settings(RunFolder(folder))
-    if facts.task == "wasserstein":
-        return _with_origin(facts, recorded), {}
-    values = experiment.model_dump(mode="json")
-    ran = values["evaluation"] if evaluation is None else _stated(evaluation)
-    if "imported" in recorded:
-        facts = _as_published(facts, values["model"])
-    return _with_origin(facts, recorded), _attacks(Evaluation.model_validate(ran))
+    facts, recorded = facts_of_experiment(experiment), recorded_settings(RunFolder(folder))
+    attacks: Mapping[str, Recipe] = {}
+    if facts.task == "robustness":
+        values = experiment.model_dump(mode="json")
+        ran = values["evaluation"] if evaluation is None else _stated(evaluation)
+        attacks = _attacks(Evaluation.model_validate(ran))
+        if "imported" in recorded and values["model"]["architecture"] in labels.NETWORKS:
+            # No seed and no recipe of ours made the weights that a baseline's authors published.
+            facts = replace(facts, recipe=(), trial="")
+            if published := values["model"].get("published"):
+                facts = replace(facts, architecture=f"Model-{published}", method=labels.BASELINES["qian"])
+    if isinstance(origin := recorded.get("from"), Mapping):
+        facts = with_setting(facts, "from", str(origin.get("run")))
+    return facts, attacks
+
+
+def with_setting(facts: Facts, key: str, value: Any) -> Facts:
+    """Return facts with one more setting in the recipe, which makes them those of another experiment."""
+    return replace(facts, recipe=tuple(sorted((*facts.recipe, (key, value)))))
 
 
 def specification(folder: Path) -> AnyExperiment | None:
     """Return the experiment that record.json, or else cfg.yaml, says was trained; None if neither does."""
     run, record = RunFolder(folder), folder / "record.json"
     values = read(run.config) if run.is_configured else {ORIGINALS_KEY: None}
-    if "task" not in values and record.exists() and _recorded(record):
-        found = trained_experiment(run)
-        name = load_record(folder).settings["settings"].get("data", {}).get("name", found.data.name)
-        return found.model_copy(update={"data": found.data.model_copy(update={"name": name})})
+    if "task" not in values and record.exists():
+        if record.stat().st_size > MAXIMAL_RECORD_BYTES:
+            raise ValueError(f"its record.json has more than {MAXIMAL_RECORD_BYTES} bytes and is not a record")
+        settings = load_record(folder).settings.get("settings")
+        if isinstance(settings, Mapping):  # lconvnet.fit writes a record without
+            found = trained_experiment(run)
+            name = settings.get("data", {}).get("name", found.data.name)
+            return found.model_copy(update={"data": found.data.model_copy(update={"name": name})})
     return None if ORIGINALS_KEY in values else parse_any(values)
 
 
@@ -141,20 +154,22 @@ def facts_of_experiment(experiment: AnyExperiment) -> Facts:
     task = values.get("task", "robustness")
     if task not in ("robustness", "wasserstein"):
         raise ValueError(f"its cfg.yaml trains a generator (task: {task}), and generators appear in no table")
-    network = values["model"] if task == "robustness" else {"architecture": "critic", **values["critic"]}
+    network: dict[str, Any] = {"architecture": "critic", **values["critic"]} if "critic" in values else values["model"]
     data = PurePosixPath(experiment.data.name).name or experiment.data.name
     # Tables name a folder of images by its last part alone, which several folders may share.
     axes = AXES | ({"data.name"} if data == experiment.data.name else set())
-    rate = None if task == "robustness" else values["optimizer"]["lr"]
+    rate, activation = None, network.get("activation") or "relu"
+    if task == "wasserstein":
+        rate, axes = values["optimizer"]["lr"], axes | {"optimizer.lr"}
     return Facts(
         task=task,
         data=data,
         architecture=_architecture(network),
-        method=_method(network),
-        activation=labels.label_of(network.get("activation", "relu"), labels.ACTIVATIONS),
+        method=labels.NETWORKS.get(network["architecture"]) or _method(network),
+        activation=labels.ACTIVATIONS.get(activation, activation),
         trial=str(experiment.seed),
         learning_rate=rate,
-        recipe=_recipe(settings(experiment), axes if rate is None else axes | {"optimizer.lr"}),
+        recipe=tuple(sorted(pair for pair in flatten(settings(experiment)) if pair[0] not in axes)),
         specified=True,
     )
 
@@ -165,7 +180,7 @@ def facts_of_name(path: str) -> Facts:
     >>> facts_of_name("runs/wde_stl10/lr-0.001/conv/OSSN/n_iters-10/relu/multi-trial-B").learning_rate
     0.001
     """
-    found = next((match.groupdict() for pattern in map(_pattern, FOLDERS) if (match := pattern.fullmatch(path))), None)
+    found = next((match.groupdict() for pattern in _patterns() if (match := pattern.fullmatch(path))), None)
     if found is None:
         raise ValueError(
             "it has no specification (record.json or cfg.yaml) and its folder's name is none of the known ones; "
@@ -206,11 +221,22 @@ def name_of_facts(facts: Facts) -> str:
 
 
 def variants(experiments: Iterable[Facts]) -> dict[Facts, Variant]:
-    """Name the recipes of experiments so that no two of one data set and network have the same label."""
-    families = itertools.groupby(sorted(experiments, key=lambda facts: (_family(facts), repr(facts))), key=_family)
+    """Name the recipes of experiments so that no two of one data set and network have the same label.
+
+    A label shows `SHOWN_ALWAYS`, and then each setting that tells more experiments apart.
+    """
     named: dict[Facts, Variant] = {}
-    for _, members in families:
-        named |= _variants(list(members))
+    ordered = sorted(experiments, key=lambda facts: (_family(facts), repr(facts)))
+    for _, members in itertools.groupby(ordered, key=_family):
+        family = list(members)
+        any_specified = any(facts.specified for facts in family)
+        unknown = [() if facts.specified or not any_specified else (UNSPECIFIED,) for facts in family]
+        full = [(*start, *differences(facts)) for start, facts in zip(unknown, family, strict=True)]
+        recipes, chosen = [(), *full], {*SHOWN_ALWAYS, UNSPECIFIED[0]}
+        for key in dict.fromkeys(key for recipe in full for key, _ in recipe):
+            if len({_only(recipe, chosen) for recipe in recipes}) < len({_only(r, chosen | {key}) for r in recipes}):
+                chosen.add(key)
+        named |= {facts: Variant(_only(recipe, chosen), recipe) for facts, recipe in zip(family, full, strict=True)}
     return named
 
 
@@ -228,7 +254,16 @@ def describe(recipe: Recipe) -> str:
     >>> describe((("loss.name", "offset-cross-entropy"), ("training.epochs", 1), ("optimizer.lr", 0.03)))
     'offset-cross-entropy, 1 epoch, optimizer.lr=0.03'
     """
-    return ", ".join(_in_words(key, value) for key, value in recipe)
+    words = {UNSPECIFIED[0]: "no specification", "finished": "unfinished"}
+    said = []
+    for key, value in recipe:
+        if key in ("training.epochs", "training.steps"):
+            said.append(f"{value} {key.removeprefix('training.').removesuffix('s')}{'' if value == 1 else 's'}")
+        elif key == "loss.name":
+            said.append(str(value))
+        else:
+            said.append(words.get(key, f"{key}={list(value) if isinstance(value, tuple) else value}"))
+    return ", ".join(said)
 
 
 def flatten(values: Mapping[str, Any], above: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
@@ -244,35 +279,6 @@ def flatten(values: Mapping[str, Any], above: str = "", separator: str = ".") ->
             yield f"{above}{key}", tuple(value) if isinstance(value, list) else value
 
 
-def _recipe(settings: Mapping[str, Any], axes: set[str]) -> Recipe:
-    return tuple(sorted(pair for pair in flatten(settings) if pair[0] not in axes))
-
-
-def _with_origin(facts: Facts, recorded: Mapping[str, Any]) -> Facts:
-    """Runs that start from the weights of another are no repetitions of one that does not."""
-    origin = recorded.get("from")
-    if not isinstance(origin, Mapping):
-        return facts
-    return replace(facts, recipe=tuple(sorted((*facts.recipe, ("from", str(origin.get("run")))))))
-
-
-def _as_published(facts: Facts, network: Mapping[str, Any]) -> Facts:
-    """No seed and no recipe of ours made the weights that a baseline's authors published."""
-    if network["architecture"] not in labels.NETWORKS:
-        return facts
-    facts = replace(facts, recipe=(), trial="")
-    if not network.get("published"):
-        return facts
-    return replace(facts, architecture=f"Model-{network['published']}", method=labels.BASELINES["qian"])
-
-
-def _recorded(record: Path) -> bool:
-    """Whether a record holds a specification; lconvnet.fit writes one without."""
-    if record.stat().st_size > MAXIMAL_RECORD_BYTES:
-        raise ValueError(f"its record.json has more than {MAXIMAL_RECORD_BYTES} bytes and is not a record")
-    return isinstance(load_record(record.parent).settings.get("settings"), Mapping)
-
-
 def _architecture(network: Mapping[str, Any]) -> str:
     name = str(network["architecture"])
     if name == "mlp":
@@ -283,8 +289,7 @@ def _architecture(network: Mapping[str, Any]) -> str:
 
 def _method(network: Mapping[str, Any]) -> str:
     conv, linear = str(network.get("conv", "")), str(network.get("linear", ""))
-    own = labels.CONVS.get(conv, conv.upper()) or labels.LINEARS.get(linear, linear.capitalize())
-    return labels.NETWORKS.get(network["architecture"], own)
+    return labels.CONVS.get(conv, conv.upper()) or labels.LINEARS.get(linear, linear.capitalize())
 
 
 def _stated(evaluation: Any) -> Any:
@@ -306,9 +311,11 @@ def _attacks(evaluation: Evaluation) -> Mapping[str, Recipe]:
     return found
 
 
-def _pattern(folder: str) -> re.Pattern[str]:
-    parts = re.sub(r"\{(\w+)\}", lambda part: f"(?P<{part[1]}>{PARTS.get(part[1], '[^/]+')})", folder)
-    return re.compile(f"(?:.*/)?{parts}")
+@cache
+def _patterns() -> list[re.Pattern[str]]:
+    """What the paths of `FOLDERS` match."""
+    named = (re.sub(r"\{(\w+)\}", lambda part: f"(?P<{part[1]}>{PARTS.get(part[1], '[^/]+')})", f) for f in FOLDERS)
+    return [re.compile(f"(?:.*/)?{pattern}") for pattern in named]
 
 
 def _learning_rate(text: str) -> float:
@@ -321,35 +328,10 @@ def _learning_rate(text: str) -> float:
     return rate
 
 
-def _in_words(key: str, value: Any) -> str:
-    if key in ("training.epochs", "training.steps"):
-        return f"{value} {key.removeprefix('training.').removesuffix('s')}{'' if value == 1 else 's'}"
-    words = {UNSPECIFIED[0]: "no specification", "finished": "unfinished", "loss.name": str(value)}
-    return words.get(key, f"{key}={list(value) if isinstance(value, tuple) else value}")
-
-
 def _family(facts: Facts) -> tuple[str, ...]:
     # A classifier's activation is part of its recipe; a critic's is a row of the table.
     activation = facts.activation if facts.task == "wasserstein" else ""
     return (facts.task, facts.data, facts.architecture, facts.method, activation, str(facts.learning_rate))
-
-
-def _variants(family: Sequence[Facts]) -> dict[Facts, Variant]:
-    any_specified = any(facts.specified for facts in family)
-    unknown = [() if facts.specified or not any_specified else (UNSPECIFIED,) for facts in family]
-    full = [(*start, *differences(facts)) for start, facts in zip(unknown, family, strict=True)]
-    keys = _telling([(), *full])
-    shown = [_only(recipe, keys) for recipe in full]
-    return {facts: Variant(*recipes) for facts, *recipes in zip(family, shown, full, strict=True)}
-
-
-def _telling(recipes: Sequence[Recipe]) -> set[str]:
-    """Return the keys that labels show: those always shown, then each that tells more experiments apart."""
-    chosen = {*SHOWN_ALWAYS, UNSPECIFIED[0]}
-    for key in dict.fromkeys(key for recipe in recipes for key, _ in recipe):
-        if len({_only(recipe, chosen) for recipe in recipes}) < len({_only(r, chosen | {key}) for r in recipes}):
-            chosen.add(key)
-    return chosen
 
 
 def _only(recipe: Recipe, keys: set[str]) -> Recipe:

@@ -4,7 +4,7 @@ A name that has no label here appears as it is. Radii are l2 over pixels in [0, 
 one, for 36/255 is written 0.1411764706 in some files.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from lconvnet.ops.rounding import decimal
 
@@ -63,15 +63,6 @@ OTHER_EPS = {"mnist": 0.3, "cifar10": 0.1}
 EPS_TOLERANCE = 1e-6
 
 
-def label_of(name: str, known: Mapping[str, str]) -> str:
-    """Return the label of a name, or the name itself.
-
-    >>> label_of("mnist", DATA), label_of("flowers", DATA)
-    ('MNIST', 'flowers')
-    """
-    return known.get(name, name)
-
-
 def folder_of(label: str, folders: Mapping[str, str]) -> str:
     """Return the first folder that has a label, or the label itself.
 
@@ -88,19 +79,6 @@ def same_eps(a: float, b: float) -> bool:
     (True, False)
     """
     return abs(a - b) <= EPS_TOLERANCE
-
-
-def distinct_eps(radii: Iterable[float]) -> list[float]:
-    """Return the radii that differ, the first of those that are one.
-
-    >>> distinct_eps([1.58, 36 / 255, 0.1411764706])
-    [1.58, 0.1411764705882353]
-    """
-    kept: list[float] = []
-    for eps in radii:
-        if not any(same_eps(eps, known) for known in kept):
-            kept.append(eps)
-    return kept
 
 
 def eps_label(eps: float) -> str:

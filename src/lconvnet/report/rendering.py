@@ -26,7 +26,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from lconvnet.ops.rounding import decimal, rounded_down, rounded_up
-from lconvnet.printable import printable
+from lconvnet.visible import printable
 
 Side = Literal["nearest", "down", "up"]
 NOISE = 5  # decimals of a percentage that files keep: the original's are sums in float32
@@ -255,7 +255,13 @@ def escape_latex(text: str) -> str:
     >>> print(escape_latex("é \u4e2d \\input{x}"))
     e U+4E2D \textbackslash{}input\{x\}
     """
-    return "".join(map(_latex_letter, " ".join(text.split())))
+    made = []
+    for letter in " ".join(text.split()):
+        plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+        known = letter in SPECIAL or " " <= letter <= "~"
+        kept = letter if known else plain if plain.isprintable() else ""
+        made.append("".join(SPECIAL.get(part, part) for part in kept) or f"U+{ord(letter):04X}")
+    return "".join(made)
 
 
 class NoPdfError(RuntimeError):
@@ -347,25 +353,12 @@ def _markdown_table(table: Table) -> str:
     ]
     grid = [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
     notes = [f"- {escape_markdown(note)}" for note in table.notes]
-    fills = [f"- {_markdown_fill(fill)}: {escape_markdown(places)}" for fill, places in table.fills.items()]
-    if fills:
-        fills = ["", "Missing, and what fills it:", "", *fills]
+    fills = ["", "Missing, and what fills it:", ""] if table.fills else []
+    for fill, places in table.fills.items():
+        command = f"`{' '.join(fill.replace('`', '').split())}`"
+        fills.append(f"- {command if _is_command(fill) else escape_markdown(fill)}: {escape_markdown(places)}")
     end = [""] if notes or fills else []
     return "\n".join([f"## {escape_markdown(table.caption)}", "", *grid, "", *notes, *fills, *end])
-
-
-def _markdown_fill(fill: str) -> str:
-    return f"`{' '.join(fill.replace('`', '').split())}`" if _is_command(fill) else escape_markdown(fill)
-
-
-def _latex_letter(letter: str) -> str:
-    if letter in SPECIAL:
-        return SPECIAL[letter]
-    if " " <= letter <= "~":
-        return letter
-    plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-    printable_part = plain if plain.isprintable() else ""
-    return "".join(SPECIAL.get(known, known) for known in printable_part) or f"U+{ord(letter):04X}"
 
 
 def _latex_table(table: Table) -> str:
@@ -378,9 +371,12 @@ def _latex_table(table: Table) -> str:
         _latex_piece(piece, piece.caption + (" (continued)" if number else "")) for number, piece in enumerate(pieces)
     ]
     notes = [rf"{escape_latex(note)}\par" for note in table.notes]
-    fills = [rf"{_latex_fill(fill)}: {escape_latex(places)}\par" for fill, places in table.fills.items()]
-    if fills:
-        fills = [r"\textbf{Missing, and what fills it:}\par", *fills]
+    fills = [r"\textbf{Missing, and what fills it:}\par"] if table.fills else []
+    for fill, places in table.fills.items():
+        said = escape_latex(fill)
+        if _is_command(fill):  # in typewriter, which may be broken behind its slashes
+            said = rf"{{\ttfamily {said.replace('/', BREAKABLE_SLASH)}}}"
+        fills.append(rf"{said}: {escape_latex(places)}\par")
     return "\n\n".join([*parts, r"{\footnotesize\raggedright", *notes, *fills, "}"])
 
 
@@ -388,17 +384,13 @@ def _latex_piece(table: Table, caption: str) -> str:
     head = [rf"\textbf{{{escape_latex(caption)}}}\par\nobreak\smallskip\nobreak", r"\begin{lrbox}{\tablebox}"]
     begin = rf"\begin{{tabular}}{{ll{'r' * len(table.columns)}}}"
     columns = " & ".join(["", "", *map(_latex_head, table.columns)])
-    rows = list(_latex_rows(table))
+    rows = []
+    for number, (block, row) in enumerate(table.headed):
+        texts = (rf"\textbf{{{escape_latex(c.text)}}}" if c.best else escape_latex(c.text) for c in row.cells)
+        rows += [r"\addlinespace"] if block and number else []
+        rows.append(rf"{' & '.join([escape_latex(block), escape_latex(row.label), *texts])} \\")
     end = [r"\bottomrule", r"\end{tabular}", r"\end{lrbox}", r"\fitted\par\medskip\filbreak"]
     return "\n".join([*head, begin, r"\toprule", rf"{columns} \\", r"\midrule", *rows, *end])
-
-
-def _latex_rows(table: Table) -> Iterator[str]:
-    for number, (block, row) in enumerate(table.headed):
-        if block and number:
-            yield r"\addlinespace"
-        texts = (rf"\textbf{{{escape_latex(c.text)}}}" if c.best else escape_latex(c.text) for c in row.cells)
-        yield rf"{' & '.join([escape_latex(block), escape_latex(row.label), *texts])} \\"
 
 
 def _latex_head(column: str) -> str:
@@ -406,10 +398,3 @@ def _latex_head(column: str) -> str:
     lines = [escape_latex(line) for line in _wrapped(column, LATEX_HEAD)]
     stacked = r" \\ ".join(lines)
     return lines[0] if len(lines) == 1 else rf"\begin{{tabular}}[b]{{@{{}}r@{{}}}}{stacked}\end{{tabular}}"
-
-
-def _latex_fill(fill: str) -> str:
-    """A command in typewriter, which may be broken behind its slashes; a sentence as it is."""
-    if not _is_command(fill):
-        return escape_latex(fill)
-    return rf"{{\ttfamily {escape_latex(fill).replace('/', BREAKABLE_SLASH)}}}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lconvnet.experiments.reading import read
 from lconvnet.report import labels
-from lconvnet.report.facts import Facts, Recipe, describe, facts_of, variants
+from lconvnet.report.facts import Facts, Recipe, describe, facts_of, variants, with_setting
 from lconvnet.visible import walk
 
 if TYPE_CHECKING:
@@ -148,8 +148,9 @@ def measurements(runs: Iterable[Run]) -> DataFrame:
     facts = [field.name for field in fields(Facts)]
     columns = ["run", *facts, "recipe_in_full", *Measurement._fields, "settings"]
     frame = pd.DataFrame(rows, columns=columns).astype({"eps": float, "learning_rate": float}).fillna({"eps": 0.0})
-    known = labels.distinct_eps([0.0, *labels.EPS.values(), *labels.OTHER_EPS.values(), *sorted(set(frame["eps"]))])
-    one = {eps: next(other for other in known if labels.same_eps(eps, other)) for eps in set(frame["eps"])}
+    one: dict[float, float] = {}
+    for eps in (0.0, *labels.EPS.values(), *labels.OTHER_EPS.values(), *sorted(set(frame["eps"]))):
+        one[eps] = next((first for first in one.values() if labels.same_eps(eps, first)), eps)
     return frame.assign(eps=[one[eps] for eps in frame["eps"]])
 
 
@@ -241,7 +242,7 @@ def _read_run(path: Path, folder: Path) -> Run | Skipped:
         if facts.task == "robustness" and found[0].measure != "accuracy":
             raise ValueError("it has no accuracy, which every classifier has")
         if values.get("finished") is False:  # one that was stopped is another experiment than one that was not
-            facts = replace(facts, recipe=tuple(sorted((*facts.recipe, ("finished", False)))))
+            facts = with_setting(facts, "finished", False)
         return Run(_text(path.parent.relative_to(folder)), facts, found, attacks)
     except OSError as error:
         reason = f"it cannot be read ({error.strerror})"

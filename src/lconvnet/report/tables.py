@@ -151,16 +151,23 @@ class Averages:
         """Return a table of these rows; each network's column is followed by the other recipes of the same network."""
         given = [key for key in ("data", "architecture") if key in rows[0].at]
         concerned = [found for found in self.each if all(any(row.at[k] == found[k] for row in rows) for k in given)]
-        wide = [line for column in columns for line in _with_recipes(column, concerned)]
+        wide = [
+            Line(labels.network_label(**column, recipe=recipe), {**column, "recipe": recipe})
+            for column in columns
+            for recipe in dict.fromkeys(["", *(found["recipe"] for found in concerned if _fits(found, column))])
+        ]
         recipes = (recipe_note(line.label, found) for line in wide for found in concerned if _fits(found, line.at))
         unique = dict.fromkeys(filter(None, recipes))
-        return Table(number, title, _heads(wide), self.pivot(rows, wide), notes=(*unique, *notes))
+        return Table(number, title, tuple(line.label for line in wide), self.pivot(rows, wide), notes=(*unique, *notes))
 
     def pivot(self, rows: Sequence[Line], columns: Sequence[Line]) -> tuple[Row, ...]:
         """Return the rows of a table: at each row and column the cell of what both stand for, or else a missing one."""
-        return tuple(
-            Row(row.block, row.label, tuple(self._at({**row.at, **column.at}) for column in columns)) for row in rows
-        )
+        keys, filled = (*self.network, *MEASURE), []
+        for row in rows:
+            places = [{**row.at, **column.at} for column in columns]
+            cells = (self.cells.get(tuple(at[key] for key in keys)) or self.missing_cell(at) for at in places)
+            filled.append(Row(row.block, row.label, tuple(cells)))
+        return tuple(filled)
 
     def missing_cell(self, at: Mapping[str, Any]) -> Cell:
         """Return a cell that says what would fill it: the command that trains and evaluates the run, or evaluates it
@@ -176,9 +183,6 @@ class Averages:
         if activation := at.get("activation"):
             facts = replace(facts, task="wasserstein", activation=activation, learning_rate=CRITIC_RATES[activation])
         return Cell(fill=to_train(facts))
-
-    def _at(self, at: Mapping[str, Any]) -> Cell:
-        return self.cells.get(tuple(at[key] for key in (*self.network, *MEASURE))) or self.missing_cell(at)
 
     def _to_measure(self, experiment: Frame, at: Mapping[str, Any]) -> str:
         run = experiment[experiment["run"] == experiment["run"].iloc[0]]
@@ -235,7 +239,16 @@ def attack_table(number: str, classifiers: Averages) -> Table:
     A network that was never attacked is listed at all its radii. Provable <= attacked <= clean holds in every row (each
     results.yaml is refused if it does not).
     """
-    experiments = sorted(classifiers.each, key=_order)
+    experiments = sorted(
+        classifiers.each,
+        key=lambda found: (
+            _place(list(labels.DATA), found["data"]),
+            found["method"] in labels.PUBLISHED,
+            _place(ARCHITECTURES, found["architecture"]),
+            _place(METHODS, found["method"]),
+            found["recipe"],
+        ),
+    )
     frame = classifiers.frame[classifiers.frame["measure"] == "ub"]
     given = set(zip(frame["attack"], frame["mini"], strict=True))
     known = sorted(set(frame["attack"]), key=lambda name: _place(list(labels.ATTACKS), name))
@@ -246,7 +259,9 @@ def attack_table(number: str, classifiers: Averages) -> Table:
     filled = classifiers.pivot(sorted(rows, key=lambda row: blocks.index(row.block)), columns)
     recipes = filter(None, (recipe_note(_network_label(found), found) for found in experiments))
     notes = (*((MINI_NOTE,) if mini else ()), *recipes)
-    return Table(number, "Every attack: remaining accuracy (%)", _heads(columns), filled, "column", notes)
+    return Table(
+        number, "Every attack: remaining accuracy (%)", tuple(line.label for line in columns), filled, "column", notes
+    )
 
 
 def critic_table(number: str, data: str, frame: Frame, root: str) -> Table:
@@ -261,7 +276,7 @@ def critic_table(number: str, data: str, frame: Frame, root: str) -> Table:
     bounds = critics[critics["measure"] == W1_OVER_L]
     means = bounds.groupby([*CRITIC, "learning_rate"], as_index=False)["value"].mean()
     best = means.loc[means.groupby([*CRITIC])["value"].idxmax(), [*CRITIC, "learning_rate"]]
-    name = labels.label_of(data, labels.DATA)
+    name = labels.DATA.get(data, data)
     at = {**WHOLE, "data": data, "architecture": "Critic"}
     activations = labels.ACTIVATIONS.values()
     rows = [
@@ -279,10 +294,6 @@ def critic_table(number: str, data: str, frame: Frame, root: str) -> Table:
     return replace(made, notes=(note, *made.notes))
 
 
-def _heads(columns: Sequence[Line]) -> tuple[str, ...]:
-    return tuple(column.label for column in columns)
-
-
 def _networks(*names: str) -> list[Mapping[str, str]]:
     """Columns by method, or by method and architecture."""
     return [dict(zip(("method", "architecture"), name.split(" "), strict=False)) for name in names]
@@ -298,12 +309,7 @@ def _rows(
 
 def _block(data: str, eps: float, architecture: str = "", norm: str = "l2") -> str:
     radius = labels.eps_label(eps) + ("" if norm == "l2" else f" in {norm}")
-    return f"{labels.label_of(data, labels.DATA)} (ε = {radius})" + (f", {architecture}" if architecture else "")
-
-
-def _with_recipes(column: Mapping[str, str], experiments: Sequence[Mapping[str, Any]]) -> list[Line]:
-    recipes = dict.fromkeys(["", *(found["recipe"] for found in experiments if _fits(found, column))])
-    return [Line(labels.network_label(**column, recipe=recipe), {**column, "recipe": recipe}) for recipe in recipes]
+    return f"{labels.DATA.get(data, data)} (ε = {radius})" + (f", {architecture}" if architecture else "")
 
 
 def _fits(experiment: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
@@ -327,16 +333,6 @@ def _network_label(experiment: Mapping[str, Any]) -> str:
     named = experiment["method"] in (*labels.PUBLISHED, "Orthogonal")
     architecture = experiment["architecture"] if named else ""
     return labels.network_label(experiment["method"], architecture, experiment["recipe"])
-
-
-def _order(experiment: Mapping[str, Any]) -> tuple[object, ...]:
-    return (
-        _place(list(labels.DATA), experiment["data"]),
-        experiment["method"] in labels.PUBLISHED,
-        _place(ARCHITECTURES, experiment["architecture"]),
-        _place(METHODS, experiment["method"]),
-        experiment["recipe"],
-    )
 
 
 def _place(known: Sequence[str], name: str) -> tuple[int, str]:

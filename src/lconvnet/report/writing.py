@@ -103,7 +103,14 @@ def consolidated(found: Found) -> dict[str, str]:
     entries = [_entry(run) for run in found.runs]
     skipped = [{"path": item.path, "reason": item.reason} for item in found.skipped]
     values = {"format": FORMAT, "runs": entries, "skipped": skipped}
-    rows = [_row(entry) for entry in entries]
+    rows = [
+        {
+            **{key: entry[key] for key in FIRST},
+            **{f"recipe/{key}": value for key, value in entry["recipe"].items()},
+            **dict(flatten(entry["metrics"], separator="/")),
+        }
+        for entry in entries
+    ]
     others = sorted({key for row in rows for key in row} - set(FIRST))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*FIRST, *others], restval="", lineterminator="\n")
@@ -165,22 +172,18 @@ def newest(paths: Sequence[Path]) -> Path:
     >>> newest([Path("results-10.yaml"), Path("results-9.yaml")]).name
     'results-10.yaml'
     """
-    dates = [DATE.search(path.stem) for path in paths]
-    numbers = [NUMBERED.fullmatch(path.stem) for path in paths]
-    ages: list[Any]
-    if all(dates):
-        ages = [re.sub(r"\D", "", found.group()) for found in dates if found]
-    elif all(numbers):
-        ages = [int(found.group(1)) for found in numbers if found]
-    else:
+    ages: Sequence[Any] = [re.sub(r"\D", "", date.group()) for path in paths if (date := DATE.search(path.stem))]
+    if len(ages) < len(paths):
+        ages = [int(number[1]) for path in paths if (number := NUMBERED.fullmatch(path.stem))]
+    if len(ages) < len(paths):
         ages = [path.stat().st_mtime_ns for path in paths]
     return max(zip(ages, paths, strict=True))[1]
 
 
 def _entry(run: Run) -> dict[str, Any]:
+    """The facts of a run, its recipe, and what was measured, nested as in its results.yaml."""
     measured = {found.norm for found in run.measurements if found.eps is not None}
-    norms = " ".join(norm for norm in NORMS if norm in measured)
-    named = {"path": run.path, "norms": norms, **vars(run.facts)}
+    named = {"path": run.path, "norms": " ".join(norm for norm in NORMS if norm in measured), **vars(run.facts)}
     recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in run.facts.recipe}
     metrics: dict[str, Any] = {}
     for found in run.measurements:
@@ -190,11 +193,6 @@ def _entry(run: Run) -> dict[str, Any]:
             inner = inner.setdefault(key, {})
         inner[last] = found.value
     return {**{key: named[key] for key in FIRST}, "recipe": recipe, "metrics": metrics}
-
-
-def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    recipe = {f"recipe/{key}": value for key, value in entry["recipe"].items()}
-    return {**{key: entry[key] for key in FIRST}, **recipe, **dict(flatten(entry["metrics"], separator="/"))}
 
 
 def _with_figures(row: str, heads: Sequence[str], readme: Path, found: Found) -> str:
@@ -232,16 +230,14 @@ def _no_table(found: Found) -> str:
 def _target(target: Path, files: Sequence[str]) -> Path:
     """Return the folder to write to; ValueError if a file in it is not ours."""
     for path in (target / name for name in files):
-        if path.exists() and not _ours(path):
-            raise ValueError(f"{path} was not written by lconvnet and is left alone; choose another folder with --out")
+        if path.exists():
+            content = path.read_bytes() if path.is_file() else b""
+            is_ours = content.startswith(MARKS[path.name]) and (path.suffix != ".pdf" or rendering.PDF_MARK in content)
+            if not is_ours:
+                raise ValueError(
+                    f"{path} was not written by lconvnet and is left alone; choose another folder with --out"
+                )
     return target
-
-
-def _ours(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    content = path.read_bytes()
-    return content.startswith(MARKS[path.name]) and (path.suffix != ".pdf" or rendering.PDF_MARK in content)
 
 
 def _write(files: Mapping[Path, bytes]) -> tuple[Path, ...]:

@@ -23,7 +23,7 @@ from torch.optim import Adam, Optimizer, RMSprop
 from lconvnet.baking import bake
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.layers import ConstrainedLayer
-from lconvnet.ops.numbers import Number
+from lconvnet.ops.numbers import PositiveFloat
 from lconvnet.training.engine import project_
 
 ImageShape = tuple[int, int, int]
@@ -111,7 +111,7 @@ class WeightClipping:
     0.01
     """
 
-    bound: Number = 0.01
+    bound: PositiveFloat = 0.01
 
     def __post_init__(self) -> None:
         if not 0 < self.bound < math.inf:
@@ -156,7 +156,7 @@ class GradientPenalty:
     is refused.
     """
 
-    weight: Number = 10.0
+    weight: PositiveFloat = 10.0
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from lconvnet.ops.numbers import Number
+from lconvnet.ops.numbers import Number, OpenFraction
 
 Schedule = Callable[[Optimizer, int, int], LRScheduler]
 
@@ -45,7 +45,7 @@ class Exponential:
     [0.25]
     """
 
-    gamma: Annotated[Number, Field(le=1)] = 0.96235062639
+    gamma: Annotated[Number, Field(gt=0, le=1)] = 0.96235062639
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma < math.inf:
@@ -64,7 +64,7 @@ class OneCycle:
     Raises `ValueError` unless 0 < warmup < 1 and both ends are positive.
     """
 
-    warmup: Number = 0.3
+    warmup: OpenFraction = 0.3
     start: float = 1 / 25
     end: float = 1 / 25e4
 

@@ -1,0 +1,223 @@
+"""Tables in other people's parquet files: memory is counted as they are read, and nothing they say is believed.
+
+A footer says how large the pages of its file are once decompressed, but there it is only its author's word; so they are
+counted by their own headers, which a reader obeys. A page header is a structure in Thrift's compact protocol: fields of
+(difference of numbers, type), integers as zigzag varints. Its fields 2 and 3 are the sizes of the page, decompressed
+and as stored behind the header; in fields 5 and 8, those of pages of values, field 1 counts the values.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lconvnet import allowance
+from lconvnet.data.sets import DataError, nearest
+from lconvnet.extras import require
+
+_BATCH = 1024  # rows that are read at once at most
+_CELL, _ROW = 8, 600  # bytes of Python that a number takes at least, and a row of values of any length
+_OBJECTS = 6  # times a value of Arrow: what the number or the bytes take in Python
+_INDEX = re.compile(r"__index_level_\d+__")
+_INTEGERS, _BINARY, _STRUCT = (4, 5, 6), 8, 12  # types of fields
+_WIDTHS = {1: 0, 2: 0, 3: 1, 7: 8}  # bytes of a truth value, which its type says, of a byte and of a double
+_DECOMPRESSED, _STORED, _VALUES, _VALUES_2, _COUNT = 2, 3, 5, 8, 1
+_DEEPEST = 8  # structures within structures; a header has three
+
+
+class Page(NamedTuple):
+    """The bytes of a page once decompressed, and how many values it has; none in a dictionary."""
+
+    size: int
+    values: int
+
+
+def open_columns(file: Path, *wanted: tuple[str, ...], optional: Callable[[Any], bool] = lambda field: False) -> Any:
+    """Return a checked table with one column for each group of alternative names, and those whose fields are
+    `optional`; all columns if no group is given.
+
+    Raises `DataError` for an unreadable file, a missing column, and a file without rows.
+    """
+    pq = require("pyarrow.parquet", "data")
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            present = opened.schema_arrow.names
+            needed = [column_of(file, present, *names) for names in wanted]
+            others = [field.name for field in opened.schema_arrow if wanted and optional(field)]
+            table = _counted(file, opened, [*needed, *others] or None)
+        table.validate(full=True)
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow raises OSError, ArrowInvalid, ... on broken files
+        raise unreadable(file, error) from error
+    if not len(table):
+        raise DataError(f"{file} has no rows: fetch it again, or remove it")
+    return table
+
+
+def column_of(file: Path, present: list[str], *wanted: str) -> str:
+    """Return the first of these names that a file has as a column."""
+    for name in wanted:
+        if name in present:
+            return name
+    columns = ", ".join(present)
+    hint = nearest(wanted[0], present)
+    raise DataError(f"{file} has no column {' or '.join(map(repr, wanted))}, only {columns}{hint}: rename a column")
+
+
+def unreadable(file: Path, error: Exception) -> DataError:
+    """Return the error of a file that pyarrow cannot read."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(f"{file} is not a readable parquet file ({reason}): fetch it again")
+
+
+def without_index(file: Path, table: Any) -> Any:
+    """Return the table without the names or numbers of rows that pandas writes beside the columns."""
+    try:
+        index = [*(table.schema.pandas_metadata or {}).get("index_columns", [])]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file} holds broken pandas metadata: write it again") from error
+    return table.drop_columns([name for name in table.column_names if name in index or _INDEX.fullmatch(name)])
+
+
+def numbers(file: Path, table: Any) -> np.ndarray:
+    """Return columns of numbers side by side `(N, columns)`, or one column of lists `(N, length)`, in float64."""
+    try:
+        columns = [np.asarray(column.to_pylist(), dtype=np.float64) for column in table.columns]
+        values = columns[0] if len(columns) == 1 else np.column_stack(columns)
+    except (TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{file} has neither a column image or img nor columns of numbers alone, only "
+            f"{', '.join(table.column_names) or 'nothing'}: keep those that make up a sample"
+        ) from error
+    types = require("pyarrow", "data").types
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        flat = column.combine_chunks()
+        while types.is_nested(flat.type):
+            flat = flat.flatten()
+        whole = flat.to_pylist() if types.is_integer(flat.type) or types.is_decimal(flat.type) else ()
+        if any(value is not None and abs(value) >= 2**53 for value in whole):
+            raise DataError(f"{file} has integers of 2^53 and more in {name}, which float64 does not hold: save .npy")
+    return values.reshape(len(values), -1)
+
+
+def _counted(file: Path, opened: Any, columns: list[str] | None) -> Any:
+    """The columns as a table, counted as it is read: what repeats in a file takes no room in the file.
+
+    A value is at most as large as the largest page, which says how many rows fit at once.
+    """
+    arrow, size = require("pyarrow", "data"), file.stat().st_size
+    read = [field for field in opened.schema_arrow if columns is None or field.name in columns]
+    for field in read:
+        _refuse_lists_of_any_length(arrow.types, file, field.name, field.type)
+    fixed = all(arrow.types.is_primitive(field.type) or arrow.types.is_null(field.type) for field in read)
+    count = opened.metadata.num_rows
+    allowance.require(max(0 if fixed else _ROW, _CELL * len(read)) * count, size, f"{file} of {count} rows", DataError)
+    found = pages(file, opened.metadata, columns)
+    needed = max(_OBJECTS * sum(page.size for page in found), _CELL * sum(page.values for page in found))
+    allowance.require(needed, size, str(file), DataError)
+    largest = max((page.size for page in found), default=0)
+    step = min(_BATCH, max(1, allowance.allowed(size) // (_OBJECTS * max(_CELL, largest))))
+    chunks, rows, held = [], [], 0
+    for batch in opened.iter_batches(batch_size=step, columns=columns):
+        row = _spelled_out(arrow.Table.from_batches([batch]))
+        held += _OBJECTS * row.nbytes
+        allowance.require(held, size, str(file), DataError)
+        rows.append(row)
+        if len(rows) == _BATCH:
+            chunks, rows = [*chunks, arrow.concat_tables(rows).combine_chunks()], []
+    return arrow.concat_tables([*chunks, *rows]) if chunks or rows else opened.schema_arrow.empty_table()
+
+
+def _refuse_lists_of_any_length(types: Any, file: Path, column: str, kind: Any, *, listed: bool = False) -> None:
+    """Refuse lists of texts or bytes: one row of them may repeat a value any number of times."""
+    if types.is_nested(kind):
+        inside = listed or not types.is_struct(kind)
+        for i in range(kind.num_fields):
+            _refuse_lists_of_any_length(types, file, column, kind.field(i).type, listed=inside)
+    elif listed and not (types.is_primitive(kind) or types.is_null(kind)):
+        raise DataError(
+            f"{file} has {column!r}, a column of lists of {kind}: keep one value in a row, or numbers alone"
+        )
+
+
+def _spelled_out(table: Any) -> Any:
+    """The same values without dictionaries, each in its own place."""
+    for index, field in enumerate(table.schema):
+        if "dictionary<" in str(field.type):
+            if not str(field.type).startswith("dictionary<"):
+                raise DataError(
+                    f"column {field.name!r} holds dictionaries inside of other values: save it without them"
+                )
+            column = table.column(index).cast(field.type.value_type)
+            table = table.set_column(index, field.with_type(field.type.value_type), column)
+    return table
+
+
+def pages(file: Path, metadata: Any, columns: list[str] | None = None) -> list[Page]:
+    """Return the pages of these columns, by default of all. Raises `ValueError` for a broken header."""
+    found = []
+    with file.open("rb") as stream:
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns if group.num_rows else 0)):
+                if columns is None or chunk.path_in_schema.split(".")[0] in columns:
+                    dictionary = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
+                    stream.seek(min(chunk.data_page_offset, dictionary or chunk.data_page_offset))
+                    found += _pages(io.BytesIO(stream.read(chunk.total_compressed_size)))
+    return found
+
+
+def _pages(chunk: io.BytesIO) -> Iterator[Page]:
+    while chunk.tell() < chunk.getbuffer().nbytes:
+        fields = _structure(chunk)
+        values = max(dict(fields.get(kind) or {}).get(_COUNT, 0) for kind in (_VALUES, _VALUES_2))
+        yield Page(max(0, fields.get(_DECOMPRESSED, 0)), max(0, values))
+        chunk.seek(max(0, fields.get(_STORED, 0)), io.SEEK_CUR)
+
+
+def _structure(data: io.BytesIO, depth: int = 0) -> dict[int, Any]:
+    """The integers and structures of a structure by their numbers; all else is passed over."""
+    if depth > _DEEPEST:
+        raise ValueError("page header with too many structures within structures")
+    found: dict[int, Any] = {}
+    number = 0
+    while head := _byte(data):
+        kind = head & 15
+        number = number + (head >> 4) if head >> 4 else _integer(data)
+        if kind in _INTEGERS:
+            found[number] = _integer(data)
+        elif kind == _STRUCT:
+            found[number] = _structure(data, depth + 1)
+        elif kind == _BINARY:
+            data.seek(varint(data), io.SEEK_CUR)
+        elif kind in _WIDTHS:
+            data.seek(_WIDTHS[kind], io.SEEK_CUR)
+        else:
+            raise ValueError(f"page header with a field of kind {kind}")
+    return found
+
+
+def _byte(data: io.BytesIO) -> int:
+    byte = data.read(1)
+    if not byte:
+        raise ValueError("page header that does not end")
+    return byte[0]
+
+
+def varint(data: io.BytesIO) -> int:
+    """Return the next integer, seven bits per byte, the lowest first, as Thrift and protocol buffers have them."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = _byte(data)
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value
+    raise ValueError("page header with a number of more than 64 bits")
+
+
+def _integer(data: io.BytesIO) -> int:
+    value = varint(data)
+    return value >> 1 ^ -(value & 1)

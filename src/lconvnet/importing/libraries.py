@@ -1,0 +1,237 @@
+r"""Weights of two libraries as plain ones: "1-Lipschitz layers compared" and orthogonium.
+
+**"1-Lipschitz layers compared"** (Prach, Brau, Buttazzo & Lampert, CVPR 2024). Of its layers those have an equal here
+whose linear map is one kernel or one matrix. With the parameter W and U(W) its polar factor,
+
+    AOLConv2d      K[:, i] = W[:, i] (sum_{j, s} |A_ij(s)|)^{-1/2},   A(s) = sum_a W[:, :, a]^T W[:, :, a + s]
+    BjorckConv2d   U(W), of size 1×1
+    BjorckLinear   U(W)
+    BCOP           the block convolution of the original LConvNet (importing/original.py) with the factors U
+    CayleyLinear   [(I - Z)(I + Z)^{-1}; -2 Y (I + Z)^{-1}],   Z = X - X^T + Y^T Y,   [X; Y] = alpha W / |W|_F
+
+Sources: Prach & Lampert 2022 (AOL), Li et al. 2019 (BCOP), Trockman & Kolter 2021 (Cayley). A state dict does
+not say which of them a `weight` is of, so the layers are named by whoever loads it.
+
+**orthogonium** (Boissin et al., "Adaptive orthogonal convolution", ICML 2025). With $Y_j$ the orthonormalised matrices
+it keeps and $P_j = Y_jY_j^\top$, its stride-1 kernel is
+
+$$K = B_{k-1}\,\square\cdots\square\,B_1\,\square\,(I-2P_0)(I-2P_1),\qquad B_i[a,b] = P^{(i)}_aQ^{(i)}_b,\quad
+  P_0 = P,\ P_1 = I-P,$$
+
+transposed if channels decrease; the $B_i$ are multiplied in pairs $(i, i+m/2)$ while m, their number, is even. A
+kernel with stride s is an s×s one of stride s after such a one of size k-s+1, and of size k = s the s×s one alone.
+Dense weights are orthonormalised; the rows of the last one may be normalised instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lconvnet.atomic import as_path
+from lconvnet.importing.original import block_kernel, cut_off
+from lconvnet.importing.plain_networks import Group, Plain, fill, patches, placed, taken, weighted
+from lconvnet.ops.orthogonalize import orthogonalize
+from lconvnet.ops.residual import self_correlation
+
+STEPS = 12  # of orthogonium's Björck iteration
+KEPT = re.compile(r"parametrizations\.weight(_[12])?\.(original|0\.(pi\.)?parametrizations\.[uv]\.original)")
+
+
+def load_compared(path: str | Path, frame: nn.Sequential, layers: Sequence[str]) -> nn.Sequential:
+    """Return the plain network of a state dict of "1-Lipschitz layers compared".
+
+    The first layer of the frame may have fewer input channels than the file has, and the last one fewer outputs: what
+    is cut there meets the zeros of a `ZeroChannelPad`, or is dropped by a `FirstChannels`.
+
+    Args:
+        path: a `.pth` file that holds a state dict; nothing in it is run.
+        frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.plain_networks`.
+        layers: the class of each layer with weights in the order of the frame, of `LAYERS`.
+
+    Raises:
+        ValueError: for a file that is missing, damaged, or would run something, if it does not fit the frame, and
+            for a layer that keeps anything else than its class does, or that has no equal here.
+    """
+    for name in layers:
+        if name not in LAYERS:
+            reason = WITHOUT_EQUAL.get(name, "is no layer of this library that can be read")
+            raise ValueError(f"layers names {name!r}, which {reason}; allowed: {', '.join(LAYERS)}")
+    count = len(weighted(frame))
+    if len(layers) != count:
+        raise ValueError(f"layers names {len(layers)}, but the frame has weights in {count}; name each of them")
+    names = iter(enumerate(layers))
+
+    def parameters(group: Group, layer: Plain) -> tuple[Tensor, Tensor | None]:
+        index, name = next(names)
+        weight, bias = _compared_weight(name, group, layer), group.get("bias")
+        if index == 0 and isinstance(layer, nn.Conv2d):
+            weight = weight[:, : layer.in_channels]
+        if index == count - 1:
+            outputs = layer.weight.shape[0]
+            weight, bias = weight[:outputs], None if bias is None else bias[:outputs]
+        return weight, bias
+
+    return placed(as_path(path), frame, parameters)
+
+
+def _compared_weight(name: str, group: Group, layer: Plain) -> Tensor:
+    known = LAYERS[name]
+    if set(group) - {"bias"} not in known.kept:
+        expected = " or ".join(", ".join(sorted(names)) for names in known.kept)
+        raise ValueError(f"it keeps {', '.join(group)}; {name} keeps {expected}, and a bias at most")
+    if not isinstance(layer, known.kind):
+        raise ValueError(f"{name} stands for {known.kind.__name__}, the frame has {type(layer).__name__}")
+    W = next(value for key, value in group.items() if key in MATRICES).double()
+    if W.ndim != known.ndim:
+        raise ValueError(f"{name} keeps {known.ndim} dimensions, it has shape {tuple(W.shape)}")
+    return known.weight(W, group, layer)
+
+
+def _aol(W: Tensor, group: Group, layer: Plain) -> Tensor:
+    sums = self_correlation(W.transpose(0, 1)).abs().sum((1, 2, 3))
+    return W / sums.where(sums > 0, 1).sqrt()[:, None, None]
+
+
+def _bjorck(W: Tensor, group: Group, layer: Plain) -> Tensor:
+    if W.ndim == 4 and W.shape[2:] != (1, 1):
+        raise ValueError(f"BjorckConv2d is of size 1x1, it has shape {tuple(W.shape)}")
+    return orthogonalize(W.flatten(1)).reshape(W.shape)
+
+
+def _bcop(W: Tensor, group: Group, layer: Plain) -> Tensor:
+    """The bias says how many outputs there are; the factors are as large as the larger number of channels."""
+    channels, rank = W.shape[-1], W.shape[-1] // 2
+    expected = (torch.arange(channels) < rank).expand(len(W) - 1, 1, -1)
+    if not torch.equal(group["mask"], expected.to(group["mask"].dtype)):
+        raise ValueError(f"mask does not keep the first {rank} of {channels} columns, as it does in BCOP")
+    outputs = len(group["bias"]) if "bias" in group else layer.weight.shape[0]
+    return block_kernel(orthogonalize(W), channels, outputs, rank)[:, : layer.weight.shape[1]]
+
+
+def _cayley(W: Tensor, group: Group, layer: Plain) -> Tensor:
+    if group["alpha"].numel() != 1:
+        raise ValueError(f"alpha has shape {tuple(group['alpha'].shape)}; it is one number")
+    return cayley(group["alpha"].double() * W / W.norm())
+
+
+def cayley(W: Tensor) -> Tensor:
+    """The semi-orthogonal matrix of a free one, tall or wide.
+
+    >>> cayley(torch.zeros(2, 1)).tolist()
+    [[1.0], [-0.0]]
+    """
+    if W.shape[0] < W.shape[1]:
+        return cayley(W.mT).mT
+    X, Y = W[: W.shape[1]], W[W.shape[1] :]
+    Z, identity = X - X.mT + Y.mT @ Y, torch.eye(W.shape[1], dtype=W.dtype)
+    return torch.linalg.solve(identity + Z, torch.cat([identity - Z, -2 * Y]), left=False)
+
+
+class Layer(NamedTuple):
+    """The plain layer that takes the place of one there, what it keeps beside a bias, and how its weight is made."""
+
+    kind: type[nn.Conv2d] | type[nn.Linear]
+    ndim: int
+    kept: tuple[set[str], ...]
+    weight: Callable[[Tensor, Group, Plain], Tensor]
+
+
+MATRICES = ("weight", "conv_matrices", "param_matrices")
+LAYERS: Mapping[str, Layer] = {
+    "AOLConv2d": Layer(nn.Conv2d, 4, ({"weight"},), _aol),
+    "BjorckConv2d": Layer(nn.Conv2d, 4, ({"weight"},), _bjorck),
+    "BjorckLinear": Layer(nn.Linear, 2, ({"weight"},), _bjorck),
+    "BCOP": Layer(nn.Conv2d, 3, ({"conv_matrices", "mask"}, {"param_matrices", "mask"}), _bcop),
+    "CayleyLinear": Layer(nn.Linear, 2, ({"weight", "alpha"},), _cayley),
+}
+NO_KERNEL = "is no convolution with a kernel of its own: it computes in the frequency domain or by a series"
+RESIDUAL = "is a residual block, which no plain layer is"
+WITHOUT_EQUAL = {
+    **dict.fromkeys(("CayleyConv", "LOT", "LOT2t", "SOC", "ECO", "SandwichConv", "SandwichFc"), NO_KERNEL),
+    **dict.fromkeys(("CPLConv2d", "SLLConv2d"), RESIDUAL),
+}
+
+
+def load_orthogonium(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
+    """Return the plain network of a state dict of orthogonium 0.0.4 with its default orthogonalisation.
+
+    Its `AdaptiveOrthoConv2d` (without groups), `OrthoLinear` and `UnitNormLinear` are read; its `MaxMin` is ours.
+
+    Args:
+        path: a `.pth` file that holds a state dict; nothing in it is run.
+        frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.plain_networks`.
+
+    Raises:
+        ValueError: for a file that is missing, damaged, or would run something, and if it does not fit the frame.
+    """
+    return fill(as_path(path), frame, _orthogonium_weight, KEPT)
+
+
+def _orthogonium_weight(group: Group, layer: Plain) -> Tensor:
+    first = group.get("parametrizations.weight_1.original")
+    if isinstance(layer, nn.Linear):
+        W = taken(group, "parametrizations.weight.original").double()
+        spectral = any(".0.parametrizations.u" in name for name in group)
+        return cut_off(W, STEPS) if spectral else W / W.norm(dim=1, keepdim=True)
+    if first is not None:
+        second = taken(group, "parametrizations.weight_2.original")
+        inner = bcop_kernel(first, layer.in_channels, second.shape[1])
+        return compose(_reshaped(second), inner)
+    W = taken(group, "parametrizations.weight.original")
+    if any(".pi." in name for name in group):
+        return _reshaped(W) / patches(layer)
+    return bcop_kernel(W, layer.in_channels, layer.out_channels)
+
+
+def bcop_kernel(matrices: Tensor, in_channels: int, out_channels: int) -> Tensor:
+    """The kernel (out, in, k, k) of `matrices` (1, 2k, c, c/2), in float64.
+
+    >>> bcop_kernel(torch.eye(4)[:, :2].expand(1, 6, 4, 2), 3, 4).shape
+    torch.Size([4, 3, 3, 3])
+    """
+    if matrices.ndim != 4 or matrices.shape[0] != 1:
+        raise ValueError(f"matrices of shape {tuple(matrices.shape)}; groups cannot be read")
+    if matrices.shape[1] < 2 or matrices.shape[1] % 2:
+        raise ValueError(f"{matrices.shape[1]} matrices; a kernel of side k has 2 k")
+    Y = cut_off(matrices[0].double(), STEPS)
+    P = Y @ Y.mT
+    identity = torch.eye(P.shape[-1], dtype=P.dtype)
+    thin, size = min(in_channels, out_channels), len(P) // 2
+    K = ((identity - 2 * P[0]) @ (identity - 2 * P[1]))[:, :thin, None, None]
+    blocks = [_block(p, q) for p, q in zip(P[2 : size + 1], P[size + 1 :], strict=True)]
+    while len(blocks) > 1 and len(blocks) % 2 == 0:
+        half = len(blocks) // 2
+        blocks = [compose(after, before) for before, after in zip(blocks[:half], blocks[half:], strict=True)]
+    for block in blocks:
+        K = compose(block, K)
+    return K if in_channels <= out_channels else K.transpose(0, 1)
+
+
+def compose(after: Tensor, before: Tensor) -> Tensor:
+    """The kernel of one convolution after another: (p, n, k, k) after (n, m, l, l) is (p, m, k + l - 1, k + l - 1).
+
+    >>> compose(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))[0, 0].tolist()
+    [[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]
+    """
+    k, side = after.shape[-1], before.shape[-1]
+    K = before.new_zeros(after.shape[0], before.shape[1], k + side - 1, k + side - 1)
+    for a, b in product(range(k), range(k)):
+        K[..., a : a + side, b : b + side] += torch.einsum("pn,nmxy->pmxy", after[..., a, b], before)
+    return K
+
+
+def _reshaped(W: Tensor) -> Tensor:
+    return cut_off(W.double().flatten(1), STEPS).reshape(W.shape)
+
+
+def _block(P: Tensor, Q: Tensor) -> Tensor:
+    """The elementary 2×2 kernel of two projectors."""
+    identity = torch.eye(len(P), dtype=P.dtype)
+    return torch.stack([torch.stack([p @ q for q in (Q, identity - Q)], -1) for p in (P, identity - P)], -2)
