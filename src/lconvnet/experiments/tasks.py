@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import SGD
 
 from lconvnet import gan
 from lconvnet.experiments import estimation, execute, generation
@@ -21,7 +23,8 @@ from lconvnet.experiments.run_folder import RunFolder, recorded
 from lconvnet.ops.rounding import decimal, rounded_down, rounded_up
 from lconvnet.tasks.generation import FILE
 from lconvnet.training import Record
-from lconvnet.training.settings import LENGTH, differences, identity
+from lconvnet.training.checks import same_start
+from lconvnet.training.settings import LENGTH, Place, differences, identity
 from lconvnet.wasserstein import Estimate
 
 Shape = tuple[int, int, int]
@@ -124,11 +127,15 @@ def _measured(found: execute.Evaluated) -> Outcome:
 
 
 def _require_stated(experiment: Experiment, record: Record[Any] | None) -> None:
-    """Settings that the record does not know are younger than it is; the length is compared with what is done."""
+    """Settings that the record does not know are younger than it is; a length that makes no difference may differ."""
     trained = record.settings.get("settings") if record else None
     if isinstance(trained, dict):
         stated = {"settings": _shared(json.loads(json.dumps(settings(experiment))), trained)}
-        both = (identity(one, outside=LENGTH)["settings"] for one in ({"settings": trained}, stated))
+        lengths = (int((trained.get("training") or {}).get("epochs", 0)), experiment.training.epochs)
+        one = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        free = min(lengths) > 0 and same_start(experiment.schedule, one, lengths, 2, 2 * min(lengths))
+        outside = LENGTH if free else frozenset[Place]()
+        both = (identity(one, outside=outside)["settings"] for one in ({"settings": trained}, stated))
         if other := list(differences(*both)):
             raise ValueError(
                 f"cfg.yaml states another experiment than was trained ({'; '.join(other[:5])}); change it back, or "

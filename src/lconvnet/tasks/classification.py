@@ -27,7 +27,7 @@ from lconvnet.training.loop import Position, Run, train
 from lconvnet.training.options import Options, opened, require_counts, require_seed
 from lconvnet.training.processes import Precision, is_first_process
 from lconvnet.training.randomness import epoch_order, generator
-from lconvnet.training.record import Epoch, Record
+from lconvnet.training.record import Epoch, Record, Row
 from lconvnet.training.schedules import Exponential, Schedule
 from lconvnet.training.settings import describe, described
 
@@ -35,7 +35,7 @@ logger = logging.getLogger("lconvnet")
 
 Augment = Callable[..., Tensor]
 ADAM = partial(Adam, lr=1e-3)
-PAPER_SCHEDULE = Exponential(0.96235)
+PAPER_SCHEDULE = Exponential()
 SAME = 2e-4
 """Two radii are one within this part of them: 36/255 is also written as 0.1412."""
 
@@ -173,7 +173,7 @@ class Classification:
     """The task: what a step of it is, and what an epoch is judged by."""
 
     name: ClassVar[str] = "classification"
-    row: ClassVar[type[Epoch]] = Epoch
+    row: ClassVar[type[Row]] = Epoch
     data: Splits
     model: nn.Module
     loss: Loss
@@ -294,7 +294,7 @@ def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: 
     if asked is None:
         raise ValueError(f"eps=None: {loss} has no radius of its own; pass eps, the l2 radii to certify at")
     several = isinstance(asked, Iterable) and not isinstance(asked, str) and not is_finite_number(asked)
-    given = tuple(asked) if several else (asked,)
+    given: tuple[Any, ...] = tuple(asked) if several else (asked,)
     radii = tuple(map(float, filter(_is_radius, given)))
     if not radii or len(radii) < len(given) or any(isclose(a, b, rel_tol=SAME) for a, b in combinations(radii, 2)):
         raise ValueError(f"eps={eps!r}: must be one or more different positive l2 radii over pixels in [0, 1]")

@@ -22,7 +22,7 @@ from lconvnet.training.loop import Position, train
 from lconvnet.training.options import Options, opened, require_counts, require_seed
 from lconvnet.training.processes import Precision
 from lconvnet.training.randomness import generator as drawn
-from lconvnet.training.record import GeneratorEpoch, Record
+from lconvnet.training.record import GeneratorEpoch, Record, Row
 from lconvnet.training.settings import describe, describe_model, described
 
 SHOWN = 64  # images on a grid
@@ -153,8 +153,7 @@ class Generation:
     """The task: steps of the critic, then one of the generator."""
 
     name: ClassVar[str] = "gan"
-    row: ClassVar[type[GeneratorEpoch]] = GeneratorEpoch
-    schedule: ClassVar[None] = None
+    row: ClassVar[type[Row]] = GeneratorEpoch
     data: Images
     generator: DCGANGenerator
     critic: nn.Module
@@ -170,7 +169,7 @@ class Generation:
     def __post_init__(self) -> None:
         self.modules = {"generator": self.generator, "critic": self.critic}
         self.optimizers = {"generator": self.generator_optimizer, "critic": self.critic_optimizer}
-        self.steps = self.epochs * self.steps_per_epoch
+        self.steps, self.schedule = self.epochs * self.steps_per_epoch, None
         self.real = RealSamples(self.data, self.seed)
 
     def step(self, at: Position, engine: Engine) -> Sequence[Measures]:

@@ -29,7 +29,7 @@ from lconvnet.training.loop import Position, train
 from lconvnet.training.options import Options, opened, require_counts, require_seed
 from lconvnet.training.processes import Precision
 from lconvnet.training.randomness import derive_seed
-from lconvnet.training.record import CriticEpoch, Record
+from lconvnet.training.record import CriticEpoch, Record, Row
 from lconvnet.training.schedules import OneCycle, Schedule
 from lconvnet.training.settings import describe, described, versions
 
@@ -166,8 +166,7 @@ class Wasserstein:
     """The task: a critic that learns to be larger on `high` than on `low`."""
 
     name: ClassVar[str] = "wasserstein"
-    row: ClassVar[type[CriticEpoch]] = CriticEpoch
-    steps_per_epoch: ClassVar[int] = CYCLE
+    row: ClassVar[type[Row]] = CriticEpoch
     steps: int
     batch_size: int
     seed: int
@@ -181,7 +180,7 @@ class Wasserstein:
     def __post_init__(self) -> None:
         self.modules = {"critic": self.critic}
         self.optimizers = {"critic": self.optimizer}
-        self.epochs = math.ceil(self.steps / CYCLE)
+        self.epochs, self.steps_per_epoch = math.ceil(self.steps / CYCLE), CYCLE
 
     def step(self, at: Position, engine: Engine) -> Sequence[Measures]:
         """One update that increases mean f(high) - mean f(low) on a batch."""

@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -123,10 +123,17 @@ def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_
     return _scheduler(schedule, optimizer, epochs, steps_per_epoch)
 
 
-def rates_of(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> list[float]:
-    """The largest learning rate of every step of a training of this length, from the optimiser's present rates."""
-    scheduler = _scheduler(schedule, trial(optimizer), epochs, steps_per_epoch)
-    return list(_rates(scheduler, epochs * steps_per_epoch))
+def same_start(
+    schedule: Schedule, optimizer: Optimizer, lengths: Sequence[int], steps_per_epoch: int, done: int
+) -> bool:
+    """Whether the first `done` steps have the same learning rates in trainings of all these numbers of epochs.
+
+    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> same_start(Exponential(), optimizer, (2, 3), 5, done=10)
+    True
+    """
+    schedulers = (_scheduler(schedule, trial(optimizer), epochs, steps_per_epoch) for epochs in lengths)
+    return len({tuple(_rates(one, done)) for one in schedulers}) == 1
 
 
 def trial(optimizer: Optimizer) -> Optimizer:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lconvnet.training import checkpoint as checkpoints
 from lconvnet.training.checkpoint import VERSION, Checkpoint, CheckpointError, Progress, load_weights
-from lconvnet.training.checks import made_scheduler, rates_of, trial
+from lconvnet.training.checks import made_scheduler, same_start, trial
 from lconvnet.training.engine import Averages, Engine, Measures, NotFiniteError
 from lconvnet.training.interruption import Interrupted, Interruption
 from lconvnet.training.options import Place
@@ -66,14 +66,21 @@ class Task(Protocol):
         epochs, steps_per_epoch, steps: its length; the last epoch may be shorter.
     """
 
-    name: str
-    row: type[Row]
-    modules: Mapping[str, nn.Module]
-    optimizers: Mapping[str, Optimizer]
-    schedule: Schedule | None
-    epochs: int
-    steps_per_epoch: int
-    steps: int
+    name: ClassVar[str]
+    row: ClassVar[type[Row]]
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+    @property
+    def optimizers(self) -> Mapping[str, Optimizer]: ...
+    @property
+    def schedule(self) -> Schedule | None: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
 
     def step(self, at: Position, engine: Engine) -> Sequence[Measures]:
         """One step, a function of (seed, position, state); what its updates measured, in their order."""
@@ -398,8 +405,7 @@ def _same_start(run: Run, fresh: Mapping[str, Optimizer], before: int, done: int
         return False
     lengths = [math.ceil(steps / task.steps_per_epoch) for steps in (before, task.steps)]
     return task.schedule is None or all(
-        len({tuple(rates_of(task.schedule, one, epochs, task.steps_per_epoch)[:done]) for epochs in lengths}) == 1
-        for one in fresh.values()
+        same_start(task.schedule, one, lengths, task.steps_per_epoch, done) for one in fresh.values()
     )
 
 

@@ -218,7 +218,7 @@ class Record(Generic[E]):
         row = ROWS.get(values["format"])
         if row is None:
             raise ValueError(f"format={values['format']!r}: not a record of this version")
-        epochs = tuple(row.from_dict(epoch) for epoch in values.get("epochs", ()))
+        epochs: tuple[Any, ...] = tuple(row.from_dict(epoch) for epoch in values.get("epochs", ()))
         if row is not Epoch:
             return cls(dict(values["settings"]), dict(values["versions"]), epochs, len(epochs), row=row)
         best = int(values["best_epoch"])
