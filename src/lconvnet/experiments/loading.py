@@ -8,7 +8,7 @@ What a plain value of an override stands for depends on its key: `data.name=0123
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
@@ -47,9 +47,9 @@ def parse(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experimen
     3
     """
     experiment = parse_any(values, overrides)
-    if not isinstance(experiment, Experiment):
+    if experiment.task != Experiment.task:
         raise ValueError(f"task is {experiment.task!r}; a classifier, which has no task, is needed here")
-    return experiment
+    return cast(Experiment, experiment)
 
 
 def parse_any(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyExperiment:

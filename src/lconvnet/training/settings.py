@@ -20,6 +20,7 @@ Place = tuple[str, ...]
 LENGTH: frozenset[Place] = frozenset({("epochs",), ("steps",), ("settings", "training", "epochs")})
 """Where the settings of a run state its length."""
 MOVED = {
+    "lconvnet.data.sets.crop_and_flip": "lconvnet.data.augment.crop_and_flip",
     "lconvnet.tasks.objectives.GradientPenalty": "lconvnet.gan.penalty.GradientPenalty",
     "lconvnet.tasks.objectives.WeightClipping": "lconvnet.gan.clipping.WeightClipping",
     "lconvnet.tasks.objectives.LipschitzCritic": "lconvnet.gan.lipschitz.LipschitzCritic",
