@@ -40,7 +40,7 @@ from lconvnet.atomic import write_json
 from lconvnet.kernels import Orthogonal
 from lconvnet.layers import LipschitzLinear
 from lconvnet.ops.polar import polar_eigh
-from lconvnet.ops.polar_express import polar_express
+from lconvnet.ops.polynomials import polar_express
 from lconvnet.ops.whitening import cholesky
 
 EFFORT = Effort(turns=50, warm_up=5, seconds=2.0, least=3)

@@ -17,7 +17,7 @@ from lconvnet.kernels import BCOP, Orthogonal
 from lconvnet.layers import BCOPConv2d, LipschitzConv2d, LipschitzLinear
 from lconvnet.models import baselines
 from lconvnet.ops import circular
-from lconvnet.ops.bjorck import bjorck
+from lconvnet.ops.polynomials import bjorck
 
 CLASSES = 10
 Part = Callable[..., nn.Module]

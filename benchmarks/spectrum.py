@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.report import Measured
 from benchmarks.timing import Effort, compare
-from lconvnet.ops.spectrum import circular_singular_values
+from lconvnet.ops.fourier import circular_singular_values
 
 CHANNELS, SIDE = 256, 32
 AGREE = 1e-10  # relative to the largest value; float64 round-off of an SVD of 256 columns is about 1e-13

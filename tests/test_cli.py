@@ -420,7 +420,7 @@ def test_a_bug_stays_visible(command, tmp_path, monkeypatch, bug):
         command("train", write(tmp_path / "cfg.yaml"), "--quiet")
 
 
-def test_interrupted_process_exits_with_3_and_resumes(tmp_path):
+def test_interrupted_process_exits_with_3_and_resumes(command, tmp_path):
     """One true process: SIGTERM while it trains, exit code 3 with one line, then --resume ends as if never stopped."""
     cfg = write(tmp_path / "a" / "cfg.yaml", training={"epochs": 20})
     arguments = [sys.executable, "-m", "lconvnet", "train", str(cfg), "--json"]
@@ -433,9 +433,9 @@ def test_interrupted_process_exits_with_3_and_resumes(tmp_path):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (3, ""), err
     assert "Traceback" not in err
-    done = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["run"] == str(cfg.parent)
+    code, out, err = command(*arguments[3:], "--resume")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["run"] == str(cfg.parent)
     write(tmp_path / "b" / "cfg.yaml", training={"epochs": 20})
     assert cli.invoke(cli.app, ["train", str(tmp_path / "b" / "cfg.yaml"), "--quiet"]) == 0
     settings = {name: json.loads((tmp_path / name / "record.json").read_text()) for name in ("a", "b")}

@@ -16,11 +16,10 @@ import lconvnet as lc
 from benchmarks.steps import captured, training_step
 from lconvnet import kernels, layers, models
 from lconvnet.losses import Hinge, OffsetCrossEntropy
-from lconvnet.ops.bjorck import bjorck, residual
+from lconvnet.ops.fourier import circular_singular_values
 from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize
 from lconvnet.ops.polar import polar_eigh
-from lconvnet.ops.polar_express import polar_express
-from lconvnet.ops.spectrum import circular_singular_values
+from lconvnet.ops.polynomials import bjorck, polar_express, residual
 from lconvnet.ops.whitening import cholesky
 from lconvnet.tasks.estimates import critic_values, difference
 

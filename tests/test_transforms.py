@@ -13,9 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lconvnet import bake, layers, models
 from lconvnet.kernels import Orthogonal
 from lconvnet.losses import Hinge, OffsetCrossEntropy
-from lconvnet.ops.bjorck import bjorck
 from lconvnet.ops.polar import polar_linear
-from lconvnet.ops.polar_express import polar_express
+from lconvnet.ops.polynomials import bjorck, polar_express
 from lconvnet.ops.whitening import cholesky_linear
 
 ROUNDING = 1e-9  # a sign found in float64 leaves 1e-11 in the factors that transforms see, more where it is divided

@@ -1,6 +1,6 @@
-"""A lock on a file that lives as long as its process: taken by who works on a run, looked at by who wants to know.
+"""A lock on a file that lives as long as its process: whoever works on a run takes it, others look whether it is taken.
 
-The file is opened for writing, without which file systems that are shared by several machines refuse a lock.
+The file is opened for writing, because file systems that several machines share refuse a lock otherwise.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of a file, created where it is missing, until the block ends or the process dies.
+    """Hold the lock of a file, created if it is missing, until the block ends or the process dies.
 
-    Raises ValueError with the message `busy` where another process holds it.
+    Raises ValueError with the message `busy` if another process holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -40,7 +40,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock of a file (on file systems with locks)."""
+    """Return whether a living process holds the lock of a file (on file systems with locks)."""
     if fcntl is None or not path.exists():
         return False
     descriptor = os.open(path, os.O_RDONLY)
@@ -56,7 +56,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _taken(descriptor: int, path: Path) -> bool:
-    """Take the lock; more than one attempt, for who only looks whether it is taken holds it for a moment."""
+    """Take the lock; retry, because a probing process also holds it briefly."""
     if fcntl is None:
         return True
     for _ in range(ATTEMPTS):

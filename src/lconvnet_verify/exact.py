@@ -33,12 +33,12 @@ class Exact:
 
     def __post_init__(self) -> None:
         known = self.integers.dtype == object and set(map(type, self.integers.flat)) <= {int}
-        prove(known, "a number is no exact integer")
+        prove(known, "a number is not an exact integer")
 
     @classmethod
     def of(cls, values: np.ndarray) -> Exact:
         """The same numbers as finite floats."""
-        prove(values.dtype.kind == "f", "a constant is no float")
+        prove(values.dtype.kind == "f", "a constant is not a float")
         prove(bool(np.isfinite(values).all()), "a constant is not finite")
         mantissas, exponents = np.frexp(np.atleast_1d(values).astype(np.float64))
         integers, exponents = (mantissas * 2.0**53).astype(np.int64), exponents.astype(np.int64) - 53
@@ -77,7 +77,7 @@ def require_room(shape: Iterable[int]) -> None:
 
 
 def require_digits(bits: int) -> None:
-    """Raise NotProved where numbers would become too long."""
+    """Raise NotProved if numbers would become too long."""
     prove(bits <= DIGITS, "it asks for numbers with too many digits")
 
 
@@ -121,25 +121,20 @@ def dense(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 def convolution(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
     """Cross-correlation of the padded image with the kernel, group by group."""
     K, groups = tensors[node.tensors["weight"]], node.options["groups"]
-    windows = _windows(
-        padded(node, _image(node, x)), K.integers.shape[2:], node.options["stride"], node.options["dilation"]
-    )
+    stride, dilation = node.options["stride"], node.options["dilation"]
+    spans = tuple((k - 1) * d + 1 for k, d in zip(K.integers.shape[2:], dilation, strict=True))
+    views = np.lib.stride_tricks.sliding_window_view(padded(node, _image(node, x)), spans, axis=(1, 2))
+    windows = views[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]  # (C, h, w, kh, kw)
     channels, height, width = windows.shape[:3]
     require_room((channels, width, *windows.shape[3:]))
     require_room((len(K.integers), height, width))
     prove(channels == K.integers.shape[1] * groups, "has another number of channels than its weight")
-    parts = [
-        _applied(kernel.reshape(len(kernel), -1), window)
-        for kernel, window in zip(np.split(K.integers, groups), np.split(windows, groups), strict=True)
-    ]
-    y = np.concatenate(parts)
-    return _biased(node, tensors, Exact(y, K.exponent + x.exponent))
-
-
-def _applied(kernel: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """A kernel ``(co, C kh kw)`` at all windows, one row of the image after the other: ``(co, h, w)``."""
-    rows = (windows[:, y].transpose(0, 2, 3, 1).reshape(kernel.shape[1], -1) for y in range(windows.shape[1]))
-    return np.stack([product(kernel, row) for row in rows], axis=1)
+    parts = []
+    for kernel, window in zip(np.split(K.integers, groups), np.split(windows, groups), strict=True):
+        flat = kernel.reshape(len(kernel), -1)
+        rows = (window[:, y].transpose(0, 2, 3, 1).reshape(flat.shape[1], -1) for y in range(height))
+        parts.append(np.stack([product(flat, row) for row in rows], axis=1))
+    return _biased(node, tensors, Exact(np.concatenate(parts), K.exponent + x.exponent))
 
 
 def _image(node: Node, x: Exact) -> np.ndarray:
@@ -177,13 +172,6 @@ def surrounded(image: np.ndarray, above_below: tuple[int, int], left_right: tupl
     return wide
 
 
-def _windows(image: np.ndarray, size: tuple[int, ...], stride: list[int], dilation: list[int]) -> np.ndarray:
-    """``(C, h, w, kh, kw)``: what each output pixel sees."""
-    spans = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
-    windows = np.lib.stride_tricks.sliding_window_view(image, spans, axis=(1, 2))
-    return windows[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
-
-
 def _biased(node: Node, tensors: Mapping[str, Exact], y: Exact) -> Exact:
     if "bias" not in node.tensors:
         return y
@@ -199,7 +187,7 @@ def max_min(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 
 
 def group_sort(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """Ascending in groups whose members lie C / g channels apart; in one group where none is named."""
+    """Ascending in groups whose members lie C / g channels apart; in one group if none is named."""
     size = node.options.get("group_size", len(x.integers))
     prove(node.options["dim"] == 1 and len(x.integers) % size == 0, "does not sort channels")
     return x.map(lambda v: np.sort(v.reshape(size, -1, *v.shape[1:]), axis=0).reshape(v.shape))

@@ -3,7 +3,7 @@
 If the Cholesky factorisation of a Hermitian matrix A - c I of order n runs to its end in floating point, then A is
 positive definite, given that c is at least g(4 n + 8) tr(A) and what rounding changed in A itself (Rump, BIT 46, 2006).
 
-A convolution is taken on a torus: on that of its image where it wraps around, else on one that holds the image with its
+A convolution is taken on a torus: on that of its image if it wraps around, else on one that holds the image with its
 zeros. There it is block diagonal, with the blocks K^(w) = sum_a K_a exp(i <w, a>) at the frequencies of the torus;
 strides s and t that divide it become s t times as many channels first. The layer's outputs are some of those there.
 """
@@ -31,7 +31,7 @@ def require_norm(node: Node, claim: Layer, tensors: Mapping[str, np.ndarray], sh
     if node.operation in JOINS:
         return
     weighted = node.operation in WEIGHTED
-    prove(weighted == (claim.absolute is not None), f"{what} needs a bound on its absolute weights where it has any")
+    prove(weighted == (claim.absolute is not None), f"{what} needs a bound on its absolute weights if it has any")
     if not weighted:
         prove(claim.upper >= known_norm(node, tensors), f"{what} has a larger norm than {claim.upper!r}")
         return
@@ -69,7 +69,8 @@ def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
     if not 1e-150 < bound < 1e150:
         return bound >= 0 and not W.any()
     W = W if W.shape[1] <= W.shape[2] else W.conj().transpose(0, 2, 1)
-    W, bound = _rescaled(W, bound)
+    exponent = math.frexp(bound)[1]  # divided by a power of two, the bound is near 1 and squares keep their digits
+    W, bound = W * 2.0**-exponent, bound * 2.0**-exponent
     order, terms = W.shape[1:]
     squares = float((np.abs(W) ** 2).sum(axis=(1, 2)).max()) * (1 + 1e-6)
     A = bound**2 * np.eye(order) - W @ W.conj().transpose(0, 2, 1)
@@ -130,9 +131,3 @@ def roots(period: int) -> np.ndarray:
     """exp(2 pi i u / period) for u < period, each correctly rounded but for the last bit."""
     pairs = (arb.sin_cos_pi_fmpq(fmpq(2 * u, period)) for u in range(period))
     return np.array([complex(float(cosine.mid()), float(sine.mid())) for sine, cosine in pairs])
-
-
-def _rescaled(W: np.ndarray, bound: float) -> tuple[np.ndarray, float]:
-    """Divide by a power of two, so that the bound is near 1 and squares keep their digits."""
-    exponent = math.frexp(bound)[1]
-    return W * 2.0**-exponent, bound * 2.0**-exponent

@@ -6,7 +6,7 @@ With i the label, m_j = f_i - f_j at the image in real arithmetic (exact), t the
 
 where Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l != head} U_l, L_i + L_j) bounds how fast f_i - f_j falls
 (the head is a dense layer with rows w, with nothing behind it but multiplication by a constant; L_i is the constant of
-a logit, where each is computed apart), and E_ij what rounding can change in it at any image of norm t + r; at level
+a logit, if each is computed apart), and E_ij what rounding can change in it at any image of norm t + r; at level
 "analytic" that is zero. A sum of n products and a bias, rounded in any order, is off by at most
 g (sum |w| |x| + |b|) + underflow, with g = (n + 1) u / (1 - (n + 1) u). So layer by layer, R the norm of what is stored
 and D its distance from real arithmetic,
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from flint import arb, ctx, fmpz
@@ -39,8 +40,7 @@ UNIFORM = ("Identity", "Scale", "multiply", "negate")
 """Operations that treat all logits alike, unless they have a tensor to do it with."""
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """Norm of what a float network stores after a node, and its distance from real arithmetic."""
 
     norm: arb
@@ -92,7 +92,7 @@ class Prover:
         values = forward(self.model.nodes, self.tensors, image)
         self._require_norms(certificate, values)
         logits, label = values[self.model.output], certificate.label
-        prove(logits.integers.ndim == 1 and 0 <= label < len(logits.integers) > 1, f"label {label} is no logit")
+        prove(logits.integers.ndim == 1 and 0 <= label < len(logits.integers) > 1, f"label {label} is not a logit")
         reaches, stored = self._reaches(certificate), self._stored(certificate, values)
         radius = arb(certificate.radius) + self._flushed(certificate)
         for j in range(len(logits.integers)):
@@ -111,7 +111,7 @@ class Prover:
                 self.confirmed.add(known)
 
     def _flushed(self, certificate: Certificate) -> arb:
-        """How far an image moves at most where subnormal pixels are read as zero; no constant may be subnormal."""
+        """How far an image moves at most if subnormal pixels are read as zero; no constant may be subnormal."""
         if certificate.level == "analytic":
             return arb(0)
         tiny = 2.0 ** ARITHMETIC[self.dtype][1]

@@ -26,7 +26,7 @@ MAXIMAL_MODEL, MAXIMAL_JSON = 2**30, 2**23
 HEXADECIMAL = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
 NAME = re.compile(r"[A-Za-z0-9_]+")
 MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError)
-"""What reading raises where a part is missing or of another kind."""
+"""What reading raises if a part is missing or of another kind."""
 
 OPERATIONS = {
     "abs": "Abs", "conv2d": "Conv2d", "downsampling": "InvertibleDownsampling", "flatten": "Flatten",
@@ -64,7 +64,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Layer:
-    """Claimed upper bounds on the norm of a layer, and of its absolute weights where it has any."""
+    """Claimed upper bounds on the norm of a layer, and of its absolute weights if it has any."""
 
     upper: float
     absolute: float | None
@@ -180,35 +180,27 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Return a certificate; raise InvalidFile where it is none."""
+    """Return a certificate; raise InvalidFile if it is not one."""
     data = parse(_bytes(path, MAXIMAL_JSON).decode("utf-8", "replace"))
     try:
-        require(set(data) == KEYS and data["format"] == FORMAT, f"is no certificate of format {FORMAT}")
+        require(set(data) == KEYS and data["format"] == FORMAT, f"is not a certificate of format {FORMAT}")
         nodes = tuple(_node(**entry) for entry in data["graph"]["nodes"])
         layers = {entry["name"]: _layer(**entry) for entry in data["layers"]}
         require(nodes, "has a graph without nodes")
         require(len(layers) == len(data["layers"]), "has two layers of one name")
-        require(type(data["label"]) is int, "has a label that is no integer")
+        require(type(data["label"]) is int, "has a label that is not an integer")
         image, radius = array(**data["input"]), number(data["radius"])
-        return Certificate(
-            data["level"],
-            data["network"]["sha256"],
-            nodes,
-            data["graph"]["output"],
-            layers,
-            image,
-            data["label"],
-            radius,
-        )
+        about = data["level"], data["network"]["sha256"], nodes, data["graph"]["output"]
+        return Certificate(*about, layers, image, data["label"], radius)
     except MALFORMED as error:
-        raise InvalidFile(f"is no certificate of format {FORMAT} ({error})") from None
+        raise InvalidFile(f"is not a certificate of format {FORMAT} ({error})") from None
 
 
 def read_model(path: Path) -> Model:
     """Return a model from a safetensors file: eight bytes of length, a JSON header, the tensors."""
     data = _bytes(path, MAXIMAL_MODEL)
     length = int.from_bytes(data[:8], "little")
-    require(len(data) > 8 and length <= len(data) - 8, "is no safetensors file")
+    require(len(data) > 8 and length <= len(data) - 8, "is not a safetensors file")
     require(length <= MAXIMAL_JSON, f"has a header that is larger than {MAXIMAL_JSON} bytes")
     header = parse(data[8 : 8 + length].decode("utf-8", "replace"))
     body = memoryview(data)[8 + length :]
@@ -217,12 +209,17 @@ def read_model(path: Path) -> Model:
         _require_tiled(header, body)
         tensors = {name: _tensor(body, **entry) for name, entry in header.items()}
         require(("graph" in about) != ("architecture" in about), "has not just one graph or one architecture")
-        nodes = _graph(about) if "graph" in about else _chain(about["architecture"], about.get("input_shape"))
+        if "graph" in about:
+            nodes = _graph(about)
+        else:  # layers in order, behind the image
+            image = Node("input", "input", (), shape=sizes(about.get("input_shape") or []))
+            nodes = (image, *_sequence(about["architecture"], image.name, "")[0])
+            require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
         for node in nodes:
             _require_known(node, tensors)
         return Model(tensors, _hash(header, body), nodes, nodes[-1].name)
     except MALFORMED as error:
-        raise InvalidFile(f"is no model with an architecture ({error})") from None
+        raise InvalidFile(f"is not a model with an architecture ({error})") from None
 
 
 def require_same(certificate: Certificate, model: Model) -> None:
@@ -250,7 +247,7 @@ def _require_known(node: Node, tensors: Mapping[str, np.ndarray]) -> None:
     require(node.operation in RULES, f"{name} has the operation {node.operation!r}, which has no rule here")
     fits = any(rule.fits(len(node.inputs), node.options, node.tensors) for rule in RULES[node.operation])
     has = f"{len(node.inputs)} inputs, the options {node.options}, the tensors {sorted(node.tensors)}"
-    require(fits, f"{name} is no {node.operation} as this checker knows it: it has {has}")
+    require(fits, f"{name} is not a {node.operation} as this checker knows it: it has {has}")
     named = {role: tensors[key] for role, key in node.tensors.items()}
     for role, values in named.items():
         require(values.dtype.kind == "f" and values.size > 0, f"{name} has a {role} that holds no floats")
@@ -266,21 +263,12 @@ def _graph(about: dict[str, Any]) -> tuple[Node, ...]:
     nodes = tuple(_node(**entry) for entry in about["graph"]["nodes"])
     seen: set[str] = set()
     for node in nodes:
-        first = not seen
+        reads = bool(node.inputs) == bool(seen) == (node.operation != "input")
         require(node.name not in seen and seen.issuperset(node.inputs), f"node {node.name!r} is out of order")
-        require(
-            bool(node.inputs) != first and (node.operation == "input") == first, f"node {node.name!r} reads nothing"
-        )
+        require(reads, f"node {node.name!r} reads nothing")
         seen.add(node.name)
     require(nodes and nodes[-1].name == about["graph"]["output"], "the last node is not the output")
     return nodes
-
-
-def _chain(architecture: list[dict[str, Any]], shape: list[int] | None) -> tuple[Node, ...]:
-    """The layers in order, behind the image."""
-    nodes = [Node("input", "input", (), shape=sizes(shape or [])), *_sequence(architecture, "input", "")[0]]
-    require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
-    return tuple(nodes)
 
 
 def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[list[Node], str]:
@@ -291,7 +279,7 @@ def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[lis
     nodes, before = [], {}
     for layer in layers:
         op, name = layer["op"], layer["name"]
-        require(type(name) is str and NAME.fullmatch(name), f"the model has a layer {name!r}, which is no name")
+        require(type(name) is str and NAME.fullmatch(name), f"the model has a layer {name!r}, which is not a name")
         require(not before or op == "conv2d", "the model pads before something else than a convolution")
         if op == "circular-pad":
             before = {"circular_padding": layer["padding"]}
@@ -343,22 +331,31 @@ def _layer_node(layer: dict[str, Any], before: dict[str, Any], source: str, name
 
 def sizes(shape: Any) -> tuple[int, ...]:
     """A shape: a list of integers, none of them negative."""
-    require(type(shape) is list and all(type(n) is int and n >= 0 for n in shape), f"has {shape!r}, which is no shape")
+    known = type(shape) is list and all(type(n) is int and n >= 0 for n in shape)
+    require(known, f"has {shape!r}, which is not a shape")
     return tuple(shape)
 
 
 def parse(text: str) -> Any:
     """JSON without NaN, infinity and repeated keys."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        require(len(dict(pairs)) == len(pairs), "repeats a key")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise InvalidFile(f"has the number {constant}")
+
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise InvalidFile(f"is no JSON ({error})") from None
+        raise InvalidFile(f"is not JSON ({error})") from None
 
 
 def number(text: Any) -> float:
     """A float at least 0 from its hexadecimal form, which is exact and the only one."""
     known = isinstance(text, str) and HEXADECIMAL.fullmatch(text)
-    require(known and float.fromhex(text).hex() == text, f"has {text!r}, which is no hexadecimal float")
+    require(known and float.fromhex(text).hex() == text, f"has {text!r}, which is not a hexadecimal float")
     return float.fromhex(text)
 
 
@@ -423,15 +420,6 @@ def _node(name: str, operation: str, inputs: list[str], options: Any, tensors: A
 
 def _layer(name: str, upper: str, absolute: str | None, method: str) -> Layer:
     return Layer(number(upper), None if absolute is None else number(absolute))
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    require(len(dict(pairs)) == len(pairs), "repeats a key")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> Any:
-    raise InvalidFile(f"has the number {constant}")
 
 
 def _bytes(path: Path, most: int) -> bytes:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lconvnet import attacks, bake, certify, models
-from lconvnet.attacks.losses import LOSSES, SPREAD, Normalized, loss_of, unit
+from lconvnet.attacks.gradient import LOSSES, SPREAD, Normalized, loss_of, unit
 from lconvnet.layers import Scale
 
 LIBRARIES = {

@@ -1,18 +1,21 @@
 """Configurations: what is accepted, and one clear line for what is not."""
 
+import re
 import tracemalloc
+from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError, create_model
 
 from lconvnet import attacks
 from lconvnet.experiments import config, options
-from lconvnet.experiments.explain import sections, tags, values
+from lconvnet.experiments.explain import explain, sections, tags, values
 from lconvnet.experiments.loading import dump, load, parse
 from lconvnet.experiments.run_folder import RunFolder, evaluation_values
 from lconvnet.losses import Hinge
+from lconvnet.ops.numbers import PositiveFloat, PositiveInt
 from lconvnet.training.optimizers import Sgd
 
 S = {"architecture": "small"}
@@ -290,6 +293,33 @@ def test_values_are_the_callables_themselves():
         parse({"model": S, "schedule": {"name": "exponential", "gamma": 1.5}})
     with pytest.raises(ValueError, match=r"loss.lipschitz = 2.0 is not a known key"):
         parse({"model": S, "loss": {"name": "hinge", "eps": 1.0, "lipschitz": 2.0}})
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A callable that somebody adds to a table."""
+
+    width: PositiveInt = 3
+    rate: PositiveFloat | None = None
+
+
+def test_a_line_in_a_table_is_all_that_a_new_callable_needs():
+    kind = options.value_of({"toy": Toy, "hinge": Hinge}, hidden=frozenset({"lipschitz", "p"}))
+    experiment = create_model("Trial", __base__=options.Section, loss=(kind, Toy()))
+    assert options.chosen(kind, name="toy", width=4, rate="1/8") == Toy(4, 0.125)
+    assert experiment().model_dump() == {"loss": {"name": "toy", "width": 3, "rate": None}}
+    for stated, line in (
+        ({"name": "to"}, r"loss.name is 'to'; did you mean 'toy'\?"),
+        (
+            {"name": "toy", "widht": 4},
+            r"loss.widht = 4 is not a known key; did you mean 'width'\? Keys here: name",
+        ),
+        ({"name": "toy", "width": 0}, r"loss.width is 0; it should be greater than or equal to 1"),
+        ({"name": "hinge", "eps": 1.0, "p": 2}, r"loss.p = 2 is not a known key"),
+    ):
+        with pytest.raises(ValidationError) as error:
+            experiment(loss=stated)
+        assert re.match(line, explain(error.value, experiment))
 
 
 @pytest.mark.parametrize("key", ["training.batch_size", "training.epochs", "evaluation.batch_size", "data.limit"])

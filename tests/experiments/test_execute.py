@@ -321,17 +321,17 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypat
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     shutil.rmtree(copy.evaluation, ignore_errors=True)
     attacked: list[int] = []
-    real = robustness._attacked
+    real = robustness.derive_seed
 
-    def counted(subject, certificates, attack, eps, label, places):
-        attacked.append(places.start)
-        return real(subject, certificates, attack, eps, label, places)
+    def counted(seed, purpose, epoch, start):
+        attacked.append(start)
+        return real(seed, purpose, epoch, start)
 
     def stop(what, done, count):
         if what == "ddn" and done >= 32:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(robustness, "_attacked", counted)
+    monkeypatch.setattr(robustness, "derive_seed", counted)
     with pytest.raises(KeyboardInterrupt):
         execute.evaluate(copy, overrides, report=stop)
     assert attacked == [0, 16, 32, 48, 0, 16]

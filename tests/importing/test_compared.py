@@ -172,8 +172,8 @@ CONV = conv(4, 4, 3)
     ("weights", "frame", "layers", "message"),
     [
         ({}, CONV, ["CPLConv2d"], r"names 'CPLConv2d', which is a residual block.*; allowed: AOLConv2d, Bjo"),
-        ({}, CONV, ["SOC"], r"names 'SOC', which is no convolution with a kernel of its own"),
-        ({}, CONV, ["Conv2d"], r"names 'Conv2d', which is no layer of this library that can be read"),
+        ({}, CONV, ["SOC"], r"names 'SOC', which is not a convolution with a kernel of its own"),
+        ({}, CONV, ["Conv2d"], r"names 'Conv2d', which is not a layer of this library that can be read"),
         ({}, CONV, ["BCOP"] * 2, r"layers names 2, but the frame has weights in 1; name each of them"),
         ({"0.weight": random(4, 4), "0.u": random(4)}, DENSE, ["BjorckLinear"], r"it keeps weight, u; BjorckLinear ke"),
         ({"0.weight": random(4, 4)}, DENSE, ["CayleyLinear"], r"it keeps weight; CayleyLinear keeps alpha, weight, an"),

@@ -261,8 +261,8 @@ def test_archives_that_would_grow_are_refused(tmp_path):
         ({"a": 1.0}, "'a' is a float; weights are tensors"),
         ({3: torch.ones(1)}, "3 is a Tensor; weights are tensors with names"),
         ({"a": torch.tensor([1.0, float("nan")])}, "a holds NaN or infinite values"),
-        ({"a": torch.ones(2, 2).to_sparse()}, "a is no dense tensor"),
-        ({"a": torch.ones(2, device="meta")}, "a is no dense tensor"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a is not a dense tensor"),
+        ({"a": torch.ones(2, device="meta")}, "a is not a dense tensor"),
         ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, "a has dtype torch.float8_e4m3fn; weights are in"),
         ({"a": torch.ones(2, dtype=torch.int64)}, "a has dtype torch.int64; weights are in"),
         ({"a": torch.ones(2, dtype=torch.bool)}, "a has dtype torch.bool; weights are in"),
@@ -278,7 +278,7 @@ def test_weights_are_finite_tensors_with_names(content, message, tmp_path):
 def test_nested_and_quantized_tensors_are_no_weights(tmp_path):
     ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     for value in (ragged, torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)):
-        with pytest.raises(ValueError, match=r"a (is no dense tensor|has dtype torch\.qint8)"):
+        with pytest.raises(ValueError, match=r"a (is not a dense tensor|has dtype torch\.qint8)"):
             pickles.state_dict({"a": value}, tmp_path / "a.pth")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import lconvnet as lc
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Orthogonal, Promise, SpectralNorm
 from lconvnet.layers import LipschitzConv2d, LipschitzLinear
-from lconvnet.ops import polyphase, spectrum
+from lconvnet.ops import circular, fourier
 from lconvnet.ops.whitening import cholesky
 from tests.oracles import dense_matrix, singular_values
 
@@ -94,7 +94,7 @@ def test_singular_values(kernel, channels, shape, dtype):
     check_spectrum(layer, channels[0], image, dtype)
     values = check_spectrum(train(layer.train(), channels[0], image), channels[0], image, dtype)
     size = image[0] // stride, image[1] // stride
-    expected = spectrum.circular_singular_values(layer.weight.detach(), size)
+    expected = fourier.circular_singular_values(layer.weight.detach(), size)
     # both sides are float64 spectra of one float32 or float64 weight; the dense one passed through a convolution
     assert torch.allclose(values, expected[: len(values)], atol=TOLERANCE[dtype])
 
@@ -246,7 +246,7 @@ OPTIONS = [
         partial(LipschitzConv2d, 4, 8, 3),
         "kernel",
         BCOP,
-        partial(BCOP, engine=partial(lc.ops.bjorck.bjorck, iterations=1)),
+        partial(BCOP, engine=partial(lc.ops.polynomials.bjorck, iterations=1)),
     ),
     (
         partial(LipschitzConv2d, 4, 8, 3, input_size=8),
@@ -332,10 +332,10 @@ def test_round_trip_through_a_fresh_process(tmp_path):
 
 def test_polyphase_keeps_the_singular_values():
     weight = torch.randn(5, 12, 2, 2, dtype=torch.float64)
-    strided = polyphase.to_strided(weight, 2)
+    strided = circular.to_strided(weight, 2)
     plain = nn.Conv2d(3, 5, 4, 2, bias=False).double()
     plain.weight = nn.Parameter(strided)
-    circular = nn.Sequential(nn.CircularPad2d((2, 0, 2, 0)), plain)
-    values = singular_values(dense_matrix(circular, 3, (8, 6)))
-    expected = spectrum.circular_singular_values(weight, (4, 3))
+    padded = nn.Sequential(nn.CircularPad2d((2, 0, 2, 0)), plain)
+    values = singular_values(dense_matrix(padded, 3, (8, 6)))
+    expected = fourier.circular_singular_values(weight, (4, 3))
     assert torch.allclose(values, expected[: len(values)], atol=1e-12)

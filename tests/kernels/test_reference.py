@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM
-from lconvnet.ops import circular, spectrum
+from lconvnet.ops import circular, fourier
 from lconvnet.ops.orthogonalize import orthogonalize
 from lconvnet.ops.sorting import group_sort, max_min
 
@@ -57,7 +57,7 @@ def test_convolution(case, reference):
         (weight, "kernel"),
         (y, "y"),
         (x.grad, "grad_x"),
-        (spectrum.circular_singular_values(weight.detach(), (8, 8)), "singular_values"),
+        (fourier.circular_singular_values(weight.detach(), (8, 8)), "singular_values"),
     ]:
         assert torch.allclose(ours, reference(f"{case}/{name}"), rtol=0, atol=tolerance), name
     if case.startswith("svcm"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from lconvnet import layers, models
 from lconvnet.kernels import OSSN, Orthogonal
-from lconvnet.ops.polar_express import polar_express
+from lconvnet.ops.polynomials import polar_express
 
 SIDE = 16
 CONVS = {

@@ -10,9 +10,8 @@ import torch
 from lconvnet import layers, models
 from lconvnet.kernels import BCOP, L2NE, OSSN, RKL2NE, RKO, Orthogonal, SpectralNorm
 from lconvnet.losses import OffsetCrossEntropy
-from lconvnet.ops.bjorck import bjorck, residual
 from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize
-from lconvnet.ops.polar_express import polar_express
+from lconvnet.ops.polynomials import bjorck, polar_express, residual
 from lconvnet.ops.whitening import cholesky
 
 

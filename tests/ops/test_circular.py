@@ -1,11 +1,10 @@
-"""Circular convolution, its adjoint and polyphase rearrangement over many shapes."""
+"""Circular convolution, its adjoint and the rearrangement of strided kernels over many shapes."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lconvnet.ops import circular, polyphase, spectrum
+from lconvnet.ops import circular
 
 
 def rows(size, k):
@@ -38,53 +37,13 @@ def test_convolution_against_its_definition_and_adjoint(height, width, k, ci, co
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
 def test_polyphase_round_trip_and_meaning(stride, k, ci, co):
     K = torch.randn(co, ci * stride**2, k, k, dtype=torch.float64)
-    strided = polyphase.to_strided(K, stride)
-    assert torch.equal(polyphase.to_unshuffled(strided, stride), K)
+    strided = circular.to_strided(K, stride)
+    assert torch.equal(circular.to_unshuffled(strided, stride), K)
     side = stride * (k + 1)
     x = torch.randn(2, ci, side, side, dtype=torch.float64)
     unshuffled = torch.nn.functional.pixel_unshuffle(x, stride)
     direct = torch.nn.functional.conv2d(x, strided, stride=stride)
     assert torch.allclose(direct, torch.nn.functional.conv2d(unshuffled, K), atol=1e-12)
-
-
-@settings(max_examples=30, deadline=None)
-@given(*[st.integers(1, most) for most in (6, 6, 5, 5, 3, 3)])
-def test_spectrum_against_a_dense_matrix(height, width, kh, kw, ci, co):
-    """The dense matrix is built tap by tap by rolling, so images smaller than the kernel are covered."""
-    K = torch.randn(co, ci, kh, kw, dtype=torch.float64)
-    units = torch.eye(ci * height * width, dtype=torch.float64).reshape(-1, ci, height, width)
-    columns = sum(
-        torch.einsum("oi,nihw->nohw", K[:, :, a, b], units.roll((-a, -b), dims=(2, 3)))
-        for a in range(kh)
-        for b in range(kw)
-    )
-    expected = torch.linalg.svdvals(columns.flatten(1))
-    values = spectrum.circular_singular_values(K, (height, width))
-    assert len(values) == height * width * min(ci, co)
-    assert torch.allclose(values, expected[: len(values)], atol=1e-10)
-
-
-@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-9, 0.0])
-def test_spectrum_of_ill_conditioned_kernels(smallest):
-    """A 1x1 kernel has its matrix at every frequency; roots of Gram eigenvalues alone would lose the last values."""
-    U, _, Vh = torch.linalg.svd(torch.randn(5, 5, dtype=torch.float64))
-    s = torch.tensor([1.0, 1.0, 1.0, 0.5, smallest], dtype=torch.float64)
-    K = ((U * s) @ Vh)[:, :, None, None]
-    expected = s.repeat(6).sort(descending=True).values
-    assert torch.allclose(spectrum.circular_singular_values(K, (2, 3)), expected, atol=1e-14)
-    for scale in (1e-170, 1e160):  # the Gram matrix of these under- or overflows
-        values = spectrum.circular_singular_values(scale * K, (2, 3)) / scale
-        assert torch.allclose(values, expected, atol=1e-14)
-
-
-def test_an_image_has_pixels():
-    with pytest.raises(ValueError, match="at least one pixel"):
-        spectrum.circular_singular_values(torch.ones(1, 1, 2, 2), (0, 4))
-
-
-def test_the_spectrum_can_be_differentiated():
-    K = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda K: spectrum.circular_singular_values(K, (3, 3)), (K,), atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,7 +57,7 @@ def test_strided_convolution_its_adjoint_and_gradients(stride, taps, more_rows, 
     y = circular.conv2d(x, K, bias, stride)
     linear = y if bias is None else y - bias[:, None, None]
     unshuffled = torch.nn.functional.pixel_unshuffle(x, stride)
-    assert torch.allclose(linear, circular.conv2d(unshuffled, polyphase.to_unshuffled(K, stride)), atol=1e-12)
+    assert torch.allclose(linear, circular.conv2d(unshuffled, circular.to_unshuffled(K, stride)), atol=1e-12)
     z = torch.randn_like(y)
     assert torch.allclose((linear * z).sum(), (x * circular.conv2d_adjoint(z, K, stride)).sum(), atol=1e-10)
     inputs = (x, K) if bias is None else (x, K, bias)

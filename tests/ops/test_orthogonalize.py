@@ -5,11 +5,18 @@ from functools import partial
 import pytest
 import torch
 
-from lconvnet.ops.bjorck import bjorck, bjorck_step, residual, safe_scale
-from lconvnet.ops.odd_polynomial import odd_polynomial
 from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize
 from lconvnet.ops.polar import polar_eigh, polar_linear
-from lconvnet.ops.polar_express import SAFETY, coefficients, polar_express
+from lconvnet.ops.polynomials import (
+    SAFETY,
+    bjorck,
+    bjorck_step,
+    coefficients,
+    odd_polynomial,
+    polar_express,
+    residual,
+    safe_scale,
+)
 from lconvnet.ops.products import BLOCK
 from lconvnet.ops.whitening import cholesky, cholesky_linear
 

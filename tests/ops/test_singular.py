@@ -8,11 +8,10 @@ import torch
 from lconvnet.kernels import BCOP, L2NE, OSSN, RKL2NE, RKO, SVCM, Kernel, Orthogonal, Promise, SpectralNorm
 from lconvnet.layers import LipschitzConv2d, LipschitzLinear, constrained
 from lconvnet.ops import orthogonalize as choosing
-from lconvnet.ops.bjorck import bjorck
 from lconvnet.ops.fourier import transfer_matrices
 from lconvnet.ops.orthogonalize import LINEAR, default_engine, orthogonal_linear, orthogonalize
 from lconvnet.ops.polar import polar_eigh
-from lconvnet.ops.polar_express import polar_express
+from lconvnet.ops.polynomials import bjorck, polar_express
 from lconvnet.ops.whitening import cholesky
 
 # an engine and the largest slope of its function of a singular value, relative to the norm of the matrix

@@ -99,7 +99,7 @@ def test_a_weight_that_the_operation_does_not_read(tmp_path, capsys, level, oper
     nodes = ended(node("act", operation, "input", options={**CONVOLVED, **options}, weight="stray"))
     tensors = {"stray": stray, "w": EYE}
     assert graph(tmp_path, tensors, nodes, [2.0**-19, 1, ABOVE_ONE], radius=100, level=level) == INVALID
-    assert f"is no {operation} as this checker knows it" in capsys.readouterr().err
+    assert f"is not a {operation} as this checker knows it" in capsys.readouterr().err
 
 
 def test_a_weight_that_the_layer_of_a_chain_does_not_read(tmp_path, capsys):
@@ -116,7 +116,7 @@ def test_a_weight_that_the_layer_of_a_chain_does_not_read(tmp_path, capsys):
         node("fc", "Linear", "flat", weight="fc.weight"),
     ]
     assert forge(tmp_path, tensors, {"architecture": chain}, nodes, [2.0**-19, 1, ABOVE_ONE], radius=100) == INVALID
-    assert "is no ReLU as this checker knows it" in capsys.readouterr().err
+    assert "is not a ReLU as this checker knows it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_norms_are_looked_up_by_operation():
         with pytest.raises(NotProved, match="layer 'act'"):
             require_norm(act, reading.Layer(2.0**-19, absolute), stray, (2,))
     assert known_norm(reading.Node("m", "multiply", ("input",), {}, {"constant": "c"}), stray) == 2.0**63
-    with pytest.raises(NotProved, match="no float"):
+    with pytest.raises(NotProved, match="not a float"):
         Exact.of(stray["c"])
 
 
@@ -498,8 +498,8 @@ def unread(start, stop):
 
 
 LAX = {
-    "a shape with -1": (tensor(shape=[-1, 2]), None, "[-1, 2], which is no shape"),
-    "a shape that is a number": (tensor(shape=4), None, "4, which is no shape"),
+    "a shape with -1": (tensor(shape=[-1, 2]), None, "[-1, 2], which is not a shape"),
+    "a shape that is a number": (tensor(shape=4), None, "4, which is not a shape"),
     "offsets that are truth values": (tensor(data_offsets=[False, 16]), None, "overlap"),
     "two tensors in one place": (unread(0, 16), None, "overlap"),
     "a tensor within another": (unread(4, 12), None, "overlap"),
@@ -508,8 +508,8 @@ LAX = {
     "numbers that are not read": (tensor(dtype="BF16"), None, "the dtype 'BF16', which is none of F32, F64, I64"),
     "two descriptions": (about(lambda read: read.update(architecture=[])), None, "one graph or one architecture"),
     "no description": (about(lambda read: read.pop("graph")), None, "one graph or one architecture"),
-    "shapes of truth values": (about(lambda read: read["graph"]["nodes"][1].update(shape=[True])), None, "no shape"),
-    "shapes of floats": (about(lambda read: read["graph"]["nodes"][1].update(shape=[2.0])), None, "no shape"),
+    "shapes of truth values": (about(lambda read: read["graph"]["nodes"][1].update(shape=[True])), None, "not a shape"),
+    "shapes of floats": (about(lambda read: read["graph"]["nodes"][1].update(shape=[2.0])), None, "not a shape"),
     "options in pairs": (
         about(lambda read: read["graph"]["nodes"][1].update(options=[["start_dim", 1], ["end_dim", -1]])),
         None,
@@ -536,13 +536,13 @@ def test_what_other_readers_of_a_model_refuse_or_read_otherwise(tmp_path, capsys
 
 @pytest.mark.parametrize("radius", ["0x1.0p-4", "0x1.8p-1074", "0x0.8000000000000p-3", "0x1.0000000000000p-04"])
 def test_every_float_is_written_in_one_way(tmp_path, capsys, radius):
-    """0x1.8p-1074 is no float, and would be read as one."""
+    """0x1.8p-1074 is not a float, and would be read as one."""
     assert graph(tmp_path, {"w": EYE}, ended(), [1, ABOVE_ONE]) == PROVED
     path = tmp_path / "certificate.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps(document | {"radius": radius}))
     assert main([str(path), str(tmp_path / "model.safetensors")]) == INVALID
-    assert "which is no hexadecimal float" in capsys.readouterr().err
+    assert "which is not a hexadecimal float" in capsys.readouterr().err
 
 
 def test_branches_that_nobody_can_read(tmp_path, capsys):
@@ -550,8 +550,8 @@ def test_branches_that_nobody_can_read(tmp_path, capsys):
     for chain, message in (
         ([{"name": "s", "op": "sum", "branches": []}], "layer 's' has no branches"),
         ([{"name": "c", "op": "concat", "branches": []}], "layer 'c' has no branches"),
-        ([{"name": "s", "op": "sum", "branches": 5}], "no model with an architecture"),
-        ([{"name": "s", "op": "sum", "branches": [[{"name": "a/add", "op": "relu"}]]}], "'a/add', which is no name"),
+        ([{"name": "s", "op": "sum", "branches": 5}], "not a model with an architecture"),
+        ([{"name": "s", "op": "sum", "branches": [[{"name": "a/add", "op": "relu"}]]}], "'a/add', which is not a name"),
         ([{"name": "s", "op": "sum", "branches": [[{"name": "p", "op": "circular-pad", "padding": [0] * 4}]]}], "ends"),
     ):
         assert forge(tmp_path, {"w": EYE}, {"architecture": chain}, [node("input", "input")], []) == INVALID
@@ -593,9 +593,9 @@ def test_integers_never_wrap(tmp_path, level):
 
 
 def test_exact_numbers_are_integers_of_python():
-    with pytest.raises(NotProved, match="no exact integer"):
+    with pytest.raises(NotProved, match="not an exact integer"):
         Exact(np.array([1, np.int64(2)], dtype=object), 0)
-    with pytest.raises(NotProved, match="no exact integer"):
+    with pytest.raises(NotProved, match="not an exact integer"):
         Exact(np.array([1, 2]), 0)
 
 

@@ -3,7 +3,7 @@
 `fgsm` and `pgd` need nothing else; the others adapt libraries of the extra `attacks`.
 """
 
-from lconvnet.attacks.gradient import fgsm, pgd
+from lconvnet.attacks.gradient import LOSSES, Loss, LossName, fgsm, pgd
 from lconvnet.attacks.libraries import (
     apgd,
     autoattack,
@@ -16,8 +16,7 @@ from lconvnet.attacks.libraries import (
     pointwise,
     square,
 )
-from lconvnet.attacks.losses import LOSSES, Loss, LossName
-from lconvnet.attacks.result import Attack, AttackResult, MinimumNormAttack, Norm, norms, score
+from lconvnet.attacks.result import Attack, AttackResult, Norm, norms, score
 
 __all__ = [
     "LOSSES",
@@ -25,7 +24,6 @@ __all__ = [
     "AttackResult",
     "Loss",
     "LossName",
-    "MinimumNormAttack",
     "Norm",
     "apgd",
     "autoattack",

@@ -28,8 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.attacks.gradient import marked
-from lconvnet.attacks.losses import Normalized, require_three
+from lconvnet.attacks.gradient import Normalized, marked, require_three
 from lconvnet.attacks.result import AttackResult, Norm, checked, score, seeded
 from lconvnet.extras import require
 from lconvnet.ops.images import check_eps

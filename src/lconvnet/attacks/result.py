@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, cast, get_args, get_type_hints
+from typing import Concatenate, Literal, ParamSpec, Protocol, cast, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -49,24 +49,12 @@ class AttackResult:
 P = ParamSpec("P")
 
 
-class Attack(Protocol):
-    """An attack within a ball: images ``(B, C, H, W)`` in [0, 1] with their labels, and the radius eps."""
+class Attack(Protocol[P]):
+    """An attack on images ``(B, C, H, W)`` in [0, 1] with their labels.
 
-    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, eps: float, **options: Any) -> AttackResult:
-        """Attack the images."""
-        ...
-
-
-class MinimumNormAttack(Protocol):
-    """An attack that looks for the shortest perturbation: one run serves every eps."""
-
-    def __call__(self, network: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> AttackResult:
-        """Attack the images."""
-        ...
-
-
-class Checked(Protocol[P]):
-    """An attack that checks its arguments: `library` is the one behind it, `by_gradient` whether it follows one."""
+    Within a ball it takes the radius eps next; one that looks for the shortest perturbation takes none, and one run of
+    it serves every eps. `library` is the one behind it, if any, and `by_gradient` whether it follows the gradient.
+    """
 
     library: str
     by_gradient: bool
@@ -122,13 +110,13 @@ class Frozen(nn.Module):
 
 def checked(
     library: str = "", *, by_gradient: bool = True
-) -> Callable[[Callable[Concatenate[nn.Module, Tensor, Tensor, P], AttackResult]], Checked[P]]:
+) -> Callable[[Callable[Concatenate[nn.Module, Tensor, Tensor, P], AttackResult]], Attack[P]]:
     """Let an attack see a frozen copy of the network, images without a graph, and labels that are classes of it.
 
     The network and the mode that gradients are in stay as they are. Raises `ValueError` for what does not fit.
     """
 
-    def decorate(attack: Callable[Concatenate[nn.Module, Tensor, Tensor, P], AttackResult]) -> Checked[P]:
+    def decorate(attack: Callable[Concatenate[nn.Module, Tensor, Tensor, P], AttackResult]) -> Attack[P]:
         hints = get_type_hints(attack, include_extras=True)
 
         @functools.wraps(attack)
@@ -146,7 +134,7 @@ def checked(
                 _require_classes(frozen, images, labels)
                 return attack(frozen, images, labels, *args, **options)
 
-        found = cast(Checked[P], run)
+        found = cast(Attack[P], run)
         found.library, found.by_gradient = library, by_gradient
         return found
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.layers import Normalize
-from lconvnet.ops.residual import to_float64
+from lconvnet.ops.float64 import to_float64
 from lconvnet.ops.windows import Window, extract, gathered, moved, pixels, union, whole
 
 Shape = tuple[int, ...]

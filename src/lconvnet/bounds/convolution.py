@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from lconvnet import allowance
 from lconvnet.bounds.types import Method, Operation
-from lconvnet.ops import gram
-from lconvnet.ops.polyphase import to_unshuffled
-from lconvnet.ops.residual import residual_bound, to_float64
+from lconvnet.ops import norm_bounds
+from lconvnet.ops.circular import to_unshuffled
+from lconvnet.ops.float64 import to_float64
+from lconvnet.ops.norm_bounds import residual_bound
 
 NEARLY_ORTHOGONAL = 1 + 1e-3
 """The residual certificate is taken as it is up to here; beyond, Gram iteration is tighter."""
@@ -132,7 +133,7 @@ def _spectrum(block: _Block, operation: Operation) -> float:
         raise operation.refuse(
             "has no exact spectrum: method='spectrum' needs circular padding and input_shape; else use 'auto'"
         )
-    return gram.spectrum_bound(block.spread, block.size or (1, 1))
+    return norm_bounds.spectrum_bound(block.spread, block.size or (1, 1))
 
 
 def transposed_upper(operation: Operation, method: Method) -> tuple[float, str]:
@@ -216,13 +217,13 @@ def _smallest_bound(block: _Block) -> tuple[float, str]:
     residual = residual_bound(block.kernel)
     if residual <= NEARLY_ORTHOGONAL:
         return residual, "residual"
-    candidates = [(residual, "residual"), (gram.unfolding_bound(block.kernel), "unfolding")]
+    candidates = [(residual, "residual"), (norm_bounds.unfolding_bound(block.kernel), "unfolding")]
     if block.size is not None and block.size[0] * block.size[1] <= EXACT_SIZE_LIMIT:
-        candidates.append((gram.circular_bound(block.spread, block.size), "gram"))
+        candidates.append((norm_bounds.circular_bound(block.spread, block.size), "gram"))
     elif max(block.kernel.shape[2:]) <= LONGEST:
-        candidates.append((gram.grid_bound(block.kernel, grid=_grid(block.kernel)), "gram-grid"))
+        candidates.append((norm_bounds.grid_bound(block.kernel, grid=_grid(block.kernel)), "gram-grid"))
     if max(block.kernel.shape[2:]) <= LONGEST:
-        candidates.append((gram.kernel_space_bound(block.kernel), "gram-kernel"))
+        candidates.append((norm_bounds.kernel_space_bound(block.kernel), "gram-kernel"))
     return min(candidates)
 
 

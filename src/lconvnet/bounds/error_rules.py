@@ -16,10 +16,9 @@ from lconvnet.bounds.convolution import dilate
 from lconvnet.bounds.forward_error import INFLATION, ZERO, Line, Rule, Setting, Stored
 from lconvnet.bounds.graph import Node
 from lconvnet.bounds.pooling import pair
+from lconvnet.ops.circular import to_unshuffled
+from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.nonnegative import nonnegative_bound
-from lconvnet.ops.norms import row_norms
-from lconvnet.ops.polyphase import to_unshuffled
-from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma, up
 
 

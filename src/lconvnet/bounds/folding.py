@@ -27,8 +27,7 @@ from lconvnet.bounds.reading import Trace
 from lconvnet.bounds.rules import gains
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import Scale
-from lconvnet.ops.norms import row_norms
-from lconvnet.ops.residual import to_float64
+from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.rounding import gamma, up
 
 WIDEST = 1024

@@ -15,7 +15,7 @@ from torch import Tensor
 from lconvnet.bounds.graph import Node
 from lconvnet.bounds.propagation import Groups, Value
 from lconvnet.bounds.reading import Trace
-from lconvnet.ops.residual import to_float64
+from lconvnet.ops.float64 import to_float64
 from lconvnet.ops.rounding import product_up, quotient_up, root_up
 
 Parts = Mapping[str, Value]

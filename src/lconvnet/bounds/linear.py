@@ -46,9 +46,8 @@ from lconvnet.bounds.backward import (
 )
 from lconvnet.layers import Normalize, Sum
 from lconvnet.ops.altered import altered, refuse_foreign
-from lconvnet.ops.flushing import refuse_flushing
+from lconvnet.ops.float64 import refuse_flushing, to_float64
 from lconvnet.ops.images import check_eps, check_images, check_labels
-from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import gamma
 
 STEPS: Mapping[type[nn.Module], Callable[..., Step]] = {

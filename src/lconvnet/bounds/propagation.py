@@ -18,7 +18,7 @@ from itertools import combinations
 
 import torch
 
-from lconvnet.ops.gram import dense_bound
+from lconvnet.ops.norm_bounds import dense_bound
 from lconvnet.ops.rounding import product_up, root_up, sum_up
 
 Atom = tuple[int, int]

@@ -35,8 +35,8 @@ from lconvnet.layers import (
     Scale,
     TwoSidedReLU,
 )
-from lconvnet.ops.gram import dense_bound, spectrum_bound
-from lconvnet.ops.residual import residual_bound, to_float64
+from lconvnet.ops.float64 import to_float64
+from lconvnet.ops.norm_bounds import dense_bound, residual_bound, spectrum_bound
 from lconvnet.ops.rounding import UNIT_ROUNDOFF, down, up
 
 Rule = Callable[[Operation, Method], LayerBound]

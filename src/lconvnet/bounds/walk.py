@@ -20,7 +20,7 @@ from lconvnet.bounds.rules import RULES
 from lconvnet.bounds.types import Operation
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.altered import altered, refuse_foreign, require_module, require_numbers
-from lconvnet.ops.flushing import refuse_flushing
+from lconvnet.ops.float64 import refuse_flushing
 from lconvnet.ops.images import checked_shape
 
 

@@ -15,8 +15,7 @@ from lconvnet.bounds import Bound
 from lconvnet.bounds.error_rules import ERROR_RULES
 from lconvnet.bounds.forward_error import INFLATION, Arithmetic, Line, forward_error
 from lconvnet.bounds.graph import Graph
-from lconvnet.ops.norms import row_norms
-from lconvnet.ops.residual import to_float64
+from lconvnet.ops.float64 import row_norms, to_float64
 
 PAIR = 80
 """Bytes that a pair of classes takes in all that is computed of it."""

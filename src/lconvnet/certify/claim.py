@@ -33,9 +33,8 @@ from lconvnet.bounds.graph import Graph
 from lconvnet.certify.budget import Budget, Pairs, budget, classes_of, refuse_subnormal
 from lconvnet.certify.evaluation import image_norms, logits_of, refuse_other_sums
 from lconvnet.certify.head import find_head, logit_constants
+from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.margins import margins
-from lconvnet.ops.norms import row_norms
-from lconvnet.ops.residual import to_float64
 from lconvnet.ops.rounding import UNIT_ROUNDOFF
 
 Level = Literal["estimate", "analytic", "sound"]

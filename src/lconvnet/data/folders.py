@@ -84,7 +84,11 @@ def tree_of(root: Path) -> Tree:
             link = next((path for path in (folder, other) if path.is_symlink()), folder)
             raise DataError(f"{link} links to a folder that holds it or is read already: remove the link")
         tree.folders[folder] = folders
-        tree.files[folder] = [file for file in files if _is_file(file)]
+        for file in files:
+            if file.is_symlink() and not file.is_file():
+                way = f"is a link that leads to no file or folder ({file.readlink()}): remove or mend it"
+                raise DataError(f"{file} {way}")
+        tree.files[folder] = [file for file in files if file.is_file()]
         for file in tree.files[folder]:
             if file.suffix.lower() in {*SUFFIXES, ".parquet"} and (other := first(file)) != file:
                 link = next((path for path in (file, other) if path.is_symlink()), None)
@@ -112,14 +116,27 @@ def read_image_folder(tree: Tree, *, to_train: bool = True) -> Source:
         roles = {"train": list(_classes(tree, top))}
     for role, images in roles.items():
         for path, name in images:
-            _refuse_other_part(tree, path, role, name)
+            for part in path.relative_to(tree.root).parts[:-1]:
+                # Nothing is trained on that is called a test; of all folders only that of a class may be called train.
+                if (said := role_of(part)) not in (None, role) and not (said == "train" and part == name):
+                    where = f"lies in a folder {part!r}, but would be one of the {role} images"
+                    raise DataError(f"{path} {where}: {WAY_OUT}")
     if to_train and "train" not in roles:
         raise DataError(
             f"{top} has {' and '.join(roles)} images, but no folder train: add train/<class>/<image> or <class>/train"
         )
     called = {role: _called(tree, role, images) for role, images in roles.items()}
-    remarks = _remarks(tree, sum(map(len, roles.values())), called.get("train", 0))
-    return Source({role: _rows(images) for role, images in roles.items()}, remarks)
+    all_images = len(tree.images(tree.root))
+    counts = {
+        "files without an image suffix skipped": sum(map(len, tree.files.values())) - all_images,
+        "images outside of the class folders skipped": all_images - sum(map(len, roles.values())),
+        "images to train on are called validation or test": called.get("train", 0),
+    }
+    rows = {
+        role: Rows([path for path, _ in images], [name for _, name in images], [str(path) for path, _ in images])
+        for role, images in roles.items()
+    }
+    return Source(rows, tuple(f"{count} {what}" for what, count in counts.items() if count))
 
 
 def _part_class(tree: Tree, top: Path, names: dict[str, str]) -> dict[str, list[Labelled]]:
@@ -191,14 +208,6 @@ def _opened(tree: Tree, folder: Path, role: str | None = None) -> Path:
     return folder
 
 
-def _refuse_other_part(tree: Tree, path: Path, role: str, name: str) -> None:
-    """Nothing is trained on that is called a test: of all folders only that of a class may be called train."""
-    for part in path.relative_to(tree.root).parts[:-1]:
-        said = role_of(part)
-        if said not in (None, role) and not (said == "train" and part == name):
-            raise DataError(f"{path} lies in a folder {part!r}, but would be one of the {role} images: {WAY_OUT}")
-
-
 def _called(tree: Tree, role: str, images: list[Labelled]) -> int:
     """How many images of a part have a name that says validation or test.
 
@@ -212,25 +221,3 @@ def _called(tree: Tree, role: str, images: list[Labelled]) -> int:
             "each part into its own folder train, validation or test, or rename the images"
         )
     return said["validation"] + said["test"]
-
-
-def _rows(images: list[Labelled]) -> Rows:
-    return Rows([path for path, _ in images], [name for _, name in images], [str(path) for path, _ in images])
-
-
-def _remarks(tree: Tree, taken: int, called: int) -> tuple[str, ...]:
-    """What is left out, files of other kinds and images in no class, and names that say another part."""
-    images = len(tree.images(tree.root))
-    counts = {
-        "files without an image suffix skipped": sum(map(len, tree.files.values())) - images,
-        "images outside of the class folders skipped": images - taken,
-        "images to train on are called validation or test": called,
-    }
-    return tuple(f"{count} {what}" for what, count in counts.items() if count)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether this is a file or a link to one; refuses a link to what is neither a file nor a folder."""
-    if path.is_symlink() and not path.is_file():
-        raise DataError(f"{path} is a link that leads to no file or folder ({path.readlink()}): remove or mend it")
-    return path.is_file()

@@ -67,10 +67,22 @@ def load(
         )
     name = str(name_or_path)
     if name == "digits":
-        return _embedded(options)
+        if options.sides not in (None, (28, 28)) or options.channels not in (None, 1):
+            asked = f"image_size={options.sides}, channels={options.channels}"
+            raise DataError(f"{asked}: digits are 28x28 grey; drop both")
+        digits = read_digits()
+        selected = select({"train": digits.labels}, name, options)
+        parts = {role: digits.subset(index) for role, (_, index) in selected.items()}
+        return split(mixed(parts, {"train"}), options, carved=True)
     path, is_named = locate(name, directory), name in NAMED
     source = _read(path)
-    names = _classes(source, name, path)
+    if is_named and "test" not in source.roles:
+        raise DataError(f"data {name!r} in {path} has no test images (test-*.parquet): fetch them")
+    known = NAMED[name][1] if is_named else None
+    names = class_names_of(source.roles["train"], known=known)
+    if known and len(names) != len(known):
+        found = f"has {len(names)} classes, not {len(known)}"
+        raise DataError(f"data {name!r} in {path} {found}: is it another data set?")
     title = name if is_named else path.resolve().stem
     require_text(title, "data")
     parts, jpeg = _decode(source, names, title, options, None if is_named else path)
@@ -107,8 +119,14 @@ def load_labelled(
     source = _read(path, to_train=False)
     if "test" not in source.roles and set(source.roles) != {"train"}:
         raise DataError(f"{path} has {' and '.join(source.roles)} images, none of them test: name a folder of classes")
-    rows = _with_names(source.roles.get("test") or source.roles["train"], NAMED[name][1] if name in NAMED else None)
-    missing = _missing(rows, class_names, path)
+    rows = source.roles.get("test") or source.roles["train"]
+    stored = rows.class_names or (NAMED[name][1] if name in NAMED else ())
+    labels = [stored[n] if isinstance(n, int) and 0 <= n < len(stored) else str(n) for n in rows.labels]
+    rows = Rows(rows.cells, labels, rows.origins)
+    extra, missing = sorted({*labels} - {*class_names}), [name for name in class_names if name not in {*labels}]
+    if extra:
+        parts = (f"{what} {', '.join(names[:10])}" for what, names in (("also", extra), ("not", missing)) if names)
+        raise DataError(f"{path} has other classes than the network: {', and '.join(parts)}; name them alike")
     decoded = decode(
         rows.cells,
         rows.origins,
@@ -117,12 +135,13 @@ def load_labelled(
         shape=Shape(*image_shape, origin="the network", resizing=""),
     )
     files = () if name in NAMED else files_of(rows, path)
-    labels = encode(rows, class_names)
-    images = Images(decoded.images, labels, len(class_names), path.resolve().stem, class_names, files)
+    places = encode(rows, class_names)
+    images = Images(decoded.images, places, len(class_names), path.resolve().stem, class_names, files)
     others = sum(len(part) for part in source.roles.values()) - len(rows)
     left = f"{others} images of its other parts are left out" if others else ""
-    note = _note(_lossy(decoded.jpeg, [images], lossless_original=False), left, missing, *source.remarks)
-    return images.subset(stratified_order(labels)), note
+    lacking = f"no image of class {', '.join(map(repr, missing[:10]))}" if missing else ""
+    note = _note(_lossy(decoded.jpeg, [images], lossless_original=False), left, lacking, *source.remarks)
+    return images.subset(stratified_order(places)), note
 
 
 def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None, channels: int | None = None) -> Tensor:
@@ -176,28 +195,6 @@ def _read(path: Path, *, to_train: bool = True) -> Source:
     return (read_parquet_folder if tree.parquet() else read_image_folder)(tree, to_train=to_train)
 
 
-def _classes(source: Source, name: str, path: Path) -> tuple[str, ...]:
-    if name not in NAMED:
-        return class_names_of(source.roles["train"])
-    known = NAMED[name][1]
-    if "test" not in source.roles:
-        raise DataError(f"data {name!r} in {path} has no test images (test-*.parquet): fetch them")
-    names = class_names_of(source.roles["train"], known=known)
-    if len(names) != len(known):
-        raise DataError(f"data {name!r} in {path} has {len(names)} classes, not {len(known)}: is it another data set?")
-    return names
-
-
-def _embedded(options: Options) -> Splits:
-    if options.sides not in (None, (28, 28)) or options.channels not in (None, 1):
-        asked = f"image_size={options.sides}, channels={options.channels}"
-        raise DataError(f"{asked}: digits are 28x28 grey; drop both")
-    digits = read_digits()
-    selected = select({"train": digits.labels}, "digits", options)
-    parts = {role: digits.subset(index) for role, (_, index) in selected.items()}
-    return split(mixed(parts, {"train"}), options, carved=True)
-
-
 def _decode(
     source: Source, names: tuple[str, ...], title: str, options: Options, path: Path | None
 ) -> tuple[dict[str, Images], int]:
@@ -214,25 +211,6 @@ def _decode(
         files = files_of(rows, path) if path else ()
         parts[role] = Images(decoded.images, labels[stored][index], len(names), title, names, files)
     return parts, jpeg
-
-
-def _with_names(rows: Rows, known: tuple[str, ...] | None) -> Rows:
-    """The rows with the names of their classes as labels."""
-    names = rows.class_names or known or ()
-    labels = [
-        names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label) for label in rows.labels
-    ]
-    return Rows(rows.cells, labels, rows.origins)
-
-
-def _missing(rows: Rows, class_names: tuple[str, ...], path: Path) -> str:
-    """Say which of these classes has no image; raises `DataError` if an image is of another class."""
-    found = set(map(str, rows.labels))
-    extra, missing = sorted(found - set(class_names)), [name for name in class_names if name not in found]
-    if extra:
-        parts = (f"{what} {', '.join(names[:10])}" for what, names in (("also", extra), ("not", missing)) if names)
-        raise DataError(f"{path} has other classes than the network: {', and '.join(parts)}; name them alike")
-    return f"no image of class {', '.join(map(repr, missing[:10]))}" if missing else ""
 
 
 def _lossy(jpeg: int, parts: Iterable[Images], lossless_original: bool) -> str:

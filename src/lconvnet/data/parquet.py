@@ -122,7 +122,10 @@ def _read(file: Path) -> dict[str, Rows]:
     image, label = (column_of(file, table.column_names, *names) for names in (IMAGE, LABEL))
     try:
         labels = table.column(label).to_pylist()
-        names = _class_names(table.schema, label)
+        features: Any = {}
+        if b"huggingface" in (table.schema.metadata or {}):  # where the `datasets` library keeps class names
+            features = require("datasets", "data").Features.from_arrow_schema(table.schema)
+        names = tuple(getattr(features.get(label), "names", None) or ()) or None
         cells, origins = encoded_cells(table, image, file)
     except DataError:
         raise
@@ -136,14 +139,6 @@ def _read(file: Path) -> dict[str, Rows]:
     if not said:
         return {"": rows}
     return {role: take(rows, [i for i, found in enumerate(said) if found == role]) for role in dict.fromkeys(said)}
-
-
-def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
-    """The class names that the `datasets` library stores in the file's schema, if any."""
-    if b"huggingface" not in (schema.metadata or {}):
-        return None
-    names = getattr(require("datasets", "data").Features.from_arrow_schema(schema).get(label), "names", None)
-    return tuple(names) if names else None
 
 
 def _may_say_parts(field: Any) -> bool:
@@ -174,19 +169,15 @@ def _roles(file: Path, table: Any, name: str) -> list[str]:
         raise DataError(
             f"column {name!r} of {file} has {unknown[0]!r} beside train or test: correct the rows, or remove it"
         )
-    if not said and _is_called_part(name) and _are_flags(distinct, known=known):
+    present = [value for value in distinct if value is not None]
+    numbered = known and not values
+    flags = numbered or all(str(value).casefold() in _FLAGS for value in present)
+    if not said and flags and 0 < len(present) <= _FEW and _is_called_part(name):
         raise DataError(
             f"column {name!r} of {file} holds {distinct[0]!r}, which is not the name of a part: write train, "
             "validation or test in a column called split, and remove or rename this one"
         )
     return [said[value] for value in table.column(name).to_pylist()] if not unknown else []
-
-
-def _are_flags(distinct: list[Any], *, known: bool) -> bool:
-    """Whether 0 and 1, or words such as yes and no, sort the rows; or few numbers, if the name is `known`."""
-    values = [value for value in distinct if value is not None]
-    numbered = known and not any(isinstance(value, str) for value in values)
-    return 0 < len(values) <= _FEW and (numbered or all(str(value).casefold() in _FLAGS for value in values))
 
 
 def _is_called_part(name: str) -> bool:

@@ -37,7 +37,7 @@ def role_of(name: str) -> str | None:
 
 
 def roles_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the parts among the names of siblings; those that only end or begin so count where all do and share the
+    """Return the parts among the names of siblings; those that only end or begin so count if all do and share the
     rest.
 
     Raises `DataError` for siblings that seem to be several parts but also differ otherwise.

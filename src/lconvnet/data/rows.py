@@ -80,7 +80,10 @@ def encode(rows: Rows, class_names: tuple[str, ...]) -> Tensor:
     for label, origin in zip(rows.labels, rows.origins, strict=True):
         if label not in place:
             known = f"0..{len(class_names) - 1}" if isinstance(label, int) else ", ".join(class_names[:20])
-            hint = _meant(label, class_names) if isinstance(label, str) else ""
+            hint = ""
+            if isinstance(label, str):  # the class that may be meant, or the one that is printed alike in other letters
+                same = [name for name in class_names if alike(name) == alike(label)]
+                hint = f"; {label!a} is not {same[0]!a}: rename one" if same else nearest(label, class_names)
             raise DataError(f"label {label!r} of {origin} is out of range: the training classes are {known}{hint}")
     return torch.tensor([place[label] for label in rows.labels], dtype=torch.int64)
 
@@ -116,9 +119,3 @@ def _count_classes(train: Rows, stored: int | None) -> int:
         missing = next(label for label in range(count) if label not in present)
         raise DataError(f"class {missing} of {count} has no training image: add some, or renumber the labels")
     return count
-
-
-def _meant(label: str, class_names: Sequence[str]) -> str:
-    """The class that may be meant, or the one that is printed alike in other letters."""
-    same = [f"{label!a} is not {name!a}" for name in class_names if alike(name) == alike(label)]
-    return f"; {same[0]}: rename one" if same else nearest(label, class_names)

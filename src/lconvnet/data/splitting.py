@@ -19,7 +19,7 @@ _TEST_SEED = 0
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `load`; raises `DataError` naming the first unusable one. `image_size` becomes a pair.
+    """The arguments of `load`; raises `DataError` naming the first unusable one.
 
     >>> Options(image_size=32).sides
     (32, 32)

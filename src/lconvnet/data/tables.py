@@ -8,7 +8,7 @@ and as stored behind the header; in fields 5 and 8, those of pages of values, fi
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,23 +159,21 @@ def _spelled_out(table: Any) -> Any:
 
 def pages(file: Path, metadata: Any, columns: list[str] | None = None) -> list[Page]:
     """Return the pages of these columns, by default of all. Raises `ValueError` for a broken header."""
-    found = []
+    found = list[Page]()
     with file.open("rb") as stream:
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
             for chunk in map(group.column, range(group.num_columns if group.num_rows else 0)):
-                if columns is None or chunk.path_in_schema.split(".")[0] in columns:
-                    dictionary = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
-                    stream.seek(min(chunk.data_page_offset, dictionary or chunk.data_page_offset))
-                    found += _pages(io.BytesIO(stream.read(chunk.total_compressed_size)))
+                if columns is not None and chunk.path_in_schema.split(".")[0] not in columns:
+                    continue
+                dictionary = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
+                stream.seek(min(chunk.data_page_offset, dictionary or chunk.data_page_offset))
+                data = io.BytesIO(stream.read(chunk.total_compressed_size))
+                while data.tell() < data.getbuffer().nbytes:
+                    fields = _structure(data)
+                    values = max(dict(fields.get(kind) or {}).get(_COUNT, 0) for kind in (_VALUES, _VALUES_2))
+                    found.append(Page(max(0, fields.get(_DECOMPRESSED, 0)), max(0, values)))
+                    data.seek(max(0, fields.get(_STORED, 0)), io.SEEK_CUR)
     return found
-
-
-def _pages(chunk: io.BytesIO) -> Iterator[Page]:
-    while chunk.tell() < chunk.getbuffer().nbytes:
-        fields = _structure(chunk)
-        values = max(dict(fields.get(kind) or {}).get(_COUNT, 0) for kind in (_VALUES, _VALUES_2))
-        yield Page(max(0, fields.get(_DECOMPRESSED, 0)), max(0, values))
-        chunk.seek(max(0, fields.get(_STORED, 0)), io.SEEK_CUR)
 
 
 def _structure(data: io.BytesIO, depth: int = 0) -> dict[int, Any]:

@@ -21,14 +21,14 @@ from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 from lconvnet import data, gan, models
 from lconvnet.data.locating import locate
 from lconvnet.data.splitting import held_out
 from lconvnet.experiments import options
-from lconvnet.experiments.attacks import AnyAttack, Attack
+from lconvnet.experiments.evaluation import Evaluation
 from lconvnet.experiments.options import Chosen, Section, arguments, default
 from lconvnet.layers import NearestUpsampling
 from lconvnet.losses import OffsetCrossEntropy
@@ -308,46 +308,6 @@ class Training(Loop):
     precision: Precision = "32-true"
     clip_gradient: PositiveFloat | None = None
     ema: OpenFraction | None = None
-
-
-class Evaluation(Section):
-    """What is measured on the test images: certified accuracy at each eps (and each of an attack's), and attacks.
-
-    At each eps of `linear_bounds` ReLU networks are also certified by linear bounds, for which a product of norms is
-    of little use.
-    """
-
-    eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] = (1.58,)
-    attacks: Annotated[tuple[AnyAttack, ...], Strict(False)] = tuple(
-        options.chosen(AnyAttack, name=name) for name in ("pgd", "fgsm")
-    )
-    mini_test_size: PositiveInt = 100
-    batch_size: PositiveInt = 500
-    linear_bounds: Annotated[tuple[PositiveFloat, ...], Strict(False)] = ()
-
-    @model_validator(mode="after")
-    def _one_result_for_each_attack_and_eps(self) -> "Evaluation":
-        seen: set[tuple[object, ...]] = set()
-        for attack in self.attacks:
-            for eps in attack.radii(self):
-                one = (*attack.place, self.key(attack), eps)
-                if one in seen:
-                    raise ValueError(
-                        f"attacks has {attack.label} at eps {eps} twice; keep one, or give them other eps or options"
-                    )
-                seen.add(one)
-        return self
-
-    def key(self, attack: Attack) -> str:
-        """What an attack is called in results.yaml and tables: its name, with what sets it apart from others there."""
-        others = [other for other in self.attacks if other.place == attack.place]
-        return attack.name + attack.apart(others, without={"eps", "mini", "norm"})
-
-    def column(self, attack: Attack) -> str:
-        """What an attack is called in examples.parquet: name and norm, with what sets it apart from others there; the
-        eps of an attack within a ball is named by whoever asks."""
-        others = [other for other in self.attacks if other.label == attack.label]
-        return attack.label + attack.apart(others, without={"eps"} if attack.within_ball else set())
 
 
 class Experiment(Section):

@@ -17,7 +17,8 @@ from lconvnet.bounds import Bound, lipschitz_bound
 from lconvnet.certify import Certificates, certified_accuracy
 from lconvnet.data import Images, Splits
 from lconvnet.experiments import robustness
-from lconvnet.experiments.config import Evaluation, Experiment, settings
+from lconvnet.experiments.config import Experiment, settings
+from lconvnet.experiments.evaluation import Evaluation
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.options import AUGMENTATIONS
 from lconvnet.experiments.origin import begin_from
@@ -161,7 +162,7 @@ def measure(
 ) -> Evaluated:
     """Measure a network on images, with records and results in `folder`, as an evaluation says; `about` goes to the
     results."""
-    subject = robustness.Subject(
+    subject = robustness.EvaluationTarget(
         trained.network,
         trained.bound,
         images,
@@ -210,7 +211,7 @@ def saved_network(record: Record[Epoch], folder: RunFolder) -> Trained:
 
 
 def _attack(
-    subject: robustness.Subject, certificates: Certificates, evaluation: Evaluation
+    subject: robustness.EvaluationTarget, certificates: Certificates, evaluation: Evaluation
 ) -> list[robustness.Outcome]:
     """Run the attacks of the evaluation, each on all test images or on the first few."""
     outcomes = []

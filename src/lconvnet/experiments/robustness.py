@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -35,9 +35,8 @@ from lconvnet.attacks import AttackResult, norms
 from lconvnet.bounds import Bound, fingerprint
 from lconvnet.certify import Certificates, certified_accuracy, certified_at, certify, linear_margins
 from lconvnet.data import Images, batch
-from lconvnet.experiments.attacks import Attack
-from lconvnet.experiments.config import Evaluation
 from lconvnet.experiments.crosscheck import Certified, check
+from lconvnet.experiments.evaluation import Attack, Evaluation
 from lconvnet.experiments.journal import Journal, Row
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.training.randomness import derive_seed
@@ -54,7 +53,7 @@ OUTCOME = {"success": (bool,), "norm": (float, type(None)), "l2": (float, type(N
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """What is measured: a network with its bound on images, where the records go, and who hears of progress."""
 
     network: nn.Module
@@ -102,70 +101,85 @@ class Outcome:
 Rows = dict[float, dict[str, float]]
 
 
-def certify_all(subject: Subject) -> Certificates:
+def certify_all(target: EvaluationTarget) -> Certificates:
     """Return the certificates of all images, computed batch by batch."""
-    facts = {"bound": subject.bound.upper, "level": subject.bound.level, "format": 2}
-    journal = subject.journal("certificates", facts, CERTIFICATE)
+    facts = {"bound": target.bound.upper, "level": target.bound.level, "format": 2}
+    journal = target.journal("certificates", facts, CERTIFICATE)
 
     def measure(places: range) -> list[Row]:
-        images, labels = batch(subject.images, places)
-        found = certify(subject.network, images, bound=subject.bound, batch_size=subject.batch_size)
+        images, labels = batch(target.images, places)
+        found = certify(target.network, images, bound=target.bound, batch_size=target.batch_size)
         columns = (labels, found.label, found.margin.double(), found.radius.double(), found.reason)
-        return [
-            {"index": i, **dict(zip(CERTIFICATE, row, strict=True))}
-            for i, *row in zip(places, *(column.tolist() for column in columns), strict=True)
-        ]
+        return _rows(places, dict(zip(CERTIFICATE, (column.tolist() for column in columns), strict=True)))
 
-    rows = _complete(subject, journal, len(subject.images), measure)
+    rows = _complete(target, journal, len(target.images), measure)
     column = {name: [row[name] for row in rows] for name in CERTIFICATE}
     return Certificates(
         label=torch.tensor(column["prediction"]),
         margin=torch.tensor(column["margin"], dtype=torch.float64),
         radius=torch.tensor(column["radius"], dtype=torch.float64),
-        level=subject.bound.level,
+        level=target.bound.level,
         reason=np.array(column["reason"]),
     )
 
 
-def certify_linearly(subject: Subject, certificates: Certificates, eps: float) -> Certificates:
+def certify_linearly(target: EvaluationTarget, certificates: Certificates, eps: float) -> Certificates:
     """Return the certificates with what linear bounds prove at `eps`, computed batch by batch.
 
-    A row is the smallest lower bound of the answer's margins over the ball; null where it is no number, or the answer
+    A row is the smallest lower bound of the answer's margins over the ball; null if it is not a number, or the answer
     is wrong, which is not asked about as no attack is.
     """
-    journal = subject.journal(f"linear@{eps}", {"eps": eps, "level": certificates.level}, LINEAR)
+    journal = target.journal(f"linear@{eps}", {"eps": eps, "level": certificates.level}, LINEAR)
 
     def measure(places: range) -> list[Row]:
-        images, labels = batch(subject.images, places)
+        images, labels = batch(target.images, places)
         right = certificates.label[places.start : places.stop] == labels
         found = torch.full((len(labels),), -math.inf, dtype=torch.float64)
         if right.any():
-            found[right] = linear_margins(subject.network, images[right], labels[right], eps)
-        finite = [margin if math.isfinite(margin) else None for margin in found.tolist()]
-        return [{"index": i, "margin": margin} for i, margin in zip(places, finite, strict=True)]
+            found[right] = linear_margins(target.network, images[right], labels[right], eps)
+        return _rows(places, {"margin": [m if math.isfinite(m) else None for m in found.tolist()]})
 
-    rows = _complete(subject, journal, len(subject.images), measure)
+    rows = _complete(target, journal, len(target.images), measure)
     margins = [-math.inf if row["margin"] is None else row["margin"] for row in rows]
     return certified_at(certificates, torch.tensor(margins, dtype=torch.float64), eps)
 
 
-def attack_all(subject: Subject, certificates: Certificates, attack: Attack, eps: float | None, count: int) -> Outcome:
-    """Attack the first `count` images; raise ContradictionError where a certificate breaks."""
+def attack_all(
+    target: EvaluationTarget, certificates: Certificates, attack: Attack, eps: float | None, count: int
+) -> Outcome:
+    """Attack the first `count` images; raise ContradictionError if a certificate breaks."""
     label = _with_eps(attack.label, eps)
     options = attack.model_dump(mode="json", exclude={"eps", "mini"})
-    facts = {"attack": options, "eps": eps, "seed": subject.seed, "count": count, "library": attack.made_with()}
+    facts = {"attack": options, "eps": eps, "seed": target.seed, "count": count, "library": attack.made_with()}
     facts |= {"format": 2}
-    journal = subject.journal(label, facts, OUTCOME)
+    journal = target.journal(label, facts, OUTCOME)
 
     def measure(places: range) -> list[Row]:
-        return _attacked(subject, certificates, attack, eps, label, places)
+        """The rightly answered images are attacked; the others need no perturbation."""
+        images, labels = batch(target.images, places)
+        index = torch.arange(places.start, places.stop)
+        right = (certificates.label[index] == labels).nonzero().flatten()
+        wrong = torch.ones(len(labels), dtype=torch.bool)
+        result = AttackResult(images, wrong, torch.zeros(len(labels), dtype=torch.float64), ~wrong)
+        if len(right):
+            margin, radius = certificates.margin[index[right]], certificates.radius[index[right]]
+            known = Certified(index[right], images[right], labels[right], margin, radius)
+            seed = derive_seed(target.seed, label, 0, places.start)
+            found = attack.run(target.network, known.images, known.labels, eps, seed)
+            network, bound, level = target.network, target.bound, certificates.level
+            success = check(network, bound, level, known, found, name=label, evidence=target.folder.evidence)
+            result = result.replaced(right, replace(found, success=success))
+        lengths = norms(result.adversarial.double() - images.double())
+        fooled = result.success.tolist()
+        norm, l2 = ([x if y else None for x, y in zip(v.tolist(), fooled, strict=True)] for v in (result.norm, lengths))
+        return _rows(places, dict(zip(OUTCOME, (fooled, norm, l2, result.zero_gradient.tolist()), strict=True)))
 
     def consistent(row: Row) -> bool:
         i, length = row["index"], row["l2"]
-        right = certificates.label[i] == subject.images.labels[i]
+        right = certificates.label[i] == target.images.labels[i]
         return not (right and row["success"] and length is not None and length < certificates.radius[i])
 
-    rows = _complete(subject, journal, count, measure, usable=consistent)
+    rows = _complete(target, journal, count, measure, usable=consistent)
     norm = [torch.inf if row["norm"] is None else row["norm"] for row in rows]
     success, flat = (torch.tensor([row[key] for row in rows]) for key in ("success", "zero_gradient"))
     if flat.any():
@@ -174,73 +188,45 @@ def attack_all(subject: Subject, certificates: Certificates, attack: Attack, eps
     return Outcome(attack, eps, success, torch.tensor(norm, dtype=torch.float64), flat)
 
 
-def mean_loss(subject: Subject, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+def mean_loss(target: EvaluationTarget, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
     """Return the loss averaged over all images."""
     total = 0.0
     with torch.no_grad():
-        for places in subject.batches(len(subject.images)):
-            images, labels = batch(subject.images, places)
-            total += float(loss(subject.network(images), labels)) * len(labels)
-    return total / len(subject.images)
+        for places in target.batches(len(target.images)):
+            images, labels = batch(target.images, places)
+            total += float(loss(target.network(images), labels)) * len(labels)
+    return total / len(target.images)
 
 
 def _complete(
-    subject: Subject,
+    target: EvaluationTarget,
     journal: Journal,
     count: int,
     measure: Callable[[range], list[Row]],
     usable: Callable[[Row], bool] = lambda row: True,
 ) -> list[Row]:
-    """Return the rows of the first `count` images, from the journal where it has the whole batch."""
+    """Return the rows of the first `count` images, from the journal if it has the whole batch."""
     rows = {index: row for index, row in journal.read().items() if 0 <= index < count and usable(row)}
-    for places in subject.batches(count):
+    for places in target.batches(count):
         if not all(index in rows for index in places):
             found = measure(places)
             journal.append(found)
             rows |= {row["index"]: row for row in found}
-        subject.report(journal.name, places.stop, count)
+        target.report(journal.name, places.stop, count)
     return [rows[index] for index in range(count)]
 
 
-def _attacked(
-    subject: Subject, certificates: Certificates, attack: Attack, eps: float | None, label: str, places: range
-) -> list[Row]:
-    """Attack the rightly answered images of a batch; the others need no perturbation."""
-    images, labels = batch(subject.images, places)
-    index = torch.arange(places.start, places.stop)
-    right = (certificates.label[index] == labels).nonzero().flatten()
-    zero = torch.zeros(len(labels), dtype=torch.float64)
-    wrong = torch.ones(len(labels), dtype=torch.bool)
-    result = AttackResult(images, wrong, zero, ~wrong)
-    if len(right):
-        chosen = index[right]
-        known = Certified(
-            chosen, images[right], labels[right], certificates.margin[chosen], certificates.radius[chosen]
-        )
-        seed = derive_seed(subject.seed, label, 0, places.start)
-        found = attack.run(subject.network, known.images, known.labels, eps, seed)
-        network, bound, level = subject.network, subject.bound, certificates.level
-        success = check(network, bound, level, known, found, name=label, evidence=subject.folder.evidence)
-        result = result.replaced(right, replace(found, success=success))
-    length = norms(result.adversarial.double() - images.double())
-    columns = (index, result.success, result.norm, length, result.zero_gradient)
-    return [
-        {
-            "index": i,
-            "success": fooled,
-            "norm": norm if fooled else None,
-            "l2": l2 if fooled else None,
-            "zero_gradient": z,
-        }
-        for i, fooled, norm, l2, z in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+def _rows(places: range, columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """The rows of images from columns."""
+    named = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return [{"index": index, **row} for index, row in zip(places, named, strict=True)]
 
 
 def columns(
     certificates: Certificates, labels: Tensor, outcomes: Sequence[Outcome], evaluation: Evaluation
 ) -> dict[str, list[Any]]:
-    """Return one row an image as columns: index, label, prediction, margin, radius, reason, and for every attack `NAME
-    success` and `NAME norm`, null where it was not run or did not succeed."""
+    """Return one row per image as columns: index, label, prediction, margin, radius, reason, and for every attack
+    `NAME success` and `NAME norm`, null if it was not run or did not succeed."""
     table: dict[str, list[Any]] = {
         "index": list(range(len(labels))),
         "label": labels.tolist(),

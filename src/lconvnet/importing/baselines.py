@@ -111,7 +111,7 @@ def read_baseline(folder: Path, experiment: Experiment) -> tuple[nn.Sequential, 
 def load_kw(model: nn.Sequential, architecture: str, path: Path) -> int:
     """Put the weights of a file into the network; return the epoch that it names, or 0.
 
-    Raises ValueError for a file that is no such file, is of another architecture, or names anything to be run.
+    Raises ValueError for a file that is not such a file, is of another architecture, or names anything to be run.
     """
     content = pickles.read(path)
     networks = content.get("state_dict") if isinstance(content, dict) else None
@@ -134,7 +134,7 @@ def load_kw(model: nn.Sequential, architecture: str, path: Path) -> int:
 def load_qw(model: nn.Sequential, architecture: str, path: Path) -> int:
     """Put the weights of a checkpoint into the network; return 0, for it names no epoch.
 
-    Raises ValueError for a file that is no checkpoint, and if its layers are not those of the network.
+    Raises ValueError for a file that is not a checkpoint, and if its layers are not those of the network.
     """
     layers = list(_qw_layers(tensorflow.read(path), path))
     channels = 0

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from lconvnet.atomic import as_path
 from lconvnet.importing.original import block_kernel, cut_off
 from lconvnet.importing.plain_networks import Group, Plain, fill, patches, placed, taken, weighted
+from lconvnet.ops.norm_bounds import self_correlation
 from lconvnet.ops.orthogonalize import orthogonalize
-from lconvnet.ops.residual import self_correlation
 
 STEPS = 12  # of orthogonium's Björck iteration
 KEPT = re.compile(r"parametrizations\.weight(_[12])?\.(original|0\.(pi\.)?parametrizations\.[uv]\.original)")
@@ -61,7 +61,7 @@ def load_compared(path: str | Path, frame: nn.Sequential, layers: Sequence[str])
     """
     for name in layers:
         if name not in LAYERS:
-            reason = WITHOUT_EQUAL.get(name, "is no layer of this library that can be read")
+            reason = WITHOUT_EQUAL.get(name, "is not a layer of this library that can be read")
             raise ValueError(f"layers names {name!r}, which {reason}; allowed: {', '.join(LAYERS)}")
     count = len(weighted(frame))
     if len(layers) != count:
@@ -151,7 +151,7 @@ LAYERS: Mapping[str, Layer] = {
     "BCOP": Layer(nn.Conv2d, 3, ({"conv_matrices", "mask"}, {"param_matrices", "mask"}), _bcop),
     "CayleyLinear": Layer(nn.Linear, 2, ({"weight", "alpha"},), _cayley),
 }
-NO_KERNEL = "is no convolution with a kernel of its own: it computes in the frequency domain or by a series"
+NO_KERNEL = "is not a convolution with a kernel of its own: it computes in the frequency domain or by a series"
 RESIDUAL = "is a residual block, which no plain layer is"
 WITHOUT_EQUAL = {
     **dict.fromkeys(("CayleyConv", "LOT", "LOT2t", "SOC", "ECO", "SandwichConv", "SandwichFc"), NO_KERNEL),
@@ -205,7 +205,10 @@ def bcop_kernel(matrices: Tensor, in_channels: int, out_channels: int) -> Tensor
     identity = torch.eye(P.shape[-1], dtype=P.dtype)
     thin, size = min(in_channels, out_channels), len(P) // 2
     K = ((identity - 2 * P[0]) @ (identity - 2 * P[1]))[:, :thin, None, None]
-    blocks = [_block(p, q) for p, q in zip(P[2 : size + 1], P[size + 1 :], strict=True)]
+    blocks = [
+        torch.stack([torch.stack([a @ b for b in (q, identity - q)], -1) for a in (p, identity - p)], -2)
+        for p, q in zip(P[2 : size + 1], P[size + 1 :], strict=True)
+    ]
     while len(blocks) > 1 and len(blocks) % 2 == 0:
         half = len(blocks) // 2
         blocks = [compose(after, before) for before, after in zip(blocks[:half], blocks[half:], strict=True)]
@@ -229,9 +232,3 @@ def compose(after: Tensor, before: Tensor) -> Tensor:
 
 def _reshaped(W: Tensor) -> Tensor:
     return cut_off(W.double().flatten(1), STEPS).reshape(W.shape)
-
-
-def _block(P: Tensor, Q: Tensor) -> Tensor:
-    """The elementary 2×2 kernel of two projectors."""
-    identity = torch.eye(len(P), dtype=P.dtype)
-    return torch.stack([torch.stack([p @ q for q in (Q, identity - Q)], -1) for p in (P, identity - P)], -2)

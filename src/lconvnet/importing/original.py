@@ -26,10 +26,10 @@ from lconvnet.importing.pickles import by_module
 from lconvnet.importing.plain_networks import numbered
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel, Orthogonal
 from lconvnet.layers import ConstrainedLayer, LipschitzConv2d, LipschitzLinear
-from lconvnet.ops.bjorck import bjorck_step
 from lconvnet.ops.block_conv import append_factor
+from lconvnet.ops.circular import to_strided
 from lconvnet.ops.orthogonalize import orthogonalize
-from lconvnet.ops.polyphase import to_strided
+from lconvnet.ops.polynomials import bjorck_step
 
 Weights = Mapping[str, Tensor]
 

@@ -72,7 +72,7 @@ def read(path: Path) -> Any:
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return tensors by name, checked to be finite floats; ValueError where there is anything else.
+    """Return tensors by name, checked to be finite floats; ValueError if there is anything else.
 
     >>> sorted(state_dict({"weight": torch.ones(2)}, Path("a.pth")))
     ['weight']
@@ -82,20 +82,18 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name!r} is a {type(value).__name__}; weights are tensors with names")
-        if fault := _fault(value):
+        fault = ""
+        if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+            fault = "is not a dense tensor"
+        elif value.dtype not in DTYPES:
+            fault = f"has dtype {value.dtype}; weights are in {', '.join(str(dtype) for dtype in DTYPES)}"
+        elif value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            fault = f"has shape {tuple(value.shape)}, more than the file holds; save a contiguous tensor"
+        elif not bool(value.isfinite().all()):  # looked at last, when the file is known to hold the values
+            fault = "holds NaN or infinite values"
+        if fault:
             raise ValueError(f"{path}: {name} {fault}")
     return {name: value.detach() for name, value in content.items()}
-
-
-def _fault(value: Tensor) -> str:
-    """What keeps a tensor from being a weight; its values are looked at last, when the file is known to hold them."""
-    if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
-        return "is no dense tensor"
-    if value.dtype not in DTYPES:
-        return f"has dtype {value.dtype}; weights are in {', '.join(str(dtype) for dtype in DTYPES)}"
-    if value.numel() * value.itemsize > value.untyped_storage().nbytes():
-        return f"has shape {tuple(value.shape)}, more than the file holds; save a contiguous tensor"
-    return "" if bool(value.isfinite().all()) else "holds NaN or infinite values"
 
 
 def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -156,7 +154,9 @@ def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
                 raise Unfit(
                     f"has more than {MAXIMAL_INSTRUCTIONS} instructions in its pickle; it is not a file of weights"
                 )
-            if _is_foreign(opcode):
+            # Text (protocol 0), protocol 4 and later, and calls that torch's reader cannot see.
+            is_text = opcode.arg is not None and opcode.arg.n == pickletools.UP_TO_NEWLINE
+            if (is_text and opcode.name != "GLOBAL") or opcode.proto > 3 or opcode.name in CALLS:
                 foreign.append(opcode.name)
             if opcode.name == "GLOBAL":
                 yield str(argument).replace(" ", ".")
@@ -167,12 +167,6 @@ def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
             raise Unfit(f"is refused: its pickle holds {worst}, which {UNNEEDED}")
         if protocol != PROTOCOL:
             raise Unfit(f"is refused: its pickle is of protocol {protocol}, which {UNNEEDED}")
-
-
-def _is_foreign(opcode: pickletools.OpcodeInfo) -> bool:
-    """Whether an instruction is text (protocol 0), of protocol 4 or later, or calls what torch's reader cannot see."""
-    is_text = opcode.arg is not None and opcode.arg.n == pickletools.UP_TO_NEWLINE
-    return (is_text and opcode.name != "GLOBAL") or opcode.proto > 3 or opcode.name in CALLS
 
 
 def _reason(error: Exception, named: set[str]) -> str:

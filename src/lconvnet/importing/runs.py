@@ -200,7 +200,7 @@ def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module, Mapping[str
     content = pickles.read(path)
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if not isinstance(trainer, dict) or "net" not in trainer:
-        raise ValueError(f"{path} has no weights under trainer.net; it is no checkpoint of the original LConvNet")
+        raise ValueError(f"{path} has no weights under trainer.net; it is not a checkpoint of the original LConvNet")
     epoch = content.get("epoch", 0)
     if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
         raise ValueError(f"{path} names the epoch {epoch!r}; it should be a whole number")

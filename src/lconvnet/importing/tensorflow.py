@@ -46,7 +46,7 @@ def read(index: Path) -> dict[str, Tensor]:
     if not index.is_file():
         raise ValueError(f"{index} does not exist; name the .index file of a TensorFlow checkpoint")
     if index.stat().st_size > MAXIMAL_INDEX:
-        raise ValueError(f"{index} has {index.stat().st_size} bytes; it is no index of a TensorFlow checkpoint")
+        raise ValueError(f"{index} has {index.stat().st_size} bytes; it is not an index of a TensorFlow checkpoint")
     try:
         values = dict(_values(index.read_bytes()))
         header = dict(_fields(values.pop("")))

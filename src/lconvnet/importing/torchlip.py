@@ -108,6 +108,7 @@ def _steps(network: nn.Sequential) -> Iterator[nn.Module]:
             yield part
 
 
+@torch.no_grad()
 def _regroup(network: nn.Sequential) -> None:
     """Renumber the channels around every GroupSort, so that ours sorts together what theirs did."""
     before: nn.Module | None = None
@@ -115,8 +116,9 @@ def _regroup(network: nn.Sequential) -> None:
     flattened = False
     for layer in _steps(network):
         if isinstance(layer, Plain):
-            if order is not None:
-                _permute_columns(layer, order)
+            if order is not None:  # behind a flattening all pixels of a channel move with it
+                columns = layer.weight.unflatten(1, (len(order), -1))[:, order]
+                layer.weight.copy_(columns.flatten(1, 2))
             before, order, flattened = layer, None, False
         elif type(layer) is GroupSort or type(layer) is MaxMin:
             if layer.dim != 1:
@@ -128,8 +130,14 @@ def _regroup(network: nn.Sequential) -> None:
                     f"frame has {layer} behind a Flatten of images, where theirs sorts pixels side by side, which ours "
                     "cannot; of images of one pixel put it before the Flatten, which is the same"
                 )
-            order = _side_by_side(before.weight.shape[0], layer)
-            _permute_rows(before, order)
+            channels, group_size = before.weight.shape[0], layer.group_size if isinstance(layer, GroupSort) else 2
+            if channels % group_size:
+                raise ValueError(f"{layer} does not divide the {channels} channels before it")
+            groups = torch.arange(channels).reshape(-1, group_size)
+            # Which of their channels each of ours is; MaxMin has the larger of two first.
+            order = (groups if isinstance(layer, GroupSort) else groups.flip(1)).T.flatten()
+            for parameter in before.parameters():
+                parameter.copy_(parameter[order])
         elif type(layer) not in TRANSPARENT:
             before = None
             if order is not None:
@@ -142,25 +150,3 @@ def _regroup(network: nn.Sequential) -> None:
         flattened |= isinstance(layer, nn.Flatten)
     if order is not None:
         raise ValueError("frame ends with a GroupSort; its output would be in another order than theirs")
-
-
-def _side_by_side(channels: int, layer: GroupSort | MaxMin) -> Tensor:
-    """The permutation pi: which of their channels each of ours is; MaxMin has the larger of two first."""
-    group_size = layer.group_size if isinstance(layer, GroupSort) else 2
-    if channels % group_size:
-        raise ValueError(f"{layer} does not divide the {channels} channels before it")
-    groups = torch.arange(channels).reshape(-1, group_size)
-    return (groups if isinstance(layer, GroupSort) else groups.flip(1)).T.flatten()
-
-
-@torch.no_grad()
-def _permute_rows(layer: Plain, order: Tensor) -> None:
-    for parameter in layer.parameters():
-        parameter.copy_(parameter[order])
-
-
-@torch.no_grad()
-def _permute_columns(layer: Plain, order: Tensor) -> None:
-    """Of a dense layer behind a flattening all pixels of a channel move with it."""
-    columns = layer.weight.unflatten(1, (len(order), -1))[:, order]
-    layer.weight.copy_(columns.flatten(1, 2))

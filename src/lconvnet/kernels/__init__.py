@@ -2,11 +2,9 @@
 
 from lconvnet.kernels.base import DenseKernel, Kernel, Promise
 from lconvnet.kernels.bcop import BCOP, FixedBCOP
-from lconvnet.kernels.orthogonal import Orthogonal
-from lconvnet.kernels.ossn import OSSN
+from lconvnet.kernels.orthogonal import RKO, Orthogonal
+from lconvnet.kernels.power_iteration import OSSN, SpectralNorm
 from lconvnet.kernels.rkl2ne import L2NE, RKL2NE
-from lconvnet.kernels.rko import RKO
-from lconvnet.kernels.spectral_norm import SpectralNorm
 from lconvnet.kernels.svcm import SVCM
 
 __all__ = [

@@ -25,14 +25,13 @@ class Kernel(nn.Module, ABC):
     """Free parameters in, constrained weight out.
 
     Attributes:
-        promise: the guarantee of the method, under circular padding for convolutions; APPROXIMATE, the weakest, of a
-            kernel that says none.
-        sound_padding: padding modes under which the promise's upper half (norm at most 1, or the estimate) holds;
-            circular only, the weakest, of a kernel that says none.
+        promise: the guarantee of the method, under circular padding for convolutions; by default the weakest.
+        sound_padding: padding modes under which the promise's upper half (norm at most 1, or the estimate) holds; by
+            default circular only.
         bias_fan: a layer draws its bias uniformly within 1 / sqrt(inputs) or 1 / sqrt(outputs) of its weight.
         frozen: the weight stays as it was drawn, and so does the bias of its layer.
         engine: what makes its matrices orthogonal, if anything does; None is chosen by device and dtype at each call,
-            and baking keeps to what is chosen for the parameters as they are.
+            and baking keeps what is chosen for the current parameters.
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
@@ -101,7 +100,7 @@ def require_positive(**sizes: int) -> None:
 
 
 def require_input_size(input_size: tuple[int, int] | None, method: str) -> tuple[int, int]:
-    """Refuse to guess the image size where a method depends on it."""
+    """The image size that a method depends on; None is refused."""
     if input_size is None:
         raise ValueError(f"input_size=None: {method} depends on the image size, so pass input_size=(height, width)")
     require_positive(height=input_size[0], width=input_size[1])

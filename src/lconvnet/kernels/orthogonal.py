@@ -1,9 +1,12 @@
-"""Orthonormal dense weights (Anil, Lucas & Grosse 2019; the dense layer of every network of Li et al. 2019).
+"""Weights from one orthogonal matrix: the polar factor of a free one, or what another engine makes of it.
 
-    W = polar(V),       V in R^{out x in},
-
-orthonormal rows if out <= in, orthonormal columns otherwise. With the Björck engine this is Björck orthonormalisation;
-the Cholesky engine makes the Cholesky dense layer (Hu et al. 2023): as orthogonal, cheaper, another function of V.
+- Dense layers, ``W = polar(V)`` with V in R^{out x in} (Anil, Lucas & Grosse 2019; all networks of Li et al. 2019):
+  orthonormal rows if out <= in, orthonormal columns otherwise. The Björck engine makes it Björck orthonormalisation;
+  the Cholesky engine the Cholesky dense layer (Hu et al. 2023): as orthogonal, cheaper, another function of V.
+- Reshaped kernel orthogonalisation, RKO, ``K = polar(W) / k`` with W in R^{co x ci k^2} (Li et al. 2019, section 5;
+  Miyato et al. 2018 for the reshaping). Cutting an image into k x k patches repeats each pixel at most k^2 times, so
+  that map has norm at most k. The convolution is 1-Lipschitz under circular and zero padding, but not orthogonal unless
+  k = 1.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import DenseKernel, Promise, draw_orthogonal_, require_positive
+from lconvnet.kernels.base import DenseKernel, Kernel, Promise, draw_orthogonal_, require_positive
 from lconvnet.ops.orthogonalize import Engine, orthogonalize
 
 
@@ -52,3 +55,45 @@ class Orthogonal(DenseKernel):
 
     def forward(self) -> Tensor:
         return orthogonalize(self.V, self.engine)
+
+
+class RKO(Kernel):
+    """1-Lipschitz convolution kernel ``(out_channels, in_channels, k, k)`` from one orthogonal matrix.
+
+    Args:
+        in_channels, out_channels: channels ci and co.
+        kernel_size: side k of the kernel.
+        input_size: accepted so that all kernels are built alike; the bound holds at every size.
+        engine: orthogonalisation engine, by default chosen by device and dtype.
+
+    >>> RKO(3, 8, 3)().shape
+    torch.Size([8, 3, 3, 3])
+    """
+
+    promise: ClassVar[Promise] = Promise.LIPSCHITZ
+    sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        input_size: tuple[int, int] | None = None,
+        engine: Engine | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
+        self.in_channels, self.kernel_size, self.engine = in_channels, kernel_size, engine
+        self.W = nn.Parameter(torch.empty(out_channels, in_channels * kernel_size**2, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw W orthogonal times 1 / sqrt(ci k^2)."""
+        draw_orthogonal_(self.W)
+
+    def forward(self) -> Tensor:
+        k = self.kernel_size
+        return orthogonalize(self.W, self.engine).unflatten(1, (self.in_channels, k, k)) / k

@@ -1,13 +1,14 @@
-"""One-sided normalisation by power iteration, for the kernels that divide by an estimated norm (Gouk et al. 2018).
+"""One-sided spectral normalisation by power iteration (Gouk et al. 2018; OSSN in Li et al. 2019, section 5).
 
     v = T^T u / |T^T u|,   u = T v / |T v|,   s = <u, T v>,   K = W / max(1, s)
 
-with T the linear map whose weight is W. ``s`` is a lower bound on the norm of T, so the result may exceed 1 slightly:
-certificates must divide by a bound of the baked network.
+with T the linear map whose weight is W: a matrix, or the circular convolution by W at the layer's image size. ``s`` is
+a lower bound on the norm of T, so the result may exceed 1 slightly: certificates must divide by a bound of the baked
+network.
 
 A circular convolution maps every Fourier mode to itself, so iterates that are exactly constant over the image stay
 constant for ever, whatever another mode grows to. Each call therefore starts a little away from the last iterate, in
-a direction that has every mode; the iterations take it back where nothing else has grown.
+a direction that has every mode; the iterations take it back if nothing else has grown.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lconvnet.kernels.base import Kernel, Promise, draw_uniform_, remember
+from lconvnet.kernels.base import (
+    DenseKernel,
+    Kernel,
+    Promise,
+    draw_uniform_,
+    remember,
+    require_input_size,
+    require_positive,
+)
+from lconvnet.ops import circular
 from lconvnet.ops.products import unit_scaled
 
 WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
@@ -26,9 +37,10 @@ NUDGE = 1e-3  # how far from the last iterate a call starts; the estimate loses 
 
 
 class PowerIterated(Kernel):
-    """Weight ``W`` divided by its estimated norm if that exceeds 1. In training mode every call runs ``iterations``
-    power iterations and stores the divisor; in eval mode the stored divisor is used and nothing changes. The gradient
-    flows through ``s`` with u and v held constant.
+    """Weight ``W`` divided by its estimated norm if that exceeds 1.
+
+    In training mode every call runs ``iterations`` power iterations and stores the divisor; in eval mode the stored
+    divisor is used and nothing changes. The gradient flows through ``s`` with u and v held constant.
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
@@ -91,7 +103,92 @@ class PowerIterated(Kernel):
             return self.W / factor
 
 
-def generic(n: int, like: Tensor) -> Tensor:
+class OSSN(PowerIterated):
+    """Convolution kernel ``(out_channels, in_channels, k, k)``, normalised by power iteration.
+
+    Args:
+        in_channels, out_channels: channels ci and co.
+        kernel_size: side k of the kernel.
+        input_size: height and width of the image the stride-1 convolution sees; required.
+        iterations: power iterations per training step.
+
+    Raises:
+        ValueError: if ``input_size`` is missing.
+
+    >>> OSSN(3, 8, 3, input_size=(8, 8))().shape
+    torch.Size([8, 3, 3, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        input_size: tuple[int, int] | None = None,
+        iterations: int = 10,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        require_positive(
+            in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, iterations=iterations
+        )
+        size = require_input_size(input_size, "OSSN")
+        shape = out_channels, in_channels, kernel_size, kernel_size
+        super().__init__(shape, (1, out_channels, *size), iterations, device, dtype)
+
+    @staticmethod
+    def _apply_map(v: Tensor, W: Tensor) -> Tensor:
+        return circular.conv2d(v, W)
+
+    @staticmethod
+    def _apply_adjoint(u: Tensor, W: Tensor) -> Tensor:
+        return circular.conv2d_adjoint(u, W)
+
+    @staticmethod
+    def _direction(u: Tensor) -> Tensor:
+        """One pixel, which has every frequency, with another value in every channel."""
+        _, channels, height, width = u.shape
+        return F.pad(_generic(channels, u).view(1, channels, 1, 1), (0, width - 1, 0, height - 1))
+
+
+class SpectralNorm(PowerIterated, DenseKernel):
+    """Dense weight ``(out_features, in_features)``, normalised by power iteration.
+
+    Args:
+        in_features, out_features: sizes of the dense layer.
+        iterations: power iterations per training step.
+
+    >>> SpectralNorm(4, 3)().shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        iterations: int = 10,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        require_positive(in_features=in_features, out_features=out_features, iterations=iterations)
+        super().__init__((out_features, in_features), (out_features,), iterations, device, dtype)
+
+    @staticmethod
+    def _apply_map(v: Tensor, W: Tensor) -> Tensor:
+        return W @ v
+
+    @staticmethod
+    def _apply_adjoint(u: Tensor, W: Tensor) -> Tensor:
+        return W.mT @ u
+
+    @staticmethod
+    def _direction(u: Tensor) -> Tensor:
+        return _generic(len(u), u)
+
+
+def _generic(n: int, like: Tensor) -> Tensor:
     """A vector (n) of norm at most 1 without structure: sin 1, sin 2, ... over the root of n."""
     return torch.arange(1, n + 1, device=like.device, dtype=like.dtype).sin() / n**0.5
 

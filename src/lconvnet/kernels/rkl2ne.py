@@ -17,7 +17,27 @@ from lconvnet.kernels.base import DenseKernel, Kernel, Promise, draw_uniform_, r
 from lconvnet.ops.products import square, unit_scaled
 
 
-class RKL2NE(Kernel):
+class _DividedByNormEstimate(Kernel):
+    promise: ClassVar[Promise] = Promise.LIPSCHITZ
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw W as PyTorch does."""
+        draw_uniform_(self.W)
+
+    def forward(self) -> Tensor:
+        # f squares the entries, so these are scaled by a power of two, on which the quotient does not depend
+        W = self.W.to(torch.promote_types(self.W.dtype, torch.float32))
+        W = unit_scaled(W.flatten(1)).view_as(W)
+        f = norm_estimate(W)
+        return W / (f * W.shape[-1] if W.ndim > 2 else f)
+
+
+class RKL2NE(_DividedByNormEstimate):
     """1-Lipschitz convolution kernel ``(out_channels, in_channels, k, k)`` divided by a bound on its reshaped norm.
 
     Args:
@@ -29,7 +49,6 @@ class RKL2NE(Kernel):
     torch.Size([8, 3, 3, 3])
     """
 
-    promise: ClassVar[Promise] = Promise.LIPSCHITZ
     sound_padding: ClassVar[frozenset[str]] = frozenset({"circular", "zeros"})
 
     def __init__(
@@ -42,29 +61,16 @@ class RKL2NE(Kernel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         require_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
-        shape = (out_channels, in_channels, kernel_size, kernel_size)
-        self.W = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw W as PyTorch does."""
-        draw_uniform_(self.W)
-
-    def forward(self) -> Tensor:
-        W = _accurate(self.W)
-        return W / (norm_estimate(W) * W.shape[-1])
+        super().__init__((out_channels, in_channels, kernel_size, kernel_size), device, dtype)
 
 
-class L2NE(DenseKernel):
+class L2NE(_DividedByNormEstimate, DenseKernel):
     """1-Lipschitz dense weight ``(out_features, in_features)`` divided by the same bound on its norm.
 
     >>> L2NE(8, 4)().shape
     torch.Size([4, 8])
     """
-
-    promise: ClassVar[Promise] = Promise.LIPSCHITZ
 
     def __init__(
         self,
@@ -74,18 +80,8 @@ class L2NE(DenseKernel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         require_positive(in_features=in_features, out_features=out_features)
-        self.W = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw W as PyTorch does."""
-        draw_uniform_(self.W)
-
-    def forward(self) -> Tensor:
-        W = _accurate(self.W)
-        return W / norm_estimate(W)
+        super().__init__((out_features, in_features), device, dtype)
 
 
 def norm_estimate(W: Tensor) -> Tensor:
@@ -98,9 +94,3 @@ def norm_estimate(W: Tensor) -> Tensor:
         flat = W.flatten(1)
         norms = [gram.abs().sum(1).amax() for gram in (square(flat), square(flat.mT))]
         return torch.minimum(*norms).clamp_min(1 / 4).sqrt()
-
-
-def _accurate(W: Tensor) -> Tensor:
-    """W in at least float32, times a power of two on which its quotient by f does not depend: f squares its entries."""
-    W = W.to(torch.promote_types(W.dtype, torch.float32))
-    return unit_scaled(W.flatten(1)).view_as(W)

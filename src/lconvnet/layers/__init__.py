@@ -1,7 +1,6 @@
 """Layers with a known Lipschitz constant: each linear one owns a kernel."""
 
 from lconvnet.layers.activations import Abs, FullSort, GroupSort, MaxMin, TwoSidedReLU
-from lconvnet.layers.branches import Concat, Sum
 from lconvnet.layers.constrained import ConstrainedLayer
 from lconvnet.layers.conv import (
     BCOPConv2d,
@@ -12,9 +11,17 @@ from lconvnet.layers.conv import (
     RKOConv2d,
     SVCMConv2d,
 )
+from lconvnet.layers.fixed import (
+    Concat,
+    InvertibleDownsampling,
+    InvertibleUpsampling,
+    NearestUpsampling,
+    Normalize,
+    NormPool,
+    Scale,
+    Sum,
+)
 from lconvnet.layers.linear import CholeskyLinear, L2NELinear, LipschitzLinear, OrthogonalLinear, SpectralNormLinear
-from lconvnet.layers.normalization import Normalize
-from lconvnet.layers.resampling import InvertibleDownsampling, InvertibleUpsampling, NearestUpsampling, NormPool, Scale
 
 __all__ = [
     "Abs",

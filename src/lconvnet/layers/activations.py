@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from lconvnet.kernels.base import require_positive
 from lconvnet.ops.sorting import group_sort, max_min
 
 # one call each for torch.fx, whose values have no sizes to check
@@ -18,7 +19,6 @@ class MaxMin(nn.Module):
     Args:
         dim: channel dimension, of even size.
 
-    >>> import torch
     >>> MaxMin()(torch.tensor([[1.0, 2.0]])).tolist()
     [[2.0, 1.0]]
     """
@@ -41,15 +41,13 @@ class GroupSort(nn.Module):
         group_size: members of a group; divides the number of channels.
         dim: channel dimension.
 
-    >>> import torch
     >>> GroupSort(2)(torch.tensor([[2.0, 1.0]])).tolist()
     [[1.0, 2.0]]
     """
 
     def __init__(self, group_size: int, dim: int = 1) -> None:
         super().__init__()
-        if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
-            raise ValueError(f"group_size={group_size!r} must be a positive integer")
+        require_positive(group_size=group_size)
         self.group_size, self.dim = group_size, dim
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +60,6 @@ class GroupSort(nn.Module):
 class FullSort(nn.Module):
     """Sort all channels ascending: GroupSort with one group.
 
-    >>> import torch
     >>> FullSort()(torch.tensor([[3.0, 1.0, 2.0]])).tolist()
     [[1.0, 2.0, 3.0]]
     """
@@ -81,7 +78,6 @@ class FullSort(nn.Module):
 class Abs(nn.Module):
     """Absolute value; on rotated pairs the same as MaxMin.
 
-    >>> import torch
     >>> Abs()(torch.tensor([-1.0, 2.0])).tolist()
     [1.0, 2.0]
     """
@@ -94,7 +90,6 @@ class TwoSidedReLU(nn.Module):
     """``(max(x, 0), max(-x, 0))`` along the channels, twice as many (Qian & Wegman 2019; concatenated ReLU of Shang et
     al. 2016).
 
-    >>> import torch
     >>> TwoSidedReLU()(torch.tensor([[-1.0, 2.0]])).tolist()
     [[0.0, 2.0, 1.0, 0.0]]
     """

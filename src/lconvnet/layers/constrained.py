@@ -24,13 +24,13 @@ class ConstrainedLayer(nn.Module, ABC):
     """Base of the layers whose weight comes from a kernel.
 
     The kernel is evaluated at every call, in training and in eval mode alike. Nothing is remembered between calls, so
-    no way to change a parameter leaves an old weight behind, and every transform of a call sees the parameters.
+    no change of a parameter leaves an old weight behind, and every transform of a call sees the parameters.
     :func:`lconvnet.bake` evaluates once: use its result for inference.
 
     Raises:
         ValueError: at a call, if the kernel returns anything but a floating-point tensor of :attr:`weight_shape`; on a
-            CPU also if that is not finite. Transforms and compiled code do not look, nor do accelerators, which would
-            wait for the host: there NaN comes out, as it does of a bias everywhere.
+            CPU also if that is not finite. Transforms, compiled code and accelerators, which would wait for the host,
+            do not look: there NaN comes out.
     """
 
     def __init__(self, kernel: Kernel, inputs: int, outputs: int, bias: bool) -> None:
@@ -111,7 +111,7 @@ class ConstrainedLayer(nn.Module, ABC):
             raise
 
     def require_finite(self) -> None:
-        """Raise ``ValueError`` that names this layer and its first tensor that is not finite, where that is seen."""
+        """Raise ``ValueError`` that names this layer and its first tensor that is not finite, if one is seen."""
         for name, tensor in chain(self.named_parameters(), self.named_buffers()):
             if _seen_not_finite(tensor):
                 raise ValueError(

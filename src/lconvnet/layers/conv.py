@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, FixedBCOP, Kernel
+from lconvnet.kernels.base import require_positive
 from lconvnet.layers.constrained import ConstrainedLayer, built, one_call
-from lconvnet.ops import circular, four_pixels
-from lconvnet.ops.polyphase import to_strided
+from lconvnet.ops import circular
 
 
 def _side(name: str, value: int | tuple[int, int]) -> int:
@@ -24,8 +24,7 @@ def _side(name: str, value: int | tuple[int, int]) -> int:
     sides = value if isinstance(value, tuple) else (value, value)
     if len(sides) != 2 or sides[0] != sides[1]:
         raise ValueError(f"{name}={value!r} must be square: kernels and strides are the same along both axes")
-    if isinstance(sides[0], bool) or not isinstance(sides[0], int) or sides[0] < 1:
-        raise ValueError(f"{name}={value!r} must be a positive integer")
+    require_positive(**{name: sides[0]})
     return sides[0]
 
 
@@ -51,7 +50,6 @@ class LipschitzConv2d(ConstrainedLayer):
         ValueError: for a size that cannot be built or a padding that is not sound, and in ``forward`` for an image
             whose shape does not fit.
 
-    >>> import torch
     >>> LipschitzConv2d(3, 8, 4, stride=2)(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 8, 16, 16])
     """
@@ -111,9 +109,9 @@ class LipschitzConv2d(ConstrainedLayer):
         self._check(x)
         weight = self.current_weight()
         on_torus = self.padding_mode == "circular"
-        if on_torus and four_pixels.covers(x, weight, self.stride):
-            return four_pixels.conv2d(x, weight, self.bias, self.stride)
-        K = to_strided(weight, self.stride)
+        if on_torus and circular.is_conv2x2(x, weight, self.stride):
+            return circular.conv2x2(x, weight, self.bias, self.stride)
+        K = circular.to_strided(weight, self.stride)
         if on_torus:
             return circular.conv2d(x, K, self.bias, self.stride)
         before, after = self.padding
@@ -146,7 +144,7 @@ class LipschitzConv2d(ConstrainedLayer):
             bias=self.bias is not None,
             device="meta",  # where nothing is drawn
         )
-        self.fill(conv, to_strided(self.exact_weight(), self.stride))
+        self.fill(conv, circular.to_strided(self.exact_weight(), self.stride))
         if before == after:
             return conv
         pad = nn.CircularPad2d if self.padding_mode == "circular" else nn.ZeroPad2d

@@ -29,7 +29,6 @@ class LipschitzLinear(ConstrainedLayer):
 
     Shapes: ``(..., in_features)`` to ``(..., out_features)``.
 
-    >>> import torch
     >>> LipschitzLinear(8, 4)(torch.zeros(2, 8)).shape
     torch.Size([2, 4])
     """

@@ -1,10 +1,16 @@
-"""Convolution (cross-correlation) on the torus, and its exact adjoint.
+"""Convolution (cross-correlation) on the torus, its exact adjoint, and strides as a rearrangement of the kernel.
 
     y[o, p] = sum_{i, a} K[o, i, a] x[i, s p + a - b],        b = s floor(k / 2s), indices modulo the image size,
 
 for a stride s that divides k: ``s (k/s // 2)`` pixels are borrowed before and ``s ((k/s - 1) // 2)`` after. On the
 torus the adjoint is again a padded convolution, so the gradient of the image pads the (smaller) gradient of the output
 and never forms that of the padded image.
+
+A strided convolution is one of stride 1 on the pixel-unshuffled image, with the rearranged kernel
+
+    K'[o, (i, r), q] = K[o, i, s q + r],        r in {0..s-1}^2.
+
+Both have the same singular values, so a stride costs no unshuffling of the image and no looseness in a bound.
 """
 
 from __future__ import annotations
@@ -84,15 +90,11 @@ def _image_gradient(grad: Tensor | None, grad_padded: Tensor | None, K: Tensor, 
     dx = None if grad is None else conv2d_adjoint(grad, K, stride)
     if grad_padded is None:
         return dx
-    folded = _folded(grad_padded, *padding(K.shape[-1], stride))
+    before, after = padding(K.shape[-1], stride)
+    height, width = grad_padded.shape[-2:]
+    image = grad_padded[..., before : height - after, before : width - after]
+    folded = torch.func.vjp(lambda x: pad(x, before, after), image)[1](grad_padded)[0]
     return folded if dx is None else dx + folded
-
-
-def _folded(padded: Tensor, before: int, after: int) -> Tensor:
-    """Adjoint of :func:`pad`."""
-    height, width = padded.shape[-2:]
-    image = padded[..., before : height - after, before : width - after]
-    return torch.func.vjp(lambda x: pad(x, before, after), image)[1](padded)[0]
 
 
 def _parameter_gradients(
@@ -146,3 +148,94 @@ def conv2d_adjoint(y: Tensor, K: Tensor, stride: int = 1) -> Tensor:
     """
     before, after = padding(K.shape[-1], stride)
     return F.conv_transpose2d(pad(y, after // stride, before // stride), K, stride=stride, padding=K.shape[-1] - stride)
+
+
+def to_strided(K: Tensor, stride: int) -> Tensor:
+    """Kernel ``(co, ci s^2, k, k)`` on the unshuffled image to ``(co, ci, s k, s k)`` with stride s.
+
+    Channels of the unshuffled image are ordered as in :class:`torch.nn.PixelUnshuffle`. On a CPU the result has its
+    channels last in memory, as convolutions there take it.
+
+    >>> to_strided(torch.zeros(6, 12, 2, 2), 2).shape
+    torch.Size([6, 3, 4, 4])
+    """
+    if stride == 1:
+        return K
+    out_channels, channels, k, _ = K.shape
+    # taps first, as kernels are made: the gradient then arrives in that order and is not copied again
+    phases = K.permute(2, 3, 0, 1).reshape(k, k, out_channels, channels // stride**2, stride, stride)
+    if memory_format(K) == torch.contiguous_format:
+        return phases.permute(2, 3, 0, 4, 1, 5).reshape(out_channels, -1, stride * k, stride * k)
+    last = phases.permute(2, 0, 4, 1, 5, 3).reshape(out_channels, stride * k, stride * k, -1)
+    return last.permute(0, 3, 1, 2)
+
+
+def to_unshuffled(K: Tensor, stride: int | tuple[int, int]) -> Tensor:
+    """Inverse of :func:`to_strided`; strides along height and width may differ, and zeros fill a side up to a multiple.
+
+    >>> to_unshuffled(torch.zeros(6, 3, 3, 3), 2).shape, to_unshuffled(torch.zeros(6, 3, 3, 3), (1, 2)).shape
+    (torch.Size([6, 12, 2, 2]), torch.Size([6, 6, 3, 2]))
+    """
+    down, across = stride if isinstance(stride, tuple) else (stride, stride)
+    if max(down, across) == 1:
+        return K
+    K = F.pad(K, (0, -K.shape[-1] % across, 0, -K.shape[-2] % down))
+    out_channels, in_channels, height, width = K.shape
+    blocks = K.reshape(out_channels, in_channels, height // down, down, width // across, across)
+    unshuffled = blocks.permute(0, 1, 3, 5, 2, 4)
+    return unshuffled.reshape(out_channels, in_channels * down * across, height // down, width // across)
+
+
+def is_conv2x2(x: Tensor, K: Tensor, stride: int) -> bool:
+    """Whether an image (B, ci, h, w), unshuffled by a stride, has 2 x 2 pixels and the kernel as many taps.
+
+    >>> x = torch.zeros(1, 3, 4, 4)
+    >>> is_conv2x2(x, torch.zeros(8, 12, 2, 2), stride=2), is_conv2x2(x, torch.zeros(8, 3, 2, 2), stride=1)
+    (True, False)
+    """
+    return x.shape[-2:] == (2 * stride, 2 * stride) and K.shape[-2:] == (2, 2)
+
+
+def conv2x2(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+    """The map of :func:`conv2d` on the torus of 2 x 2 pixels, where signs make it four products of matrices.
+
+    The characters of Z_2 x Z_2 are ``chi_f(p) = (-1)^{f . p}``. With ``S = (chi_f(p))``, for which ``S S^T = 4 I``,
+
+        y[p] = b + sum_a K[a] x[p + a - 1]    becomes    (S y)_f = 4 b [f = 0] + (sum_a chi_f(a - 1) K[a]) (S x)_f,
+
+    one product per frequency. A critic's last convolution is one of these. Any number of derivatives; under autocast
+    the products are in half precision.
+
+    Args:
+        x: ``(B, ci, 2 s, 2 s)``.
+        K: ``(co, ci s^2, 2, 2)``, the kernel on the unshuffled image.
+        bias: ``(co,)`` or None.
+        stride: s.
+
+    Returns:
+        ``(B, co, 2, 2)``, in memory pixels first.
+
+    >>> conv2x2(torch.arange(4.0).reshape(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).flatten().tolist()
+    [6.0, 6.0, 6.0, 6.0]
+    """
+    out_channels, channels = K.shape[:2]
+    batch = x.shape[0]  # not len(x), which a recorded graph takes for a constant
+    pixels = x.reshape(batch, channels // stride**2, 2, stride, 2, stride).permute(2, 4, 0, 1, 3, 5)
+    S = _signs(x)
+    u = _mix(S, pixels, batch, channels)
+    A = _mix(S.flip(1), K.permute(2, 3, 0, 1), out_channels, channels)
+    y = _mix(S / 4, u @ A.mT, batch, out_channels)
+    y = y if bias is None else y + bias.to(y.dtype)
+    return y.reshape(2, 2, batch, out_channels).permute(2, 3, 0, 1)
+
+
+def _signs(like: Tensor) -> Tensor:
+    """The matrix S, made on the device so that nothing is copied to it."""
+    index = torch.arange(4, device=like.device)
+    common = index[:, None] & index
+    return (1 - 2 * ((common ^ (common >> 1)) & 1)).to(like.dtype)
+
+
+def _mix(S: Tensor, pixels: Tensor, rows: int, columns: int) -> Tensor:
+    """Combine four matrices, the first axis (or the first two of size 2), with the rows of S."""
+    return (S @ pixels.reshape(4, -1)).reshape(4, rows, columns)

@@ -16,8 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from .norms import row_norms
-from .residual import to_float64
+from .float64 import row_norms, to_float64
 from .rounding import UNIT_ROUNDOFF
 
 

@@ -11,7 +11,7 @@ import math
 
 from torch import Tensor
 
-from .residual import to_float64
+from .float64 import to_float64
 from .rounding import up
 
 SLACK = 2.0**-30

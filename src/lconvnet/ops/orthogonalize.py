@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lconvnet.ops.polar import polar_eigh, polar_linear
-from lconvnet.ops.polar_express import polar_express
+from lconvnet.ops.polynomials import polar_express
 from lconvnet.ops.whitening import cholesky, cholesky_linear
 
 Engine = Callable[[Tensor], Tensor]

@@ -5,9 +5,9 @@ The polar factor of a wide matrix W (m <= n) is the nearest semi-orthogonal matr
     U = R W,        R = f(S),   S = W W^T,        f(x) = x^{-1/2} for x >= rho,       rho = RIDGE |S|_F.
 
 Below rho, where W is nearly singular, f is the Taylor polynomial at rho, ``(1 + t/2 + 3/8 t^2) / sqrt(rho)`` with
-``t = 1 - x / rho``: what a quintic Newton-Schulz step makes of ``W / sqrt(rho)``. So U is a contraction, and a smooth
-function of W with slopes below ``2 / sqrt(rho)``: where W passes through a singular matrix the direction that vanishes
-is lost and found again. RIDGE is the same in float32 and float64, since it is a part of the function.
+``t = 1 - x / rho``: what a quintic Newton-Schulz step makes of ``W / sqrt(rho)``. So U is a contraction and a smooth
+function of W with slopes below ``2 / sqrt(rho)``; a direction that vanishes in a singular matrix is lost and found
+again. RIDGE is part of the function, hence the same in float32 and float64.
 
 Only S is decomposed, S = Q diag(x) Q^T, and only m x m matrices are needed to differentiate f,
 
@@ -16,21 +16,30 @@ Only S is decomposed, S = Q diag(x) Q^T, and only m x m matrices are needed to d
 with divided differences in closed form. Forming U costs five m^2 n products, forward and backward together; applying it
 to B vectors as ``x U^T = (x W^T) R`` costs two, and R is never formed: with z = x W^T and g = dl/d(z R),
 ``Q^T dl/dR Q = (z Q)^T (g Q)`` needs products with B rows only.
+
+Derivatives of an eigen-decomposition divide by differences of eigenvalues, which are 0 for a multiple of an orthogonal
+matrix. Where more than a plain gradient is asked for, R is made by iterations of sums and inverses, which PyTorch
+differentiates any number of times (Higham 2008, chapters 5 and 6):
+
+    sign:            X <- (c X + (c X)^{-1}) / 2                                  (Newton, scaled by Byers & Xu 2008)
+    inverse root:    Y <- (Y + Z^{-1}) / 2,   Z <- (Z + Y^{-1}) / 2               (Denman & Beavers 1976)
 """
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lconvnet.ops.bjorck import finished
 from lconvnet.ops.derivatives import gradient_of, plain_call
-from lconvnet.ops.products import NOT_FINITE, gram, unit_scaled
-from lconvnet.ops.roots import frobenius_norm, inverse_root, positive_part
+from lconvnet.ops.polynomials import finished
+from lconvnet.ops.products import NOT_FINITE, frobenius_norm, gram, unit_scaled
 
 RIDGE = 2.0**-16
+RESOLUTION = 2.0**-40  # eigenvalues nearer to 0, relative to the norm, get a number between -1 and 1 as their sign
+ROOT_STEPS = 14  # nine bring roots of condition numbers up to 2^16 within a factor of 2 of 1, each later one squares
 
 
 class _Roots(NamedTuple):
@@ -45,11 +54,14 @@ class _Roots(NamedTuple):
     def of(cls, W: Tensor) -> _Roots:
         """Roots for a matrix whose largest entry is in [1/2, 1), or that is 0.
 
-        Eigenvalues are raised by two roundings of their norm: in float32 norms of U then exceed 1 by 1e-4 at most, as
-        measured up to 512 x 4096; what is baked is bounded.
+        Eigenvalues are raised by two roundings of their norm: in float32, norms of U then exceed 1 by at most 1e-4, as
+        measured up to 512 x 4096.
         """
-        x, Q = _eigenvalues(gram(W))
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1 / 4)  # but for what is nearly 0
+        try:
+            x, Q = torch.linalg.eigh(gram(W))
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(NOT_FINITE) from error
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1 / 4)  # at least 1/4 unless W is nearly 0
         x = x + 2 * torch.finfo(x.dtype).eps * norm
         rho = RIDGE * norm
         t = (1 - x / rho).clamp_min(0)
@@ -78,14 +90,28 @@ def _divided_differences(x: Tensor, rho: Tensor) -> Tensor:
     way = (x.unsqueeze(-1) - x.unsqueeze(-2)).abs()
     part = (torch.maximum(x, rho).unsqueeze(-1) - torch.maximum(x, rho).unsqueeze(-2)).abs()
     share = torch.where(way > 0, part / way, (x >= rho).to(x.dtype).unsqueeze(-1))
-    return share * above + (1 - share) * below  # in this order, for below may be by far the larger one
+    return share * above + (1 - share) * below  # in this order: below may be by far the larger one
 
 
-def _eigenvalues(S: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        return torch.linalg.eigh(S)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(NOT_FINITE) from error
+def _positive_part(S: Tensor) -> Tensor:
+    """The symmetric matrix with the eigenvectors of S and its positive eigenvalues, the others set to 0."""
+    X = S / frobenius_norm(S)
+    scale = 1 / sqrt(RESOLUTION)
+    for step in range(10):
+        X = (scale * X + torch.linalg.inv(scale * X)) / 2
+        scale = sqrt(2 * sqrt(RESOLUTION) / (1 + RESOLUTION)) if step == 0 else 1 / sqrt((scale + 1 / scale) / 2)
+    return (S + S @ X) / 2
+
+
+def _inverse_root(S: Tensor) -> Tensor:
+    """``S^{-1/2}`` for symmetric positive definite matrices ``(..., m, m)`` of condition numbers up to 2^16."""
+    trace, inverse_trace = (M.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for M in (S, torch.linalg.inv(S)))
+    middle = (trace / inverse_trace).sqrt()
+    Y = S / middle
+    Z = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device).expand_as(S)
+    for _ in range(ROOT_STEPS):
+        Y, Z = (Y + torch.linalg.inv(Z)) / 2, (Z + torch.linalg.inv(Y)) / 2
+    return Z / middle.sqrt()
 
 
 def _gram_inverse_root(W: Tensor) -> Tensor:
@@ -93,9 +119,9 @@ def _gram_inverse_root(W: Tensor) -> Tensor:
     S = W.double() @ W.double().mT
     rho = RIDGE * frobenius_norm(S, 1 / 4)
     identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
-    above = positive_part(S - rho * identity)
+    above = _positive_part(S - rho * identity)
     t = identity - (S - above) / rho
-    return inverse_root(rho * identity + above) + (1 / 2 * t + 3 / 8 * t @ t) / rho.sqrt()
+    return _inverse_root(rho * identity + above) + (1 / 2 * t + 3 / 8 * t @ t) / rho.sqrt()
 
 
 def _polar_factor(W: Tensor) -> Tensor:

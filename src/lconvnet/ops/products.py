@@ -29,10 +29,9 @@ def blocks(size: int) -> list[tuple[int, int]]:
 def unit(W: Tensor) -> Tensor:
     """The powers of two ``(..., 1, 1)`` that bring the largest entry of matrices into [1/2, 1).
 
-    What is below :data:`LEAST` counts as nearly 0 and stays below 1/2, in every dtype: gradients grow as weights shrink
-    and must end somewhere. For zeros it is 1/2.
+    What is below ``LEAST`` counts as nearly 0 and stays below 1/2, in every dtype, since gradients grow as weights
+    shrink. For zeros it is 1/2.
 
-    >>> import torch
     >>> unit(torch.tensor([[3.0, 4.0]])).item()
     0.125
     """
@@ -44,7 +43,6 @@ def unit(W: Tensor) -> Tensor:
 def unit_scaled(W: Tensor) -> Tensor:
     """Matrices times their :func:`unit`, which the gradient treats as a constant, for functions that ignore scale.
 
-    >>> import torch
     >>> unit_scaled(torch.tensor([[3.0e30, 4.0e30]])), unit_scaled(torch.zeros(1, 2))
     (tensor([[0.5916, 0.7889]]), tensor([[0., 0.]]))
     """
@@ -125,3 +123,8 @@ def congruence(A: Tensor, C: Tensor) -> Tensor:
         product = SA.narrow(-2, start, below).narrow(-1, 0, start + size).mT @ columns
         upper.narrow(-2, 0, start + size).narrow(-1, start, size).copy_(product)
     return mirrored(upper.mT)
+
+
+def frobenius_norm(S: Tensor, least: float = 0.0) -> Tensor:
+    """``max(|S|_F, least)``, of shape ``(..., 1, 1)``."""
+    return S.square().sum((-2, -1), keepdim=True).clamp_min(least**2).sqrt()

@@ -4,9 +4,9 @@
 
 ``A X X^T A^T = I - rho A A^T``, so A X has the singular values ``sqrt(1 - t)`` with t between 0 and ``rho |A|^2``; the
 first factor is a step of Björck's, which makes them ``sqrt(1 - t) (1 + t / 2) = 1 - 3/8 t^2 - ...``. So U is a
-contraction whose rows are orthonormal up to t^2, and a smooth function of X with slopes below ``2 / sqrt(rho)``: where
-X passes through a singular matrix the direction that vanishes is lost and found again. RIDGE lies above what rounding
-to float32 adds to a Gram matrix, and is the same in float64, since it is a part of the function.
+contraction whose rows are orthonormal up to t^2, and a smooth function of X with slopes below ``2 / sqrt(rho)``; a
+direction that vanishes in a singular matrix is lost and found again. RIDGE lies above what rounding to float32 adds to
+a Gram matrix; it is part of the function, hence the same in float64.
 
 Rows are multiplied without forming U. With ``B = (I + rho/2 A A^T) A``
 
@@ -27,10 +27,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lconvnet.ops.bjorck import finished
 from lconvnet.ops.derivatives import gradient_of, plain_call
-from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, gram, mirrored, unit_scaled
-from lconvnet.ops.roots import frobenius_norm
+from lconvnet.ops.polynomials import finished
+from lconvnet.ops.products import BLOCK, NOT_FINITE, congruence, frobenius_norm, gram, mirrored, unit_scaled
 
 RIDGE = 2.0**-18
 
@@ -46,7 +45,7 @@ class _Factor(NamedTuple):
     def of(cls, X: Tensor) -> _Factor:
         lower = gram(X)
         S = mirrored(lower) if lower.shape[-1] > BLOCK else lower.clone()
-        norm = torch.linalg.matrix_norm(S, keepdim=True).clamp_min(1 / 4)  # which it is, but for what is nearly 0
+        norm = torch.linalg.matrix_norm(S, keepdim=True).clamp_min(1 / 4)  # at least 1/4 unless X is nearly 0
         lower.diagonal(dim1=-2, dim2=-1).add_(RIDGE * norm[..., 0])
         return cls(_inverse_factor(lower), RIDGE * norm, S.mul_(RIDGE / norm))
 
@@ -64,7 +63,7 @@ class _Factor(NamedTuple):
 
 
 def _cholesky(S: Tensor) -> Tensor:
-    """Cholesky factor; where asking whether it exists would stall an accelerator, NaN if it does not."""
+    """Cholesky factor; on an accelerator, which asking whether it exists would stall, NaN if it does not."""
     if S.device.type != "cpu":
         return _cholesky_or_nan(S)
     try:

@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from lconvnet.experiments.config import Evaluation, settings
+from lconvnet.experiments.config import settings
+from lconvnet.experiments.evaluation import Evaluation
 from lconvnet.experiments.loading import AnyExperiment, parse_any
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder, recorded_settings
@@ -71,7 +72,7 @@ Recipe = tuple[tuple[str, Any], ...]
 class Facts:
     """What a run is; runs whose facts differ in `trial` alone are repetitions of one experiment.
 
-    `learning_rate` is given where it is the variable of a sweep (critics), otherwise it belongs to the `recipe`: all
+    `learning_rate` is given if it is the variable of a sweep (critics), otherwise it belongs to the `recipe`: all
     other settings that determine the weights, as sorted pairs.
     """
 

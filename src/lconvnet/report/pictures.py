@@ -71,9 +71,12 @@ def draw(folders: Sequence[RunFolder], out: Path, *, images: int, overrides: Seq
     titles = _titles([folder.path for folder in folders])
     written = [_write(out / "accuracy.png", accuracy_curves(list(map(read_examples, folders, titles))))]
     for folder, title in zip(folders, titles, strict=True):
-        network, shape = _network(folder)
+        shape, network = saving.describe(folder.model).input_shape, saving.load(folder.model)
+        if shape is None or len(shape) != 3:
+            raise ValueError(f"{folder.model} does not say the shape of its images; evaluate the run again")
+        channels, height, width = shape
         stem = title.replace("/", "-")
-        values = singular_value_histograms(singular_values(network, shape))
+        values = singular_value_histograms(singular_values(network, (channels, height, width)))
         written.append(_write(out / f"{stem}-singular-values.png", values))
         if images:
             written.append(_write(out / f"{stem}-images.png", _nearest(folder, network, images, overrides)))
@@ -147,7 +150,7 @@ def adversarial_grid(
 
     Args:
         images: ``(N, C, H, W)`` in [0, 1].
-        adversarial: the same shape; NaN where none was found.
+        adversarial: the same shape; NaN if none was found.
         captions: under each image, such as its certified radius.
         adversarial_captions: under each adversary.
     """
@@ -155,19 +158,19 @@ def adversarial_grid(
     figure, axes = _figure(1.5 * count + 0.6, 5.6, rows=3, columns=count)
     difference = adversarial - images
     scale = float(difference.nan_to_num().abs().max()) or 1.0
-    for column in range(count):
-        _show(axes[0, column], images[column], captions[column])
-        _show(axes[1, column], adversarial[column], adversarial_captions[column])
-        _show(axes[2, column], difference[column] / (2 * scale) + 0.5, "difference")
+    lines = (
+        (images, captions),
+        (adversarial, adversarial_captions),
+        (difference / (2 * scale) + 0.5, ["difference"] * count),
+    )
+    for row, (pictures, words) in zip(axes, lines, strict=True):
+        for place, picture, caption in zip(row, pictures, words, strict=True):
+            place.set_axis_off()
+            if bool(torch.isfinite(picture).all()):
+                shown = picture.permute(1, 2, 0).clamp(0, 1).numpy()
+                place.imshow(shown if shown.shape[2] == 3 else shown[..., 0], cmap="gray", vmin=0, vmax=1)
+            place.set_title(caption, fontsize=8)
     return figure
-
-
-def _network(folder: RunFolder) -> tuple[nn.Module, tuple[int, int, int]]:
-    description = saving.describe(folder.model)
-    if description.input_shape is None or len(description.input_shape) != 3:
-        raise ValueError(f"{folder.model} does not say the shape of its images; evaluate the run again")
-    channels, height, width = description.input_shape
-    return saving.load(folder.model), (channels, height, width)
 
 
 def _nearest(folder: RunFolder, network: nn.Module, count: int, overrides: Sequence[str]) -> Any:
@@ -185,7 +188,11 @@ def _nearest(folder: RunFolder, network: nn.Module, count: int, overrides: Seque
     results = {"ddn": attacks.ddn(network, images, labels), "deepfool": attacks.deepfool(network, images, labels)}
     for name, result in results.items():
         check(network, bound, found.level, known, result, name=name, evidence=folder.evidence)
-    adversarial, norm = _shorter(*results.values())
+    # The nearest success of every image and its norm; NaN and infinity if there is none.
+    norms = torch.stack([torch.where(result.success, result.norm, math.inf) for result in results.values()])
+    norm, which = norms.min(dim=0)
+    each = torch.stack([result.adversarial for result in results.values()])[which, torch.arange(len(which))]
+    adversarial = torch.where((norm < math.inf)[:, None, None, None], each, math.nan)
     answers = network(adversarial.nan_to_num()).argmax(dim=1)
     names = splits.class_names
     captions = [
@@ -197,14 +204,6 @@ def _nearest(folder: RunFolder, network: nn.Module, count: int, overrides: Seque
         for answer, length in zip(answers, norm, strict=True)
     ]
     return adversarial_grid(images, adversarial, captions, wrong)
-
-
-def _shorter(*results: attacks.AttackResult) -> tuple[Tensor, Tensor]:
-    """The nearest success of every image and its norm; NaN and infinity where there is none."""
-    norms = torch.stack([torch.where(result.success, result.norm, math.inf) for result in results])
-    best, which = norms.min(dim=0)
-    adversarial = torch.stack([result.adversarial for result in results])[which, torch.arange(len(which))]
-    return torch.where((best < math.inf)[:, None, None, None], adversarial, math.nan), best
 
 
 def _titles(paths: Sequence[Path]) -> list[str]:
@@ -222,14 +221,6 @@ def _write(path: Path, figure: Any) -> Path:
     figure.savefig(buffer, format="png", dpi=150)
     atomic.write_bytes(path, buffer.getvalue())
     return path
-
-
-def _show(axes: Any, image: Tensor, caption: str) -> None:
-    axes.set_axis_off()
-    if bool(torch.isfinite(image).all()):
-        picture = image.permute(1, 2, 0).clamp(0, 1).numpy()
-        axes.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
-    axes.set_title(caption, fontsize=8)
 
 
 def _figure(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, np.ndarray]:

@@ -107,7 +107,12 @@ def find_runs(folder: str | Path) -> Found:
         raise ValueError(f"{folder} is not a folder; name one with {NAME} files below it, such as runs")
     skipped: list[Skipped] = []
     runs: dict[Facts, Run] = {}
-    held = _held(folder, skipped)
+
+    def note(error: OSError) -> None:
+        path = Path(error.filename or folder)
+        skipped.append(Skipped(path.relative_to(folder).as_posix(), f"it cannot be read ({error.strerror})"))
+
+    held = {place: {path.name for path in files} for place, _, files in walk(folder, onerror=note)}
     for path in sorted(place / NAME for place, names in held.items() if NAME in names):
         run = _read_run(path, folder)
         if isinstance(run, Run) and run.facts in runs:
@@ -142,7 +147,7 @@ def measurements(runs: Iterable[Run]) -> DataFrame:
     for run in sorted(ordered, key=lambda run: place[replace(run.facts, trial="")]):
         variant = named[replace(run.facts, trial="")]
         names = {"recipe": describe(variant.shown), "recipe_in_full": describe(variant.full)}
-        for found in _all(run):
+        for found in (*run.measurements, *_distances(run)):
             settings = run.attacks.get(found.attack, ())
             rows.append({"run": run.path, **vars(run.facts), **names, **found._asdict(), "settings": settings})
     facts = [field.name for field in fields(Facts)]
@@ -213,24 +218,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _all(run: Run) -> Iterator[Measurement]:
-    """What was measured, and what follows from it: a critic's value is minus its loss."""
-    yield from run.measurements
+def _distances(run: Run) -> Iterator[Measurement]:
+    """What follows from a critic's results: its value is minus its loss."""
+    found = {known.measure: known.value for known in run.measurements if known.eps is None}
     if run.facts.task == "wasserstein":
-        found = {known.measure: known.value for known in run.measurements if known.eps is None}
         yield Measurement(W1, -found["loss"])
         if L_CONSTANT in found:
             yield Measurement(W1_OVER_L, -found["loss"] / found[L_CONSTANT])
-
-
-def _held(folder: Path, skipped: list[Skipped]) -> dict[Path, set[str]]:
-    """The names of the files in each folder; one that cannot be read is noted."""
-
-    def note(error: OSError) -> None:
-        path = Path(error.filename or folder)
-        skipped.append(Skipped(path.relative_to(folder).as_posix(), f"it cannot be read ({error.strerror})"))
-
-    return {place: {path.name for path in files} for place, _, files in walk(folder, onerror=note)}
 
 
 def _read_run(path: Path, folder: Path) -> Run | Skipped:

@@ -156,7 +156,7 @@ class Averages:
             for column in columns
             for recipe in dict.fromkeys(["", *(found["recipe"] for found in concerned if _fits(found, column))])
         ]
-        recipes = (recipe_note(line.label, found) for line in wide for found in concerned if _fits(found, line.at))
+        recipes = (_recipe_note(line.label, found) for line in wide for found in concerned if _fits(found, line.at))
         unique = dict.fromkeys(filter(None, recipes))
         return Table(number, title, tuple(line.label for line in wide), self.pivot(rows, wide), notes=(*unique, *notes))
 
@@ -226,13 +226,6 @@ def to_train(facts: Facts) -> str:
     return f"python -m lconvnet.run --cfg {folder}/cfg.yaml  # then again with --test"
 
 
-def recipe_note(label: str, experiment: Mapping[str, Any]) -> str:
-    """Return a line that says how a recipe differs from the paper's, empty if its label says all of it."""
-    if experiment["recipe_in_full"] == experiment["recipe"]:
-        return ""
-    return f"{label}, {experiment['data']}, {experiment['architecture']}: {experiment['recipe_in_full']}"
-
-
 def attack_table(number: str, classifiers: Averages) -> Table:
     """Return every attack on every network, by data set, radius (l2 unless another norm is named) and architecture.
 
@@ -257,7 +250,7 @@ def attack_table(number: str, classifiers: Averages) -> Table:
     rows = [row for norm in NORMS for found in experiments for row in _attacked(found, norm, classifiers)]
     blocks = list(dict.fromkeys(row.block for row in rows))
     filled = classifiers.pivot(sorted(rows, key=lambda row: blocks.index(row.block)), columns)
-    recipes = filter(None, (recipe_note(_network_label(found), found) for found in experiments))
+    recipes = filter(None, (_recipe_note(_network_label(found), found) for found in experiments))
     notes = (*((MINI_NOTE,) if mini else ()), *recipes)
     return Table(
         number, "Every attack: remaining accuracy (%)", tuple(line.label for line in columns), filled, "column", notes
@@ -292,6 +285,13 @@ def critic_table(number: str, data: str, frame: Frame, root: str) -> Table:
     said = ", ".join(f"{activation} {label} {rate:g}" for activation, label, rate in places)
     note = f"at the learning rate with the largest mean of W1/L ({BIAS}): {said}"
     return replace(made, notes=(note, *made.notes))
+
+
+def _recipe_note(label: str, experiment: Mapping[str, Any]) -> str:
+    """How a recipe differs from the paper's, empty if its label says all of it."""
+    if experiment["recipe_in_full"] == experiment["recipe"]:
+        return ""
+    return f"{label}, {experiment['data']}, {experiment['architecture']}: {experiment['recipe_in_full']}"
 
 
 def _networks(*names: str) -> list[Mapping[str, str]]:

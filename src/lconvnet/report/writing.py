@@ -154,7 +154,14 @@ def name_results(folder: str | Path) -> Named:
         if place / NAME in files:
             present += 1
             continue
-        usable = [path for path in files if OTHER.fullmatch(path.name) and _is_usable(path, skipped)]
+        usable = []
+        for path in files:
+            if OTHER.fullmatch(path.name):
+                try:
+                    parse_results(read(path))
+                    usable.append(path)
+                except (OSError, ValueError, RecursionError) as error:
+                    skipped.append(Skipped(str(path), " ".join(str(error).split())))
         if usable:
             written[place / NAME] = newest(usable)
             atomic.write_bytes(place / NAME, newest(usable).read_bytes())
@@ -244,12 +251,3 @@ def _write(files: Mapping[Path, bytes]) -> tuple[Path, ...]:
     for path, content in files.items():
         atomic.write_bytes(path, content)
     return tuple(files)
-
-
-def _is_usable(path: Path, skipped: list[Skipped]) -> bool:
-    try:
-        parse_results(read(path))
-    except (OSError, ValueError, RecursionError) as error:
-        skipped.append(Skipped(str(path), " ".join(str(error).split())))
-        return False
-    return True

@@ -35,7 +35,7 @@ logger = logging.getLogger("lconvnet")
 
 Augment = Callable[..., Tensor]
 ADAM = partial(Adam, lr=1e-3)
-PAPER_SCHEDULE = Exponential()
+PAPER_SCHEDULE = Exponential(0.96235)
 SAME = 2e-4
 """Two radii are one within this part of them: 36/255 is also written as 0.1412."""
 

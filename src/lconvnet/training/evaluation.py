@@ -10,8 +10,8 @@ from lconvnet.baking import bake
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certified_accuracy, certify
 from lconvnet.data import Images, batch
-from lconvnet.ops.polyphase import to_unshuffled
-from lconvnet.ops.spectrum import circular_singular_values
+from lconvnet.ops.circular import to_unshuffled
+from lconvnet.ops.fourier import circular_singular_values
 from lconvnet.training.processes import Processes
 
 ALONE = Processes()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lconvnet.layers import BCOPConv2d
-from lconvnet.ops import circular, four_pixels
-from lconvnet.ops.polyphase import to_strided
+from lconvnet.ops import circular
+from lconvnet.ops.circular import to_strided
 
 CHANNELS = st.integers(1, 5)
 
@@ -20,7 +20,7 @@ def test_values_and_gradients_are_those_of_the_general_convolution(ci, co, strid
     K = torch.randn(co, ci * stride**2, 2, 2, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(co, dtype=torch.float64, requires_grad=True) if with_bias else None
     expected = circular.conv2d(x, to_strided(K, stride), bias, stride)
-    y = four_pixels.conv2d(x, K, bias, stride)
+    y = circular.conv2x2(x, K, bias, stride)
     assert y.shape == expected.shape == (batch, co, 2, 2)
     assert torch.allclose(y, expected, atol=1e-12)
     inputs = [t for t in (x, K, bias) if t is not None]
@@ -37,8 +37,8 @@ def test_values_and_gradients_are_those_of_the_general_convolution(ci, co, strid
 def test_the_layer_takes_it_where_the_kernel_covers_the_torus_only(side, monkeypatch):
     """A 4 x 4 kernel of stride 2 covers 4 x 4 pixels; on 6 x 6 it does not, and 2 x 2 are refused."""
     calls = []
-    conv2d = four_pixels.conv2d
-    monkeypatch.setattr(four_pixels, "conv2d", lambda *arguments: calls.append(1) or conv2d(*arguments))
+    conv2x2 = circular.conv2x2
+    monkeypatch.setattr(circular, "conv2x2", lambda *arguments: calls.append(1) or conv2x2(*arguments))
     layer, x = BCOPConv2d(3, 8, 4, stride=2).double(), torch.randn(2, 3, side, side, dtype=torch.float64)
     if side == 2:
         with pytest.raises(ValueError, match="kernel_size=4"):
@@ -50,9 +50,9 @@ def test_the_layer_takes_it_where_the_kernel_covers_the_torus_only(side, monkeyp
 
 def test_one_tap_and_other_images_are_left_to_the_general_convolution():
     x = torch.randn(2, 3, 2, 2)
-    assert four_pixels.covers(x, torch.zeros(8, 3, 2, 2), 1)
-    assert not four_pixels.covers(x, torch.zeros(8, 3, 1, 1), 1)
-    assert not four_pixels.covers(torch.randn(2, 3, 2, 4), torch.zeros(8, 3, 2, 2), 1)
+    assert circular.is_conv2x2(x, torch.zeros(8, 3, 2, 2), 1)
+    assert not circular.is_conv2x2(x, torch.zeros(8, 3, 1, 1), 1)
+    assert not circular.is_conv2x2(torch.randn(2, 3, 2, 4), torch.zeros(8, 3, 2, 2), 1)
     layer = BCOPConv2d(3, 8, 1)
     assert torch.allclose(layer(x), layer.bake()(x), atol=1e-5)
 
@@ -68,7 +68,7 @@ def test_zero_padding_is_not_the_torus():
     layer = BCOPConv2d(3, 8, 4, stride=2, padding_mode="zeros")
     x = torch.randn(2, 3, 4, 4)
     assert torch.allclose(layer(x), layer.bake()(x), atol=1e-5)
-    assert not torch.allclose(layer(x), four_pixels.conv2d(x, layer.weight, layer.bias, 2), atol=1e-2)
+    assert not torch.allclose(layer(x), circular.conv2x2(x, layer.weight, layer.bias, 2), atol=1e-2)
 
 
 def test_an_orthogonal_layer_keeps_the_norm():

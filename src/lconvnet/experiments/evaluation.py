@@ -1,4 +1,4 @@
-"""The attacks of an evaluation: sections whose keys are the options of the functions in `lconvnet.attacks`.
+"""What is measured of a trained network, and by which attacks: sections whose keys are options of `lconvnet.attacks`.
 
 `pgd`, `fgsm`, `apgd`, `square` and `autoattack` search a ball of radius eps, the others look for the shortest
 perturbation, once for every eps. `boundary_attack` and `pointwise` are called as in the original's results.
@@ -6,24 +6,15 @@ perturbation, once for every eps. `boundary_attack` and `pointwise` are called a
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 from torch import Tensor, nn
 
 from lconvnet.attacks import AttackResult
-from lconvnet.experiments.options import ATTACKS, Chosen, arguments, one_of
+from lconvnet.experiments.options import ATTACKS, Chosen, Section, arguments, chosen, one_of
 from lconvnet.extras import require
-from lconvnet.ops.numbers import PositiveFloat
-
-
-class HasRadii(Protocol):
-    """An evaluation, as far as its attacks know it."""
-
-    @property
-    def eps(self) -> tuple[float, ...]:
-        """The radii to certify."""
-        ...
+from lconvnet.ops.numbers import PositiveFloat, PositiveInt
 
 
 class Attack(Chosen):
@@ -75,11 +66,11 @@ class Attack(Chosen):
         differing = [key for key in own if any(key in one and one[key] != own[key] for one in options)]
         return f"({', '.join(f'{key}={_short(own[key])}' for key in differing)})" if differing else ""
 
-    def radii(self, evaluation: HasRadii) -> tuple[float, ...]:
+    def radii(self, evaluation: "Evaluation") -> tuple[float, ...]:
         """The eps it is asked for."""
         return self.eps or evaluation.eps
 
-    def runs(self, evaluation: HasRadii) -> tuple[float | None, ...]:
+    def runs(self, evaluation: "Evaluation") -> tuple[float | None, ...]:
         """The eps of each of its runs; None for the one that looks for the shortest perturbation."""
         return self.radii(evaluation) if self.within_ball else (None,)
 
@@ -120,3 +111,43 @@ if TYPE_CHECKING:
     AnyAttack = Attack
 else:
     AnyAttack = one_of(ATTACKS, base=_base, hidden=frozenset({"network", "images", "labels", "seed"}))
+
+
+class Evaluation(Section):
+    """What is measured on the test images: certified accuracy at each eps (and each of an attack's), and attacks.
+
+    At each eps of `linear_bounds` ReLU networks are also certified by linear bounds, for which a product of norms is
+    of little use.
+    """
+
+    eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] = (1.58,)
+    attacks: Annotated[tuple[AnyAttack, ...], Strict(False)] = tuple(
+        chosen(AnyAttack, name=name) for name in ("pgd", "fgsm")
+    )
+    mini_test_size: PositiveInt = 100
+    batch_size: PositiveInt = 500
+    linear_bounds: Annotated[tuple[PositiveFloat, ...], Strict(False)] = ()
+
+    @model_validator(mode="after")
+    def _one_result_for_each_attack_and_eps(self) -> "Evaluation":
+        seen: set[tuple[object, ...]] = set()
+        for attack in self.attacks:
+            for eps in attack.radii(self):
+                one = (*attack.place, self.key(attack), eps)
+                if one in seen:
+                    raise ValueError(
+                        f"attacks has {attack.label} at eps {eps} twice; keep one, or give them other eps or options"
+                    )
+                seen.add(one)
+        return self
+
+    def key(self, attack: Attack) -> str:
+        """What an attack is called in results.yaml and tables: its name, with what sets it apart from others there."""
+        others = [other for other in self.attacks if other.place == attack.place]
+        return attack.name + attack.apart(others, without={"eps", "mini", "norm"})
+
+    def column(self, attack: Attack) -> str:
+        """What an attack is called in examples.parquet: name and norm, with what sets it apart from others there; the
+        eps of an attack within a ball is named by whoever asks."""
+        others = [other for other in self.attacks if other.label == attack.label]
+        return attack.label + attack.apart(others, without={"eps"} if attack.within_ball else set())
