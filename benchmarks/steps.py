@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lconvnet.losses import OffsetCrossEntropy
-from lconvnet.wasserstein.objective import critic_values, difference
+from lconvnet.tasks.estimates import critic_values, difference
 
 LOSS = OffsetCrossEntropy(eps=1.58)
 

@@ -21,7 +21,7 @@ from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize
 from lconvnet.ops.polar import polar_eigh
 from lconvnet.ops.polynomials import bjorck, polar_express, residual
 from lconvnet.ops.whitening import cholesky
-from lconvnet.wasserstein.objective import critic_values, difference
+from lconvnet.tasks.estimates import critic_values, difference
 
 DEVICE = torch.device(os.environ.get("LCONVNET_DEVICE", "cuda"))
 pytestmark = [

@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lconvnet.cli import families, output, runs, wasserstein
+from lconvnet.cli import families, output, wasserstein
+from lconvnet.experiments import estimation, tasks
+from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.status import Status
 from lconvnet.report.labels import eps_label
 from lconvnet.report.pictures import singular_value_histograms
 from lconvnet.report.rendering import Cell, Row, Table, latex, markdown, to_csv
 from lconvnet.training.record import Epoch
-from lconvnet.training.reporting import validated
 
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 distances = st.floats(1e-6, 1e6)
@@ -97,7 +98,7 @@ def test_a_radius_that_is_no_fraction_of_255_is_printed_exactly(eps):
 @given(fractions)
 def test_accuracies_while_training_and_of_a_family(certified):
     epoch = Epoch(1, 1, 0.1, 1.0, 0.5, 0.5, {0.14117647: certified}, 1.0)
-    eps, shown = numbers(r"certified@# #%", validated(epoch))
+    eps, shown = numbers(r"certified@# #%", epoch.validated())
     assert eps == Fraction("0.14117647") and percent_below(shown, certified)
     row = families.status_row(Status(Path("a/b"), "finished", certified=certified), Path("a"))
     assert percent_below(Fraction(row[4].removesuffix("%")), certified)
@@ -118,12 +119,14 @@ def test_distances(ends):
     assert below(-right, -high, step)
 
 
-def test_a_distance_of_a_run_says_what_it_assumes(capsys):
+def test_a_distance_of_a_run_says_what_it_assumes(monkeypatch, capsys):
     found = SimpleNamespace(
         interval=(0.00009, 2.00001), confidence=0.95, lower_bound=1.99999, units="l2", lipschitz=1.0, level="analytic",
-        assumes="what it assumes",
+        assumes="what it assumes", guaranteed=None,
     )  # fmt: skip
-    runs.show_estimate(found, SimpleNamespace(results="results.yaml"), as_json=False)
+    monkeypatch.setattr(estimation, "run", lambda *arguments, **options: found)
+    made = tasks.TASKS["wasserstein"].train(None, RunFolder(Path()), tasks.Asked())
+    output.show_outcome(made, as_json=False)
     said = capsys.readouterr().out
     assert "estimate 1.9999 of a lower bound" in said and "at 0.95 from 0.0000 to 2.0001, assuming what it" in said
 

@@ -21,6 +21,7 @@ from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.status import is_finished, status
 from lconvnet.report import find_runs, measurements
 from lconvnet.training import Interrupted
+from tests.training.test_resume import stop_at
 
 pytestmark = pytest.mark.slow
 
@@ -98,10 +99,7 @@ def test_an_interrupted_critic_is_not_evaluated_before_it_is_trained(trained, tm
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     folder.config.write_bytes(trained.config.read_bytes())
-    steps = iter([False, True, True])
-    monkeypatch.setattr(
-        "lconvnet.wasserstein.loop.Interruption.requested", property(lambda self: next(steps) and "SIGTERM")
-    )
+    stop_at(monkeypatch, update=1)
     with pytest.raises(Interrupted):
         estimation.run(load_any(folder.config), folder, progress=False)
     monkeypatch.undo()

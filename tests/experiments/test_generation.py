@@ -12,11 +12,12 @@ from lconvnet import cli, data, gan
 from lconvnet import run as original
 from lconvnet.experiments import estimation, generation
 from lconvnet.experiments.loading import load_any, parse_any
-from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.run_folder import RunFolder, recorded
 from lconvnet.experiments.status import is_finished, status
 from lconvnet.report import find_runs
 from lconvnet.training import Interrupted
 from tests.gan.test_training import assert_same_run
+from tests.training.test_resume import stop_at
 
 image = pytest.importorskip("PIL.Image", reason="images come with the extra: pip install 'lconvnet[data]'")
 
@@ -99,7 +100,7 @@ def test_images_need_no_classes(name, count):
 def test_a_flat_folder_is_trained_on(tmp_path):
     folder = write(tmp_path / "run", data={"name": "flat"})
     assert cli.invoke(cli.app, ["train", str(folder.config), "--quiet"]) == 0
-    settings = generation.recorded(folder).settings
+    settings = recorded(folder).settings
     assert settings["data"]["images"] == 6
 
 
@@ -115,11 +116,10 @@ def test_options_reach_what_they_are_named_for():
     assert same == [True, False]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes_once_told_to(tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_goes_on_to_the_same_bytes_once_asked_to(tmp_path, monkeypatch, capsys):
     whole, stopped = write(tmp_path / "whole"), write(tmp_path / "stopped")
     assert cli.invoke(cli.app, ["train", str(whole.config), "--quiet"]) == 0
-    steps = iter([False] * 4 + [True] * 9)
-    monkeypatch.setattr("lconvnet.gan.loop.Interruption.requested", property(lambda self: next(steps) and "SIGTERM"))
+    stop_at(monkeypatch, update=20)  # in the second epoch: there are six in a step, three steps in an epoch
     with pytest.raises(Interrupted):
         generation.run(load_any(stopped.config), stopped, progress=False)
     assert status(stopped.path).state == "interrupted" and not is_finished(stopped)
@@ -170,7 +170,7 @@ def test_more_epochs_go_on_and_other_settings_need_another_folder(tmp_path, caps
     assert cli.invoke(cli.app, ["train", str(folder.config), "--quiet"]) == 0
     more = ["train", str(folder.config), "--resume", "--quiet", "--set"]
     assert cli.invoke(cli.app, [*more, "training.epochs=2"]) == 0
-    assert len(generation.recorded(folder).epochs) == 2
+    assert len(recorded(folder).epochs) == 2
     row, before = status(folder.path), results(folder)
     assert (row.state, row.epoch, row.epochs) == ("finished", 2, 2) and is_finished(folder)
     for app, command in (

@@ -11,12 +11,12 @@ import yaml
 from PIL import Image
 
 from lconvnet import cli, gan
-from lconvnet.experiments import execute, generation
+from lconvnet.experiments import execute
 from lconvnet.experiments.loading import load_any, parse
-from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.run_folder import RunFolder, recorded
 from lconvnet.report.facts import facts_of
+from lconvnet.tasks.classification import Classification
 from lconvnet.training import CheckpointError, Interrupted, fit, load_best, load_record
-from lconvnet.training import loop as training_loop
 
 VALUES = {
     "data": {"name": "digits", "limit": 200, "test": 40},
@@ -66,7 +66,8 @@ def test_more_epochs_are_asked_for_in_a_new_run(old, capsys, tmp_path):
         [edited / "cfg.yaml"],
     ):
         err = refusal(capsys, "train", *arguments)
-        assert "training.epochs is 3" in err and "a run of 1" in err and "--from" in err and "--out NEW" in err
+        what = "epochs: 1, now 3" if "--resume" in arguments else "training.epochs is 3, but"
+        assert what in err and "--from" in err and "--out NEW" in err
     experiment = parse(VALUES, ["training.epochs=3"])
     splits = experiment.data.load(seed=0)
     model = experiment.model.build(splits.image_shape, splits.classes, seed=0)
@@ -84,7 +85,9 @@ def test_from_is_training_from_those_weights(old, tmp_path):
     splits = experiment.data.load(seed=0)
     model = experiment.model.build(splits.image_shape, splits.classes, seed=5)
     load_best(model, old.path)
-    execute._fit(model, splits, experiment, RunFolder(own), None, resume=False, progress=False)
+    options = {"loss": experiment.loss, "optimizer": experiment.optimizer, "schedule": experiment.schedule}
+    fit(model, splits, seed=experiment.seed, eps=experiment.evaluation.eps, directory=own, progress=False,
+        **options, **dict(experiment.training))  # fmt: skip
     best = "checkpoints/best.safetensors"
     assert (new.path / best).read_bytes() == (own / best).read_bytes()
     record = load_record(new.path)
@@ -98,19 +101,19 @@ def test_from_is_training_from_those_weights(old, tmp_path):
 
 def test_a_killed_run_goes_on_without_the_other(old, tmp_path, monkeypatch):
     """The bytes of the run that was not killed, with the old run gone, and with or without saying --from again."""
-    source, step = tmp_path / "source", training_loop._step
+    source, step = tmp_path / "source", Classification.step
     for name in ("whole", "stopped", "again"):
         shutil.copytree(old.path, source, dirs_exist_ok=True)
         arguments = ["train", old.config, "--out", tmp_path / name, "--set", "training.epochs=2"]
         with monkeypatch.context() as patch:
             if name != "whole":
 
-                def stopping(run, *rest):
-                    if run.progress.step == 1:
+                def stopping(task, at, engine):
+                    if at.step == 1:
                         raise Interrupted("stopped")
-                    return step(run, *rest)
+                    return step(task, at, engine)
 
-                patch.setattr(training_loop, "_step", stopping)
+                patch.setattr(Classification, "step", stopping)
             assert command(*arguments, "--from", source) == (0 if name == "whole" else 3)
         shutil.rmtree(source)
         again = ["--from", source] if name == "again" else []
@@ -125,7 +128,7 @@ def test_a_run_killed_before_its_first_checkpoint_does_not_begin_from_elsewhere(
     new = tmp_path / "new"
     train = ["train", old.config, "--out", new]
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "_fit", lambda *arguments, **options: (_ for _ in ()).throw(Interrupted("killed")))
+        patch.setattr(execute, "fit", lambda *arguments, **options: (_ for _ in ()).throw(Interrupted("killed")))
         assert command(*train, "--from", old.path) == 3
     capsys.readouterr()
     assert "was to start from the weights of another run; name it again with --from" in refusal(
@@ -179,8 +182,8 @@ def test_a_generator_starts_from_both_networks_of_another(pictures, tmp_path, ca
         assert command("train", folder.config, "--from", folder.path, "--out", tmp_path / "new") == 0
     saved = torch.load(folder.path / "checkpoints" / "last.ckpt", weights_only=True)
     for state, part in zip(begun, ("generator", "critic"), strict=True):
-        assert all(torch.equal(value, saved[part][name]) for name, value in state.items())
-    assert generation.recorded(RunFolder(tmp_path / "new")).settings["from"]["run"] == str(folder.path)
+        assert all(torch.equal(value, saved["modules"][part][name]) for name, value in state.items())
+    assert recorded(RunFolder(tmp_path / "new")).settings["from"]["run"] == str(folder.path)
     assert command("train", folder.config, "--resume", "--out", tmp_path / "new") == 0, "the run is told again"
     err = refusal(
         capsys, "train", folder.config, "--from", folder.path, "--out", tmp_path / "c", "--set", "critic.width=4"
@@ -192,5 +195,5 @@ def test_a_generator_starts_from_both_networks_of_another(pictures, tmp_path, ca
     moved = pictures.rename(tmp_path / "elsewhere")
     place = ["--set", f"data.name={moved}"]
     assert command("train", folder.config, "--resume", *place, "--set", "training.epochs=2") == 0
-    assert len(generation.recorded(folder).epochs) == 2, "the same images go on where they lie now"
+    assert len(recorded(folder).epochs) == 2, "the same images go on where they lie now"
     assert load_any(folder.config).data.name == str(pictures)

@@ -16,7 +16,8 @@ import torch
 from torch.optim import SGD
 
 from lconvnet import gan
-from lconvnet.gan.objective import difference
+from lconvnet.tasks.images import latents
+from lconvnet.tasks.objectives import difference
 from lconvnet.training import CheckpointError, Diverged, Interrupted
 from tests.gan import tiny
 
@@ -138,8 +139,11 @@ def test_a_signal_stops_after_the_step_and_a_resume_completes(
 def test_an_older_checkpoint_is_only_read_where_all_is_done(tmp_path: Path) -> None:
     record, path = tiny.train(directory=tmp_path), tmp_path / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
-    del content["version"]  # releases before this one wrote none
-    torch.save(content, path)
+    place = {name: content["progress"][name] for name in ("epoch", "step")}
+    older = {"format": "lconvnet-gan-checkpoint-1", "record": content["record"], **content["modules"]}
+    older |= {f"{name}_optimizer": state for name, state in content["optimizers"].items()}
+    older["progress"] = place | {"critic_loss": 0.1, "generator_loss": 0.1, "difference": 0.1}
+    torch.save(older, path)  # old releases wrote no version
     assert tiny.train(directory=tmp_path, resume=True) == record
     with pytest.raises(CheckpointError, match=r"is of an unfinished run of an older release"):
         tiny.train(directory=tmp_path, resume=True, epochs=3)
@@ -209,6 +213,16 @@ def test_every_step_sees_its_own_batches() -> None:
     )
 
 
+@pytest.mark.usefixtures("any_rate")
+def test_the_generators_loss_is_minus_the_critics_mean() -> None:
+    generator, critic = tiny.generator(), tiny.plain_critic()
+    record = tiny.train(generator=generator, critic=critic, epochs=1,
+                        steps_per_epoch=1, generator_optimizer=still, critic_optimizer=still)  # fmt: skip
+    with torch.no_grad():
+        fake = generator.train()(latents(generator, 8, 5, "generator-latents", 0))
+        assert record.epochs[0].generator_loss == pytest.approx(-critic(fake).mean().item(), abs=1e-6)
+
+
 def moving(parameters: list[torch.nn.Parameter]) -> SGD:
     return SGD(parameters, lr=0.1)
 
@@ -242,11 +256,11 @@ def test_generator_and_critic_pull_in_opposite_directions() -> None:
 @pytest.mark.usefixtures("any_rate")
 def test_divergence_is_named_and_leaves_the_checkpoint(who: str, what: str, tmp_path: Path) -> None:
     """Weights that overflow in the last step before a checkpoint were in no loss yet."""
-    with pytest.raises(Diverged, match=rf"diverged at step \d+ of the generator: .*({what}).*; the checkpoint in"):
+    with pytest.raises(Diverged, match=rf"diverged at step \d+ .epoch \d+.: .*({what}).*; the checkpoint in"):
         tiny.train(directory=tmp_path, checkpoint_every=1, **{who: lambda p: SGD(p, lr=1e38, weight_decay=1e10)})
     content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     for name in ("critic", "generator"):
-        assert all(torch.isfinite(value).all() for value in content[name].values())
+        assert all(torch.isfinite(value).all() for value in content["modules"][name].values())
 
 
 @pytest.mark.parametrize(
@@ -293,7 +307,7 @@ def foreign(content: Any) -> Callable[[Path], None]:
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged"),
         (lambda path: path.write_bytes(pickle.dumps(Bomb())), "pickled code, which is never run"),
         (foreign(Bomb()), "pickled code, which is never run"),
-        (foreign({"format": "lconvnet-checkpoint"}), "no checkpoint of a generator"),
+        (foreign({"format": "lconvnet-checkpoint"}), "not a checkpoint of a generator"),
         (foreign({"format": "lconvnet-gan-checkpoint-1", "progress": {"epoch": -1}}), "damaged checkpoint"),
     ],
 )
@@ -313,9 +327,9 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs=0 must be a positive integer"),
-        ({"critic_steps": 0}, "critic_steps=0 must be a positive integer"),
-        ({"batch_size": 2.5}, r"batch_size=2\.5 must be a positive integer"),
+        ({"epochs": 0}, "epochs=0: must be an integer of at least 1"),
+        ({"critic_steps": 0}, "critic_steps=0: must be an integer of at least 1"),
+        ({"batch_size": 2.5}, r"batch_size=2\.5: must be an integer of at least 1"),
         ({"seed": None}, "seed=None: must be an integer"),
         ({"generator": tiny.generator(image_size=64)}, r"shape \(1, 32, 32\), the generator makes \(1, 64, 64\): load"),
         ({"images": tiny.digits().subset([])}, "images 'digits32': 0 of shape"),

@@ -295,7 +295,7 @@ def test_a_loss_that_is_no_longer_finite_stops_with_step_and_rate(train: Train, 
         train(loss=loss, eps=0.3, directory=tmp_path)
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["progress"]["step"] == 3
-    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    assert all(torch.isfinite(value).all() for value in state["modules"]["model"].values())
 
 
 @pytest.mark.parametrize("linear", [CholeskyLinear, OrthogonalLinear, torch.nn.Linear])
@@ -315,7 +315,7 @@ def test_weights_that_are_no_longer_finite_are_never_saved(train: Train, tmp_pat
     with pytest.raises(Diverged, match=r"(not finite|loss is nan) with learning rate"):
         train(loss=loss, eps=0.3, directory=tmp_path, checkpoint_every=1)
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    assert all(torch.isfinite(value).all() for value in state["modules"]["model"].values())
 
 
 @pytest.mark.parametrize(("eps", "expected"), [((0.5, 0.1412), [0.1412, 0.5]), ((0.5, 1.0), [36 / 255, 0.5, 1.0])])

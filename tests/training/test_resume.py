@@ -1,5 +1,7 @@
 """A run that was killed and resumed is, bit for bit, the run that was not; damaged files are refused."""
 
+import contextlib
+import itertools
 import json
 import os
 import pickle
@@ -28,6 +30,7 @@ from lconvnet.training import (
     load_record,
     schedules,
 )
+from lconvnet.training.engine import Engine
 
 SCRIPT = Path(__file__).with_name("killing.py")
 SOURCE = str(Path(lconvnet.__file__).parents[1])
@@ -102,6 +105,18 @@ def stop_after(number: int, when: int) -> Callable[[torch.Tensor, torch.Tensor],
 
     loss.__qualname__ = "loss"
     return loss
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    """Send this process SIGTERM in the middle of an update, the first being number 0."""
+    calls, made = itertools.count(), Engine.update
+
+    def stopping(self: Engine, *arguments: Any, **measures: float) -> Any:
+        if next(calls) == update:
+            signal.raise_signal(signal.SIGTERM)
+        return made(self, *arguments, **measures)
+
+    monkeypatch.setattr(Engine, "update", stopping)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -206,7 +221,7 @@ def test_a_started_folder_is_refused_and_left_alone(train: Train, tmp_path: Path
     ("change", "named"),
     [
         ({"batch_size": 32}, r"batch_size: 64, now 32"),
-        ({"epochs": 5}, r"epochs: 2, now 5"),
+        ({"epochs": 5, "seed": 1}, r"epochs: 2, now 5; seed: 0, now 1"),
         ({"seed": 1}, r"seed: 0, now 1"),
         ({"loss": Hinge(0.3)}, r"loss\.type: .*OffsetCrossEntropy', now .*Hinge"),
         ({"optimizer": lambda parameters: SGD(parameters, lr=0.5)}, r"optimizer\.type: .*Adam', now .*SGD"),
@@ -224,6 +239,30 @@ def test_a_resume_with_other_settings_is_refused_by_name(
         CheckpointError, match=rf"last\.ckpt: was written with other settings \(.*{named}.*another folder"
     ):
         train(directory=tmp_path, resume=True, **change)
+
+
+@pytest.mark.parametrize("stop", [0, 5, 11])
+@pytest.mark.parametrize("schedule", [schedules.exponential(0.5), schedules.constant()])
+def test_more_epochs_are_the_run_that_was_asked_for_more(
+    schedule: schedules.Schedule, stop: int, train: Train, tmp_path: Path
+) -> None:
+    """From its end, and from the middle of an epoch."""
+    options = {"eps": 0.3, "schedule": schedule, "ema": 0.9}
+    train(loss=stop_after(0, 0), epochs=4, directory=tmp_path / "whole", **options)
+    with contextlib.suppress(Interrupted):
+        train(loss=stop_after(signal.SIGTERM, stop), epochs=2, directory=tmp_path / "parts", **options)
+    train(loss=stop_after(0, 0), epochs=4, directory=tmp_path / "parts", resume=True, **options)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    with pytest.raises(CheckpointError, match=r"epochs=3, but 4 are done: ask for more"):
+        train(loss=stop_after(0, 0), epochs=3, directory=tmp_path / "parts", resume=True, **options)
+
+
+def test_more_epochs_at_other_learning_rates_are_refused(train: Train, tmp_path: Path) -> None:
+    train(directory=tmp_path, schedule=schedules.one_cycle())
+    with pytest.raises(
+        CheckpointError, match=r"epochs: 2, now 5\); the learning rates of a run are made for its length"
+    ):
+        train(directory=tmp_path, schedule=schedules.one_cycle(), epochs=5, resume=True)
 
 
 def test_checkpoints_may_be_more_or_less_frequent_on_resume(train: Train, tmp_path: Path) -> None:
@@ -251,9 +290,9 @@ def foreign(content: Any) -> Callable[[Path], None]:
         (lambda path: path.write_text("epochs: 3\n"), "damaged"),
         (lambda path: path.write_bytes(pickle.dumps(Bomb())), "pickled code, which is never run"),
         (foreign(Bomb()), "pickled code, which is never run"),
-        (foreign({"state_dict": {}}), "no checkpoint of this package"),
-        (foreign([1, 2]), "no checkpoint of this package"),
-        (foreign({"format": "lconvnet-checkpoint", "version": 99}), "version 99, this package reads 2"),
+        (foreign({"state_dict": {}}), "not a checkpoint of a classifier"),
+        (foreign([1, 2]), "not a checkpoint of a classifier"),
+        (foreign({"format": "lconvnet-checkpoint", "version": 99}), "version 99, this package reads 3"),
         (foreign({"format": "lconvnet-checkpoint", "version": 1}), "damaged checkpoint"),
     ],
 )
@@ -277,7 +316,12 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_kept(
 
 def make_older(path: Path) -> bytes:
     """The checkpoint of a release in which equal settings meant other rates, as version 1 of it."""
-    torch.save(torch.load(path, weights_only=True) | {"version": 1}, path)
+    content = torch.load(path, weights_only=True)
+    place = {name: content["progress"][name] for name in ("epoch", "step")}
+    older = {"version": 1, "format": "lconvnet-checkpoint", "record": content["record"]}
+    older |= {"progress": place | {"loss_sum": 1.0, "correct": 2, "seen": 3}, "model": content["modules"]["model"]}
+    older |= {name: content[f"{name}s"]["model"] for name in ("optimizer", "scheduler")}
+    torch.save(older, path)
     return path.read_bytes()
 
 

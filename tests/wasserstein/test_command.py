@@ -12,8 +12,8 @@ from PIL import Image
 
 import lconvnet as lc
 from lconvnet import cli
+from lconvnet.tasks.pictures import ranking, training_curve
 from lconvnet.wasserstein import estimate
-from lconvnet.wasserstein.pictures import ranking, training_curve
 from tests.wasserstein.test_estimate import FAKE, REAL, small
 
 LINE = r"W1 >= (\S+) with confidence 0\.975, assuming .*; estimate (\S+), interval \[(\S+), (\S+)\] at 0\.95\n"

@@ -18,10 +18,10 @@ from torch import nn
 import lconvnet as lc
 from lconvnet.layers import NearestUpsampling, OrthogonalLinear, OSSNConv2d
 from lconvnet.models import mlp
+from lconvnet.tasks.estimates import POINTS, Mean, central_interval, rounding, thinned
 from lconvnet.training import CheckpointError, Diverged, Interrupted
 from lconvnet.wasserstein import certified_values, estimate, transport
-from lconvnet.wasserstein.objective import Mean, central_interval
-from lconvnet.wasserstein.result import POINTS, rounding, thinned
+from tests.training.test_resume import assert_same_bits
 from tests.wasserstein import forms
 
 pytestmark = pytest.mark.slow
@@ -154,7 +154,7 @@ def test_interrupted_and_resumed(tmp_path):
             signal.raise_signal(signal.SIGTERM)
 
     whole = quick(REAL, FAKE, critic=small())
-    with pytest.raises(Interrupted, match=r"SIGTERM after 5 of 12 steps; continue .* --resume"):
+    with pytest.raises(Interrupted, match=r"SIGTERM after 0 epochs and 5 steps; continue .* --resume"):
         quick(REAL, FAKE, critic=small(), directory=tmp_path, on_step=interrupt)
     assert quick(REAL, FAKE, critic=small(), directory=tmp_path, resume=True).to_dict() == whole.to_dict()
 
@@ -163,10 +163,15 @@ def test_an_older_training_is_not_gone_on_with(tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
     whole = quick(REAL, FAKE, critic=small(), directory=tmp_path)
     content = torch.load(path, weights_only=True)
-    del content["version"]  # releases before this one wrote none
-    torch.save(content, path)
+    values = torch.tensor(
+        [value for epoch in json.loads(content["record"])["epochs"] for value in epoch["differences"]]
+    )
+    states = {"critic": content["modules"]["critic"]}
+    states |= {name: content[f"{name}s"]["critic"] for name in ("optimizer", "scheduler")}
+    older = {"format": "lconvnet-critic-1", "settings": json.loads(content["record"])["settings"], **states}
+    torch.save(older | {"values": values.double()}, path)  # old releases wrote no version
     assert quick(REAL, FAKE, critic=small(), directory=tmp_path, resume=True).to_dict() == whole.to_dict()
-    torch.save(content | {"values": content["values"][:5]}, path)
+    torch.save(older | {"values": values[:5]}, path)
     with pytest.raises(CheckpointError, match=r"is of an unfinished run of an older release"):
         quick(REAL, FAKE, critic=small(), directory=tmp_path, resume=True)
 
@@ -180,8 +185,9 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     killed = json.loads(done.stdout)
     assert killed["time"] + killed["write"] >= 2
     for name in ("time", "write"):
-        for file in ("record.json", "checkpoints/last.ckpt"):
-            assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), (name, file)
+        assert (tmp_path / name / "record.json").read_bytes() == (tmp_path / "whole" / "record.json").read_bytes(), name
+        paths = (tmp_path / run / "checkpoints" / "last.ckpt" for run in (name, "whole"))
+        assert_same_bits(*(torch.load(path, weights_only=True) for path in paths))
         assert not list((tmp_path / name).rglob("*.tmp"))
 
 
@@ -189,7 +195,9 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
 def test_a_diverged_critic_is_reported(tmp_path):
     critic = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
     options = {"optimizer": partial(torch.optim.SGD, lr=1e20), "directory": tmp_path}
-    with pytest.raises(Diverged, match=r"critic diverged at step \d+ with learning rate .*: .*lower the learning rate"):
+    with pytest.raises(
+        Diverged, match=r"diverged at step \d+ \(epoch 1\): .* with learning rate .*; lower the learning rate"
+    ):
         quick(REAL, FAKE, critic=critic, steps=50, **options)
     assert not (tmp_path / "record.json").exists()
 
@@ -198,7 +206,7 @@ def test_a_diverged_critic_is_reported(tmp_path):
 def test_degenerate_weights_are_a_divergence():
     """The kernel's own error in the middle of a training."""
     critic = mlp(2, 1, (4,))
-    with pytest.raises(Diverged, match=r"critic diverged at step 2 with .*: linear1\.\S+ is not finite; lower"):
+    with pytest.raises(Diverged, match=r"diverged at step 2 .epoch 1.: linear1\.\S+ is not finite with .*; lower"):
         quick(REAL, FAKE, critic=critic, optimizer=partial(torch.optim.SGD, lr=1e38, weight_decay=1e10))
 
 

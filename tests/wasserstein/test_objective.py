@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from lconvnet.wasserstein.objective import (
+from lconvnet.tasks.estimates import (
     Mean,
     bernstein_interval,
     central_interval,

@@ -7,11 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lconvnet.tasks.estimates import Mean, central_interval, intervals
+from lconvnet.tasks.samples import batch_indices, copies, floats, prepare, require_comparable, units
 from lconvnet.wasserstein import estimate
-from lconvnet.wasserstein.numbers import floats
-from lconvnet.wasserstein.objective import Mean, central_interval
-from lconvnet.wasserstein.result import intervals
-from lconvnet.wasserstein.samples import batch_indices, copies, prepare, require_comparable, units
 from tests.wasserstein.forms import Draw
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from lconvnet.experiments import robustness
+from lconvnet.experiments.tasks import Outcome
 from lconvnet.ops.rounding import percent_down, percent_up, rounded_down, rounded_up
 from lconvnet.report import Named, Written
 from lconvnet.report.labels import eps_label
@@ -86,6 +87,17 @@ def evaluation_progress(quiet: bool) -> Iterator[robustness.Report]:
             bar.update(tasks[what], completed=done)
 
         yield report
+
+
+def show_outcome(found: Outcome, *, as_json: bool) -> None:
+    """Show what a command found; facts go to standard output alone, if they are asked for."""
+    console = PlainConsole(stderr=as_json)
+    if found.text:
+        console.print(found.text)
+    if found.table:
+        show_results(found.table, found.path, console)
+    if as_json:
+        show_json(found.facts)
 
 
 def show_results(results: Mapping[str, Any], path: Path, console: Console) -> None:

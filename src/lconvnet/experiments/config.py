@@ -18,10 +18,10 @@ generator. Losses, optimisers and schedules are the callables themselves, see `l
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 from lconvnet import data, gan, models
@@ -40,6 +40,9 @@ from lconvnet.training.randomness import derive_seed
 from lconvnet.training.schedules import Exponential, OneCycle
 
 Shape = tuple[int, int, int]
+Precision = Literal["32-true", "bf16-mixed"]
+Free = dict[str, Any]
+"""The keys of an experiment's sections that a run may be gone on with otherwise; True: all."""
 
 if TYPE_CHECKING:
     Conv = str
@@ -274,7 +277,21 @@ else:
     )
 
 
-class Training(Section):
+class Loop(Section):
+    """What the loop of every task may be given: `clip_gradient`, the largest norm of the gradient of an update, and
+    `ema`, the decay of an average of the weights that is kept in their place."""
+
+    younger: ClassVar[frozenset[str]] = frozenset({"clip_gradient", "ema"})
+
+    @model_serializer(mode="wrap")
+    def _without_younger_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what older releases did not know, so that records stay comparable."""
+        fields = type(self).model_fields
+        unset = {key for key in self.younger if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in handler(self).items() if key not in unset}
+
+
+class Training(Loop):
     """The loop: epochs, batch size (over all processes), steps between projections and between checkpoints, device.
 
     `select_eps` is the radius at which certified accuracy on the validation images chooses the epoch; null is that of
@@ -288,12 +305,16 @@ class Training(Section):
     checkpoint_every: PositiveInt = 500
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
+    clip_gradient: PositiveFloat | None = None
+    ema: OpenFraction | None = None
 
 
 class Experiment(Section):
     """One experiment, complete: the same configuration and seed give the same record."""
 
+    task: ClassVar[str] = "classification"
+    free: ClassVar[Free] = {"evaluation": True, "data": {"directory"}, "training": {"accelerator"}}
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data = Data()
     model: Model
@@ -304,12 +325,17 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
 
 
-class Steps(Section):
+class Steps(Loop):
     """The loop: optimiser steps, samples of each distribution in one, steps between checkpoints."""
 
+    younger: ClassVar[frozenset[str]] = frozenset({"devices", "precision", "clip_gradient", "ema"})
     steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
     checkpoint_every: PositiveInt = 500
+    devices: PositiveInt = 1
+    precision: Precision = "32-true"
+    clip_gradient: PositiveFloat | None = None
+    ema: OpenFraction | None = None
 
 
 class HeldOut(Section):
@@ -337,6 +363,7 @@ class WassersteinExperiment(Section):
     `generated` is the path of a generator's weights (`lconvnet.gan`), a folder of images, a parquet file or an array.
     """
 
+    free: ClassVar[Free] = {"evaluation": {"confidence", "transport"}, "data": {"directory"}, "training": set()}
     task: Literal["wasserstein"]
     seed: NonNegativeInt = 0
     data: RealImages
@@ -348,20 +375,26 @@ class WassersteinExperiment(Section):
     evaluation: HeldOut = HeldOut()
 
 
-class Epochs(Section):
+class Epochs(Loop):
     """The loop: epochs of `steps_per_epoch` generator steps, each after `critic_steps` of the critic; a grid of samples
     after every epoch."""
 
+    younger: ClassVar[frozenset[str]] = frozenset({"devices", "precision", "clip_gradient", "ema"})
     epochs: PositiveInt = 200
     steps_per_epoch: PositiveInt = 500
     batch_size: PositiveInt = 64
     critic_steps: PositiveInt = 5
     checkpoint_every: PositiveInt = 50
+    devices: PositiveInt = 1
+    precision: Precision = "32-true"
+    clip_gradient: PositiveFloat | None = None
+    ema: OpenFraction | None = None
 
 
 class GanExperiment(Section):
     """A generator trained against a critic on images; `optimizer` is of both, by default that of the critic's paper."""
 
+    free: ClassVar[Free] = {"data": {"directory"}, "training": {"epochs"}}
     task: Literal["gan"]
     seed: NonNegativeInt = 0
     data: RealImages
@@ -371,12 +404,12 @@ class GanExperiment(Section):
     training: Epochs = Epochs()
 
 
-def settings(experiment: Section) -> dict[str, Any]:
+def settings(experiment: Experiment | WassersteinExperiment | GanExperiment) -> dict[str, Any]:
     """Return the part of an experiment's configuration that determines the weights, as JSON-able values.
 
     How the network is evaluated, where the images lie, the devices and the checkpoints are left out.
     """
-    outside = {"evaluation": True, "data": {"directory"}, "training": {"accelerator", "devices", "checkpoint_every"}}
+    outside = experiment.free | {"training": experiment.free["training"] | {"devices", "checkpoint_every"}}
     return experiment.model_dump(mode="json", exclude=outside)
 
 

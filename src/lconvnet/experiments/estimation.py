@@ -16,20 +16,16 @@ from torch import Tensor, nn
 from lconvnet import atomic, gan, saving, wasserstein
 from lconvnet.experiments.config import WassersteinExperiment
 from lconvnet.experiments.crosscheck import ContradictionError
-from lconvnet.experiments.origin import begin_from, require_source
+from lconvnet.experiments.origin import begin_from
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.experiments.session import session
-from lconvnet.gan.streams import generated
+from lconvnet.experiments.session import training
 from lconvnet.models import DCGANGenerator
+from lconvnet.tasks.images import generated
+from lconvnet.training import is_first_process
 from lconvnet.wasserstein import Estimate
 
 ROUNDING = 1e-6  # relative, of exact transport in float64
 UNSAMPLED = "are a critic's, and cannot be evaluated without the samples that it was trained between"
-OUTSIDE: dict[str, set[str]] = {
-    "evaluation": {"confidence", "transport"},
-    "data": {"directory"},
-    "training": {"checkpoint_every"},
-}
 
 
 class Generated:
@@ -57,62 +53,42 @@ def run(
     Raises ValueError for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to
     stop, and `Diverged`.
     """
-    folder.refuse_other_length(experiment)
-    if not resume:
-        folder.refuse_if_used()
-    folder.refuse_if_imported()
-    require_source(weights, folder)
-    with session(folder, "estimate"):
+    with training(experiment, folder, "estimate", weights=weights, resume=resume):
         real = experiment.data.load().images
-        shape = (int(real.shape[1]), int(real.shape[2]), int(real.shape[3]))
-        critic = experiment.critic.build(shape, seed=experiment.seed)
+        channels, height, width = map(int, real.shape[1:])
+        critic = experiment.critic.build((channels, height, width), seed=experiment.seed)
         first = begin_from(weights, folder, experiment, {"critic": critic}) if weights else None
-        folder.state_config(experiment, OUTSIDE)
-        found = _estimate(experiment, folder, real, critic, first, resume=resume, progress=progress)
-        compared = compare(found, experiment.evaluation.transport) if experiment.evaluation.transport else {}
-        _write(found, compared, folder, shape, experiment)
+        folder.keep_config(experiment)
+        found = wasserstein.estimate(
+            real,
+            distribution(experiment.generated),
+            critic=critic,
+            optimizer=experiment.optimizer,
+            schedule=experiment.schedule,
+            seed=experiment.seed,
+            confidence=experiment.evaluation.confidence,
+            held_out=experiment.evaluation.samples,
+            directory=folder.path,
+            resume=resume,
+            progress=progress,
+            origin=first,
+            **dict(experiment.training),
+        )
+        if is_first_process():
+            count = experiment.evaluation.transport
+            _write(found, compare(found, count) if count else {}, folder, (channels, height, width), experiment)
     return found
 
 
 def evaluate(experiment: WassersteinExperiment, folder: RunFolder, *, progress: bool = True) -> Estimate:
     """Measure again what the trained critic of a folder certifies, and write it.
 
-    Raises ValueError where it is not trained to its end, or imported: its samples did not come with it.
+    Raises ValueError if it is not trained to its end, or imported: its samples did not come with it.
     """
     folder.refuse_if_imported(UNSAMPLED)
-    if not (folder.path / "record.json").exists():  # the last file of a training
+    if not folder.record.exists():  # the last file of a training
         raise folder.unfinished(f"of {experiment.training.steps} steps")
     return run(experiment, folder, resume=True, progress=progress)
-
-
-def _estimate(
-    experiment: WassersteinExperiment,
-    folder: RunFolder,
-    real: Tensor,
-    critic: nn.Module,
-    origin: dict[str, Any] | None,
-    *,
-    resume: bool,
-    progress: bool,
-) -> Estimate:
-    training, evaluation = experiment.training, experiment.evaluation
-    return wasserstein.estimate(
-        real,
-        distribution(experiment.generated),
-        critic=critic,
-        steps=training.steps,
-        batch_size=training.batch_size,
-        optimizer=experiment.optimizer,
-        schedule=experiment.schedule,
-        seed=experiment.seed,
-        confidence=evaluation.confidence,
-        held_out=evaluation.samples,
-        directory=folder.path,
-        resume=resume,
-        checkpoint_every=training.checkpoint_every,
-        progress=progress,
-        origin=origin,
-    )
 
 
 def distribution(path: str) -> Generated | str:

@@ -3,7 +3,6 @@ run folder."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from lconvnet.experiments.config import Experiment, settings
 from lconvnet.experiments.evaluation import Evaluation
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.options import AUGMENTATIONS
-from lconvnet.experiments.origin import begin_from, require_source
+from lconvnet.experiments.origin import begin_from
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.experiments.session import session
+from lconvnet.experiments.session import session, training
 from lconvnet.experiments.trained_on import inherited_note, note_on, own_images, trained_experiment
 from lconvnet.extras import require
-from lconvnet.training import CheckpointError, Record, fit, is_first_process, is_started, load_best, load_record
+from lconvnet.training import CheckpointError, Epoch, Record, fit, is_first_process, is_started, load_best, load_record
 
 logger = logging.getLogger("lconvnet")
 
@@ -37,7 +36,7 @@ class Trained:
     """The end of a training: its record, the baked network of the best epoch with its bound, and where it is
     saved."""
 
-    record: Record
+    record: Record[Epoch]
     network: nn.Module
     bound: Bound
     path: Path
@@ -71,15 +70,10 @@ def train(
     is refused. Of several processes only the first returns. Raises ValueError for what the user can put right, and
     `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
     """
-    folder.refuse_if_imported()
-    folder.refuse_other_length(experiment)
-    if not resume and is_first_process():
-        folder.refuse_if_used()
     own = source if source and source.resolve() == folder.config.resolve() else None
     if own:
         _require_stated(own, experiment)  # before anything is written
-    require_source(weights, folder)
-    with session(folder, "train") if is_first_process() else contextlib.nullcontext():
+    with training(experiment, folder, "train", weights=weights, resume=resume) as longer:
         if own:
             _require_stated(own, experiment)  # from here on nobody generates another one in its place
         splits = experiment.data.load(seed=experiment.seed)
@@ -91,9 +85,24 @@ def train(
             first["note"] = note_on(splits, weights)
             if first["note"] and is_first_process():
                 logger.warning("%s", first["note"])
-        if not own and is_first_process():
+        if not own:
             folder.keep_config(experiment)
-        record = _fit(model, splits, experiment, folder, first, resume=resume, progress=progress)
+        record = fit(
+            model,
+            splits,
+            loss=experiment.loss,
+            optimizer=experiment.optimizer,
+            schedule=experiment.schedule,
+            seed=experiment.seed,
+            directory=folder.path,
+            resume=resume,
+            augment=AUGMENTATIONS[experiment.data.augment],
+            eps=sorted(experiment.evaluation.eps, reverse=True),
+            progress=progress,
+            settings=settings(longer),
+            origin=first,
+            **dict(longer.training),
+        )
         if not is_first_process():
             raise SystemExit(0)  # the first one saves and says what came out
         return _save_best(model, record, splits, folder)
@@ -106,42 +115,6 @@ def _require_stated(path: Path, experiment: Experiment) -> None:
             f"{path} states another experiment than asked for ({'; '.join(other[:5])}); --set needs a folder of its "
             f"own: lconvnet train CFG --out FOLDER --set ...{'' if is_started(path.parent) else ', or change the file'}"
         )
-
-
-def _fit(
-    model: nn.Module,
-    splits: Splits,
-    experiment: Experiment,
-    folder: RunFolder,
-    origin: dict[str, Any] | None,
-    *,
-    resume: bool,
-    progress: bool,
-) -> Record:
-    training = experiment.training
-    return fit(
-        model,
-        splits,
-        loss=experiment.loss,
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        optimizer=experiment.optimizer,
-        schedule=experiment.schedule,
-        seed=experiment.seed,
-        directory=folder.path,
-        resume=resume,
-        augment=AUGMENTATIONS[experiment.data.augment],
-        eps=sorted(experiment.evaluation.eps, reverse=True),
-        select_eps=training.select_eps,
-        project_every=training.project_every,
-        checkpoint_every=training.checkpoint_every,
-        accelerator=training.accelerator,
-        devices=training.devices,
-        precision=training.precision,
-        progress=progress,
-        settings=settings(experiment),
-        origin=origin,
-    )
 
 
 def evaluate(
@@ -213,13 +186,13 @@ def measure(
     return Evaluated(certificates, trained.bound, results, folder.results)
 
 
-def _baked(experiment: Experiment, record: Record, splits: Splits, folder: RunFolder) -> Trained:
+def _baked(experiment: Experiment, record: Record[Epoch], splits: Splits, folder: RunFolder) -> Trained:
     model = experiment.model.build(splits.image_shape, splits.classes, seed=experiment.seed)
     _load_recorded_best(model, record, folder)
     return _save_best(model, record, splits, folder)
 
 
-def saved_network(record: Record, folder: RunFolder) -> Trained:
+def saved_network(record: Record[Epoch], folder: RunFolder) -> Trained:
     """Return the network of model.safetensors: what an import wrote, whose weights need not be those of our kernels to
     the last digit, or what was baked of the best epoch. Raises ValueError where it is missing, or of another epoch."""
     if not folder.model.exists():
@@ -254,7 +227,7 @@ def _stated(experiment: Experiment) -> dict[str, Any]:
     return settings(experiment) | {"evaluation": experiment.evaluation.model_dump(mode="json")}
 
 
-def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> None:
+def _load_recorded_best(model: nn.Module, record: Record[Epoch], folder: RunFolder) -> None:
     epoch = load_best(model, folder.path)
     if epoch != record.kept_epoch:
         raise CheckpointError(
@@ -270,7 +243,7 @@ def _load_recorded_best(model: nn.Module, record: Record, folder: RunFolder) -> 
         )
 
 
-def _save_best(model: nn.Module, record: Record, splits: Splits, folder: RunFolder) -> Trained:
+def _save_best(model: nn.Module, record: Record[Epoch], splits: Splits, folder: RunFolder) -> Trained:
     network = bake(model).cpu()  # in this order, for engines are chosen by device
     bound = lipschitz_bound(network, input_shape=splits.image_shape)
     notes = {"data": splits.name, "epoch": record.kept_epoch}
@@ -280,7 +253,7 @@ def _save_best(model: nn.Module, record: Record, splits: Splits, folder: RunFold
     return Trained(record, network, bound, folder.model)
 
 
-def _chosen(record: Record, held: int) -> str:
+def _chosen(record: Record[Epoch], held: int) -> str:
     """Who or what chose the epoch."""
     if "imported" in record.settings:
         return "epoch chosen by whoever trained the imported weights"

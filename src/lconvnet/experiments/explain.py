@@ -1,12 +1,16 @@
-"""Validation errors of a configuration as one clear line: the key, its value, the nearest or the allowed names."""
+"""What the keys of a configuration take: overrides that fit them, and validation errors as one clear line with the
+key, its value, the nearest or the allowed names."""
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+from lconvnet.experiments.reading import Written
+from lconvnet.experiments.scalars import plain, short
 
 TAGS = ("architecture", "name")
 SECTION = "a section with keys of its own"
@@ -123,12 +127,6 @@ def choice(path: str, value: object, allowed: Sequence[str]) -> str:
     return f"{path} is {short(value)}; {nearest(str(value)[:40], allowed)}Allowed: {', '.join(allowed)}"
 
 
-def short(value: object) -> str:
-    """Return a value as it is written, cut off if it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _unknown(path: str, owner: type[BaseModel], value: object, root: type[BaseModel]) -> str:
     """The line for a key that is not known here, but may be one elsewhere."""
     key = path.rpartition(".")[2]
@@ -147,3 +145,44 @@ def _annotation(path: str, owner: type[BaseModel]) -> Any:
 
 def _expected(problem: Mapping[str, Any]) -> str:
     return EXPECTED.get(problem["type"]) or str(problem["msg"]).removeprefix("Input should be ").strip()
+
+
+def open_to(changes: Mapping[str, Any], given: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """Return what a file of such a kind gives, made ready for overrides.
+
+    The default of a section that only they name is written out, and the keys of a section that the member they choose
+    does not know are dropped.
+    """
+    defaults = kind.model_construct().model_dump(mode="json")
+    kept = {name: defaults[name] for name in changes if isinstance(defaults.get(name), dict)} | dict(given)
+    for name, field in kind.model_fields.items():
+        change, section = changes.get(name), kept.get(name)
+        for member in sections(field.annotation):
+            key, names = tags(member)
+            if not (key and isinstance(change, Mapping) and isinstance(section, Mapping)):
+                continue
+            if change.get(key) in names and change.get(key) != section.get(key):
+                kept[name] = {k: v for k, v in section.items() if k in member.model_fields}
+    return kept
+
+
+def typed(value: Any, annotation: Any) -> Any:
+    """Return nested values in which every `Written` is what its key takes."""
+    if isinstance(value, Mapping):
+        fields = next((member.model_fields for member in sections(annotation) if _is_chosen(member, value)), {})
+        return {key: typed(inner, fields[key].annotation if key in fields else None) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [typed(inner, annotation) for inner in value]
+    return _read_as(value, annotation) if isinstance(value, Written) else value
+
+
+def _is_chosen(member: type[BaseModel], section: Mapping[str, Any]) -> bool:
+    """Whether a section is of this member of a union."""
+    key, names = tags(member)
+    return not key or section.get(key) in names
+
+
+def _read_as(text: Written, annotation: Any) -> Any:
+    found, kinds = plain(text), types(annotation)
+    is_text = str in kinds or str(text) in values(annotation)
+    return str(text) if is_text and not (found is None and NoneType in kinds) else found

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from lconvnet import gan
 from lconvnet.experiments.config import GanExperiment
-from lconvnet.experiments.origin import begin_from, require_source
-from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.experiments.session import session
-
-OUTSIDE = {"data": {"directory"}, "training": {"epochs", "checkpoint_every"}}
+from lconvnet.experiments.origin import begin_from
+from lconvnet.experiments.run_folder import RunFolder, recorded
+from lconvnet.experiments.session import training
 
 
 def run(
@@ -23,29 +20,23 @@ def run(
     weights: Path | None = None,
     resume: bool = False,
     progress: bool = True,
-) -> gan.Record:
-    """Train the generator of an experiment in its folder, or go on with it, on the GPU where there is one.
+) -> gan.Record[gan.Epoch]:
+    """Train the generator of an experiment in its folder, or go on with it, on the GPU if there is one.
 
     With `resume` a finished run returns its record again, whether it has as many epochs as asked for or more, and one
     that is asked for more goes on. The first weights are those of the run `weights`, if given. Raises ValueError
     for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to stop, and
     `Diverged`.
     """
-    if not resume:
-        _refuse_more(experiment, folder)
-        folder.refuse_if_used()
-    require_source(weights, folder)
-    training = experiment.training.model_dump()
-    training["epochs"] = max(training["epochs"], _done(folder))
-    with session(folder, "train"):
+    with training(experiment, folder, "train", weights=weights, resume=resume) as longer:
         images = experiment.data.load()
-        shape = (int(images.images.shape[1]), int(images.images.shape[2]), int(images.images.shape[3]))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        channels, height, width = map(int, images.images.shape[1:])
+        shape, device = (channels, height, width), "cuda" if torch.cuda.is_available() else "cpu"
         generator = experiment.generator.build(shape, seed=experiment.seed).to(device)
         critic = experiment.critic.build(shape, seed=experiment.seed).to(device)
         networks = {"generator": generator, "critic": critic}
         first = begin_from(weights, folder, experiment, networks) if weights else None
-        folder.state_config(experiment, OUTSIDE)
+        folder.keep_config(experiment)
         return gan.train_gan(
             generator,
             critic,
@@ -58,37 +49,15 @@ def run(
             resume=resume,
             progress=progress,
             origin=first,
-            **training,
+            **dict(longer.training),
         )
 
 
-def told(experiment: GanExperiment, folder: RunFolder) -> gan.Record:
-    """Return the record of a finished training. Raises ValueError where it is not finished, or is of another one."""
-    folder.state_config(experiment, OUTSIDE)
+def finished_record(experiment: GanExperiment, folder: RunFolder) -> gan.Record[gan.Epoch]:
+    """Return the record of a finished training. Raises ValueError if it is not finished, or is of another one."""
+    folder.keep_config(experiment)
     found = recorded(folder)
-    if found is None or len(found.epochs) < experiment.training.epochs:
-        raise folder.unfinished(f"{_done(folder)} of {experiment.training.epochs} epochs")
+    done = len(found.epochs) if found else 0
+    if found is None or done < experiment.training.epochs:
+        raise folder.unfinished(f"{done} of {experiment.training.epochs} epochs")
     return found
-
-
-def recorded(folder: RunFolder) -> gan.Record | None:
-    """Return the record of a generator's training, None where the folder holds none."""
-    try:
-        return gan.Record.from_dict(json.loads((folder.path / "record.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-
-
-def _refuse_more(experiment: GanExperiment, folder: RunFolder) -> None:
-    """Raise ValueError, with both ways, where a run that has epochs is asked for more without `resume`."""
-    asked, done = experiment.training.epochs, _done(folder)
-    if 0 < done < asked:
-        raise ValueError(
-            f"training.epochs is {asked}, and {folder.path} has done {done}; go on with it (--resume), or start a new "
-            f"run from its weights: lconvnet train CFG --from {folder.path} --out NEW --set training.epochs=..."
-        )
-
-
-def _done(folder: RunFolder) -> int:
-    found = recorded(folder)
-    return len(found.epochs) if found else 0

@@ -8,18 +8,15 @@ What a plain value of an override stands for depends on its key: `data.name=0123
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from lconvnet.experiments import original
 from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment
-from lconvnet.experiments.explain import choice, explain, sections, tags, types
-from lconvnet.experiments.explain import values as literals
-from lconvnet.experiments.reading import Dumper, Written, overlaid, parse_overrides, read, resolved
-from lconvnet.experiments.scalars import plain
+from lconvnet.experiments.explain import choice, explain, open_to, typed
+from lconvnet.experiments.reading import Dumper, overlaid, parse_overrides, read, resolved
 
 AnyExperiment = Experiment | WassersteinExperiment | GanExperiment
 TASKS: Mapping[str, type[AnyExperiment]] = {"wasserstein": WassersteinExperiment, "gan": GanExperiment}
@@ -50,9 +47,9 @@ def parse(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experimen
     3
     """
     experiment = parse_any(values, overrides)
-    if not isinstance(experiment, Experiment):
+    if experiment.task != Experiment.task:
         raise ValueError(f"task is {experiment.task!r}; a classifier, which has no task, is needed here")
-    return experiment
+    return cast(Experiment, experiment)
 
 
 def parse_any(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyExperiment:
@@ -76,8 +73,8 @@ def merge(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str,
     if not overrides and "${" not in str(values):
         return dict(values)
     changes = parse_overrides(overrides)
-    found = resolved(overlaid(_without_stale_keys(_with_defaults(values, changes), changes), changes))
-    return _typed(found, _kind(found))
+    found = resolved(overlaid(open_to(changes, values, _kind(values)), changes))
+    return typed(found, _kind(found))
 
 
 def dump(experiment: AnyExperiment) -> str:
@@ -102,46 +99,3 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-
-
-def _with_defaults(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Write out the default of a section that only the overrides name, so that they may change a part of it."""
-    defaults = _kind(values).model_construct().model_dump(mode="json")
-    absent = [name for name in changes if name not in values and isinstance(defaults.get(name), dict)]
-    return {**values, **{name: defaults[name] for name in absent}}
-
-
-def _without_stale_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the keys of a section that the member chosen by an override does not know."""
-    kept = dict(values)
-    for name, field in _kind(values).model_fields.items():
-        change, section = changes.get(name), values.get(name)
-        for member in sections(field.annotation):
-            key, names = tags(member)
-            if not (key and isinstance(change, Mapping) and isinstance(section, Mapping)):
-                continue
-            if change.get(key) in names and change.get(key) != section.get(key):
-                kept[name] = {k: v for k, v in section.items() if k in member.model_fields}
-    return kept
-
-
-def _typed(value: Any, annotation: Any) -> Any:
-    """Return nested values in which every `Written` is what its key takes."""
-    if isinstance(value, Mapping):
-        fields = next((member.model_fields for member in sections(annotation) if _is_chosen(member, value)), {})
-        return {key: _typed(inner, fields[key].annotation if key in fields else None) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_typed(inner, annotation) for inner in value]
-    return _read_as(value, annotation) if isinstance(value, Written) else value
-
-
-def _is_chosen(member: type[BaseModel], section: Mapping[str, Any]) -> bool:
-    """Whether a section is of this member of a union."""
-    key, names = tags(member)
-    return not key or section.get(key) in names
-
-
-def _read_as(text: Written, annotation: Any) -> Any:
-    found, kinds = plain(text), set(types(annotation))
-    is_text = str in kinds or str(text) in literals(annotation)
-    return str(text) if is_text and not (found is None and NoneType in kinds) else found

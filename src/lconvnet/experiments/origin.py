@@ -14,17 +14,14 @@ from typing import Any
 from torch import nn
 
 from lconvnet import atomic
-from lconvnet.experiments.config import Experiment, WassersteinExperiment
 from lconvnet.experiments.loading import AnyExperiment, load_any, parse_any
 from lconvnet.experiments.run_folder import RunFolder, find_run, recorded_settings
-from lconvnet.gan import checkpoint as generators
 from lconvnet.training import is_first_process, is_started
-from lconvnet.training.checkpoint import load_weights, read_best, read_state
+from lconvnet.training.checkpoint import load, load_weights, read_best
 from lconvnet.training.settings import describe_model, differences
-from lconvnet.wasserstein import checkpoint as critics
 
 Weights = Mapping[str, Mapping[str, Any]]
-TASKS = {Experiment: "a classifier", WassersteinExperiment: "a Wasserstein estimate"}
+NAMES = {"classification": "a classifier", "wasserstein": "a Wasserstein estimate", "gan": "a generator"}
 
 
 def begin_from(
@@ -73,15 +70,11 @@ def _intent(folder: RunFolder) -> Path:
 
 
 def _read(run: RunFolder, experiment: AnyExperiment) -> tuple[Path, Weights, dict[str, Any]]:
-    last = run.path / "checkpoints" / "last.ckpt"
-    if isinstance(experiment, Experiment):
-        path = run.path / "checkpoints" / "best.safetensors"
-        weights, epoch = read_best(path)
-        return path, {"model": weights}, {"epoch": epoch}
-    if isinstance(experiment, WassersteinExperiment):
-        return last, {"critic": read_state(last, critics.FORMAT, "a critic").get("critic", {})}, {}
-    saved = generators.load(last)
-    return last, saved.states, {"epoch": saved.progress.epoch}
+    if experiment.task == "classification":
+        weights, epoch = read_best(run.best)
+        return run.best, {"model": weights}, {"epoch": epoch}
+    saved = load(run.last, experiment.task)
+    return run.last, saved.kept, {"epoch": saved.progress.epoch} if experiment.task == "gan" else {}
 
 
 def _require_same_networks(
@@ -92,9 +85,10 @@ def _require_same_networks(
     if stated is None:
         _require_same_architecture(run, settings, networks)
         return
-    if type(stated) is not type(experiment):
+    if stated.task != experiment.task:
         raise ValueError(
-            f"{run.path} is a run of {_task(stated)}, not of {_task(experiment)}; --from takes a run of the same task"
+            f"{run.path} is a run of {NAMES[stated.task]}, not of {NAMES[experiment.task]}; --from takes a run of the "
+            "same task"
         )
     old, new = (one.model_dump(mode="json", include=set(networks)) for one in (stated, experiment))
     if other := list(differences(old, new)):
@@ -123,7 +117,3 @@ def _stated(run: RunFolder, settings: Mapping[str, Any]) -> AnyExperiment | None
 def _shapes(weights: Mapping[str, Any], network: nn.Module) -> list[str]:
     old, new = ({name: list(value.shape) for name, value in state.items()} for state in (weights, network.state_dict()))
     return list(differences(old, new))
-
-
-def _task(experiment: AnyExperiment) -> str:
-    return TASKS.get(type(experiment), "a generator")

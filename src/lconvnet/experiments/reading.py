@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import yaml
 from yaml.constructor import ConstructorError
 
-from lconvnet.experiments.explain import short
-from lconvnet.experiments.scalars import DECIMAL, plain
+from lconvnet.experiments.scalars import DECIMAL, plain, short
 
 MAXIMAL_BYTES = 1_000_000
 MAXIMAL_DEPTH = 20

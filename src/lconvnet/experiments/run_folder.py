@@ -14,10 +14,8 @@
 Another evaluation keeps the older one under a number: results-1.yaml with examples-1.parquet, and so on.
 """
 
-import contextlib
 import io
 import itertools
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -28,21 +26,22 @@ from typing import Any
 import yaml
 
 from lconvnet import atomic
-from lconvnet.experiments.config import Experiment, WassersteinExperiment, settings
-from lconvnet.experiments.loading import AnyExperiment, dump, load, load_any, merge
+from lconvnet.experiments.config import settings
+from lconvnet.experiments.loading import AnyExperiment, dump, load_any, merge
 from lconvnet.experiments.reading import read
 from lconvnet.extras import require
-from lconvnet.training import CheckpointError, is_started, load_record
-from lconvnet.training.settings import differences, identity
+from lconvnet.training import CheckpointError, Record, is_first_process, is_started
+from lconvnet.training.folder import TrainingFolder
+from lconvnet.training.record import read_record
+from lconvnet.training.settings import LENGTH, OUTSIDE, differences, identity
 
 logger = logging.getLogger("lconvnet")
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunFolder(TrainingFolder):
     """The paths of a run below `path`."""
 
-    path: Path
     results_name: str = "results.yaml"
 
     @property
@@ -106,60 +105,42 @@ class RunFolder:
         )
 
     def refuse_if_imported(self, why: str = "cannot be trained further") -> None:
-        """Raise ValueError where the weights come from elsewhere: neither the optimiser's state came with them, nor,
+        """Raise ValueError if the weights come from elsewhere: neither the optimiser's state came with them, nor,
         for a critic, the samples."""
-        with contextlib.suppress(CheckpointError):
-            origin = load_record(self.path).settings.get("imported")
-            if origin:
-                raise ValueError(
-                    f"{self.path} holds weights imported from {origin['file']}, which {why}; "
-                    "use its model.safetensors, or train in another folder with --out"
-                )
-
-    def refuse_other_length(self, experiment: AnyExperiment) -> None:
-        """Raise ValueError where a run, whose learning rates were made for its length, is asked for another one."""
-        key = "steps" if isinstance(experiment, WassersteinExperiment) else "epochs"
-        asked, done = experiment.training.model_dump()[key], recorded_settings(self).get(key)
-        if done is not None and asked != done:
+        if origin := recorded_settings(self).get("imported"):
             raise ValueError(
-                f"training.{key} is {asked}, but {self.path} is a run of {done}, with learning rates made for so many; "
-                "train for longer in a new run that starts from its weights: "
-                f"lconvnet train CFG --from {self.path} --out NEW --set training.{key}=..."
+                f"{self.path} holds weights imported from {origin['file']}, which {why}; "
+                "use its model.safetensors, or train in another folder with --out"
             )
 
     def unlike(self, stated: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-        """Return what differs between configurations of this run; once it has begun the names of its images may, for
-        their fingerprints are compared."""
+        """Return what differs between configurations of this run.
+
+        Once it has begun the names of its images may, for their fingerprints are compared, and its length, for the
+        learning rates of the steps done are.
+        """
         both = ({"settings": one} for one in (stated, asked))
-        old, new = (identity(one) if is_started(self.path) else one for one in both)
+        outside = OUTSIDE | LENGTH | {("settings", "training", "steps")}
+        old, new = (identity(one, outside=outside) if is_started(self.path) else one for one in both)
         return list(differences(old["settings"], new["settings"]))
 
-    def keep_config(self, experiment: Experiment) -> None:
-        """Write the complete configuration where there is none; raise ValueError where there is another
-        one."""
-        if not self.is_configured:
-            atomic.write_text(self.config, dump(experiment))
-        elif other := self.unlike(settings(load(self.config)), settings(experiment)):
-            raise ValueError(
-                f"{self.config} describes another experiment ({'; '.join(other[:5])}), which is never overwritten; "
-                "choose an empty folder with --out"
-            )
+    def keep_config(self, experiment: AnyExperiment) -> None:
+        """Write the complete configuration if there is none; raise ValueError if there is another one.
 
-    def state_config(self, experiment: AnyExperiment, outside: dict[str, set[str]]) -> None:
-        """Write the complete configuration where there is none; raise ValueError where there is another one.
-
-        `outside` are the keys that may differ.
+        Only the first of several processes does.
         """
+        if not is_first_process():
+            return
         if not self.is_configured:
             atomic.write_text(self.config, dump(experiment))
             return
-        both = (load_any(self.config), experiment)
-        stated, asked = (one.model_dump(mode="json", exclude=dict(outside)) for one in both)
-        if other := self.unlike(stated, asked):
+        stated = load_any(self.config)
+        same = stated.task == experiment.task
+        if other := self.unlike(*map(settings, (stated, experiment))) if same else [f"task: {stated.task!r}"]:
             change = "" if is_started(self.path) else ", or change the file"  # what a run is made by is fixed
             raise ValueError(
-                f"{self.config} states another experiment than asked for ({'; '.join(other[:5])}); choose an empty "
-                f"folder with --out{change}"
+                f"{self.config} describes another experiment ({'; '.join(other[:5])}), which is never overwritten; "
+                f"choose an empty folder with --out{change}"
             )
 
     def write_model(self, data: bytes) -> None:
@@ -204,11 +185,17 @@ def find_run(path: str | Path) -> RunFolder:
 
 
 def recorded_settings(folder: RunFolder) -> dict[str, Any]:
-    """Return what record.json says a run was trained with, whatever its task; nothing where it says nothing."""
+    """Return what record.json says a run was trained with, whatever its task; nothing if it says nothing."""
+    record = recorded(folder)
+    return record.settings if record else {}
+
+
+def recorded(folder: RunFolder) -> Record[Any] | None:
+    """Return the record of a run, whatever its task; None if there is none that can be read."""
     try:
-        return dict(json.loads((folder.path / "record.json").read_text(encoding="utf-8"))["settings"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
+        return read_record(folder.path)
+    except CheckpointError:
+        return None
 
 
 def evaluation_values(folder: RunFolder) -> dict[str, Any]:

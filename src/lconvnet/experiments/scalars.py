@@ -45,3 +45,9 @@ def number(text: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
         raise ValueError(f"{text!r} is not a finite number; write it as 0.5, 1e-3 or 36/255")
     return float(value)
+
+
+def short(value: object) -> str:
+    """Return a value as it is written, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

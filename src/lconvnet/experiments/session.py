@@ -24,8 +24,10 @@ from typing import Any
 import torch
 
 from lconvnet import atomic, locking
-from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.training import Interrupted
+from lconvnet.experiments.loading import AnyExperiment
+from lconvnet.experiments.origin import require_source
+from lconvnet.experiments.run_folder import RunFolder, recorded
+from lconvnet.training import Interrupted, is_first_process
 from lconvnet.training.settings import versions
 
 PACKAGE = Path(__file__).parents[1]
@@ -68,6 +70,43 @@ def session(folder: RunFolder, task: str) -> Iterator[None]:
             end = {"event": "end", "time": _now(), "outcome": outcome, "error": error}
             with contextlib.suppress(OSError):  # a full disk has been reported already
                 _append(folder, {**end, "seconds": round(time.perf_counter() - started, 3), **_peak_memory()})
+
+
+@contextlib.contextmanager
+def training(
+    experiment: AnyExperiment, folder: RunFolder, what: str, *, weights: Path | None, resume: bool
+) -> Iterator[AnyExperiment]:
+    """A session in which a run is trained, with the experiment as it is to be: at least as long as what is done.
+
+    Of several processes only the first records it. Raises ValueError if the folder holds a run that is not to be gone
+    on with, or imported weights, or if no run exists to start from.
+    """
+    folder.refuse_if_imported()
+    if not resume and is_first_process():
+        _refuse_longer(experiment, folder)
+        folder.refuse_if_used()
+    require_source(weights, folder)
+    with session(folder, what) if is_first_process() else contextlib.nullcontext():
+        found, section = recorded(folder), experiment.training
+        longer = (
+            {"epochs": len(found.epochs)} if found and len(found.epochs) > getattr(section, "epochs", 10**9) else {}
+        )
+        yield experiment.model_copy(update={"training": section.model_copy(update=longer)})
+        if not is_first_process():
+            raise SystemExit(0)  # the first one saves and says what came out
+
+
+def _refuse_longer(experiment: AnyExperiment, folder: RunFolder) -> None:
+    """Raise ValueError, with both ways, if a run that has begun is asked to be longer."""
+    found, asked = recorded(folder), dict(experiment.training)
+    key = "steps" if "steps" in asked else "epochs"
+    done = found.settings.get(key, len(found.epochs)) if found else 0
+    if 0 < done < asked[key]:
+        raise ValueError(
+            f"training.{key} is {asked[key]}, but {folder.path} is a run of {done}; go on with it (--resume), if its "
+            "learning rates do not depend on its length, or start a new run from its weights: "
+            f"lconvnet train CFG --from {folder.path} --out NEW --set training.{key}=..."
+        )
 
 
 def is_running(folder: RunFolder) -> bool:

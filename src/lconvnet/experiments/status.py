@@ -9,15 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
-from lconvnet.experiments import generation
-from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment, settings
-from lconvnet.experiments.loading import load_any
-from lconvnet.experiments.reading import read
-from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.loading import AnyExperiment, load_any
+from lconvnet.experiments.run_folder import RunFolder, recorded
 from lconvnet.experiments.session import Session, is_running, sessions
-from lconvnet.ops.rounding import rounded_down, rounded_up
-from lconvnet.training import CheckpointError, Record, is_started, load_record
-from lconvnet.training.settings import differences
+from lconvnet.experiments.tasks import results_of, task_of
+from lconvnet.training import Record, is_started
 
 State = Literal["finished", "running", "trained", "interrupted", "failed", "invalid", "missing"]
 STATES: tuple[State, ...] = get_args(State)
@@ -50,17 +46,16 @@ class Status:
 def status(path: str | Path) -> Status:
     """Return how far the run in the folder `path` is; whatever is damaged there is said in `detail`."""
     folder = RunFolder(Path(path))
-    past = sessions(folder)
-    record = _record(folder)
-    results = _results(folder, record)
-    state, detail = _state(folder, past, record, results)
-    epochs = int(record.settings.get("epochs", 0)) if record else max(_generator_epochs(folder), _generated(folder))
+    past, record = sessions(folder), recorded(folder)
+    experiment, error = _experiment(folder, record)
+    state, detail = _state(folder, past, record, experiment, error)
+    asked = record.settings.get("epochs") or getattr(experiment and experiment.training, "epochs", 0) if record else 0
     return Status(
         folder.path,
         state,
-        epoch=len(record.epochs) if record else _generated(folder),
-        epochs=epochs,
-        **_accuracies(record, results),
+        epoch=len(record.epochs) if record else 0,
+        epochs=max(int(asked), len(record.epochs)) if record else 0,
+        **_accuracies(record, results_of(folder, record)),
         seconds=sum(_numbers(past, "seconds")),
         images_per_second=_throughput(folder),
         peak_memory_mb=max(_numbers(past, "peak_memory_mb"), default=None),
@@ -73,42 +68,23 @@ def is_finished(folder: RunFolder, *, test: bool = True, attacks: bool = True) -
     """Whether nothing is left to do: trained to the end and, with `test`, measured as cfg.yaml asks, `attacks`
     included.
 
-    Raises ValueError where cfg.yaml cannot be used, or states another experiment than was trained.
+    Raises ValueError if cfg.yaml cannot be used, or states another experiment than was trained.
     """
-    experiment, record = load_any(folder.config), _record(folder)
-    if isinstance(experiment, WassersteinExperiment):
-        return bool(_estimated(folder))
-    if isinstance(experiment, GanExperiment):
-        return _generated(folder) >= experiment.training.epochs
-    _require_trained_as_stated(experiment, record)
-    trained = bool(record and record.finished and folder.model.exists())
-    if not (trained and test):
-        return trained
-    results = _results(folder, record)
-    return bool(results) and (not attacks or _answers(results, experiment))
+    experiment = load_any(folder.config)
+    task = task_of(experiment)
+    task.require_stated(experiment, recorded(folder))
+    done = task.finished(experiment, folder, test, attacks)
+    return done is not None and (folder.path / task.product).exists()
 
 
-def _answers(results: dict[str, Any], experiment: Experiment) -> bool:
-    return results.get("evaluation") == experiment.evaluation.model_dump(mode="json")
-
-
-def _require_trained_as_stated(experiment: Experiment, record: Record | None) -> None:
-    """Raise ValueError where a record tells of other settings; those it does not know are younger than it is."""
-    trained = record.settings.get("settings") if record else None
-    if isinstance(trained, dict):
-        stated = _shared(json.loads(json.dumps(settings(experiment))), trained)
-        if other := list(differences(trained, stated)):
-            raise ValueError(
-                f"cfg.yaml states another experiment than was trained ({'; '.join(other[:5])}); change it back, or "
-                "train in another folder"
-            )
-
-
-def _shared(values: Any, like: Any) -> Any:
-    """Return nested values without the keys that are not in `like`."""
-    if not isinstance(values, dict) or not isinstance(like, dict):
-        return values
-    return {key: _shared(value, like[key]) for key, value in values.items() if key in like}
+def _experiment(folder: RunFolder, record: Record[Any] | None) -> tuple[AnyExperiment | None, str]:
+    """What cfg.yaml states, and what is wrong with it."""
+    try:
+        experiment = load_any(folder.config)
+        task_of(experiment).require_stated(experiment, record)
+    except ValueError as error:
+        return None, str(error)
+    return experiment, ""
 
 
 def count(rows: Iterable[Status]) -> dict[State, int]:
@@ -117,37 +93,27 @@ def count(rows: Iterable[Status]) -> dict[State, int]:
     return {state: found.count(state) for state in STATES if state in found}
 
 
-def _state(folder: RunFolder, past: list[Session], record: Record | None, results: dict[str, Any]) -> tuple[State, str]:
+def _state(
+    folder: RunFolder, past: list[Session], record: Record[Any] | None, experiment: AnyExperiment | None, error: str
+) -> tuple[State, str]:
     last = past[-1] if past else None
     if is_running(folder):
         return "running", f"{last.task} on {last.facts.get('host')}, since {last.started}" if last else ""
-    if error := _config_error(folder, record):
+    if experiment is None:
         return "invalid", error
-    if record and record.finished and results:
-        return _evaluated(folder, results)
-    if estimated := _estimated(folder):
-        low, high = estimated["distance_interval"]
-        return (
-            "finished",
-            f"distance {rounded_down(estimated['distance'], 4)} ({rounded_down(low, 4)} to {rounded_up(high, 4)})",
-        )
-    if 0 < _generator_epochs(folder) <= _generated(folder):
-        return "finished", "generator.safetensors"
+    task = task_of(experiment)
+    done = task.finished(experiment, folder, True, False)
+    if done is not None:
+        outdated = task.outdated(experiment, folder)
+        return ("trained", outdated) if outdated else ("finished", done)
     if last and last.outcome == "failed":
         return "failed", last.error
-    if record and record.finished:
+    if record and record.finished and task.finished(experiment, folder, False, False) is not None:
         return "trained", ""
     if last or is_started(folder.path):
         return "interrupted", f"{last.task} was {last.outcome}" if last else ""
     said = _last_line(folder.output)
     return ("failed", said) if said else ("missing", "")
-
-
-def _evaluated(folder: RunFolder, results: dict[str, Any]) -> tuple[State, str]:
-    experiment = load_any(folder.config)
-    if "evaluation" in results and isinstance(experiment, Experiment) and not _answers(results, experiment):
-        return "trained", "results.yaml answers another evaluation than cfg.yaml asks for"
-    return "finished", ""
 
 
 def _last_line(path: Path) -> str:
@@ -156,57 +122,7 @@ def _last_line(path: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _config_error(folder: RunFolder, record: Record | None) -> str:
-    try:
-        experiment = load_any(folder.config)
-        if isinstance(experiment, Experiment):
-            _require_trained_as_stated(experiment, record)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _record(folder: RunFolder) -> Record | None:
-    try:
-        return load_record(folder.path)
-    except CheckpointError:
-        return None
-
-
-def _results(folder: RunFolder, record: Record | None) -> dict[str, Any]:
-    """Return results.yaml, empty where there is none of the finished training."""
-    try:
-        results = read(folder.results)
-    except (ValueError, OSError):
-        return {}
-    return results if record and results.get("finished") and results.get("epoch") == record.kept_epoch else {}
-
-
-def _estimated(folder: RunFolder) -> dict[str, Any]:
-    """Return results.yaml of a Wasserstein estimate, empty where there is none."""
-    try:
-        results = read(folder.results)
-    except (ValueError, OSError):
-        return {}
-    return results if "distance" in results and folder.model.exists() else {}
-
-
-def _generated(folder: RunFolder) -> int:
-    """Return the number of epochs that a generator was trained for."""
-    record = generation.recorded(folder)
-    return len(record.epochs) if record else 0
-
-
-def _generator_epochs(folder: RunFolder) -> int:
-    """Return the number of epochs that cfg.yaml asks of a generator, 0 where it asks for something else."""
-    try:
-        experiment = load_any(folder.config)
-    except ValueError:
-        return 0
-    return experiment.training.epochs if isinstance(experiment, GanExperiment) else 0
-
-
-def _accuracies(record: Record | None, results: dict[str, Any]) -> dict[str, Any]:
+def _accuracies(record: Record[Any] | None, results: dict[str, Any]) -> dict[str, Any]:
     """Return the accuracies of the test images, at the largest eps, else of the validation images, at the first; never
     one of each."""
     if "accuracy" in results:
@@ -215,7 +131,7 @@ def _accuracies(record: Record | None, results: dict[str, Any]) -> dict[str, Any
         row = rows[eps] if isinstance(rows, dict) and isinstance(rows.get(eps), dict) else {}
         at = {"certified": row["lb"], "eps": eps} if "lb" in row else {}
         return {"clean": results["accuracy"], "images": "test", **at}
-    if not record or not record.best_epoch or record.best.clean is None:
+    if not record or not record.best_epoch or record.best.rank is None:
         return {}
     eps, certified = next(iter(record.best.certified.items()), (None, None))
     return {"clean": record.best.clean, "images": "validation", "certified": certified, "eps": eps}
@@ -227,7 +143,7 @@ def _numbers(past: list[Session], name: str) -> list[float]:
     return [float(value) for value in found if isinstance(value, int | float)]
 
 
-def _device(record: Record | None) -> str:
+def _device(record: Record[Any] | None) -> str:
     """Return where the last session trained: the device, and how many processes where it was more than one."""
     versions = record.versions if record else {}
     device, processes = versions.get("device", ""), versions.get("processes")

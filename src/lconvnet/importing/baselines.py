@@ -19,14 +19,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lconvnet import atomic
 from lconvnet.experiments.config import Experiment, settings
-from lconvnet.experiments.loading import parse
+from lconvnet.experiments.loading import AnyExperiment, parse
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.trained_on import require_open
 from lconvnet.importing import pickles, tensorflow
@@ -60,9 +60,9 @@ LOSS = "loss"
 OPTIMIZERS = re.compile(r".*/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1|ExponentialMovingAverage)")
 
 
-def is_baseline(experiment: object) -> bool:
+def is_baseline(experiment: AnyExperiment) -> bool:
     """Return whether an experiment is of a network that others published weights of."""
-    return isinstance(experiment, Experiment) and experiment.model.architecture in FORMATS
+    return experiment.task == Experiment.task and cast(Experiment, experiment).model.architecture in FORMATS
 
 
 def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: Sequence[str]) -> None:

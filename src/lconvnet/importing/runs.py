@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from lconvnet import atomic, saving
 from lconvnet.baking import bake
 from lconvnet.bounds import Bound, lipschitz_bound
-from lconvnet.experiments.config import Experiment, WassersteinExperiment, settings
-from lconvnet.experiments.estimation import UNSAMPLED
-from lconvnet.experiments.loading import dump, load_any, merge, naming, parse_any
+from lconvnet.experiments.config import Experiment
+from lconvnet.experiments.loading import AnyExperiment, merge, naming, parse_any
 from lconvnet.experiments.original import is_original, network
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.tasks import task_of
 from lconvnet.experiments.trained_on import require_open
 from lconvnet.importing import original, pickles
 from lconvnet.importing.baselines import adopt_baseline, is_baseline, read_baseline
@@ -60,7 +60,7 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
         raise ValueError(f"{new} already holds a run, which is never overwritten; name another folder for the import")
     bound = source.bound()
     unfinished = original.unfinished(source.model, source.weights) if source.weights else 0.0
-    _keep_config(folder, source.experiment)
+    folder.keep_config(source.experiment)
     source.write(folder, bound)
     return Imported(source.network, bound, folder.model, source.origin["epoch"], unfinished)
 
@@ -92,24 +92,15 @@ def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
 
 def _adopt(folder: RunFolder) -> None:
     source = Source.read(folder.path)
-    if isinstance(source.experiment, WassersteinExperiment):
+    if unsampled := task_of(source.experiment).unsampled:
         raise ValueError(
-            f"{folder.path} holds weights of the original that {UNSAMPLED}; lconvnet import {folder.path} NEW, and use "
+            f"{folder.path} holds weights of the original that {unsampled}; lconvnet import {folder.path} NEW, and use "
             f"its model.safetensors, or train anew: lconvnet train {folder.config} --out NEW"
         )
     try:
         source.write(folder, source.bound())
     except atomic.WriteError as error:
         raise atomic.WriteError(f"{error}; or evaluate a copy: lconvnet import {folder.path} NEW") from error
-
-
-def _keep_config(folder: RunFolder, experiment: Experiment | WassersteinExperiment) -> None:
-    if not folder.is_configured:
-        atomic.write_text(folder.config, dump(experiment))
-    elif load_any(folder.config) != experiment:
-        raise ValueError(
-            f"{folder.config} describes another experiment, which is never overwritten; name an empty folder"
-        )
 
 
 def _is_taken(folder: RunFolder) -> bool:
@@ -142,7 +133,7 @@ class Source:
     """
 
     folder: Path
-    experiment: Experiment | WassersteinExperiment
+    experiment: AnyExperiment
     model: nn.Sequential
     network: nn.Module
     shape: tuple[int, int, int]
@@ -158,13 +149,13 @@ class Source:
         values = read(config)
         if not is_original(values):
             raise ValueError(f"{config} is not in the original's grammar, which begins with <type>")
-        with naming(config):  # of a GAN the original has no configuration
-            experiment = cast(Experiment | WassersteinExperiment, parse_any(values))
+        with naming(config):
+            experiment = parse_any(values)
         shape, outputs = network(values)
-        if isinstance(experiment, Experiment) and is_baseline(experiment):
-            model, origin = read_baseline(folder, experiment)
+        if is_baseline(experiment):
+            model, origin = read_baseline(folder, cast(Experiment, experiment))
             return cls(folder, experiment, model, bake(model), shape, {**origin, "baked": True}, {})
-        model = _build(experiment, shape, outputs)
+        model = task_of(experiment).network(experiment, shape, outputs)
         checkpoint = _checkpoint(folder, values["trainer"]["net"]["<type>"])
         epoch, baked, weights = _load(model, checkpoint)
         digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -174,8 +165,7 @@ class Source:
     @property
     def record(self) -> Record:
         """No epoch is recorded, for the original's file tells none but the number of the last."""
-        asked = self.experiment
-        facts = settings(asked) if isinstance(asked, Experiment) else asked.model_dump(mode="json")
+        facts = task_of(self.experiment).imported_settings(self.experiment)
         stated = {"settings": facts, "imported": self.origin}
         return Record(json.loads(json.dumps(stated)), versions(torch.device("cpu")), finished=True)
 
@@ -189,13 +179,6 @@ class Source:
         save_best(folder.path / "checkpoints" / "best.safetensors", self.model, self.origin["epoch"])
         atomic.write_json(folder.path / "record.json", self.record.to_dict())
         folder.write_model(saving.encode(self.network, bound=bound, input_shape=self.shape, notes=notes))
-
-
-def _build(experiment: Experiment | WassersteinExperiment, shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
-    """The network by itself: what stands before it, such as an upsampling, has no weights."""
-    if isinstance(experiment, Experiment):
-        return experiment.model.build(shape, outputs, seed=0)
-    return experiment.critic.model_copy(update={"upsampling": 1}).build(shape, seed=0)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

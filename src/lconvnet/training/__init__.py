@@ -1,16 +1,20 @@
-"""Training: one readable loop on Lightning Fabric, resumable at any instant, judged on the validation split.
+"""Training: one loop on Lightning Fabric for every task, resumable at any instant.
 
 *The state of a run is a function of its settings, its seed and the number of steps done.*
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lconvnet.training import schedules
-from lconvnet.training.checkpoint import CheckpointError, load_best
-from lconvnet.training.fit import fit
-from lconvnet.training.folder import is_started, load_record
+from lconvnet.training.checkpoint import load_best
+from lconvnet.training.folder import is_started
 from lconvnet.training.interruption import Interrupted
+from lconvnet.training.loop import Diverged
 from lconvnet.training.processes import is_first_process
-from lconvnet.training.record import Epoch, Record
-from lconvnet.training.state import Diverged
+from lconvnet.training.record import CheckpointError, Epoch, Record, load_record
+
+if TYPE_CHECKING:
+    from lconvnet.tasks.classification import fit
 
 __all__ = [
     "CheckpointError",
@@ -25,3 +29,12 @@ __all__ = [
     "load_record",
     "schedules",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`fit` lies in `lconvnet.tasks`, which is built on this package."""
+    if name == "fit":
+        from lconvnet.tasks.classification import fit
+
+        return fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

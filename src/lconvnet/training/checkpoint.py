@@ -2,151 +2,169 @@
 
 import io
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lconvnet import atomic
-from lconvnet.training.record import Record
-from lconvnet.training.settings import differences, identity
+from lconvnet.training.record import CheckpointError, CriticEpoch, Record
 
 FORMAT = "lconvnet-checkpoint"
-VERSION = 2  # in 1 equal settings meant other learning rates, projections and frozen biases
-LONGER = (
-    "the learning rates of a run are made for its length: to train for longer, start a new run from its weights in "
-    "another folder, after load_best(model, RUN), on the command line lconvnet train CFG --from RUN --out NEW"
-)
-
-
-class CheckpointError(ValueError):
-    """A file of a run cannot be used: missing, truncated, foreign, with pickled code, or of other settings."""
+VERSION = 3  # in 1 equal settings meant other learning rates, projections and frozen biases; in 2 each task had its own
+TASKS = {"classification": "a classifier", "gan": "a generator", "wasserstein": "a critic"}
+OLDER = {FORMAT: "classification", "lconvnet-gan-checkpoint-1": "gan", "lconvnet-critic-1": "wasserstein"}
+CYCLE = 100
+"""Optimiser steps of a critic's epoch, as in the paper."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: `epoch` epochs are done, and `step` steps of the next one with their running sums."""
+    """Where a run stands: `epoch` epochs are done, and `step` steps of the next one, in which `measures` were taken."""
 
     epoch: int = 0
     step: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
-    seen: int = 0
+    measures: dict[str, list[float]] = field(default_factory=dict)
+    sums: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums = {name: _sum(values) for name, values in self.measures.items()}
+
+    def add(self, measures: Mapping[str, float]) -> None:
+        """Take in what an update measured."""
+        for name, value in measures.items():
+            self.measures.setdefault(name, []).append(value)
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        values = {name: torch.tensor(column, dtype=torch.float64) for name, column in self.measures.items()}
+        return {"epoch": self.epoch, "step": self.step, "measures": values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Progress":
+        """The inverse of `to_dict`; raises `ValueError`, `TypeError` or `KeyError` for anything else."""
+        progress = cls(
+            values["epoch"], values["step"], {name: list(map(float, v)) for name, v in values["measures"].items()}
+        )
+        numbers = [progress.epoch, progress.step, *progress.sums.values()]
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) or min(numbers[:2]) < 0:
+            raise ValueError(f"epoch={progress.epoch}, step={progress.step}, sums={progress.sums}")
+        return progress
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State of a run between two optimiser steps; the last three are `state_dict`s."""
+    """State of a run between two steps: `state_dict`s by name, and moving averages of the weights if it keeps any."""
 
     progress: Progress
-    record: Record
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any] = field(default_factory=dict)
+    record: Record[Any]
+    modules: dict[str, dict[str, Any]]
+    optimizers: dict[str, dict[str, Any]]
+    schedulers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    version: int = VERSION
+
+    @property
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """The states of the modules with the averages in the place of their weights, if there are any."""
+        return {
+            owner: {name: self.averages.get(f"{owner}.{name}", value) for name, value in state.items()}
+            for owner, state in self.modules.items()
+        }
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
+def save(path: Path, checkpoint: Checkpoint, task: str) -> None:
     """Write a checkpoint atomically. Raises `atomic.WriteError`; the previous one then still stands."""
-    content = {
+    content = vars(checkpoint) | {
         "format": FORMAT,
-        "progress": asdict(checkpoint.progress),
+        "task": task,
+        "progress": checkpoint.progress.to_dict(),
         "record": json.dumps(checkpoint.record.to_dict(), allow_nan=False),
-        "model": dict(checkpoint.model),
-        "optimizer": checkpoint.optimizer,
-        "scheduler": checkpoint.scheduler,
+        "modules": {name: dict(state) for name, state in checkpoint.modules.items()},
     }
-    write_state(path, content)
-
-
-def write_state(path: Path, content: dict[str, Any]) -> None:
-    """Write what `read_state` reads, atomically. Raises `atomic.WriteError`; the previous file then still stands."""
     buffer = io.BytesIO()
-    torch.save({"version": VERSION, **content}, buffer)
+    torch.save(content, buffer)
     atomic.write_bytes(path, buffer.getvalue())
 
 
-def read_state(path: Path, form: str, what: str = "this package") -> dict[str, Any]:
-    """Read the dictionary with this "format" onto the CPU by torch's weights-only reader, which refuses pickled code.
+def load(path: Path, task: str) -> Checkpoint:
+    """Read a checkpoint of a task onto the CPU by torch's weights-only reader, which refuses pickled code.
 
-    Raises `CheckpointError` for any other file, as no checkpoint of `what`, and for a newer version.
+    Raises `CheckpointError` for everything that `save` did not write whole, for another task, and for a newer version.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
         raise CheckpointError(
-            f"{path}: not a checkpoint of {what}, or damaged, or holding pickled code, which is never run "
+            f"{path}: not a checkpoint of {TASKS[task]}, or damaged, or holding pickled code, which is never run "
             f"({str(error).strip().partition(chr(10))[0]}); restore the file or start in another folder"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != form:
-        raise CheckpointError(f"{path}: a torch file, but no checkpoint of {what}; start in another folder")
-    if content.setdefault("version", 1) not in (1, VERSION):
+    if not isinstance(content, dict) or content.get("task", OLDER.get(str(content.get("format")))) != task:
+        raise CheckpointError(f"{path}: a torch file, but not a checkpoint of {TASKS[task]}; start in another folder")
+    version = content.setdefault("version", 1)
+    if version not in range(1, VERSION + 1):
         raise CheckpointError(
-            f"{path}: checkpoint version {content['version']!r}, this package reads {VERSION}; "
+            f"{path}: checkpoint version {version!r}, this package reads {VERSION}; "
             "continue with the release that wrote it"
         )
-    return content
-
-
-def require_resumable(path: Path, version: int, *, finished: bool) -> None:
-    """Raise `CheckpointError` where training would go on otherwise than it began; what is finished trains no more."""
-    if version != VERSION and not finished:
-        raise CheckpointError(
-            f"{path}: is of an unfinished run of an older release, where the same settings meant other learning rates, "
-            "projections or frozen biases; finish it with that release, or start anew in another folder"
-        )
-
-
-def require_same_settings(path: Path, saved: Any, asked: Any) -> None:
-    """Raise `CheckpointError` where the checkpoint at `path` was written with other settings than are asked for.
-
-    A resume need not say again where the first weights came from.
-    """
-    known = saved if "from" in asked else {name: value for name, value in saved.items() if name != "from"}
-    if changed := list(differences(identity(known), identity(asked))):
-        longer = any(line.startswith(("epochs: ", "steps: ")) for line in changed)
-        raise CheckpointError(
-            f"{path}: was written with other settings ({'; '.join(changed[:5])}); "
-            f"{LONGER if longer else 'resume with those, or train in another folder'}"
-        )
-
-
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU, to go on from.
-
-    Raises `CheckpointError` for everything that `save` did not write whole, and for an unfinished run of an older
-    version.
-    """
-    content = read_state(path, FORMAT)
-    saved = _parse(path, content)
-    require_resumable(path, content["version"], finished=saved.record.finished)
-    return saved
-
-
-def _parse(path: Path, content: dict[str, Any]) -> Checkpoint:
     try:
-        progress = Progress(**content["progress"])
-        record = Record.from_dict(json.loads(content["record"]))
-        if not all(isinstance(value, int | float) and value >= 0 for value in vars(progress).values()):
-            raise ValueError(f"progress={progress}")
-        if progress.epoch != len(record.epochs):
-            raise ValueError(f"{progress.epoch} epochs done, {len(record.epochs)} recorded")
-        states = [dict(content[name]) for name in ("model", "optimizer", "scheduler")]
+        return _parse(content if version == VERSION else _modernised(content, task))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({error}); start in another folder") from error
-    return Checkpoint(progress, record, *states)
+
+
+def _parse(content: Mapping[str, Any]) -> Checkpoint:
+    progress, record = Progress.from_dict(content["progress"]), Record.from_dict(json.loads(content["record"]))
+    if progress.epoch != len(record.epochs):
+        raise ValueError(f"{progress.epoch} epochs done, {len(record.epochs)} recorded")
+    states = {name: dict(content[name]) for name in ("modules", "optimizers", "schedulers", "averages")}
+    return Checkpoint(progress, record, **states, version=content["version"])
+
+
+def _modernised(content: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """A checkpoint of versions 1 and 2 in the present form, as far as a finished run needs it."""
+    modules = {"classification": ("model",), "gan": ("generator", "critic"), "wasserstein": ("critic",)}[task]
+    older = {"version": content["version"], "modules": {name: content[name] for name in modules}}
+    older |= {"optimizers": {}, "schedulers": {}, "averages": {}}
+    if task != "wasserstein":
+        place = {name: content["progress"][name] for name in ("epoch", "step")}
+        return older | {"progress": place | {"measures": {}}, "record": content["record"]}
+    values = [float(value) for value in content["values"]]
+    steps = content["settings"]["steps"]
+    whole = [values[start : start + CYCLE] for start in range(0, len(values), CYCLE)]
+    done = whole if len(values) == steps else [part for part in whole if len(part) == CYCLE]
+    rows = [CriticEpoch(n + 1, min((n + 1) * CYCLE, steps), tuple(part)) for n, part in enumerate(done)]
+    record = Record(content["settings"], {}, tuple(rows), len(rows), row=CriticEpoch)
+    place = {"epoch": len(rows), "step": len(values) - sum(map(len, done)), "measures": {}}
+    return older | {"progress": place, "record": json.dumps(record.to_dict())}
+
+
+def _sum(values: list[float]) -> float:
+    """One value after the other, as a run adds them up (`sum` of Python 3.12 compensates)."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+def encode_best(model: nn.Module, epoch: int) -> bytes:
+    """The weights of the best epoch (of the un-baked model) as safetensors."""
+    return atomic.encode_safetensors(model.state_dict(), metadata=json.dumps({"epoch": epoch}))
 
 
 def save_best(path: Path, model: nn.Module, epoch: int) -> None:
-    """Write the weights of the best epoch (of the un-baked model) as safetensors, atomically."""
-    atomic.write_safetensors(path, model.state_dict(), metadata=json.dumps({"epoch": epoch}))
+    """Write `encode_best`, atomically."""
+    atomic.write_bytes(path, encode_best(model, epoch))
 
 
-def read_best(path: Path) -> tuple[dict[str, torch.Tensor], int]:
-    """Weights and 1-based epoch written by `save_best`. Raises `CheckpointError` for any other file."""
+def read_best(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Weights and 1-based epoch of `encode_best`. Raises `CheckpointError` for any other file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             epoch = int(json.loads((file.metadata() or {})["lconvnet"])["epoch"])

@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lconvnet.training.processes import is_first_process
 from lconvnet.training.schedules import Exponential, Schedule
-from lconvnet.training.state import Loss
 
 logger = logging.getLogger("lconvnet")
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 VANISHED = 1e-6  # of the peak, for half of the steps: the paper's schedule is at 0.02 there, and ends at 5e-4
 COARSE = 20  # levels of a rate between 0 and its peak, as which it swings
@@ -113,9 +113,7 @@ def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_
         raise ValueError(f"schedule is torch's {made.__name__}, which takes other arguments: {_SCHEDULE}")
     if not callable(schedule):
         raise ValueError(f"schedule is {_kind(schedule)}: {_SCHEDULE}")
-    trial = copy.copy(optimizer)
-    trial.param_groups = [{**_own(group), "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
-    tried = _scheduler(schedule, trial, epochs, steps_per_epoch)
+    tried = _scheduler(schedule, trial(optimizer), epochs, steps_per_epoch)
     rates = list(_rates(tried, epochs * steps_per_epoch))
     _require_rates(rates)
     if why := _takes_epochs_for_steps(tried, rates, epochs, steps_per_epoch):
@@ -123,6 +121,26 @@ def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_
     if is_first_process() and min(rates) < max(rates):
         logger.info("learning rate: %s", _told(rates))
     return _scheduler(schedule, optimizer, epochs, steps_per_epoch)
+
+
+def same_start(
+    schedule: Schedule, optimizer: Optimizer, lengths: Sequence[int], steps_per_epoch: int, done: int
+) -> bool:
+    """Whether the first `done` steps have the same learning rates in trainings of all these numbers of epochs.
+
+    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> same_start(Exponential(), optimizer, (2, 3), 5, done=10)
+    True
+    """
+    schedulers = (_scheduler(schedule, trial(optimizer), epochs, steps_per_epoch) for epochs in lengths)
+    return len({tuple(_rates(one, done)) for one in schedulers}) == 1
+
+
+def trial(optimizer: Optimizer) -> Optimizer:
+    """An optimiser with the same options, and nothing to optimise."""
+    other = copy.copy(optimizer)
+    other.param_groups = [{**_own(group), "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
+    return other
 
 
 def _scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:

@@ -1,7 +1,7 @@
 """The files of a training run, and the rule that none of them is ever lost.
 
 checkpoints/last.ckpt          everything a resume needs; one file, replaced atomically
-checkpoints/best.safetensors   weights of the epoch that is best on the validation split
+checkpoints/best.safetensors   of a classifier: weights of the epoch that is best on the validation split
 record.json, logs/metrics.csv  the deterministic record
 logs/timing.jsonl, logs/tensorboard/   wall times and curves, which are not
 """
@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lconvnet import atomic, locking
-from lconvnet.training.checkpoint import CheckpointError
-from lconvnet.training.interruption import Interrupted
-from lconvnet.training.record import Record
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The paths of a run below `path`."""
+class TrainingFolder:
+    """The paths of a training below `path`."""
 
     path: Path
 
@@ -69,39 +66,21 @@ class RunFolder:
                 "choose a folder that you may write to"
             ) from error
         with locking.locked(self.last.with_name(".lock"), busy):
-            for path in (self.last, self.best, self.record, self.metrics):
-                atomic.sweep(path)
+            atomic.sweep(self.last)
             yield
 
-    def write_record(self, record: Record) -> None:
-        """Write record.json and logs/metrics.csv."""
-        atomic.write_json(self.record, record.to_dict())
-        atomic.write_text(self.metrics, record.to_csv())
+    def write(self, place: str, data: bytes) -> None:
+        """Write the file at `place`, atomically; what a killed writer left half-written there is removed."""
+        path = self.path / place
+        atomic.sweep(path)
+        atomic.write_bytes(path, data)
 
     def log_timing(self, values: dict[str, Any]) -> None:
         """Append one line to logs/timing.jsonl."""
         atomic.append_text(self.timing, json.dumps(values) + "\n")
 
 
-def interrupted(by: str, done: str, folder: RunFolder | None) -> Interrupted:
-    """The error for a training that was asked to stop, with the way to go on."""
-    resumable = "resume=True, on the command line --resume"
-    way_out = f"continue {folder.path} with {resumable}" if folder else "nothing is kept, directory was None"
-    return Interrupted(f"stopped by {by} after {done}; {way_out}")
-
-
 def is_started(directory: str | Path) -> bool:
     """Whether a training run has left something in this folder; configuration and foreign files do not count."""
-    folder = RunFolder(Path(directory))
+    folder = TrainingFolder(Path(directory))
     return any(path.exists() for path in (folder.last, folder.best, folder.record, folder.metrics))
-
-
-def load_record(directory: str | Path) -> Record:
-    """The record of a run folder. Raises `CheckpointError` if record.json is missing, damaged or of another format."""
-    path = RunFolder(Path(directory)).record
-    try:
-        return Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable training record ({error}); train with this folder first"
-        ) from error

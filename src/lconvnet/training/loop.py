@@ -1,165 +1,425 @@
-"""The training loop: steps, epochs, and the instants at which its state goes to disk.
+"""The training loop of every task: order, resume, signals, processes, checkpoints, records, display, divergence.
 
 Everything that happens in a step follows from (seed, epoch, step) and the state in the checkpoint, so a run that was
 killed and resumed is, bit for bit, the run that was not (on one machine; on a GPU as far as its kernels are
-deterministic). With several processes the batch is the joint one: each takes its share, and everything that decides how
+deterministic). With several processes a batch is the joint one: each takes its share, and everything that decides how
 the run goes on is added up over all of them.
 """
 
+import contextlib
+import logging
 import math
 import signal
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from lconvnet.data import batch
-from lconvnet.training.checkpoint import Progress
-from lconvnet.training.evaluation import validate
-from lconvnet.training.folder import interrupted
-from lconvnet.training.interruption import Interruption
-from lconvnet.training.processes import Processes
-from lconvnet.training.projection import is_due, project_
-from lconvnet.training.randomness import derive_seed, epoch_order, generator, seed_global
-from lconvnet.training.record import Epoch
-from lconvnet.training.reporting import Curves, Display
-from lconvnet.training.state import Augment, Run, diverged, divergence, require_finite, save, with_name
+from lconvnet.training import checkpoint as checkpoints
+from lconvnet.training.checkpoint import VERSION, Checkpoint, CheckpointError, Progress, load_weights
+from lconvnet.training.checks import made_scheduler, same_start, trial
+from lconvnet.training.engine import Averages, Engine, Measures, NotFiniteError
+from lconvnet.training.interruption import Interrupted, Interruption
+from lconvnet.training.options import Place
+from lconvnet.training.processes import launched
+from lconvnet.training.record import Record, Row
+from lconvnet.training.reporting import curves, display
+from lconvnet.training.schedules import Schedule
+from lconvnet.training.settings import LENGTH, OUTSIDE, differences, identity, versions
 
+logger = logging.getLogger("lconvnet")
 
-def train(run: Run, interruption: Interruption, display: Display, curves: Curves) -> None:
-    """Train from where `run` stands to the end. Raises `Interrupted` or `Diverged`."""
-    while run.progress.epoch < run.plan.epochs:
-        started, first = time.perf_counter(), run.progress.step
-        rate = _train_epoch(run, interruption, display)
-        trained = time.perf_counter()
-        epoch = _finish_epoch(run, rate, curves)
-        if run.processes.first:
-            display.epoch(epoch)
-            if run.folder:
-                run.folder.log_timing(_timing(run, epoch, first, started, trained))
-            if run.plan.on_epoch:
-                run.plan.on_epoch(epoch)
-        _stop_if(int(run.processes.gather(interruption.number).max()), run)
+LONGER = (
+    "the learning rates of a run are made for its length: to train for longer, start a new run from its weights in "
+    "another folder, after load_best(model, RUN), on the command line lconvnet train CFG --from RUN --out NEW"
+)
 
 
-def _train_epoch(run: Run, interruption: Interruption, display: Display) -> float:
-    """The remaining steps of the current epoch; the learning rate of the last one."""
-    progress, plan, steps = run.progress, run.plan, run.steps_per_epoch
-    batches = epoch_order(plan.seed, progress.epoch, len(run.splits.train)).split(plan.batch_size)
-    run.model.train()
-    rate = float(run.scheduler.get_last_lr()[0])
-    while progress.step < steps:
-        rate = float(run.scheduler.get_last_lr()[0])
-        stop = _step(run, batches[progress.step], rate, interruption)
-        progress.step += 1
-        if is_due(progress.step, steps, plan.project_every):
-            project_(run.model)
-        display.step(progress.step, progress.loss_sum / progress.seen, progress.correct / progress.seen)
-        if progress.step < steps and (stop or progress.step % plan.checkpoint_every == 0):
-            save(run)
-            _stop_if(stop, run)
-    return rate
+class Diverged(ValueError):  # noqa: N818 (says what happened, as StopIteration does)
+    """The loss or a weight is no longer finite: the options of the optimiser do not fit the problem."""
 
 
-def _step(run: Run, indices: Tensor, rate: float, interruption: Interruption) -> int:
-    """One optimiser step on one batch; running sums are updated. The signal that asks any process to stop, or 0."""
-    progress, plan, processes = run.progress, run.plan, run.processes
-    place = (progress.epoch, progress.step)
-    own_dropout = f"step of process {processes.rank}" if processes.rank else "step"
-    seed_global(derive_seed(plan.seed, own_dropout, *place), run.fabric.device)  # `fit` gives the caller's state back
-    images, labels = batch(run.splits.train, indices)
-    if plan.augment:
-        images = _augmented(plan.augment, images, generator(plan.seed, "augment", *place))
-    images, labels, own = _share(processes, images, labels)
-    images, labels = run.fabric.to_device((images, labels))
-    run.optimizer.zero_grad()
-    with divergence(partial(require_finite, run, rate)), run.fabric.autocast():
-        logits = run.model(images.to(run.dtype))
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    loss = plan.loss(logits, labels)
-    correct = int((logits.detach().argmax(dim=1) == labels).sum()) if own else 0
-    sums = processes.gather(float(loss.detach()) * own, correct, own, interruption.number)
-    value, correct, seen = sums[:, :3].sum(dim=0).tolist()
-    if not math.isfinite(value):
-        raise diverged(run, with_name(f"loss is {value}", run.model), rate)
-    run.fabric.backward(loss * (own / len(indices)))  # added up, the gradient of the mean over the joint batch
-    processes.add_gradients_(run.model.parameters())
-    run.optimizer.step()
-    run.scheduler.step()
-    progress.loss_sum += value
-    progress.correct += int(correct)
-    progress.seen += int(seen)
-    return int(sums[:, 3].max())
+@dataclass(frozen=True)
+class Position:
+    """Where a step or a validation is: epochs done, steps of the present one done, and the learning rate."""
+
+    epoch: int
+    step: int
+    learning_rate: float
 
 
-def _augmented(augment: Augment, images: Tensor, draws: torch.Generator) -> Tensor:
-    """The images augmented; raises `ValueError` where that gives anything but as many images of the same shape."""
-    wanted = "give augment(images (B, C, H, W), generator=...), such as lconvnet.data.crop_and_flip"
-    try:
-        found = augment(images, generator=draws)
-    except TypeError as error:
-        raise ValueError(f"augment cannot be used ({error}): {wanted}") from error
-    if not isinstance(found, Tensor) or found.shape != images.shape or not found.is_floating_point():
-        kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"augment gives {kind} for images {tuple(images.shape)}, not as many of that shape: {wanted}")
-    if not bool(found.isfinite().all()):
-        raise ValueError(f"augment gives NaN or infinite pixels: {wanted}")
-    return found
+class Task(Protocol):
+    """One objective. The loop owns order and state; a task owns what a step means.
 
-
-def _share(processes: Processes, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
-    """This process's part of the joint batch, and how many images of it count.
-
-    Where there is none left it takes one that does not count, since power iterations go on in every forward pass.
+    Attributes:
+        name: one of `checkpoint.TASKS`.
+        row: the kind of its epochs.
+        modules: moved, checked for NaN, saved, restored.
+        optimizers: theirs; `schedule` makes the learning rates of each, None leaves them as they are.
+        epochs, steps_per_epoch, steps: its length; the last epoch may be shorter.
     """
-    mine = processes.share(labels)
-    if not len(mine):
-        return images[:1], labels[:1], 0
-    return processes.share(images), mine, len(mine)
+
+    name: ClassVar[str]
+    row: ClassVar[type[Row]]
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+    @property
+    def optimizers(self) -> Mapping[str, Optimizer]: ...
+    @property
+    def schedule(self) -> Schedule | None: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+
+    def step(self, at: Position, engine: Engine) -> Sequence[Measures]:
+        """One step, a function of (seed, position, state); what its updates measured, in their order."""
+        ...
+
+    def running(self, progress: Progress) -> str:
+        """What a display says of the epoch so far."""
+        ...
+
+    def validate(self, at: Position, progress: Progress, engine: Engine) -> Row:
+        """The row of the epoch that has just ended."""
+        ...
+
+    def artefacts(self, record: Record[Any]) -> Mapping[str, bytes]:
+        """The files to write after an epoch, in this order, by their places in the run folder."""
+        ...
+
+    def histograms(self) -> Mapping[str, Tensor]:
+        """Values whose distribution TensorBoard shows after an epoch, by name."""
+        ...
 
 
-def _finish_epoch(run: Run, rate: float, curves: Curves) -> Epoch:
-    """Validate, record, keep the weights if they are the best so far, and save."""
-    progress, plan = run.progress, run.plan
-    require_finite(run, rate)
-    result = validate(run.model, run.splits.validation, plan.eps, run.processes)
-    epoch = Epoch(
-        epoch=progress.epoch + 1,
-        step=(progress.epoch + 1) * run.steps_per_epoch,
-        learning_rate=rate,
-        loss=progress.loss_sum / progress.seen,
-        accuracy=progress.correct / progress.seen,
-        clean=result.clean,
-        certified=result.certified,
-        lipschitz=result.lipschitz,
+@dataclass
+class Run:
+    """A task on its way: with what it is trained, and how far it is; of several processes only the first has a
+    folder."""
+
+    task: Task
+    place: Place
+    engine: Engine
+    record: Record[Any]
+    progress: Progress = field(default_factory=Progress)
+    schedulers: dict[str, LRScheduler] = field(default_factory=dict)
+    averages: Averages | None = None
+    best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    version: int = VERSION  # of the checkpoint it was taken up from
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """Steps of the present epoch."""
+        return min(self.task.steps_per_epoch, self.task.steps - self.progress.epoch * self.task.steps_per_epoch)
+
+    @property
+    def done(self) -> int:
+        """Steps since the start."""
+        return min(self.progress.epoch * self.task.steps_per_epoch + self.progress.step, self.task.steps)
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands."""
+        rates = [group["lr"] for one in self.task.optimizers.values() for group in one.param_groups if "lr" in group]
+        return Position(self.progress.epoch, self.progress.step, float(rates[0]) if rates else math.nan)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The context in which the modules have the weights that are kept."""
+        return self.averages.applied() if self.averages else contextlib.nullcontext()
+
+
+def train(
+    task: Task,
+    settings: Mapping[str, Any],
+    place: Place,
+    *,
+    origin: Mapping[str, Any] | None = None,
+    finish: Callable[[Run], None] = lambda run: None,
+) -> Run:
+    """Train a task to its end, from its checkpoint if there is one; its modules then have the weights that are kept.
+
+    `settings` are all that decides what is computed; a resume insists that they are the same. `finish` is called on
+    every process before they part. Raises `Interrupted`, `Diverged`, `CheckpointError` and `atomic.WriteError`.
+    """
+    options = place.options
+    asked = {**settings, **options.settings, **({"from": dict(origin)} if origin else {})}
+    fresh = {name: trial(optimizer) for name, optimizer in task.optimizers.items()}
+    epochs = math.ceil(task.steps / task.steps_per_epoch)
+    schedulers = {
+        name: made_scheduler(task.schedule, optimizer, epochs, task.steps_per_epoch)
+        for name, optimizer in task.optimizers.items()
+        if task.schedule
+    }
+    processes = launched(place.fabric)  # not before all that can be checked by one process
+    record = Record(asked, versions(place.device, processes.count), row=task.row)
+    engine = Engine(place.fabric, place.device, processes, options.clip_gradient)
+    averages = Averages(task.modules, options.ema) if options.ema is not None else None
+    run = Run(task, place, engine, record, schedulers=schedulers, averages=averages)
+    with processes.ending_together(Interrupted, Diverged):
+        _begin(run, fresh)
+        if run.done < task.steps:
+            _carry_out(run)
+        if run.averages:
+            run.averages.apply()
+        for module in task.modules.values():
+            module.eval()
+        finish(run)
+    return run
+
+
+def _carry_out(run: Run) -> None:
+    """Train to the end with displays and signal handlers in place."""
+    options, first = run.place.options, run.engine.processes.first
+    folder = run.place.folder.tensorboard if run.place.folder and options.tensorboard else None
+    epochs, done = math.ceil(run.task.steps / run.task.steps_per_epoch), run.progress.epoch
+    shown = curves(folder, done * run.task.steps_per_epoch)
+    with (
+        contextlib.closing(shown),
+        display(epochs, run.steps_in_epoch, done, progress=options.progress and first) as screen,
+        Interruption() as run.engine.interruption,
+    ):
+        while run.done < run.task.steps:
+            started, first_step, seen = time.perf_counter(), run.progress.step, run.progress.sums.get("seen", 0.0)
+            at = _train_epoch(run, screen.step)
+            trained, images = time.perf_counter(), run.progress.sums.get("seen", 0.0) - seen
+            row = _finish_epoch(run, at)
+            if first:
+                shown.add(row, run.task.histograms)
+                screen.epoch(row)
+                times = {"epoch": row.epoch, "first_step": first_step, "seconds": round(trained - started, 4)}
+                times |= {"images_per_second": round(images / (trained - started), 1)} if images else {}
+                times |= {"validation_seconds": round(time.perf_counter() - trained, 4)}
+                if run.place.folder:
+                    run.place.folder.log_timing(times)
+                if options.on_epoch:
+                    options.on_epoch(row)
+            number = run.engine.interruption.number
+            _stop_if(int(run.engine.processes.gather(number).max()), run)
+
+
+def _train_epoch(run: Run, show: Callable[[int, str], None]) -> Position:
+    """The remaining steps of the current epoch; where the last one was."""
+    progress, options, steps = run.progress, run.place.options, run.steps_in_epoch
+    for module in run.task.modules.values():
+        module.train()
+    at = run.position
+    while progress.step < steps:
+        at = run.position
+        with _divergence(run):
+            measured = run.task.step(at, run.engine)
+        for scheduler in run.schedulers.values():
+            scheduler.step()
+        if run.averages:
+            run.averages.update()
+        for measures in measured:
+            progress.add(measures)
+        progress.step += 1
+        show(progress.step, run.task.running(progress))
+        if options.on_step:
+            options.on_step(run.done, measured[-1])
+        asked = run.engine.asked or (run.engine.interruption.number if run.engine.processes.count == 1 else 0)
+        if progress.step < steps and (asked or progress.step % options.checkpoint_every == 0):
+            _save(run)
+            _stop_if(asked, run)
+    return at
+
+
+@contextlib.contextmanager
+def _divergence(run: Run) -> Iterator[None]:
+    """Treat measures that are not finite as a divergence, and what a kernel raises if a weight is not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        name = _not_finite(run.task.modules)
+        raise _diverged(run, f"{error} ({name} is not finite)" if name else str(error)) from None
+    except (ValueError, torch.linalg.LinAlgError):
+        _require_finite(run)
+        raise
+
+
+def _not_finite(modules: Mapping[str, nn.Module]) -> str:
+    """The name of a stored value that is NaN or infinite; empty if there is none."""
+    for owner, module in modules.items():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                return name if len(modules) == 1 else f"{name} of the {owner}"
+    return ""
+
+
+def _require_finite(run: Run) -> None:
+    """Raise `Diverged` if a stored value of a module is NaN or infinite."""
+    if name := _not_finite(run.task.modules):
+        raise _diverged(run, f"{name} is not finite")
+
+
+def _diverged(run: Run, what: str) -> Diverged:
+    """The error for measures or weights that are no longer finite; the last checkpoint is older and stays."""
+    kept = f"; the checkpoint in {run.place.folder.path} is from before" if run.place.folder else ""
+    return Diverged(
+        f"training diverged at step {run.done + 1} (epoch {run.progress.epoch + 1}): {what} with learning rate "
+        f"{run.position.learning_rate:.4g}; lower the learning rate of the optimizer, or check the loss{kept}"
     )
-    run.record = run.record.add(epoch, finished=epoch.epoch == plan.epochs)
-    run.progress = Progress(epoch=epoch.epoch)
-    if run.folder is None and run.processes.first and run.record.best_epoch == epoch.epoch:
-        run.best = {name: value.detach().clone().cpu() for name, value in run.model.state_dict().items()}
-    save(run)
-    curves.add(epoch, result.network, run.splits.image_shape)
-    return epoch
+
+
+def _finish_epoch(run: Run, at: Position) -> Row:
+    """Validate, record, keep the weights if they are the best so far, and save."""
+    task = run.task
+    _require_finite(run)
+    with run.averaged():
+        row = task.validate(at, run.progress, run.engine)
+        run.progress = Progress(epoch=row.epoch)
+        run.record = run.record.add(row, finished=run.done == task.steps)
+        if run.place.folder is None and run.engine.processes.first and run.record.best_epoch == row.epoch:
+            run.best = {name: _on_cpu(module, copy=True) for name, module in task.modules.items()}
+    _save(run)
+    return row
+
+
+def _save(run: Run) -> None:
+    """Write the checkpoint, and right after an epoch what follows from it. Raises `Diverged` rather than write NaN."""
+    _require_finite(run)  # on every process, for all must stop
+    if run.place.folder is not None:
+        checkpoints.save(run.place.folder.last, _state(run), run.task.name)
+        _write_artefacts(run)
+
+
+def _state(run: Run) -> Checkpoint:
+    averages = run.averages.values if run.averages else {}
+    states = ({name: one.state_dict() for name, one in part.items()} for part in (run.task.optimizers, run.schedulers))
+    modules = {name: dict(module.state_dict()) for name, module in run.task.modules.items()}
+    return Checkpoint(run.progress, run.record, modules, *states, averages=averages)
+
+
+def _write_artefacts(run: Run) -> None:
+    """Between two epochs: what the task leaves behind. A resume does it again, for the kill may have come in
+    between."""
+    if run.place.folder is None or run.progress.step or not run.progress.epoch:
+        return
+    with run.averaged():
+        for place, data in run.task.artefacts(run.record).items():
+            run.place.folder.write(place, data)
+
+
+def _begin(run: Run, fresh: Mapping[str, Optimizer]) -> None:
+    """Take up the folder's checkpoint, first writing one if there is none: start and resume are the same path.
+
+    In memory it is the state of the first process. Raises `CheckpointError` if it does not belong to this run, and
+    `ValueError` if this process was given another run than the first.
+    """
+    folder, processes = run.place.folder, run.engine.processes
+    if folder and not folder.last.exists():
+        folder.refuse_if_started()  # results without the checkpoint that they came from
+        _save(run)
+    if folder is None and processes.count == 1:
+        return
+    saved = processes.from_first(partial(_checked, run, fresh))
+    if changed := list(differences(*(identity(one.settings) | {"from": None} for one in (saved.record, run.record)))):
+        raise ValueError(
+            f"process {processes.rank} was given other settings or images than the first "
+            f"({'; '.join(changed[:5])}); all must run the same command on the same data"
+        )
+    _restore(run, saved, folder.last if folder else Path("first process"))
+    _write_artefacts(run)
+
+
+def _restore(run: Run, saved: Checkpoint, path: Path) -> None:
+    for name, module in run.task.modules.items():
+        load_weights(module, saved.modules[name], path)
+    run.record, run.progress, run.version = saved.record, saved.progress, saved.version
+    if run.done == run.task.steps and saved.version != VERSION:
+        return  # nothing but the weights is needed any more
+    try:
+        for name, optimizer in run.task.optimizers.items():
+            optimizer.load_state_dict(saved.optimizers[name])
+        for name, scheduler in run.schedulers.items():
+            scheduler.load_state_dict(saved.schedulers[name])
+        if run.averages:
+            run.averages.load(saved.averages)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged optimiser state ({error}); use another folder") from error
+
+
+def _checked(run: Run, fresh: Mapping[str, Optimizer]) -> Checkpoint:
+    """The folder's checkpoint if it belongs to this run; without a folder, the state in memory."""
+    if run.place.folder is None:
+        return replace(_state(run), modules={name: _on_cpu(module) for name, module in run.task.modules.items()})
+    path = run.place.folder.last
+    saved = checkpoints.load(path, run.task.name)
+    record = _continued(path, saved, run, fresh)
+    for line in differences(record.versions or run.record.versions, run.record.versions):
+        logger.warning("resuming with another version, the last digits may differ: %s", line)
+    return replace(saved, record=record)
+
+
+def _continued(path: Path, saved: Checkpoint, run: Run, fresh: Mapping[str, Optimizer]) -> Record[Any]:
+    """The saved record as that of this run, which may be longer or shorter.
+
+    Raises `CheckpointError` if it was written with other settings, if its steps had other learning rates than those of
+    this run, or if it is not finished and of an older version. A resume need not say again where the first weights
+    came from.
+    """
+    old, new, task = saved.record.settings, run.record.settings, run.task
+    known = old if "from" in new else {name: value for name, value in old.items() if name != "from"}
+    changed = list(differences(identity(known), identity(new)))
+    length = [line for line in changed if line.startswith(("epochs: ", "steps: "))]
+    before = int(old.get("steps") or old.get("epochs", task.epochs) * task.steps_per_epoch)
+    done = min(saved.progress.epoch * task.steps_per_epoch + saved.progress.step, before)
+    if length:
+        changed = list(differences(*(identity(one, outside=OUTSIDE | LENGTH) for one in (known, new))))
+    if changed:
+        raise CheckpointError(
+            f"{path}: was written with other settings ({'; '.join([*length, *changed][:5])}); "
+            f"{LONGER if length else 'resume with those, or train in another folder'}"
+        )
+    if saved.progress.epoch > task.epochs or done > task.steps:
+        raise CheckpointError(f"{path}: epochs={task.epochs}, but {saved.progress.epoch} are done: ask for more")
+    if length and not _same_start(run, fresh, before, done):
+        raise CheckpointError(f"{path}: was written with other settings ({'; '.join(length)}); {LONGER}")
+    if saved.version != VERSION and done < task.steps:
+        raise CheckpointError(
+            f"{path}: is of an unfinished run of an older release, where the same settings meant other learning rates, "
+            "projections or frozen biases; finish it with that release, or start anew in another folder"
+        )
+    if not length:
+        return saved.record
+    stated = {name: new[name] for name in ("epochs", "steps", "settings") if name in new}
+    finished = saved.record.finished and done == task.steps
+    return replace(saved.record, settings=saved.record.settings | stated, finished=finished)
+
+
+def _same_start(run: Run, fresh: Mapping[str, Optimizer], before: int, done: int) -> bool:
+    """Whether the steps done of a run of `before` steps are the first of this run, by epoch and learning rate."""
+    task = run.task
+    if done == before and before % task.steps_per_epoch:
+        return False
+    lengths = [math.ceil(steps / task.steps_per_epoch) for steps in (before, task.steps)]
+    return task.schedule is None or all(
+        same_start(task.schedule, one, lengths, task.steps_per_epoch, done) for one in fresh.values()
+    )
+
+
+def _on_cpu(module: nn.Module, *, copy: bool = False) -> dict[str, Tensor]:
+    state = module.state_dict().items()
+    return {name: (value.detach().clone() if copy else value.detach()).cpu() for name, value in state}
 
 
 def _stop_if(number: int, run: Run) -> None:
-    """Raise `Interrupted` where `number` is a signal that the processes have agreed on."""
+    """Raise `Interrupted` if `number` is a signal that the processes have agreed on."""
     if not number:
         return
+    folder = run.place.folder
+    resumable = "resume=True, on the command line --resume"
+    way_out = f"continue {folder.path} with {resumable}" if folder else "nothing is kept, directory was None"
     done = f"{run.progress.epoch} epochs and {run.progress.step} steps"
-    raise interrupted(signal.Signals(number).name, done, run.folder)
-
-
-def _timing(run: Run, epoch: Epoch, first: int, started: float, trained: float) -> dict[str, Any]:
-    """Wall times of an epoch, as far as this process trained it; throughput in training images per second."""
-    images = len(run.splits.train) - first * run.plan.batch_size
-    seconds = trained - started
-    return {
-        "epoch": epoch.epoch,
-        "first_step": first,
-        "seconds": round(seconds, 4),
-        "images_per_second": round(images / seconds, 1),
-        "validation_seconds": round(time.perf_counter() - trained, 4),
-    }
+    raise Interrupted(f"stopped by {signal.Signals(number).name} after {done}; {way_out}")

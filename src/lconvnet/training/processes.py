@@ -183,14 +183,19 @@ def configured(accelerator: str, precision: Precision, devices: int) -> "Fabric"
         ) from error
 
 
+def is_joint(fabric: "Fabric") -> bool:
+    """Whether several processes train together."""
+    from lightning_fabric.strategies import DDPStrategy
+
+    return isinstance(fabric.strategy, DDPStrategy)
+
+
 def launched(fabric: "Fabric") -> Processes:
     """Start the other processes, or join those that run already; returns when all are there.
 
     They run this process's own command and find their way here.
     """
-    from lightning_fabric.strategies import DDPStrategy
-
-    if not isinstance(fabric.strategy, DDPStrategy):
+    if not is_joint(fabric):
         return Processes()
     if not _joined() and STARTED in os.environ and not dist.is_torchelastic_launched():
         threading.Thread(target=_end_with, args=(int(os.environ[STARTED]),), daemon=True).start()

@@ -4,6 +4,7 @@ A generator that is carried along must be saved and restored exactly; one that i
 step) needs neither, so a resumed run replays the interrupted one by construction.
 """
 
+import functools
 import hashlib
 
 import torch
@@ -36,6 +37,7 @@ def seed_global(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
+@functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> torch.Tensor:
-    """The order `(count,)` in which epoch number `epoch` visits the training images."""
+    """The order `(count,)` in which epoch number `epoch` visits the training images; not to be changed in place."""
     return torch.randperm(count, generator=generator(seed, "order", epoch))

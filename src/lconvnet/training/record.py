@@ -1,4 +1,4 @@
-"""What a training run leaves behind: one `Epoch` per epoch, a `Record` for the run.
+"""What a training leaves behind: a row per epoch, a `Record` per run, and the one reader of record.json.
 
 Both hold only what follows from the settings and the seed, so that two runs of the same settings on one machine give
 the same bytes; times live in logs/timing.jsonl. Accuracies are fractions, radii l2 over pixels in [0, 1].
@@ -6,17 +6,62 @@ the same bytes; times live in logs/timing.jsonl. Accuracies are fractions, radii
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
-FORMAT = 1
+from lconvnet.ops.rounding import percent_down, rounded_up
+
+
+class CheckpointError(ValueError):
+    """A file of a run cannot be used: missing, truncated, foreign, with pickled code, or of other settings."""
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch, in training and on validation.
+class Row:
+    """An epoch: its number (from 1), and the steps done since the start of the run."""
+
+    FORMAT: ClassVar[int | str] = ""
+    epoch: int
+    step: int
+
+    @property
+    def rank(self) -> tuple[float, ...] | None:
+        """What the best epoch has the largest of; None: the last epoch is kept."""
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    def columns(self) -> dict[str, Any]:
+        """The epoch as a line of logs/metrics.csv."""
+        return self.to_dict()
+
+    def curves(self) -> dict[str, float]:
+        """The epoch's numbers by the names of their curves in TensorBoard."""
+        numbers = {name: value for name, value in vars(self).items() if name not in ("epoch", "step")}
+        return {f"train/{name}": value for name, value in numbers.items() if isinstance(value, int | float)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Row":
+        """The inverse of `to_dict`; raises `ValueError`, `TypeError` or `KeyError` for anything else."""
+        row = cls(**values)
+        for value in asdict(row).values():
+            _ = None if value is None else _finite(value)
+        return row
+
+    def summary(self) -> str:
+        """The epoch in one line."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Epoch(Row):
+    """One epoch of a classifier, in training and on validation.
 
     `loss` and `accuracy` are means over the training batches as they were met (augmented, weights moving);
     `clean`, `certified` (eps → fraction correct with radius > eps) and `lipschitz` (upper bound of the baked network)
@@ -24,8 +69,7 @@ class Epoch:
     its last step.
     """
 
-    epoch: int
-    step: int
+    FORMAT: ClassVar[int | str] = 1
     learning_rate: float
     loss: float
     accuracy: float
@@ -33,29 +77,99 @@ class Epoch:
     certified: Mapping[float, float]
     lipschitz: float
 
+    @property
+    def rank(self) -> tuple[float, float] | None:
+        """Most certified at the first radius, then cleanest; None if nothing was validated."""
+        return None if self.clean is None else (next(iter(self.certified.values())), self.clean)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, radii as strings (`"1.58"`)."""
         return {**vars(self), "certified": {str(eps): value for eps, value in self.certified.items()}}
 
+    def columns(self) -> dict[str, Any]:
+        row = self.to_dict()
+        certified = row.pop("certified")
+        return {**row, **{f"certified@{eps}": value for eps, value in certified.items()}}
+
+    def curves(self) -> dict[str, float]:
+        train = {f"train/{name}": getattr(self, name) for name in ("loss", "accuracy", "learning_rate")}
+        found = {"lipschitz_upper_bound": self.lipschitz} | ({} if self.clean is None else {"clean": self.clean})
+        found |= {f"certified@{eps}": value for eps, value in self.certified.items()}
+        return train | {f"validation/{name}": value for name, value in found.items()}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Epoch":
-        """The inverse of `to_dict`; raises `ValueError`, `TypeError` or `KeyError` for anything else."""
-        names = ("learning_rate", "loss", "accuracy", "lipschitz")
-        numbers = {name: _finite(values[name]) for name in names}
+        numbers = {name: _finite(values[name]) for name in ("learning_rate", "loss", "accuracy", "lipschitz")}
         clean = None if values["clean"] is None else _finite(values["clean"])
         certified = {_finite(eps): _finite(value) for eps, value in values["certified"].items()}
         return cls(epoch=int(values["epoch"]), step=int(values["step"]), certified=certified, clean=clean, **numbers)
 
+    def validated(self) -> str:
+        """Clean and certified accuracy in words."""
+        if self.clean is None:
+            return "no validation images"
+        certified = "  ".join(f"certified@{eps!r} {percent_down(value)}" for eps, value in self.certified.items())
+        return f"clean {self.clean:.2%}  {certified}"
+
+    def summary(self) -> str:
+        bound = rounded_up(self.lipschitz, 6)
+        return f"loss {self.loss:.4f}  train {self.accuracy:.2%}  {self.validated()}  L <= {bound}"
+
 
 @dataclass(frozen=True)
-class Record:
-    """A training run: settings, versions, epochs, the best of them on the validation split (1-based; 0: none yet)."""
+class GeneratorEpoch(Row):
+    """One epoch of a generator, as a mean over its steps while the weights moved.
+
+    `difference` is the critic's mean over real minus its mean over generated images, `critic_loss` and
+    `generator_loss` what the two optimisers saw. `lipschitz` is the upper bound on the baked critic's constant at the
+    end of the epoch; None if the objective gives none. `step` counts steps of the generator.
+    """
+
+    FORMAT: ClassVar[int | str] = "lconvnet-gan-1"
+    critic_loss: float
+    generator_loss: float
+    difference: float
+    lipschitz: float | None
+
+    def summary(self) -> str:
+        bound = "" if self.lipschitz is None else f"  L <= {rounded_up(self.lipschitz, 6)}"
+        losses = f"critic {self.critic_loss:.4f}  generator {self.generator_loss:.4f}"
+        return f"real - generated {self.difference:.4f}  {losses}{bound}"
+
+
+@dataclass(frozen=True)
+class CriticEpoch(Row):
+    """A hundred steps of a Wasserstein critic: the difference of its means on the batch of each."""
+
+    FORMAT: ClassVar[int | str] = "lconvnet-estimate-1"
+    differences: tuple[float, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CriticEpoch":
+        return cls(int(values["epoch"]), int(values["step"]), tuple(map(_finite, values["differences"])))
+
+    def summary(self) -> str:
+        return f"difference {sum(self.differences) / len(self.differences):.4f}"
+
+
+ROWS: dict[int | str, type[Row]] = {row.FORMAT: row for row in (Epoch, GeneratorEpoch, CriticEpoch)}
+E = TypeVar("E", bound=Row)
+
+
+@dataclass(frozen=True)
+class Record(Generic[E]):
+    """A training run: settings, versions, epochs, the best of them (1-based; 0: none yet).
+
+    Only classifiers choose an epoch, on the validation split, and have an end; of others the last epoch is kept, and
+    there may always be another one.
+    """
 
     settings: dict[str, Any]
     versions: dict[str, str]
-    epochs: tuple[Epoch, ...] = ()
+    epochs: tuple[E, ...] = ()
     best_epoch: int = 0
     finished: bool = False
+    row: type[Row] = Epoch
 
     @property
     def kept_epoch(self) -> int:
@@ -71,44 +185,50 @@ class Record:
     def chosen_by(self) -> str:
         """By what the best epoch was chosen."""
         radii = self.settings.get("eps")
-        if not radii or not self.best_epoch or self.best.clean is None:
+        if not radii or not self.best_epoch or self.best.rank is None:
             return "being the last, for want of validation images" if self.best_epoch else "nothing yet"
         return f"certified accuracy at eps {radii[0]:g} on the validation images"
 
     @property
-    def best(self) -> Epoch:
+    def best(self) -> E:
         """The epoch whose weights are kept; raises `ValueError` before the first epoch ends."""
         if not self.best_epoch:
             raise ValueError("best_epoch=0: no epoch has finished yet; train for at least one")
         return self.epochs[self.best_epoch - 1]
 
-    def add(self, epoch: Epoch, *, finished: bool) -> "Record":
-        """The record after one more epoch. Best: most certified at the first radius, then cleanest, then earliest;
-        the latest where nothing was validated. `chosen_by` says so."""
-        better = not self.best_epoch or epoch.clean is None or _rank(epoch) > _rank(self.best)
-        best = epoch.epoch if better else self.best_epoch
-        return replace(self, epochs=(*self.epochs, epoch), best_epoch=best, finished=finished)
+    def add(self, row: E, *, finished: bool) -> "Record[E]":
+        """The record after one more epoch, which is the best if it ranks above all before, or if none is ranked."""
+        rank, former = row.rank, self.best.rank if self.best_epoch else None
+        best = row.epoch if rank is None or former is None or rank > former else self.best_epoch
+        return replace(self, epochs=(*self.epochs, row), best_epoch=best, finished=finished and self.row is Epoch)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able and deterministic: the content of record.json."""
-        best = self.best.to_dict() if self.best_epoch else None
-        head = {"format": FORMAT, "finished": self.finished, "best_epoch": self.best_epoch}
-        head |= {"chosen_by": self.chosen_by, "best": best}
-        epochs = [epoch.to_dict() for epoch in self.epochs]
+        head: dict[str, Any] = {"format": self.row.FORMAT}
+        if self.row is Epoch:
+            best = self.best.to_dict() if self.best_epoch else None
+            head |= {"finished": self.finished, "best_epoch": self.best_epoch, "chosen_by": self.chosen_by}
+            head |= {"best": best}
+        epochs = [row.to_dict() for row in self.epochs]
         return {**head, "epochs": epochs, "settings": self.settings, "versions": self.versions}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Record":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Record[Any]":
         """The inverse of `to_dict`. Raises `ValueError`, `TypeError` or `KeyError` for anything else."""
-        epochs = tuple(Epoch.from_dict(epoch) for epoch in values["epochs"])
+        row = ROWS.get(values["format"])
+        if row is None:
+            raise ValueError(f"format={values['format']!r}: not a record of this version")
+        epochs: tuple[Any, ...] = tuple(row.from_dict(epoch) for epoch in values.get("epochs", ()))
+        if row is not Epoch:
+            return cls(dict(values["settings"]), dict(values["versions"]), epochs, len(epochs), row=row)
         best = int(values["best_epoch"])
-        if values["format"] != FORMAT or not 0 <= best <= len(epochs) or bool(best) != bool(epochs):
-            raise ValueError(f"format={values['format']!r}, best_epoch={best!r}: not a record of this version")
+        if not 0 <= best <= len(epochs) or bool(best) != bool(epochs):
+            raise ValueError(f"best_epoch={best!r}: not a record of this version")
         return cls(dict(values["settings"]), dict(values["versions"]), epochs, best, bool(values["finished"]))
 
     def to_csv(self) -> str:
-        """The epochs as a table with a header, one line each: the content of logs/metrics.csv."""
-        rows = [_row(epoch) for epoch in self.epochs]
+        """The epochs as a table with a header, a line per epoch: the content of logs/metrics.csv."""
+        rows = [row.columns() for row in self.epochs]
         text = io.StringIO()
         writer = csv.DictWriter(text, rows[0] if rows else [], lineterminator="\n")
         if rows:
@@ -116,15 +236,36 @@ class Record:
         writer.writerows(rows)
         return text.getvalue()
 
+    def files(self) -> dict[str, bytes]:
+        """Its files in a run folder, by their place there."""
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        return {"record.json": text.encode(), "logs/metrics.csv": self.to_csv().encode()}
 
-def _rank(epoch: Epoch) -> tuple[float, float]:
-    return next(iter(epoch.certified.values())), epoch.clean or 0.0
+
+def read_record(directory: str | Path) -> Record[Any]:
+    """The record of a run folder, whatever was trained there.
+
+    Raises `CheckpointError` if record.json is missing, damaged or of another format.
+    """
+    path = Path(directory) / "record.json"
+    try:
+        return Record.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable training record ({error}); train with this folder first"
+        ) from error
 
 
-def _row(epoch: Epoch) -> dict[str, Any]:
-    row = epoch.to_dict()
-    certified = row.pop("certified")
-    return {**row, **{f"certified@{eps}": value for eps, value in certified.items()}}
+def load_record(directory: str | Path) -> Record[Epoch]:
+    """The record of a classifier's run folder. Raises `CheckpointError` if there is none, or it is not readable."""
+    record = read_record(directory)
+    if record.row is not Epoch:
+        path = Path(directory) / "record.json"
+        raise CheckpointError(
+            f"{path}: not a readable training record (format={record.row.FORMAT!r}, which is not a classifier's); "
+            "train with this folder first"
+        )
+    return record
 
 
 def _finite(value: Any) -> float:

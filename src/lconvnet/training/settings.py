@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,15 @@ from torch.optim import Optimizer
 from lconvnet.data import Images, Splits
 
 Place = tuple[str, ...]
+LENGTH: frozenset[Place] = frozenset({("epochs",), ("steps",), ("settings", "training", "epochs")})
+"""Where the settings of a run state its length."""
+MOVED = {
+    "lconvnet.data.sets.crop_and_flip": "lconvnet.data.augment.crop_and_flip",
+    "lconvnet.tasks.objectives.GradientPenalty": "lconvnet.gan.penalty.GradientPenalty",
+    "lconvnet.tasks.objectives.WeightClipping": "lconvnet.gan.clipping.WeightClipping",
+    "lconvnet.tasks.objectives.LipschitzCritic": "lconvnet.gan.lipschitz.LipschitzCritic",
+}
+"""Records go on to call what has moved by its first name, so that they stay comparable."""
 OUTSIDE: frozenset[Place] = frozenset(
     {
         *(("data", name) for name in ("name", "note", "test")),
@@ -58,7 +68,26 @@ def _describe_object(value: Any) -> Any:
 
 def _name(value: Any) -> str:
     named = value if isinstance(getattr(value, "__qualname__", None), str) else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    name = f"{named.__module__}.{named.__qualname__}"
+    return MOVED.get(name, name)
+
+
+def described(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a training is given as JSON: networks, optimisers and images by their fingerprints, the rest as
+    `describe` does."""
+    return json.loads(json.dumps({name: _described(value) for name, value in inputs.items()}))
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, nn.Module) and next(value.parameters(), None) is not None:
+        return describe_model(value)
+    if isinstance(value, Optimizer):
+        return describe_optimizer(value)
+    if isinstance(value, Splits):
+        return {"name": value.name, "note": value.note, **describe_splits(value)}
+    if isinstance(value, Images):
+        return {"name": value.name, **describe_images(value)}
+    return describe(value)
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -106,9 +135,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def identity(settings: Any, place: Place = ()) -> Any:
-    """What two settings of one training agree in: all but where its images lie and what they are called, the test
-    images, which it never sees, and facts on its first weights. Which images they are, their fingerprints tell.
+def identity(settings: Any, place: Place = (), outside: frozenset[Place] = OUTSIDE) -> Any:
+    """What two settings of one training agree in: all but the places `outside`.
+
+    By default these are where its images lie and what they are called, the test images, which it never sees, and facts
+    on its first weights. Which images they are, their fingerprints tell.
 
     >>> identity({"seed": 0, "data": {"name": "flowers", "sha256": "1f"}, "from": {"run": "/a/../old", "epoch": 3}})
     {'seed': 0, 'data': {'sha256': '1f'}, 'from': {'run': '/old'}}
@@ -118,7 +149,7 @@ def identity(settings: Any, place: Place = ()) -> Any:
     if not isinstance(settings, Mapping):
         return settings
     places = {key: (*place, key) for key in settings}
-    return {key: identity(settings[key], at) for key, at in places.items() if at not in OUTSIDE}
+    return {key: identity(settings[key], at, outside) for key, at in places.items() if at not in outside}
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment, linprog
 from scipy.stats import wasserstein_distance
 
 from lconvnet.data import load
+from lconvnet.tasks.transport import distances
 from lconvnet.wasserstein import certified_values, estimate, transport
-from lconvnet.wasserstein.exact import distances
 from tests.wasserstein.forms import normal
 
 

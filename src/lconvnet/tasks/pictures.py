@@ -14,7 +14,7 @@ from torch import Tensor
 from lconvnet import atomic
 from lconvnet.extras import require
 from lconvnet.ops.rounding import decimal, decimals, rounded_down
-from lconvnet.wasserstein.result import Estimate
+from lconvnet.tasks.estimates import Estimate
 
 SHOWN = 8  # images of a row
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lconvnet.extras import require
 from lconvnet.ops.rounding import UNIT_ROUNDOFF
-from lconvnet.wasserstein.numbers import displaced, numbers
+from lconvnet.tasks.samples import displaced, numbers
 
 EXTRA = "wasserstein"
 TOLERANCE = 1e-9  # of the result, or of the median distance

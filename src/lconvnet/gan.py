@@ -3,15 +3,18 @@
 *The state of a run is a function of its settings, its seed and the number of steps done.* Pixels are in [0, 1].
 """
 
-from lconvnet.gan.clipping import WeightClipping
-from lconvnet.gan.files import load_generator, save_generator
-from lconvnet.gan.grids import grid, png
-from lconvnet.gan.lipschitz import LipschitzCritic
-from lconvnet.gan.objective import CriticLoss, Objective
-from lconvnet.gan.penalty import GradientPenalty
-from lconvnet.gan.record import Epoch, Record
-from lconvnet.gan.streams import GeneratedSamples, RealSamples
-from lconvnet.gan.train import train_gan
+from lconvnet.tasks.generation import train_gan
+from lconvnet.tasks.images import (
+    GeneratedSamples,
+    RealSamples,
+    grid,
+    load_generator,
+    png,
+    save_generator,
+)
+from lconvnet.tasks.objectives import CriticLoss, GradientPenalty, LipschitzCritic, Objective, WeightClipping
+from lconvnet.training.record import GeneratorEpoch as Epoch
+from lconvnet.training.record import Record
 
 __all__ = [
     "CriticLoss",

@@ -1,0 +1,167 @@
+"""One optimiser update as every task makes it, moving averages of the weights, and projections of them.
+
+A task computes a loss on its share of a batch; what follows is the same for all: the sums over the processes, the check
+for NaN, the gradient, its clipping, the step.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lconvnet.training.interruption import Interruption
+from lconvnet.training.processes import Processes
+from lconvnet.training.randomness import derive_seed, seed_global
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Measures = Mapping[str, float]
+"""Numbers of one update, summed over the processes."""
+
+
+class NotFiniteError(ValueError):
+    """A measure of an update is NaN or infinite."""
+
+
+@dataclass
+class Engine:
+    """How a task makes its updates: on which device, with which processes, and with which limit to the gradient.
+
+    `asked` is the number of the signal by which any process was asked to stop before the last update; 0: none.
+    """
+
+    fabric: "Fabric"
+    device: torch.device
+    processes: Processes = field(default_factory=Processes)
+    clip_gradient: float | None = None
+    interruption: Interruption = field(default_factory=Interruption)
+    asked: int = 0
+
+    def seed(self, seed: int, purpose: str, epoch: int, step: int) -> None:
+        """Make what this process draws from the global generators (dropout) a function of the arguments."""
+        rank = self.processes.rank
+        seed_global(derive_seed(seed, f"{purpose} of process {rank}" if rank else purpose, epoch, step), self.device)
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context of a forward pass: its precision."""
+        return self.fabric.autocast()
+
+    def share(self, *batch: Tensor) -> tuple[list[Tensor], int]:
+        """This process's rows of a joint batch, and how many of them count.
+
+        If there are none left it takes one that does not count, since power iterations go on in every forward pass.
+        """
+        own = [self.processes.share(part) for part in batch]
+        return (own, len(own[0])) if len(own[0]) else ([part[:1] for part in batch], 0)
+
+    def update(self, optimizer: Optimizer, loss: Tensor, share: float = 1.0, /, **measures: float) -> Measures:
+        """One step down the gradient of the joint loss, the sum over the processes of `share` times `loss`.
+
+        Returns the sums of `measures` over the processes. Raises `NotFiniteError`, on all of them, before anything is
+        changed.
+        """
+        rows = self.processes.gather(*measures.values(), self.interruption.number)
+        self.asked = int(rows[:, -1].max())
+        sums = dict(zip(measures, rows[:, :-1].sum(dim=0).tolist(), strict=True))
+        for name, value in sums.items():
+            if not math.isfinite(value):
+                raise NotFiniteError(f"{name.replace('_', ' ')} is {value}")
+        optimizer.zero_grad()
+        self.fabric.backward(loss * share)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.processes.add_gradients_(parameters)
+        if self.clip_gradient is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip_gradient)
+        optimizer.step()
+        return sums
+
+
+def as_computed(values: Tensor) -> Tensor:
+    """Outputs of a network in at least float32, whatever the precision of its forward pass."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+class Averages:
+    r"""Exponential moving averages of the parameters, $\bar w \leftarrow d\,\bar w + (1-d)\,w$, from the first weights
+    on; buffers are the current ones.
+
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.ones_(layer.weight)
+    >>> averages = Averages({"layer": layer}, decay=0.75)
+    >>> _ = nn.init.constant_(layer.weight, 5.0)
+    >>> averages.update()
+    >>> with averages.applied():
+    ...     layer.weight.item()
+    2.0
+    >>> layer.weight.item()
+    5.0
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
+        self.decay = decay
+        self.parameters = {f"{owner}.{name}": p for owner, m in modules.items() for name, p in m.named_parameters()}
+        self.values = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the present weights into the averages."""
+        for name, parameter in self.parameters.items():
+            self.values[name].lerp_(parameter, 1 - self.decay)
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Go on from saved averages. Raises `ValueError` if they are of other parameters."""
+        if values.keys() != self.values.keys():
+            raise ValueError("averages of other parameters")
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Put the averages in the place of the weights."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.values[name])
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the modules have the averages as their weights until the block ends."""
+        weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.apply()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(weights[name])
+
+
+@runtime_checkable
+class Projected(Protocol):
+    """A kernel that is trained freely and projected now and then (SVCM)."""
+
+    def project_(self) -> None:
+        """Move the parameters to (or towards) the constraint set, in place and outside the gradient."""
+        ...
+
+
+def project_(model: nn.Module) -> int:
+    """Project every `Projected` module inside `model`, in order; returns their number."""
+    projected = [module for module in model.modules() if isinstance(module, Projected)]
+    for module in projected:
+        module.project_()
+    return len(projected)
+
+
+def is_due(step: int, steps_per_epoch: int, every: int) -> bool:
+    """Whether to project after `step` steps of an epoch: after its first, every `every` from there, and its last.
+
+    >>> [step for step in range(1, 11) if is_due(step, 10, 4)]
+    [1, 5, 9, 10]
+    """
+    return (step - 1) % every == 0 or step == steps_per_epoch
