@@ -39,7 +39,7 @@ from benchmarks.training import steps_of
 from lconvnet.atomic import write_json
 from lconvnet.kernels import Orthogonal
 from lconvnet.layers import LipschitzLinear
-from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.orthogonalize import polar_eigh
 from lconvnet.ops.polynomials import polar_express
 from lconvnet.ops.whitening import cholesky
 

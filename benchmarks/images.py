@@ -12,7 +12,7 @@ from benchmarks.report import Measured
 from benchmarks.steps import LOSS, training_step
 from benchmarks.timing import Effort, compare
 from lconvnet import data
-from lconvnet.data.locating import ENVIRONMENT
+from lconvnet.data.loading import ENVIRONMENT
 
 BATCH = 128
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"

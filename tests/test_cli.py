@@ -21,7 +21,7 @@ import lconvnet
 import lconvnet.experiments.execute as execute
 from lconvnet import atomic, cli, saving
 from lconvnet import run as original
-from lconvnet.experiments.crosscheck import ContradictionError
+from lconvnet.experiments.robustness import ContradictionError
 
 CONFIG = {
     "data": {"name": "digits", "limit": 300, "test": 60},

@@ -17,8 +17,7 @@ from benchmarks.steps import captured, training_step
 from lconvnet import kernels, layers, models
 from lconvnet.losses import Hinge, OffsetCrossEntropy
 from lconvnet.ops.fourier import circular_singular_values
-from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize
-from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.orthogonalize import orthogonal_linear, orthogonalize, polar_eigh
 from lconvnet.ops.polynomials import bjorck, polar_express, residual
 from lconvnet.ops.whitening import cholesky
 from lconvnet.tasks.estimates import critic_values, difference
@@ -419,8 +418,8 @@ def test_sound_certificates_of_float32_want_plain_sums(monkeypatch):
 def test_the_evaluation_keeps_within_its_error():
     """Float64 logits on the device against those of the CPU, in the error that a certificate takes off."""
     from lconvnet.bounds import tensors_of, trace
+    from lconvnet.certify.certificates import image_norms, logits_of
     from lconvnet.certify.certifier import budget
-    from lconvnet.certify.evaluation import image_norms, logits_of
 
     model, images = trained()
     set_tf32(True)  # which is about float32 only

@@ -7,17 +7,17 @@ import os
 
 import pytest
 
-from lconvnet import locking
+from lconvnet import atomic
 
 
 def test_one_holds_and_others_are_told(tmp_path):
     path = tmp_path / "lock"
-    assert not locking.is_locked(path)
-    with locking.locked(path, "busy"):
-        assert locking.is_locked(path)
-        with pytest.raises(ValueError, match="busy"), locking.locked(path, "busy"):
+    assert not atomic.is_locked(path)
+    with atomic.locked(path, "busy"):
+        assert atomic.is_locked(path)
+        with pytest.raises(ValueError, match="busy"), atomic.locked(path, "busy"):
             pass
-    assert path.exists() and not locking.is_locked(path)
+    assert path.exists() and not atomic.is_locked(path)
 
 
 def test_the_file_is_open_for_writing_as_shared_disks_demand(tmp_path, monkeypatch):
@@ -30,10 +30,10 @@ def test_the_file_is_open_for_writing_as_shared_disks_demand(tmp_path, monkeypat
             raise OSError(errno.EBADF, "Bad file descriptor")
         real(descriptor, operation)
 
-    monkeypatch.setattr(locking.fcntl, "flock", nfs)
+    monkeypatch.setattr(atomic.fcntl, "flock", nfs)
     path = tmp_path / "lock"
-    with locking.locked(path, "busy"):
-        assert locking.is_locked(path)
+    with atomic.locked(path, "busy"):
+        assert atomic.is_locked(path)
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOLCK, True), (errno.ENOSYS, True), (errno.EBADF, False)])
@@ -41,10 +41,10 @@ def test_only_a_file_system_without_locks_goes_without(tmp_path, monkeypatch, ca
     def refuse(descriptor, operation):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(locking.fcntl, "flock", refuse)
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
     if goes_on:
-        with caplog.at_level(logging.WARNING), locking.locked(tmp_path / "lock", "busy"):
+        with caplog.at_level(logging.WARNING), atomic.locked(tmp_path / "lock", "busy"):
             assert "this file system has no locks" in caplog.text
     else:
-        with pytest.raises(OSError, match="Bad file"), locking.locked(tmp_path / "lock", "busy"):
+        with pytest.raises(OSError, match="Bad file"), atomic.locked(tmp_path / "lock", "busy"):
             pass

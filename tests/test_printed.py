@@ -19,7 +19,7 @@ from rich.console import Console
 from lconvnet.cli import families, output, wasserstein
 from lconvnet.experiments import estimation, tasks
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.experiments.status import Status
+from lconvnet.experiments.sweep import Status
 from lconvnet.report.labels import eps_label
 from lconvnet.report.pictures import singular_value_histograms
 from lconvnet.report.rendering import Cell, Row, Table, latex, markdown, to_csv

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from lconvnet import bake, layers, models
 from lconvnet.kernels import Orthogonal
 from lconvnet.losses import Hinge, OffsetCrossEntropy
-from lconvnet.ops.polar import polar_linear
+from lconvnet.ops.orthogonalize import polar_linear
 from lconvnet.ops.polynomials import bjorck, polar_express
 from lconvnet.ops.whitening import cholesky_linear
 

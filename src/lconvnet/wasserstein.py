@@ -3,8 +3,7 @@
 *The mean difference of a critic, divided by a rigorous bound of its Lipschitz constant, is never above the distance.*
 """
 
-from lconvnet.tasks.estimates import Estimate, certified_values
-from lconvnet.tasks.pictures import draw
+from lconvnet.tasks.estimates import Estimate, certified_values, draw
 from lconvnet.tasks.samples import Sampler
 from lconvnet.tasks.transport import transport
 from lconvnet.tasks.wasserstein import default_critic, dense_critic, estimate

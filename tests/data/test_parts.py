@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lconvnet.data import load, read_samples
-from lconvnet.data.parts import role_of, roles_of
+from lconvnet.data.folders import role_of, roles_of
 
 PARTS = [
     ("Train", "Test"),

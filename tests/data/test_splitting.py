@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lconvnet.data.splitting import held_out, size
+from lconvnet.data.sets import held_out, size
 
 
 @given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=60), data=st.data())

@@ -9,7 +9,7 @@ from torch import nn
 from lconvnet import certify
 from lconvnet.attacks import score
 from lconvnet.bounds import lipschitz_bound
-from lconvnet.experiments.crosscheck import Certified, ContradictionError, check
+from lconvnet.experiments.robustness import Certified, ContradictionError, check
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from lconvnet import cli, saving
 from lconvnet import run as original
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.experiments import estimation
-from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.loading import load, load_any, parse_any
+from lconvnet.experiments.robustness import ContradictionError
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.experiments.status import is_finished, status
+from lconvnet.experiments.sweep import is_finished, status
 from lconvnet.report import find_runs, measurements
 from lconvnet.training import Interrupted
 from tests.training.test_resume import stop_at

@@ -20,8 +20,8 @@ import lconvnet.experiments.robustness as robustness
 from lconvnet import atomic, saving
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.experiments import execute
-from lconvnet.experiments.crosscheck import ContradictionError
 from lconvnet.experiments.loading import dump, parse
+from lconvnet.experiments.robustness import ContradictionError
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.experiments.trained_on import trained_experiment
 from lconvnet.training import CheckpointError, load_record

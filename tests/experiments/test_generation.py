@@ -10,10 +10,10 @@ import torch
 
 from lconvnet import cli, data, gan
 from lconvnet import run as original
-from lconvnet.experiments import estimation, generation
+from lconvnet.experiments import estimation, tasks
 from lconvnet.experiments.loading import load_any, parse_any
 from lconvnet.experiments.run_folder import RunFolder, recorded
-from lconvnet.experiments.status import is_finished, status
+from lconvnet.experiments.sweep import is_finished, status
 from lconvnet.report import find_runs
 from lconvnet.training import Interrupted
 from tests.gan.test_training import assert_same_run
@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_once_asked_to(tmp_path, monkeyp
     assert cli.invoke(cli.app, ["train", str(whole.config), "--quiet"]) == 0
     stop_at(monkeypatch, update=20)  # in the second epoch: there are six in a step, three steps in an epoch
     with pytest.raises(Interrupted):
-        generation.run(load_any(stopped.config), stopped, progress=False)
+        tasks.train_generator(load_any(stopped.config), stopped, progress=False)
     assert status(stopped.path).state == "interrupted" and not is_finished(stopped)
     monkeypatch.undo()
     before = {path: path.read_bytes() for path in stopped.path.rglob("*") if path.is_file()}
@@ -156,7 +156,7 @@ def test_a_finished_run_is_told_again_and_never_overwritten(tmp_path, capsys):
 
 def test_its_generator_is_a_distribution(tmp_path):
     folder = write(tmp_path / "run")
-    generation.run(load_any(folder.config), folder, progress=False)
+    tasks.train_generator(load_any(folder.config), folder, progress=False)
     sampler = estimation.distribution(str(folder.path / "generator.safetensors"))
     draws = [sampler.sample(3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     latents = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -221,6 +221,6 @@ def test_bad_configurations_are_named(change, match):
 def test_images_that_no_generator_makes(data, match, tmp_path):
     folder = RunFolder(tmp_path)
     with pytest.raises(ValueError, match=match):
-        generation.run(parse_any(values(data=data)), folder, progress=False)
+        tasks.train_generator(parse_any(values(data=data)), folder, progress=False)
     with pytest.raises(ValueError, match=r"images are 8x16.*data\.image_size"):
         parse_any(values()).generator.build((3, 8, 16), seed=0)

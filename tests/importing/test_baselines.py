@@ -27,7 +27,7 @@ from lconvnet.bounds.linear import margin_bounds
 from lconvnet.cli import app, invoke
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.importing import adopt, baselines, import_run, tensorflow
+from lconvnet.importing import adopt, baselines, import_run
 from lconvnet.models import kw_large, kw_resnet, kw_small, qw_convnet
 from lconvnet.report import find_runs
 from lconvnet.report.facts import facts_of
@@ -209,7 +209,7 @@ def test_qw_refuses_other_networks(change, line, tmp_path):
 
 def test_tensorflow_variables_come_back(tmp_path):
     written = {f"scope{i}/{'x' * (i % 5)}w": np.random.default_rng(i).normal(size=(i, 2)) for i in range(1, 40)}
-    found = tensorflow.read(write_tensorflow(tmp_path / "model.index", {**written, "step": np.array(3)}))
+    found = baselines.read_tensorflow(write_tensorflow(tmp_path / "model.index", {**written, "step": np.array(3)}))
     assert set(found) == set(written)
     assert all(np.array_equal(found[name].numpy(), value) for name, value in written.items())
 
@@ -224,18 +224,18 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         with contextlib.suppress(
             ValueError
         ):  # a changed name may still be a readable checkpoint; nothing else comes out
-            tensorflow.read(index)
+            baselines.read_tensorflow(index)
     for end in range(0, len(data), 97):
         index.write_bytes(data[:end])
         with pytest.raises(ValueError, match="damaged, or no index"):
-            tensorflow.read(index)
+            baselines.read_tensorflow(index)
     index.write_bytes(data)
     index.with_suffix(".data-00000-of-00001").write_bytes(b"short")
     with pytest.raises(ValueError, match="damaged"):
-        tensorflow.read(index)
+        baselines.read_tensorflow(index)
     index.with_suffix(".data-00000-of-00001").unlink()
     with pytest.raises(ValueError, match=r"data-00000-of-00001 does not exist"):
-        tensorflow.read(index)
+        baselines.read_tensorflow(index)
 
 
 def test_qw_radius_is_half_the_margin_of_one_lipschitz_logits():

@@ -11,7 +11,7 @@ import lconvnet as lc
 from lconvnet.kernels import BCOP, OSSN, RKL2NE, RKO, SVCM, DenseKernel, FixedBCOP, Kernel, Orthogonal, Promise
 from lconvnet.kernels.base import draw_orthogonal_
 from lconvnet.layers import LipschitzConv2d, LipschitzLinear
-from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.orthogonalize import polar_eigh
 from lconvnet.ops.polynomials import bjorck, polar_express
 from lconvnet.ops.whitening import cholesky
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lconvnet.ops.block_conv import append_factor, block_orthogonal_kernel
-from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.orthogonalize import polar_eigh
 
 
 def symbol(X, z):

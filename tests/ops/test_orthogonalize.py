@@ -5,8 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize
-from lconvnet.ops.polar import polar_eigh, polar_linear
+from lconvnet.ops.orthogonalize import default_engine, orthogonal_linear, orthogonalize, polar_eigh, polar_linear
 from lconvnet.ops.polynomials import (
     SAFETY,
     bjorck,

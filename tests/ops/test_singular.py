@@ -9,8 +9,7 @@ from lconvnet.kernels import BCOP, L2NE, OSSN, RKL2NE, RKO, SVCM, Kernel, Orthog
 from lconvnet.layers import LipschitzConv2d, LipschitzLinear, constrained
 from lconvnet.ops import orthogonalize as choosing
 from lconvnet.ops.fourier import transfer_matrices
-from lconvnet.ops.orthogonalize import LINEAR, default_engine, orthogonal_linear, orthogonalize
-from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.orthogonalize import LINEAR, default_engine, orthogonal_linear, orthogonalize, polar_eigh
 from lconvnet.ops.polynomials import bjorck, polar_express
 from lconvnet.ops.whitening import cholesky
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lconvnet.ops.polar import polar_eigh
+from lconvnet.ops.orthogonalize import polar_eigh
 from lconvnet.ops.products import BLOCK
 from lconvnet.ops.whitening import _cholesky_or_nan, _inverse_factor, cholesky, whiten
 

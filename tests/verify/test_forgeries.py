@@ -17,8 +17,7 @@ from flint import arb
 from lconvnet_verify import NotProved, reading
 from lconvnet_verify.__main__ import LONGEST, main
 from lconvnet_verify.exact import Exact
-from lconvnet_verify.norms import known_norm, require_norm
-from lconvnet_verify.proof import Arithmetic
+from lconvnet_verify.proof import Arithmetic, known_norm, require_norm
 from tests.verify.test_checker import INVALID, PROVED, UNPROVED
 
 NAMES = {"<f4": "F32", "<f8": "F64", "<i8": "I64"}

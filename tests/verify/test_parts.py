@@ -18,8 +18,7 @@ from lconvnet.bounds.forward_error import Arithmetic
 from lconvnet.bounds.network import forward_error
 from lconvnet.certify.files import certificate_documents, encoded_model, loosened
 from lconvnet_verify.exact import Exact, forward
-from lconvnet_verify.norms import norm_is_at_most, roots
-from lconvnet_verify.proof import Prover, norm
+from lconvnet_verify.proof import Prover, norm, norm_is_at_most, roots
 from lconvnet_verify.reading import read_certificate, read_model
 from tests.verify.test_checker import branched
 

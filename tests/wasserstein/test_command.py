@@ -12,7 +12,7 @@ from PIL import Image
 
 import lconvnet as lc
 from lconvnet import cli
-from lconvnet.tasks.pictures import ranking, training_curve
+from lconvnet.tasks.estimates import ranking, training_curve
 from lconvnet.wasserstein import estimate
 from tests.wasserstein.test_estimate import FAKE, REAL, small
 

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from lconvnet.cli import certificates, families, reports, runs, submission, wasserstein
+from lconvnet.cli import certificates, families, reports, runs, wasserstein
 from lconvnet.cli.process import invoke, start
 
 __all__ = ["app", "invoke", "main", "start"]
@@ -24,7 +24,7 @@ app.command("verify")(certificates.verify_command)
 app.command("import")(reports.import_command)
 app.command("generate")(families.generate_command)
 app.command("sweep")(families.sweep_command)
-app.command("submit")(submission.submit_command)
+app.command("submit")(families.submit_command)
 app.command("status")(families.status_command)
 app.command("wasserstein")(wasserstein.wasserstein_command)
 app.command("tables")(reports.tables_command)

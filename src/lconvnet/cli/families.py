@@ -1,24 +1,121 @@
-"""The commands `lconvnet generate | sweep | status`: families of runs described, run and watched."""
+"""The commands `lconvnet generate | sweep | status | submit`: families described, run, watched, queued.
+
+A sweep shows one live table on a terminal, and elsewhere one log line per event.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
 from lconvnet.cli import options, output
-from lconvnet.cli.watching import watched
-from lconvnet.experiments import family, sweep
+from lconvnet.experiments import family, slurm, sweep
 from lconvnet.experiments.family import Generated
-from lconvnet.experiments.status import Status, count, status
+from lconvnet.experiments.sweep import Outcome, Plan, Status, Watcher, count, status
 from lconvnet.ops.rounding import percent_down
 from lconvnet.report.labels import eps_label
-from lconvnet.visible import files_below
+from lconvnet.visible import files_below, printable
+
+logger = logging.getLogger("lconvnet")
+
+STOPPING = "stopping: every run saves where it stands; Ctrl-C once more kills them"
+
+
+class Log:
+    """One line for every event, through `logging`."""
+
+    def says(self, run: Path, line: str) -> None:
+        logger.info("%s: %s", run, line)
+
+    def ended(self, run: Path, outcome: Outcome) -> None:
+        logger.info("%s: %s", run, f"ended with exit code {outcome.code}" if outcome.code else "finished")
+
+    def stops(self) -> None:
+        logger.info(STOPPING)
+
+
+@dataclass
+class Board:
+    """A live table: the runs that are being worked on: since when, and what each said last."""
+
+    plan: Plan
+    active: dict[Path, tuple[float, str]] = field(default_factory=dict)
+    done: int = 0
+    stopping: bool = False
+
+    def says(self, run: Path, line: str) -> None:
+        begun, _ = self.active.get(run, (time.monotonic(), ""))
+        self.active[run] = (begun, line)
+
+    def ended(self, run: Path, outcome: Outcome) -> None:
+        self.active.pop(run, None)
+        self.done += 1
+
+    def stops(self) -> None:
+        self.stopping = True
+
+    def __rich__(self) -> Table:
+        total = len(self.plan.todo)
+        title = STOPPING if self.stopping else f"{self.done} of {total} ended, {len(self.active)} running"
+        table = Table("run", "seconds", "says", title=title, title_justify="left", expand=True)
+        for run, (begun, line) in list(self.active.items()):
+            table.add_row(printable(str(run)), f"{time.monotonic() - begun:.0f}", printable(line))
+        return table
+
+
+@contextlib.contextmanager
+def watched(plan: Plan, console: Console, *, quiet: bool) -> Iterator[Watcher]:
+    """Yield what hears of a sweep and shows it; nothing where `quiet`."""
+    if quiet or not console.is_terminal:
+        yield Log()
+        return
+    board = Board(plan)
+    with Live(board, console=console, refresh_per_second=2, transient=True):
+        yield board
+
+
+def submit_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with cfg.yaml files below it.")],
+    sbatch: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- SBATCH OPTIONS]", help="Options of sbatch.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Tasks that may run at once.")] = None,
+    resume: options.Resume = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="Evaluate the trained runs; with --resume, train first.")
+    ] = False,
+    notice: Annotated[
+        int, typer.Option("--notice", min=1, help="Seconds before the time limit at which a task saves.")
+    ] = slurm.NOTICE,
+    as_json: options.Json = False,
+) -> None:
+    """Submit all runs below DIR as one Slurm job array."""
+    runs, logs = slurm.find_runs(folder), folder / "slurm"
+    given = {"limit": limit, "options": sbatch or (), "logs": logs, "notice": notice}
+    done = slurm.submit(runs, resume=resume, test=test, **given)
+    for run, reason in done.left_out.items():
+        output.echo(f"not submitted: {run}: {reason}".replace(f"{run}: {run}", str(run)), err=True)
+    if as_json:
+        left_out = {str(run): reason for run, reason in done.left_out.items()}
+        output.show_json({"job": done.job, "runs": list(map(str, done.runs)), "left_out": left_out, "logs": str(logs)})
+    elif done.job is None:
+        output.echo(f"nothing to submit: none of {len(runs)} runs has anything to do")
+    else:
+        output.echo(
+            f"submitted job {done.job}: {len(done.runs)} of {len(runs)} runs, output in {logs}/{done.job}_*.out"
+        )
+
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a family: with a template.yaml, or with runs below it.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time; they share the processors.")]

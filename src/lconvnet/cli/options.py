@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lconvnet.experiments import scalars
+from lconvnet.experiments import reading
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the configuration.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder that holds <name>/*.parquet.")]
@@ -33,7 +33,7 @@ NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certifi
 def number(text: str | float) -> float:
     """Return the number that an option is given as."""
     try:
-        return scalars.number(str(text))
+        return reading.number(str(text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

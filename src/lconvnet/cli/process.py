@@ -17,9 +17,9 @@ from typing import NoReturn
 
 import typer
 
-from lconvnet.experiments.crosscheck import ContradictionError
+from lconvnet.experiments.robustness import ContradictionError
 from lconvnet.training import Interrupted, is_first_process
-from lconvnet.training.interruption import NOTICES
+from lconvnet.training.processes import NOTICES
 from lconvnet.visible import printable
 
 PACKAGE = Path(__file__).parents[1]

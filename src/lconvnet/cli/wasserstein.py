@@ -14,7 +14,7 @@ from lconvnet import saving, wasserstein
 from lconvnet.cli import options, output
 from lconvnet.experiments.estimation import distribution
 from lconvnet.ops.rounding import decimal, decimals, rounded_down, rounded_up
-from lconvnet.tasks.pictures import draw
+from lconvnet.tasks.estimates import draw
 from lconvnet.tasks.wasserstein import RATE
 
 FEW = 1000  # held-out samples, below which an interval is called wide for want of them

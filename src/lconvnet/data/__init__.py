@@ -4,8 +4,7 @@
 nothing of models.
 """
 
-from lconvnet.data.loading import load, load_labelled, read_samples
-from lconvnet.data.locating import NAMES
+from lconvnet.data.loading import NAMES, load, load_labelled, read_samples
 from lconvnet.data.sets import DataError, Images, Splits, batch, crop_and_flip
 from lconvnet.extras import MissingExtraError
 

@@ -8,11 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lconvnet.data.folders import Tree
-from lconvnet.data.parts import hint_of, role_of, roles_of
-from lconvnet.data.rows import Rows, Source, take
+from lconvnet.data.folders import Tree, hint_of, role_of, roles_of
 from lconvnet.data.sets import DataError
-from lconvnet.data.tables import column_of, open_columns, unreadable
+from lconvnet.data.tables import Rows, Source, column_of, open_columns, take, unreadable
 from lconvnet.extras import require
 
 IMAGE, LABEL = ("image", "img"), ("label", "labels")

@@ -25,8 +25,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from torch import nn
 
 from lconvnet import data, gan, models
-from lconvnet.data.locating import locate
-from lconvnet.data.splitting import held_out
+from lconvnet.data.loading import locate
+from lconvnet.data.sets import held_out
 from lconvnet.experiments import options
 from lconvnet.experiments.evaluation import Evaluation
 from lconvnet.experiments.options import Chosen, Section, arguments, default
@@ -35,8 +35,8 @@ from lconvnet.losses import OffsetCrossEntropy
 from lconvnet.models import baselines
 from lconvnet.ops.numbers import NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
 from lconvnet.training import schedules
+from lconvnet.training.engine import derive_seed
 from lconvnet.training.optimizers import Adam, Rmsprop
-from lconvnet.training.randomness import derive_seed
 from lconvnet.training.schedules import Exponential, OneCycle
 
 Shape = tuple[int, int, int]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from lconvnet import atomic, gan, saving, wasserstein
 from lconvnet.experiments.config import WassersteinExperiment
-from lconvnet.experiments.crosscheck import ContradictionError
-from lconvnet.experiments.origin import begin_from
+from lconvnet.experiments.robustness import ContradictionError
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import training
+from lconvnet.experiments.trained_on import begin_from
 from lconvnet.models import DCGANGenerator
 from lconvnet.tasks.images import generated
 from lconvnet.training import is_first_process

@@ -21,10 +21,9 @@ from lconvnet.experiments.config import Experiment, settings
 from lconvnet.experiments.evaluation import Evaluation
 from lconvnet.experiments.loading import load
 from lconvnet.experiments.options import AUGMENTATIONS
-from lconvnet.experiments.origin import begin_from
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.session import session, training
-from lconvnet.experiments.trained_on import inherited_note, note_on, own_images, trained_experiment
+from lconvnet.experiments.trained_on import begin_from, inherited_note, note_on, own_images, trained_experiment
 from lconvnet.extras import require
 from lconvnet.training import CheckpointError, Epoch, Record, fit, is_first_process, is_started, load_best, load_record
 

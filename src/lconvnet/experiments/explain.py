@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from lconvnet.experiments.reading import Written
-from lconvnet.experiments.scalars import plain, short
+from lconvnet.experiments.reading import Written, plain, short
 
 TAGS = ("architecture", "name")
 SECTION = "a section with keys of its own"

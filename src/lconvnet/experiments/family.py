@@ -34,7 +34,7 @@ from typing import Any
 import yaml
 
 from lconvnet import atomic
-from lconvnet.data.rows import alike
+from lconvnet.data.tables import alike
 from lconvnet.experiments.loading import merge, naming, parse_any
 from lconvnet.experiments.reading import Dumper, parse_overrides, read
 from lconvnet.experiments.run_folder import RunFolder

@@ -2,7 +2,8 @@
 
 :func:`certify_all` and :func:`attack_all` keep their records in journals below the run; a second call measures only
 what is missing. Random numbers follow from the seed, the attack and the batch, so an interrupted evaluation ends
-with the records of one that was not.
+with the records of one that was not. *Certified and attacked can never both hold*: an image whose label is changed by a
+perturbation shorter than its certified radius stops the evaluation, after the evidence has been written.
 
 :func:`accuracies` makes the numbers of `results.yaml` of them, under the original's keys, and :func:`columns` the rows
 of `examples.parquet`. For each eps: `natural` is the clean accuracy, `lb` the certified accuracy (correct and
@@ -20,29 +21,171 @@ image is certified there if its radius is above sqrt(d) eps.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lconvnet import atomic
 from lconvnet.attacks import AttackResult, norms
 from lconvnet.bounds import Bound, fingerprint
 from lconvnet.certify import Certificates, certified_accuracy, certified_at, certify, linear_margins
 from lconvnet.data import Images, batch
-from lconvnet.experiments.crosscheck import Certified, check
 from lconvnet.experiments.evaluation import Attack, Evaluation
-from lconvnet.experiments.journal import Journal, Row
 from lconvnet.experiments.run_folder import RunFolder
-from lconvnet.training.randomness import derive_seed
+from lconvnet.training.engine import derive_seed
 from lconvnet.training.settings import describe_images, versions
 
 logger = logging.getLogger("lconvnet")
+
+
+class ContradictionError(RuntimeError):
+    """An attack succeeded inside a certified radius: an incident, never to be explained away."""
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The images of a batch that are answered rightly, with their places in the test set, margins and radii."""
+
+    index: Tensor
+    images: Tensor
+    labels: Tensor
+    margin: Tensor
+    radius: Tensor
+
+
+def check(
+    network: nn.Module, bound: Bound, level: str, batch: Certified, result: AttackResult, *, name: str, evidence: Path
+) -> Tensor:
+    """Return which attacks succeeded; raise ContradictionError, with the evidence on disk, if an image was
+    fooled inside its certified radius, whether or not that is within the attack's eps.
+
+    Certificates are about the network in float64, so there the float64 copy decides: an answer that float32
+    alone gives away is no success.
+    """
+    length = norms(result.adversarial.double() - batch.images.double())
+    inside = (length < batch.radius) & fooled(network, result.adversarial, batch.labels)
+    if not inside.any():
+        return result.success
+    broken = inside & fooled(deepcopy(network).double(), result.adversarial.double(), batch.labels)
+    if not broken.any():
+        logger.warning(
+            "%s changes the answer to %d certified images inside their radius in float32, by rounding alone: level "
+            "%r is about exact arithmetic, so these count as no success",
+            name,
+            int(inside.sum()),
+            level,
+        )
+        return result.success & ~inside
+    place = int(broken.nonzero()[0])
+    facts = {
+        "attack": name,
+        "index": int(batch.index[place]),
+        "label": int(batch.labels[place]),
+        "margin": float(batch.margin[place]),
+        "radius": float(batch.radius[place]),
+        "norm": float(length[place]),
+        "bound": bound.upper,
+        "level": level,
+    }
+    tensors = {"image": batch.images[place], "adversarial": result.adversarial[place]}
+    data = atomic.encode_safetensors(tensors, metadata=json.dumps(facts))
+    path = evidence / f"{name}-image-{facts['index']}-{sha256(data).hexdigest()[:12]}.safetensors"
+    atomic.write_bytes(path, data)
+    raise ContradictionError(
+        f"a certificate is contradicted: {name} changed the label of test image {facts['index']} with a perturbation "
+        f"of norm {facts['norm']!r} inside its certified radius {facts['radius']!r} (margin "
+        f"{facts['margin']!r}, Lipschitz bound {facts['bound']!r}, level {level}); evidence: {path}"
+    )
+
+
+@torch.no_grad()
+def fooled(network: nn.Module, adversarial: Tensor, labels: Tensor) -> Tensor:
+    """Return which images the network answers otherwise than by their labels."""
+    return network.eval()(adversarial).argmax(dim=1) != labels
+
+
+Row = dict[str, Any]
+SEAL = "seal"
+SEAL_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Records of single images that outlive a kill: the file `NAME-HASH.jsonl` in `folder`, one JSON line per image.
+
+    Every row has an `index` and exactly the `columns` (name -> types). The first line states what the records are about
+    (`facts`), and its hash is part of the file's name: other weights, images or options go to another file. Nothing is
+    rewritten. Every row carries a hash of itself and of the facts, so what a kill, a bad disk or a hand has changed is
+    reported with file and line number, and its image is measured again.
+    """
+
+    folder: Path
+    name: str
+    facts: Mapping[str, Any]
+    columns: Mapping[str, tuple[type, ...]]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}-{self._digest(dict(self.facts))[:12]}.jsonl"
+
+    def _digest(self, value: Any) -> str:
+        return hashlib.sha256(json.dumps([self.facts, value], sort_keys=True).encode()).hexdigest()
+
+    def read(self) -> dict[int, Row]:
+        """Return the rows by index, the last one where an index comes twice; what cannot be used is logged."""
+        rows: dict[int, Row] = {}
+        for number, line in enumerate(_lines(self.path), start=1):
+            found = _parsed(line)
+            if self._is_row(found):
+                rows[found["index"]] = {name: found[name] for name in found if name != SEAL}
+            elif found != {"facts": json.loads(json.dumps(self.facts))}:
+                logger.warning("%s:%d: not a record, ignored; what it stood for is measured again", self.path, number)
+        return rows
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add rows and wait until the disk has them. Raises `atomic.WriteError` where it is full."""
+        begun = self.path.exists() and self.path.stat().st_size
+        head = [] if begun else [_dumped({"facts": dict(self.facts)})]
+        atomic.append_text(
+            self.path, "".join([*head, *(_dumped({**row, SEAL: self._digest(row)[:SEAL_DIGITS]}) for row in rows)])
+        )
+
+    def _is_row(self, found: Any) -> bool:
+        if not isinstance(found, dict) or set(found) != {"index", *self.columns, SEAL}:
+            return False
+        types = {"index": (int,), **self.columns}
+        row = {name: found[name] for name in found if name != SEAL}
+        sealed = found[SEAL] == self._digest(row)[:SEAL_DIGITS]
+        return sealed and all(type(found[name]) in kinds for name, kinds in types.items())
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        yield from path.read_bytes().splitlines()
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value) + "\n"
+
 
 Report = Callable[[str, int, int], None]
 """Hears what is measured, how many images are done, and of how many."""

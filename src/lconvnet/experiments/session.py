@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from lconvnet import atomic, locking
+from lconvnet import atomic
 from lconvnet.experiments.loading import AnyExperiment
-from lconvnet.experiments.origin import require_source
 from lconvnet.experiments.run_folder import RunFolder, recorded
+from lconvnet.experiments.trained_on import require_source
 from lconvnet.training import Interrupted, is_first_process
 from lconvnet.training.settings import versions
 
@@ -111,7 +111,7 @@ def _refuse_longer(experiment: AnyExperiment, folder: RunFolder) -> None:
 
 def is_running(folder: RunFolder) -> bool:
     """Whether a living process works on a run (on file systems with locks)."""
-    return locking.is_locked(folder.sessions)
+    return atomic.is_locked(folder.sessions)
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def undisturbed(folder: RunFolder) -> Iterator[None]:
 
 def _exclusively(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
     busy = f"{folder.path}: another process works on this run; wait for it, or choose another folder"
-    return locking.locked(folder.sessions, busy)
+    return atomic.locked(folder.sessions, busy)
 
 
 def sessions(folder: RunFolder) -> list[Session]:

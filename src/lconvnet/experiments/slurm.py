@@ -25,7 +25,7 @@ from lconvnet import atomic
 from lconvnet.experiments.family import run_folders
 from lconvnet.experiments.run_folder import RunFolder, find_run
 from lconvnet.experiments.session import is_running
-from lconvnet.experiments.status import is_finished
+from lconvnet.experiments.sweep import is_finished
 
 NOTICE = 120
 BEGIN = """\

@@ -13,19 +13,72 @@ from torch import nn
 from torch.optim import SGD
 
 from lconvnet import gan
-from lconvnet.experiments import estimation, execute, generation
+from lconvnet.experiments import estimation, execute
 from lconvnet.experiments.config import Experiment, GanExperiment, WassersteinExperiment, settings
 from lconvnet.experiments.loading import AnyExperiment
 from lconvnet.experiments.other_data import evaluate_on
 from lconvnet.experiments.reading import read
 from lconvnet.experiments.robustness import Report
 from lconvnet.experiments.run_folder import RunFolder, recorded
+from lconvnet.experiments.session import training
+from lconvnet.experiments.trained_on import begin_from
 from lconvnet.ops.rounding import decimal, rounded_down, rounded_up
 from lconvnet.tasks.generation import FILE
 from lconvnet.training import Record
 from lconvnet.training.checks import same_start
 from lconvnet.training.settings import LENGTH, Place, differences, identity
 from lconvnet.wasserstein import Estimate
+
+
+def train_generator(
+    experiment: GanExperiment,
+    folder: RunFolder,
+    *,
+    weights: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> gan.Record[gan.Epoch]:
+    """Train the generator of an experiment in its folder, or go on with it, on the GPU if there is one.
+
+    With `resume` a finished run returns its record again, whether it has as many epochs as asked for or more, and one
+    that is asked for more goes on. The first weights are those of the run `weights`, if given. Raises ValueError
+    for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to stop, and
+    `Diverged`.
+    """
+    with training(experiment, folder, "train", weights=weights, resume=resume) as longer:
+        images = experiment.data.load()
+        channels, height, width = map(int, images.images.shape[1:])
+        shape, device = (channels, height, width), "cuda" if torch.cuda.is_available() else "cpu"
+        generator = experiment.generator.build(shape, seed=experiment.seed).to(device)
+        critic = experiment.critic.build(shape, seed=experiment.seed).to(device)
+        networks = {"generator": generator, "critic": critic}
+        first = begin_from(weights, folder, experiment, networks) if weights else None
+        folder.keep_config(experiment)
+        return gan.train_gan(
+            generator,
+            critic,
+            images,
+            objective=experiment.critic.objective(),
+            generator_optimizer=experiment.optimizer,
+            critic_optimizer=experiment.optimizer,
+            seed=experiment.seed,
+            directory=folder.path,
+            resume=resume,
+            progress=progress,
+            origin=first,
+            **dict(longer.training),
+        )
+
+
+def finished_record(experiment: GanExperiment, folder: RunFolder) -> gan.Record[gan.Epoch]:
+    """Return the record of a finished training. Raises ValueError if it is not finished, or is of another one."""
+    folder.keep_config(experiment)
+    found = recorded(folder)
+    done = len(found.epochs) if found else 0
+    if found is None or done < experiment.training.epochs:
+        raise folder.unfinished(f"{done} of {experiment.training.epochs} epochs")
+    return found
+
 
 Shape = tuple[int, int, int]
 
@@ -199,12 +252,12 @@ def _critic_finished(experiment: WassersteinExperiment, folder: RunFolder, test:
 
 def _train_generator(experiment: GanExperiment, folder: RunFolder, asked: Asked) -> Outcome:
     return _generated(
-        generation.run(experiment, folder, weights=asked.weights, resume=asked.resume, progress=asked.progress), folder
+        train_generator(experiment, folder, weights=asked.weights, resume=asked.resume, progress=asked.progress), folder
     )
 
 
 def _tell_generator(experiment: GanExperiment, folder: RunFolder, asked: Asked) -> Outcome:
-    return _generated(generation.finished_record(experiment, folder), folder)
+    return _generated(finished_record(experiment, folder), folder)
 
 
 def _generated(record: gan.Record[gan.Epoch], folder: RunFolder) -> Outcome:

@@ -20,7 +20,7 @@ from lconvnet import atomic, attacks, saving
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certify
 from lconvnet.data import batch
-from lconvnet.experiments.crosscheck import Certified, check
+from lconvnet.experiments.robustness import Certified, check
 from lconvnet.experiments.run_folder import RunFolder
 from lconvnet.experiments.trained_on import own_images, trained_experiment
 from lconvnet.extras import require

@@ -21,12 +21,11 @@ from lconvnet.ops.hooks import require_module
 from lconvnet.ops.images import is_finite_number
 from lconvnet.training.checkpoint import CheckpointError, Progress, encode_best, load_weights, read_best
 from lconvnet.training.checks import Loss, MakeOptimizer, made_optimizer, require_loss, require_usable
-from lconvnet.training.engine import Engine, Measures, as_computed, is_due, project_
+from lconvnet.training.engine import Engine, Measures, as_computed, epoch_order, generator, is_due, project_
 from lconvnet.training.evaluation import require_classes, singular_values, validate
 from lconvnet.training.loop import Position, Run, train
 from lconvnet.training.options import Options, opened, require_counts, require_seed
 from lconvnet.training.processes import Precision, is_first_process
-from lconvnet.training.randomness import epoch_order, generator
 from lconvnet.training.record import Epoch, Record, Row
 from lconvnet.training.schedules import Exponential, Schedule
 from lconvnet.training.settings import describe, described

@@ -18,10 +18,10 @@ from lconvnet.tasks.objectives import Objective
 from lconvnet.training.checkpoint import Progress
 from lconvnet.training.checks import MakeOptimizer, made_optimizer
 from lconvnet.training.engine import Engine, Measures, as_computed
+from lconvnet.training.engine import generator as drawn
 from lconvnet.training.loop import Position, train
 from lconvnet.training.options import Options, opened, require_counts, require_seed
 from lconvnet.training.processes import Precision
-from lconvnet.training.randomness import generator as drawn
 from lconvnet.training.record import GeneratorEpoch, Record, Row
 from lconvnet.training.settings import describe, describe_model, described
 

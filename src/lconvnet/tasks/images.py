@@ -21,7 +21,7 @@ from lconvnet import atomic
 from lconvnet.data import Images, batch
 from lconvnet.extras import require
 from lconvnet.models import DCGANGenerator
-from lconvnet.training import randomness
+from lconvnet.training import engine
 from lconvnet.training.options import require_counts, require_seed
 
 CHUNK = 256  # images generated at a time, whatever the batch
@@ -47,7 +47,7 @@ class RealSamples:
     def sample(self, count: int, step: int) -> Tensor:
         """Batch number `step`: float32 ``(count, C, H, W)`` in [0, 1]."""
         require_counts(count=count)
-        draws = randomness.generator(self.seed, "real", 0, step)
+        draws = engine.generator(self.seed, "real", 0, step)
         return batch(self.images, torch.randint(len(self.images), (count,), generator=draws))[0]
 
 
@@ -72,7 +72,7 @@ class GeneratedSamples:
 def latents(generator: DCGANGenerator, count: int, seed: int, purpose: str, step: int) -> Tensor:
     """Standard normal vectors ``(count, latent)``, a function of (seed, purpose, step), on the generator's device."""
     like = next(generator.parameters())
-    return torch.randn(count, generator.latent, generator=randomness.generator(seed, purpose, 0, step)).to(like)
+    return torch.randn(count, generator.latent, generator=engine.generator(seed, purpose, 0, step)).to(like)
 
 
 @torch.no_grad()

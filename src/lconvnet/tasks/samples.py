@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lconvnet.data import NAMES, DataError, load, read_samples
 from lconvnet.ops.images import channels_last
-from lconvnet.training.randomness import derive_seed, epoch_order, generator
+from lconvnet.training.engine import derive_seed, epoch_order, generator
 
 EXACT = 2.0**53  # every integer below is a float64
 LEAST = 4  # two to train on and two held out

@@ -24,11 +24,10 @@ from lconvnet.tasks.estimates import Estimate, certified_values, critic_values, 
 from lconvnet.tasks.samples import Distribution, Given, diameter, prepare, require_comparable, require_resolved
 from lconvnet.training.checkpoint import CYCLE, VERSION, Progress
 from lconvnet.training.checks import MakeOptimizer, made_optimizer
-from lconvnet.training.engine import Engine, Measures, as_computed, project_
+from lconvnet.training.engine import Engine, Measures, as_computed, derive_seed, project_
 from lconvnet.training.loop import Position, train
 from lconvnet.training.options import Options, opened, require_counts, require_seed
 from lconvnet.training.processes import Precision
-from lconvnet.training.randomness import derive_seed
 from lconvnet.training.record import CriticEpoch, Record, Row
 from lconvnet.training.schedules import OneCycle, Schedule
 from lconvnet.training.settings import describe, described, versions

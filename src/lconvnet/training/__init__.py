@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lconvnet.training import schedules
 from lconvnet.training.checkpoint import load_best
 from lconvnet.training.folder import is_started
-from lconvnet.training.interruption import Interrupted
 from lconvnet.training.loop import Diverged
-from lconvnet.training.processes import is_first_process
+from lconvnet.training.processes import Interrupted, is_first_process
 from lconvnet.training.record import CheckpointError, Epoch, Record, load_record
 
 if TYPE_CHECKING:

@@ -1,7 +1,10 @@
-"""One optimiser update as every task makes it, moving averages of the weights, and projections of them.
+"""One optimiser update as every task makes it, its randomness, moving averages of the weights, and projections.
 
 A task computes a loss on its share of a batch; what follows is the same for all: the sums over the processes, the check
 for NaN, the gradient, its clipping, the step.
+
+Randomness is a pure function of (seed, purpose, epoch, step). A generator that is carried along must be saved and
+restored exactly; a derived one needs neither, so a resumed run replays the interrupted one by construction.
 """
 
 import contextlib
@@ -14,12 +17,47 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lconvnet.training.interruption import Interruption
-from lconvnet.training.processes import Processes
-from lconvnet.training.randomness import derive_seed, seed_global
+from lconvnet.training.processes import Interruption, Processes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+import functools
+import hashlib
+
+
+def derive_seed(seed: int, purpose: str, epoch: int, step: int = 0) -> int:
+    """A 63-bit seed, independent for different arguments (SHA-256, so nearby seeds are unrelated).
+
+    >>> derive_seed(0, "order", 1) == derive_seed(0, "order", 1)
+    True
+    >>> derive_seed(0, "order", 1) == derive_seed(0, "order", 2)
+    False
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, purpose: str, epoch: int, step: int = 0) -> torch.Generator:
+    """A CPU generator seeded by `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, epoch, step))
+
+
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seed the global generators that a step on `device` draws from (dropout), and no others.
+
+    `torch.manual_seed` seeds every kind of device and takes milliseconds where CUDA is not initialised.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> torch.Tensor:
+    """The order `(count,)` in which epoch number `epoch` visits the training images; not to be changed in place."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
 
 Measures = Mapping[str, float]
 """Numbers of one update, summed over the processes."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lconvnet import atomic, locking
+from lconvnet import atomic
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrainingFolder:
                 f"directory={str(self.path)!r}: cannot be used as a run folder ({error.strerror}); "
                 "choose a folder that you may write to"
             ) from error
-        with locking.locked(self.last.with_name(".lock"), busy):
+        with atomic.locked(self.last.with_name(".lock"), busy):
             atomic.sweep(self.last)
             yield
 

@@ -26,9 +26,8 @@ from lconvnet.training import checkpoint as checkpoints
 from lconvnet.training.checkpoint import VERSION, Checkpoint, CheckpointError, Progress, load_weights
 from lconvnet.training.checks import made_scheduler, same_start, trial
 from lconvnet.training.engine import Averages, Engine, Measures, NotFiniteError
-from lconvnet.training.interruption import Interrupted, Interruption
 from lconvnet.training.options import Place
-from lconvnet.training.processes import launched
+from lconvnet.training.processes import Interrupted, Interruption, launched
 from lconvnet.training.record import Record, Row
 from lconvnet.training.reporting import curves, display
 from lconvnet.training.schedules import Schedule
