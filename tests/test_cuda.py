@@ -418,8 +418,7 @@ def test_sound_certificates_of_float32_want_plain_sums(monkeypatch):
 def test_the_evaluation_keeps_within_its_error():
     """Float64 logits on the device against those of the CPU, in the error that a certificate takes off."""
     from lconvnet.bounds import tensors_of, trace
-    from lconvnet.certify.certificates import image_norms, logits_of
-    from lconvnet.certify.certifier import budget
+    from lconvnet.certify.certifier import budget, image_norms, logits_of
 
     model, images = trained()
     set_tf32(True)  # which is about float32 only

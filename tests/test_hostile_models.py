@@ -16,7 +16,7 @@ from lconvnet.bounds import Graph, LayerBound, trace
 from lconvnet.bounds.forward_error import Arithmetic
 from lconvnet.bounds.network import forward_error
 from lconvnet.bounds.operations import MODULES
-from lconvnet.certify.certificates import image_norms
+from lconvnet.certify.certifier import image_norms
 from lconvnet.certify.files import certificate_documents
 from lconvnet.importing import pickles
 from lconvnet.layers import NearestUpsampling, TwoSidedReLU

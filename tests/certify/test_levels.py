@@ -12,7 +12,7 @@ from torch import nn
 from lconvnet import bake, models
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.certify import certified_accuracy, certify
-from lconvnet.certify.certificates import _lowered, refuse_other_sums, runs_as_sums
+from lconvnet.certify.certifier import _lowered, refuse_other_sums, runs_as_sums
 from lconvnet.layers import MaxMin, Scale
 
 

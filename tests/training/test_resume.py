@@ -25,9 +25,9 @@ from lconvnet.training import (
     Epoch,
     Interrupted,
     Record,
-    interruption,
     load_best,
     load_record,
+    processes,
     schedules,
 )
 from lconvnet.training.engine import Engine
@@ -177,7 +177,7 @@ def test_notices_that_come_again_do_not_disturb_the_saving(
 def test_a_second_ctrl_c_interrupts_at_once_unless_it_is_the_same(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: float, expected: type[BaseException]
 ) -> None:
-    monkeypatch.setattr(interruption, "SAME_WISH", same)
+    monkeypatch.setattr(processes, "SAME_WISH", same)
 
     def impatient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if len(labels) <= 16:  # it is being tried

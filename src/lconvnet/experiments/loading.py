@@ -66,7 +66,7 @@ def merge(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str,
     """Return nested `values` with `overrides` applied and references resolved, not yet validated.
 
     >>> merge({"seed": 0, "data": {"name": "mnist"}}, ["data.limit=100"])
-    {'seed': 0, 'data': {'name': 'mnist', 'limit': 100}}
+    {'data': {'name': 'mnist', 'limit': 100}, 'seed': 0}
     """
     if original.is_original(values):
         values = original.translate(values)
