@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lconvnet import atomic, gan, saving, wasserstein
 from lconvnet.experiments.config import WassersteinExperiment
 from lconvnet.experiments.robustness import ContradictionError
-from lconvnet.experiments.run_folder import RunFolder
+from lconvnet.experiments.run_folder import RunFolder, recorded
 from lconvnet.experiments.session import training
 from lconvnet.experiments.trained_on import begin_from
 from lconvnet.models import DCGANGenerator
@@ -86,7 +86,8 @@ def evaluate(experiment: WassersteinExperiment, folder: RunFolder, *, progress: 
     Raises ValueError if it is not trained to its end, or imported: its samples did not come with it.
     """
     folder.refuse_if_imported(UNSAMPLED)
-    if not folder.record.exists():  # the last file of a training
+    found = recorded(folder)  # the last file of a training
+    if found is None or found.settings.get("steps", 0) < experiment.training.steps:
         raise folder.unfinished(f"of {experiment.training.steps} steps")
     return run(experiment, folder, resume=True, progress=progress)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import resource
@@ -28,6 +29,7 @@ from lconvnet.experiments.loading import AnyExperiment
 from lconvnet.experiments.run_folder import RunFolder, recorded
 from lconvnet.experiments.trained_on import require_source
 from lconvnet.training import Interrupted, is_first_process
+from lconvnet.training.checks import is_free
 from lconvnet.training.settings import versions
 
 PACKAGE = Path(__file__).parents[1]
@@ -88,9 +90,9 @@ def training(
     require_source(weights, folder)
     with session(folder, what) if is_first_process() else contextlib.nullcontext():
         found, section = recorded(folder), experiment.training
-        longer = (
-            {"epochs": len(found.epochs)} if found and len(found.epochs) > getattr(section, "epochs", 10**9) else {}
-        )
+        done, asked = len(found.epochs) if found else 0, getattr(section, "epochs", math.inf)
+        free = done > asked and is_free(getattr(experiment, "schedule", None), done, int(asked))
+        longer = {"epochs": done} if free else {}
         yield experiment.model_copy(update={"training": section.model_copy(update=longer)})
         if not is_first_process():
             raise SystemExit(0)  # the first one saves and says what came out

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD
 
 from lconvnet import gan
 from lconvnet.experiments import estimation, execute
@@ -25,7 +24,7 @@ from lconvnet.experiments.trained_on import begin_from
 from lconvnet.ops.rounding import decimal, rounded_down, rounded_up
 from lconvnet.tasks.generation import FILE
 from lconvnet.training import Record
-from lconvnet.training.checks import same_start
+from lconvnet.training.checks import is_free
 from lconvnet.training.settings import LENGTH, Place, differences, identity
 from lconvnet.wasserstein import Estimate
 
@@ -185,9 +184,7 @@ def _require_stated(experiment: Experiment, record: Record[Any] | None) -> None:
     if isinstance(trained, dict):
         stated = {"settings": _shared(json.loads(json.dumps(settings(experiment))), trained)}
         lengths = (int((trained.get("training") or {}).get("epochs", 0)), experiment.training.epochs)
-        one = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        free = min(lengths) > 0 and same_start(experiment.schedule, one, lengths, 2, 2 * min(lengths))
-        outside = LENGTH if free else frozenset[Place]()
+        outside = LENGTH if is_free(experiment.schedule, *lengths) else frozenset[Place]()
         both = (identity(one, outside=outside)["settings"] for one in ({"settings": trained}, stated))
         if other := list(differences(*both)):
             raise ValueError(
@@ -244,7 +241,9 @@ def _certified(found: Estimate, folder: RunFolder) -> Outcome:
 
 def _critic_finished(experiment: WassersteinExperiment, folder: RunFolder, test: bool, attacks: bool) -> str | None:
     results = _read(folder)
-    if "distance" not in results or not folder.model.exists():
+    record, asked = recorded(folder), experiment.training.steps
+    short = record is not None and record.settings.get("steps", asked) < asked
+    if short or "distance" not in results or not folder.model.exists():
         return None
     low, high = results["distance_interval"]
     return f"distance {rounded_down(results['distance'], 4)} ({rounded_down(low, 4)} to {rounded_up(high, 4)})"

@@ -24,7 +24,7 @@ from lconvnet.baking import bake
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.numbers import PositiveFloat
-from lconvnet.training.engine import project_
+from lconvnet.training.engine import as_computed, project_
 
 ImageShape = tuple[int, int, int]
 
@@ -200,7 +200,7 @@ def gradient_penalty(critic: nn.Module, images: Tensor) -> Tensor:
     4.0
     """
     images = images.detach().requires_grad_()
-    values = critic(images)
+    values = as_computed(critic(images))
     # Ones that ask for a gradient, so that a last layer which is differentiable once raises and is not taken as linear.
     ones = torch.ones_like(values, requires_grad=True)
     (gradient,) = torch.autograd.grad(values, images, ones, create_graph=True)
@@ -213,7 +213,7 @@ def difference(critic: nn.Module, real: Tensor, generated: Tensor) -> Tensor:
     >>> difference(nn.Flatten(), torch.ones(4, 1, 1, 1), torch.zeros(2, 1, 1, 1)).item()
     1.0
     """
-    values = critic(torch.cat([real, generated]))
+    values = as_computed(critic(torch.cat([real, generated])))
     return values[: len(real)].mean() - values[len(real) :].mean()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, RMSprop
 
-from lconvnet import atomic
 from lconvnet.baking import bake
 from lconvnet.bounds import lipschitz_bound
 from lconvnet.layers import LipschitzLinear, MaxMin, OrthogonalLinear, Scale
@@ -146,8 +146,9 @@ def estimate(
             settings=run.record.settings,
         )
         if place.folder:
-            record = {"format": CriticEpoch.FORMAT, **found.to_dict(), "versions": versions(place.device)}
-            atomic.write_json(place.folder.record, record)
+            told = versions(place.device, run.engine.processes.count)
+            record = {"format": CriticEpoch.FORMAT, **found.to_dict(), "versions": told}
+            place.folder.write("record.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     return found
 
 

@@ -124,6 +124,7 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
     if progress.epoch != len(record.epochs):
         raise ValueError(f"{progress.epoch} epochs done, {len(record.epochs)} recorded")
     states = {name: dict(content[name]) for name in ("modules", "optimizers", "schedulers", "averages")}
+    states["modules"] = {name: dict(state) for name, state in states["modules"].items()}
     return Checkpoint(progress, record, **states, version=content["version"])
 
 

@@ -136,6 +136,16 @@ def same_start(
     return len({tuple(_rates(one, done)) for one in schedulers}) == 1
 
 
+def is_free(schedule: Schedule | None, *lengths: int) -> bool:
+    """Whether trainings of these numbers of epochs begin with the same learning rates.
+
+    >>> is_free(Exponential(), 2, 3), is_free(None, 2, 3)
+    (True, True)
+    """
+    one = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    return min(lengths) > 0 and (schedule is None or same_start(schedule, one, lengths, 2, 2 * min(lengths)))
+
+
 def trial(optimizer: Optimizer) -> Optimizer:
     """An optimiser with the same options, and nothing to optimise."""
     other = copy.copy(optimizer)

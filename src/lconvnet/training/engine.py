@@ -8,6 +8,8 @@ restored exactly; a derived one needs neither, so a resumed run replays the inte
 """
 
 import contextlib
+import functools
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,9 +23,6 @@ from lconvnet.training.processes import Interruption, Processes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-import functools
-import hashlib
 
 
 def derive_seed(seed: int, purpose: str, epoch: int, step: int = 0) -> int:
@@ -142,7 +141,7 @@ class Averages:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
-        self.decay = decay
+        self.decay, self.modules = decay, tuple(modules.values())
         self.parameters = {f"{owner}.{name}": p for owner, m in modules.items() for name, p in m.named_parameters()}
         self.values = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
@@ -155,16 +154,18 @@ class Averages:
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Go on from saved averages. Raises `ValueError` if they are of other parameters."""
-        if values.keys() != self.values.keys():
+        if {n: v.shape for n, v in values.items()} != {n: v.shape for n, v in self.values.items()}:
             raise ValueError("averages of other parameters")
         for name, value in self.values.items():
             value.copy_(values[name])
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the averages in the place of the weights."""
+        """Put the averages in the place of the weights, and project kernels that are projected."""
         for name, parameter in self.parameters.items():
             parameter.copy_(self.values[name])
+        for module in self.modules:
+            project_(module)  # a mean of projected kernels is not projected
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

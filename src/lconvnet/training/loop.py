@@ -28,7 +28,7 @@ from lconvnet.training.checks import made_scheduler, same_start, trial
 from lconvnet.training.engine import Averages, Engine, Measures, NotFiniteError
 from lconvnet.training.options import Place
 from lconvnet.training.processes import Interrupted, Interruption, launched
-from lconvnet.training.record import Record, Row
+from lconvnet.training.record import Epoch, Record, Row
 from lconvnet.training.reporting import curves, display
 from lconvnet.training.schedules import Schedule
 from lconvnet.training.settings import LENGTH, OUTSIDE, differences, identity, versions
@@ -225,7 +225,7 @@ def _train_epoch(run: Run, show: Callable[[int, str], None]) -> Position:
             progress.add(measures)
         progress.step += 1
         show(progress.step, run.task.running(progress))
-        if options.on_step:
+        if options.on_step and run.engine.processes.first:
             options.on_step(run.done, measured[-1])
         asked = run.engine.asked or (run.engine.interruption.number if run.engine.processes.count == 1 else 0)
         if progress.step < steps and (asked or progress.step % options.checkpoint_every == 0):
@@ -279,7 +279,8 @@ def _finish_epoch(run: Run, at: Position) -> Row:
         row = task.validate(at, run.progress, run.engine)
         run.progress = Progress(epoch=row.epoch)
         run.record = run.record.add(row, finished=run.done == task.steps)
-        if run.place.folder is None and run.engine.processes.first and run.record.best_epoch == row.epoch:
+        chosen = task.row is Epoch and run.record.best_epoch == row.epoch
+        if chosen and run.place.folder is None and run.engine.processes.first:
             run.best = {name: _on_cpu(module, copy=True) for name, module in task.modules.items()}
     _save(run)
     return row
@@ -333,6 +334,8 @@ def _begin(run: Run, fresh: Mapping[str, Optimizer]) -> None:
 
 
 def _restore(run: Run, saved: Checkpoint, path: Path) -> None:
+    if saved.modules.keys() != run.task.modules.keys():
+        raise CheckpointError(f"{path}: damaged checkpoint (networks {list(saved.modules)}); start in another folder")
     for name, module in run.task.modules.items():
         load_weights(module, saved.modules[name], path)
     run.record, run.progress, run.version = saved.record, saved.progress, saved.version
@@ -381,19 +384,21 @@ def _continued(path: Path, saved: Checkpoint, run: Run, fresh: Mapping[str, Opti
             f"{path}: was written with other settings ({'; '.join([*length, *changed][:5])}); "
             f"{LONGER if length else 'resume with those, or train in another folder'}"
         )
-    if saved.progress.epoch > task.epochs or done > task.steps:
+    if saved.progress.epoch > task.epochs:
         raise CheckpointError(f"{path}: epochs={task.epochs}, but {saved.progress.epoch} are done: ask for more")
+    if done > task.steps or (saved.progress.step and done == task.steps):
+        raise CheckpointError(f"{path}: steps={task.steps}, but {done} are done, in mid-epoch: ask for more")
     if length and not _same_start(run, fresh, before, done):
         raise CheckpointError(f"{path}: was written with other settings ({'; '.join(length)}); {LONGER}")
     if saved.version != VERSION and done < task.steps:
         raise CheckpointError(
-            f"{path}: is of an unfinished run of an older release, where the same settings meant other learning rates, "
-            "projections or frozen biases; finish it with that release, or start anew in another folder"
+            f"{path}: is of an unfinished run of an older release, whose checkpoints this one does not go on with; "
+            "finish it with that release, or start anew in another folder"
         )
     if not length:
         return saved.record
     stated = {name: new[name] for name in ("epochs", "steps", "settings") if name in new}
-    finished = saved.record.finished and done == task.steps
+    finished = done == task.steps and task.row is Epoch
     return replace(saved.record, settings=saved.record.settings | stated, finished=finished)
 
 

@@ -44,6 +44,9 @@ class Options:
             raise ValueError(f"clip_gradient={self.clip_gradient!r}: must be a positive norm, such as 1.0, or None")
         if self.ema is not None and not (is_finite_number(self.ema) and 0 < self.ema < 1):
             raise ValueError(f"ema={self.ema!r}: must be a decay strictly between 0 and 1, such as 0.999, or None")
+        for name in ("clip_gradient", "ema"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))  # of a tensor or an array, too
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ connection, and who loses the connection ends*, so nobody waits for a process th
 import atexit
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
@@ -26,8 +28,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # takes as long to import as torch: only a training pays for it
 
-import math
-from types import FrameType, TracebackType
 
 # What batch systems send before they kill (Windows has no SIGUSR1).
 NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
