@@ -2,8 +2,8 @@ r"""Losses that ask for a margin, because certificates are made of margins.
 
 A network with Lipschitz constant $L$ is certified at radius eps for a label $y$ if
 $f_y - f_j > \sqrt2\,L\,\varepsilon$ for every other class $j$. A loss that stops rewarding an image at margin 0 wastes
-what the architecture gives. Both losses are frozen dataclasses: they hold no parameters, compare by value, print as
-the call that makes them, and are called as `loss(logits, labels)`.
+the guarantee of the architecture. Both losses are frozen dataclasses: they hold no parameters, compare by value, print
+as the call that makes them, and are called as `loss(logits, labels)`.
 """
 
 import math

@@ -16,7 +16,7 @@ the stored values and D their distance from real arithmetic,
 
 with U and P the claimed bounds on W and on its absolute values. No value may come near the largest number.
 
-The norm of a layer is at most U if U^2 I - W W^* is positive definite, which Cholesky decides. Let A be a Hermitian
+The norm of a layer is at most U if U^2 I - W W^* is positive definite, which Cholesky shows. Let A be a Hermitian
 matrix of order n. If the Cholesky factorisation of A - c I runs to its end in floating point, then A is positive
 definite, provided that c is at least g(4 n + 8) tr(A) plus the rounding of A itself (Rump, BIT 46, 2006).
 
@@ -278,10 +278,7 @@ class Prover:
         return stored
 
     def _one(self, node: Node, x: Stored, certificate: Certificate, size: int) -> tuple[arb, arb, arb, int]:
-        """Return bounds for a node with one input, before its own rounding.
-
-        They are the norm, the error, the norm of the sums of absolute values, and the number of products in a sum.
-        """
+        """Return norm, error, norm of absolute sums, and products per sum, before the rounding of a one-input node."""
         layer = certificate.layers[node.name]
         upper, absolute = arb(layer.upper), arb(layer.upper if layer.absolute is None else layer.absolute)
         value = node.options.get("factor", node.options.get("value", 0.0))

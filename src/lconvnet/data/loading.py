@@ -154,15 +154,13 @@ def load(
             those of a stored test part. Only for data without validation images of its own.
         test: the same for test images, which never depend on `seed`. The default is a fifth, at most 10,000. Only for
             data without test images of its own.
-        image_size: height and width (one number for both) to scale and centre-crop to; by default sizes must
-            agree.
+        image_size: height and width (one number for both) to scale and centre-crop to; by default sizes must agree.
         channels: 1 or 3 to convert to; by default all images must be grey or all colour.
         limit: keep at most so many images for training and validation, and as many for testing (quick trials). The
             choice is fixed and stratified. The test images are then some of the full set's test images.
 
     Raises:
-        DataError: (a `ValueError`) for an unknown name, missing or corrupt files, unusable labels or
-            arguments.
+        DataError: (a `ValueError`) for an unknown name, missing or corrupt files, unusable labels or arguments.
 
     >>> splits = load("digits")
     >>> len(splits.train), len(splits.validation), len(splits.test), splits.image_shape, splits.classes

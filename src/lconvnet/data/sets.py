@@ -159,9 +159,7 @@ class Splits:
 
 
 def remarks(splits: Splits) -> tuple[str, ...]:
-    """Return what makes numbers on the held-out images mean less.
-
-    That is images that an earlier part also has, and classes without test images.
+    """Return the faults of the held-out images: those that an earlier part also has, and classes without test images.
 
     >>> pool = Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), 2, "toy")
     >>> remarks(Splits(pool, pool.subset([]), pool.subset([1]), "toy"))
@@ -331,9 +329,7 @@ def held_out(labels: Tensor, count: int, *, seed: int = _TEST_SEED) -> tuple[Ten
 
 
 def size(argument: str, value: int | float | None, *, stored: int, available: int, default: int, least: int = 1) -> int:
-    """Turn a count, or a fraction of the `stored` images, into a count in `least .. available - 1`.
-
-    `None` stands for the default.
+    """Turn a count, a fraction of `stored` images, or `None` (the default) into a count in `least .. available - 1`.
 
     >>> size("validation", 0.25, stored=8, available=6, default=1)
     2

@@ -303,14 +303,8 @@ WITHOUT_EQUAL = {
 def load_orthogonium(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
     """Return the plain network of a state dict of orthogonium 0.0.4 with its default orthogonalisation.
 
-    Reads `AdaptiveOrthoConv2d` (without groups), `OrthoLinear` and `UnitNormLinear`; its `MaxMin` is ours.
-
-    Args:
-        path: a `.pth` file that holds a state dict; nothing in it is run.
-        frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.plain_networks`.
-
-    Raises:
-        ValueError: if the file is missing, damaged or would run something, and if it does not fit the frame.
+    Reads `AdaptiveOrthoConv2d` (without groups), `OrthoLinear` and `UnitNormLinear`; its `MaxMin` is ours. Arguments
+    and errors are those of `lconvnet.importing.load_plain`.
     """
     return fill(as_path(path), frame, _orthogonium_weight, KEPT)
 
@@ -359,9 +353,7 @@ def bcop_kernel(matrices: Tensor, in_channels: int, out_channels: int) -> Tensor
 
 
 def compose(after: Tensor, before: Tensor) -> Tensor:
-    """Return the kernel of one convolution after another.
-
-    (p, n, k, k) after (n, m, l, l) gives (p, m, k + l - 1, k + l - 1).
+    """Return the kernel of `after` (p, n, k, k) behind `before` (n, m, l, l), which is (p, m, k + l - 1, k + l - 1).
 
     >>> compose(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))[0, 0].tolist()
     [[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]

@@ -129,7 +129,7 @@ def _put(layer: Plain, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def paired(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
-    """Return for each of our layers, in their order, the name of theirs.
+    """Return the name of their layer for each of ours, in our order.
 
     Names decide if both sets are equal, apart from a common prefix of theirs (such as `module.`). Numbers decide if
     their names differ only in numbers; then the smallest belongs to our first layer, and so on.
