@@ -1,8 +1,8 @@
 """Provably 1-Lipschitz convolutional networks in PyTorch.
 
-A kernel is a module whose ``forward()`` returns the weight of a linear map with norm at most 1. Layers own a kernel;
-:func:`bake` evaluates every kernel once and returns plain PyTorch, and it is the baked network that is bounded,
-certified, attacked, saved and deployed.
+A kernel is a module whose ``forward()`` returns the weight of a linear map with norm at most 1. Layers own a kernel.
+:func:`bake` evaluates every kernel once and returns plain PyTorch. The baked network is the one to bound, certify,
+attack, save and deploy.
 """
 
 import importlib
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import training when it is first asked for: its launcher takes as long to import as torch itself."""
+    """Import training on first use: its launcher takes as long to import as torch itself."""
     if name in ("gan", "importing", "wasserstein"):
         return importlib.import_module(f"lconvnet.{name}")
     if name in ("Record", "fit"):
@@ -63,5 +63,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion: those of modules that are imported later are among them."""
+    """Return the public names for completion, including those of modules that are imported later."""
     return list(__all__)

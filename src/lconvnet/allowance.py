@@ -1,8 +1,8 @@
-"""How much memory a file may cause: one number for all that is read of others, held to before anything is made.
+"""How much memory reading a file may take, checked before anything is allocated.
 
-A file of a few bytes can ask for gigabytes: by what repeats in it, by sizes it declares, by tensors that it multiplies.
-It may take `BYTES`, or `TIMES` its own size where that is more, so large files keep the room they need. For files one
-trusts, the environment variable LCONVNET_MEMORY raises the first number, such as LCONVNET_MEMORY=16GB.
+A file of a few bytes can ask for gigabytes: through values that repeat, sizes that it declares, or tensors that it
+enlarges. The limit is the larger of `BYTES` and `TIMES` the size of the file, so large files keep the room they need.
+For files that you trust, the environment variable LCONVNET_MEMORY replaces `BYTES`, such as LCONVNET_MEMORY=16GB.
 """
 
 import os
@@ -15,7 +15,7 @@ UNITS = {"MB": 10**6, "GB": 10**9}
 
 
 def allowed(size: int) -> int:
-    """Return how many bytes of memory a file of `size` bytes may cause.
+    """Return how many bytes of memory a file of `size` bytes may take.
 
     >>> allowed(100) == BYTES, allowed(10**9) == TIMES * 10**9
     (True, True)
@@ -24,7 +24,7 @@ def allowed(size: int) -> int:
 
 
 def require(needed: int, size: int, what: str, error: type[ValueError] = ValueError) -> None:
-    """Raise `error` where something of a file of `size` bytes would take more memory than is allowed."""
+    """Raise `error` if something from a file of `size` bytes would take more memory than is allowed."""
     if needed > (limit := allowed(size)):
         raise error(
             f"{what} would take {_short(needed)} of memory, more than the {_short(limit)} that {size} bytes may cause; "

@@ -1,12 +1,12 @@
-"""Files that are either the old one or the new one, never half of each.
+"""Atomic writes: a file holds its old content or its new content, never half of each.
 
-Bytes go to a temporary file in the same folder, are flushed to the disk, and replace the target in one rename;
-then the folder itself is flushed, so that a power cut cannot undo the rename. A process killed at any instant
-leaves the previous file intact, at worst with a `.NAME.*.tmp` beside it. Every failure of the operating system
-(full disk, unwritable folder, a folder in the file's place) is a `WriteError` that names the file and the cause.
+Bytes go to a temporary file in the same folder, are flushed to the disk, and replace the target in one rename. Then
+the folder itself is flushed, so that a power cut cannot undo the rename. A process killed at any instant leaves the
+previous file intact, and at worst a `.NAME.*.tmp` beside it. Every failure of the operating system (full disk,
+unwritable folder, a folder in the file's place) is a `WriteError` that names the file and the cause.
 
-A lock lives as long as its process: whoever works on a run takes it, others ask if it is taken. Its file is opened for
-writing, because file systems that several machines share refuse a lock otherwise.
+A lock lives as long as its process. A process that works on a run holds its lock; others can ask whether it is held.
+The lock file is opened for writing, because shared file systems refuse a lock otherwise.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of a file, created if it is missing, until the block ends or the process dies.
+    """Hold the lock of a file until the block ends or the process dies; create the file if it is missing.
 
-    Raises ValueError with the message `busy` if another process holds it.
+    Raises ValueError with the message `busy` if another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -69,7 +69,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _taken(descriptor: int, path: Path) -> bool:
-    """Take the lock; retry, because a probing process also holds it briefly."""
+    """Take the lock. Retry, because a probing process also holds it briefly."""
     if fcntl is None:
         return True
     for _ in range(ATTEMPTS):
@@ -90,12 +90,12 @@ _FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
 
 
 class WriteError(OSError):
-    """A file could not be written; what stood there before is untouched."""
+    """A file could not be written; its previous content is untouched."""
 
 
 @contextlib.contextmanager
 def confined(folder: Path) -> Iterator[None]:
-    """Until the block ends nothing is written from here through a symbolic link below `folder`."""
+    """Refuse every write in the block that would go through a symbolic link below `folder`."""
     token = _FOLDERS.set((*_FOLDERS.get(), folder))
     try:
         yield
@@ -104,7 +104,7 @@ def confined(folder: Path) -> Iterator[None]:
 
 
 def as_path(path: object) -> Path:
-    """Return the path of a file; ValueError for what is neither a text nor a path.
+    """Return the path of a file. Raises ValueError for anything but a text or a path.
 
     >>> as_path("a/b.safetensors").name
     'b.safetensors'
@@ -127,7 +127,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     _require_confined(path.parent)  # a link in the file's own place is replaced
-    # Random: process numbers come again, on other machines of a shared disk and after a kill.
+    # Random, because process numbers repeat on other machines of a shared disk and after a kill.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with _writing(path):
         _write_new(temporary, data)
@@ -152,23 +152,23 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], *, metadata: str = "") -> None:
     """Write named tensors as a safetensors file, atomically.
 
-    `metadata` is kept under the single key `lconvnet`: the format does not order several keys, one keeps the bytes a
-    function of the content. Tensors are copied to the CPU, so views and shared memory are fine.
+    `metadata` is stored under the single key `lconvnet`. The format does not order several keys; with one key, equal
+    content gives equal bytes. Tensors are copied to the CPU, so views and shared memory are fine.
     """
     write_bytes(path, encode_safetensors(tensors, metadata=metadata))
 
 
 def encode_safetensors(tensors: Mapping[str, Tensor], *, metadata: str = "") -> bytes:
-    """Return the bytes that `write_safetensors` writes, a function of the arguments alone."""
+    """Return the bytes that `write_safetensors` writes; they depend on the arguments alone."""
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return safetensors.torch.save(owned, metadata={"lconvnet": metadata})
 
 
 def append_text(path: str | Path, text: str) -> None:
-    """Add lines to `path` and wait until the disk has them; a torn last line there is ended first.
+    """Add lines to `path` and wait until the disk has them. A torn last line there is ended first.
 
-    A process killed meanwhile leaves at worst a torn last line. Raises `WriteError`, and leaves the file as long as it
-    was, if the disk is full or the folder cannot be written.
+    A process killed meanwhile leaves at worst a torn last line. If the disk is full or the folder cannot be written,
+    raises `WriteError` and leaves the file as long as it was.
     """
     path = Path(path)
     _require_confined(path)
@@ -183,9 +183,9 @@ def append_text(path: str | Path, text: str) -> None:
 
 
 def refuse_links(folder: Path, *paths: Path) -> None:
-    """Raise ValueError if the way from `folder` to one of `paths` in it goes over a symbolic link.
+    """Raise ValueError if the way from `folder` to one of `paths` below it goes through a symbolic link.
 
-    What is written into somebody else's folder must not land elsewhere; links that lead to `folder` are its user's own.
+    A write into somebody else's folder must not land elsewhere. Links on the way to `folder` itself are the user's own.
     """
     for path in paths:
         for place in (path, *path.parents):
@@ -204,7 +204,7 @@ def _require_confined(path: Path) -> None:
 def sweep(path: str | Path) -> None:
     """Remove the temporary files that killed writers of `path` left beside it.
 
-    Only if nobody else can be writing `path` now: the caller holds a lock.
+    The caller must hold a lock, so that nobody else is writing `path`.
     """
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -214,7 +214,7 @@ def sweep(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Make the folders of a file; every failure of the operating system in the block is a WriteError."""
+    """Make the folders above a file. Turn every failure of the operating system in the block into a WriteError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -227,7 +227,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undone(undo: Callable[[], object]) -> Iterator[None]:
-    """Take back what the block has written if it fails (full disk, interrupt)."""
+    """If the block fails (full disk, interrupt), take back what it has written."""
     try:
         yield
     except BaseException:
@@ -237,7 +237,7 @@ def _undone(undo: Callable[[], object]) -> Iterator[None]:
 
 
 def _write_new(path: Path, data: bytes) -> None:
-    """Create `path`, write all of `data` and wait until the disk has it; on failure `path` is gone again."""
+    """Create `path`, write all of `data` and wait until the disk has it. If this fails, remove `path`."""
     with open(path, "xb") as file, _undone(lambda: path.unlink(missing_ok=True)):
         file.write(data)
         file.flush()
@@ -245,7 +245,7 @@ def _write_new(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the disk knows the folder's new entry (a no-op if folders cannot be opened)."""
+    """Wait until the disk has the folder's new entry (a no-op if folders cannot be opened)."""
     with contextlib.suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,4 @@
-"""Baking: every kernel is evaluated once, and plain PyTorch is what remains.
-
-The baked network is what is bounded, certified, attacked, saved and deployed.
-"""
+"""Baking: evaluate every kernel once and return plain PyTorch."""
 
 from __future__ import annotations
 
@@ -14,28 +11,28 @@ from torch.optim.swa_utils import AveragedModel
 from lconvnet.layers import ConstrainedLayer
 from lconvnet.ops.hooks import altered, refuse_global_hooks, require_module, require_numbers
 
-FREE = {"extra_repr", "reset_parameters", "_abc_impl"}  # what a subclass may replace, since no call of it reads this
-CALLS = {"__call__", "__getattr__", "__getattribute__"}  # of the names with double underscores, those that a call reads
+FREE = {"extra_repr", "reset_parameters", "_abc_impl"}  # a subclass may replace these, because no call reads them
+CALLS = {"__call__", "__getattr__", "__getattribute__"}  # the names with double underscores that a call reads
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """A fresh network of plain layers with fixed weights, equal to the model in eval mode.
+    """Return a new network of plain layers with fixed weights, equal to the model in eval mode.
 
     Weights are evaluated in float64 and rounded once to the dtype of the model. A convolution whose padding is
-    asymmetric (even kernels) becomes a padding layer and an ``nn.Conv2d``. Sequences inside a sequence are flattened.
-    Modules without a kernel are copied. Of an ``AveragedModel`` the averaged network is taken.
+    asymmetric (even kernels) becomes a padding layer and an ``nn.Conv2d``. Nested sequences are flattened. Modules
+    without a kernel are copied. An ``AveragedModel`` gives its averaged network.
 
     Args:
-        model: any module; it is left as it is.
+        model: any module; it is not changed.
 
     Returns:
-        The network in eval mode, no parameter requiring a gradient: train the model and bake it again, for steps on
-        what was baked keep no norm at 1.
+        The network in eval mode; no parameter requires a gradient. Training steps on it would not keep the norms at 1:
+        train the model and bake it again.
 
     Raises:
-        ValueError: for forward hooks, replaced methods, a compiled module, a kernel whose weight is not of the declared
-            shape, a layer whose ``forward`` and ``bake`` come from different classes, and a class that overrides what
-            both of them use.
+        ValueError: if the model has forward hooks, replaced methods or a compiled module; if the weight of a kernel
+            does not have its declared shape; if a layer takes ``forward`` and ``bake`` from different classes; and if a
+            class overrides something that both of them use.
 
     >>> from lconvnet.models import mlp
     >>> bake(mlp(4, 2, widths=(4,)))
@@ -68,14 +65,14 @@ def _refuse_altered(model: nn.Module) -> None:
 
 
 def _baked(module: nn.Module, name: str) -> nn.Module:
-    """What takes the place of a module, which is changed in place if it is a container other than a sequence."""
+    """Return the replacement of a module. Containers other than sequences are changed in place."""
     if isinstance(module, ConstrainedLayer):
         return _baked_layer(module, name)
     if type(module) is AveragedModel:
         return _baked(module.module, _join(name, "module"))
     if type(module) is nn.Sequential:
         return _baked_sequence(module, name)
-    for key, child in module._modules.items():  # unlike named_children(), a module used twice comes twice
+    for key, child in module._modules.items():  # unlike named_children(), this repeats a module that is used twice
         if child is not None:
             module._modules[key] = _baked(child, _join(name, key))
     return module
@@ -107,7 +104,7 @@ def _definer(cls: type, method: str) -> type:
 
 
 def _overridden(cls: type, definer: type) -> str:
-    """An attribute of the class that defines the map which a class derived from it replaces; empty if there is none."""
+    """Return an attribute of the defining class that a derived class replaces, or an empty text."""
     derived = cls.__mro__[: cls.__mro__.index(definer)]
     names = (name for base in derived for name in vars(base) if name not in FREE and hasattr(definer, name))
     return next((name for name in names if name in CALLS or not name.startswith("__")), "")
@@ -129,7 +126,7 @@ def _baked_sequence(sequence: nn.Sequential, place: str) -> nn.Sequential:
 
 
 def _parts(child: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """A child of a sequence as the layers that take its place there, each with a suffix to its name."""
+    """Return the layers that replace a child of a sequence, each with a suffix for its name."""
     baked = _baked(child, name)
     if type(baked) is not nn.Sequential:
         return [("", baked)]

@@ -1,6 +1,6 @@
-"""The original's command over the same functions: `python -m lconvnet.consolidate --dir runs`.
+"""The original's command `python -m lconvnet.consolidate --dir runs`, built on this package's functions.
 
-Every folder whose results lie under another name, such as results-norm-2019-05-21-….yaml, gets a copy of the newest as
+If the results of a folder have another name, such as results-norm-2019-05-21-….yaml, it gets a copy of the newest as
 results.yaml, which `lconvnet.export` reads. Nothing is overwritten.
 """
 
@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def consolidate(
     folder: Annotated[Path, typer.Option("--dir", help="Folder with results below it.")],
 ) -> None:
-    """Give every folder below one that has results a results.yaml."""
+    """Give every folder with results a results.yaml."""
     output.show_named(name_results(folder))
 
 

@@ -1,21 +1,21 @@
-"""A user's ordinary sequential CNN as a 1-Lipschitz one of the same layout, to be trained.
+"""Convert an ordinary sequential CNN to a 1-Lipschitz network of the same layout, to be trained.
 
-Layer by layer, with c, h, w the channels and sides that arrive there:
+Each layer is replaced as follows, where c, h, w are the channels and sides of its input:
 
     Conv2d k, s            the constrained convolution c -> out, k rounded up to a multiple of s, sides h / s; k is at
-                           most h, for an image has no more rows to look at
-    Linear                 the constrained dense layer from all features that arrive
-    ReLU and its like      the activation, MaxMin
+                           most h, because an image has no more rows
+    Linear                 the constrained dense layer from all input features
+    ReLU and similar       the activation, MaxMin
     pooling of stride s    invertible downsampling by s, which keeps every pixel as a channel: c s^2
-    averages k×k at last   those averages times k, which is their norm's inverse: the outputs stay as many
+    final k×k averages     those averages times k, the inverse of their norm: the number of outputs stays the same
     normalisation, dropout nothing
 
-So widths follow from the input shape, and nothing that could stretch a distance is left. Weights are drawn anew, for
-the free ones tell nothing about constrained ones.
+Widths follow from the input shape, and no layer remains that could stretch a distance. Weights are drawn anew, because
+unconstrained weights say nothing about constrained ones.
 
-The layers are those of a chain: one after another, each on what the one before returns. Sequences are chains as they
-stand. Any other class is traced (`torch.fx`) and its functions become the layers that they are (`FUNCTIONS`). If a
-value is used twice, or a function is not known, the module is not a chain.
+The module must be a chain: each layer acts on the result of the one before. Sequences are chains. Any other class is
+traced (`torch.fx`), and its functions become layers (`FUNCTIONS`). If a value is used twice, or a function is not
+known, the module is not a chain.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Layers = list[nn.Module]
 
 
 class Change(NamedTuple):
-    """A layer that became something else than its constrained equal."""
+    """A layer that was replaced by something other than its constrained equal."""
 
     name: str
     before: str
@@ -48,7 +48,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversion:
-    """A 1-Lipschitz network, its layers named as those it was made from, and what is not as it was."""
+    """A 1-Lipschitz network whose layers keep their old names, and the changes."""
 
     model: nn.Sequential
     changes: tuple[Change, ...]
@@ -56,9 +56,9 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Site:
-    """A layer of the old network, the shape that arrives at its place in the new one, and the parts to build with.
+    """A layer of the old network, the input shape at its place in the new one, and the parts to build with.
 
-    A layer is one of the outputs if layers with weights stand before it, but none behind it.
+    `is_output` is true if layers with weights stand before it and none behind it.
     """
 
     module: Any
@@ -69,7 +69,7 @@ class Site:
     activation: Part
 
     def image(self) -> tuple[int, int, int]:
-        """The shape as that of an image."""
+        """Return the shape as that of an image. Raises ValueError if features arrive instead."""
         if len(self.shape) != 3:
             raise ValueError(f"needs an image, but {prod(self.shape)} features arrive")
         return self.shape[0], self.shape[1], self.shape[2]
@@ -83,18 +83,18 @@ def convert(
     linear: Part = CholeskyLinear,
     activation: Part = MaxMin,
 ) -> Conversion:
-    """Build the 1-Lipschitz network of the same layout as a sequential one; `module` is left as it is.
+    """Build the 1-Lipschitz network of the same layout as a sequential module, which is not changed.
 
     Args:
-        module: layers in `lconvnet.conversion.RULES` one after another: an `nn.Sequential`, nested at will, or a class
-            whose forward pass is such a chain.
+        module: layers in `lconvnet.conversion.RULES` one after another: an `nn.Sequential`, with any nesting, or a
+            class whose forward pass is such a chain.
         input_shape: (C, H, W) of the images.
         conv, linear: constructors as in `lconvnet.models`.
         activation: constructor of the activation, called without arguments.
 
     Returns:
-        The network, in float64 if the old one is, its weights drawn from the global random state, and the changes
-        that are more than a constraint.
+        The network, in float64 if the old one is, and the changes that are more than a constraint. The weights are
+        drawn from the global random state.
 
     Raises:
         ValueError: names every layer that has no 1-Lipschitz equal here, with the reason.
@@ -140,7 +140,7 @@ def convert(
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
-    """That of the parameters, half precision as float32."""
+    """Return float64 if a parameter has it, else float32."""
     found = {torch.promote_types(parameter.dtype, torch.float32) for parameter in module.parameters()}
     return torch.float64 if torch.float64 in found else torch.float32
 
@@ -150,7 +150,7 @@ def _at(name: str, leaf: nn.Module) -> str:
 
 
 def _named(name: str, new: Layers) -> OrderedDict[str, nn.Module]:
-    """One layer by the old path, more of them numbered; a module's own name has no dots."""
+    """Name one layer by its old path, and number several. A module's own name has no dots."""
     flat = name.replace(".", "_") or "0"
     names = [flat] if len(new) == 1 else [f"{flat}_{i}" for i in range(len(new))]
     return OrderedDict(zip(names, new, strict=True))
@@ -165,7 +165,7 @@ def _output_shape(layers: Layers, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _obstacle(link: Link) -> str:
-    """Why a layer cannot be converted wherever it stands; "" if nothing is known against it."""
+    """Return why a layer cannot be converted at any place; "" if nothing is known against it."""
     leaf: Any = link.layer
     if type(leaf) not in RULES or link.fault:
         return f"has no 1-Lipschitz equal here; {link.fault or 'take it out, or build it from layers that have one'}"
@@ -186,7 +186,7 @@ def _side(value: int | tuple[int, int]) -> int:
 
 
 def _convolution(site: Site) -> tuple[Layers, str]:
-    """Every padding becomes the layer's own, so that a stride s makes h / s of h rows."""
+    """Convert a convolution. The layer's own padding replaces every other, so stride s turns h rows into h / s."""
     old = site.module
     k, s = _side(old.kernel_size), _side(old.stride)
     size = -(-k // s) * s
@@ -211,7 +211,7 @@ def _old_output(conv: nn.Conv2d, sides: list[int]) -> tuple[int, ...]:
 
 
 def _extended(sides: list[int], factor: int) -> tuple[Layers, tuple[int, int]]:
-    """The layer that extends an image by zeros to multiples of a factor, if they are not; the new sides."""
+    """Return the layer that pads an image with zeros to multiples of a factor, if it needs one, and the new sides."""
     below, right = (-side % factor for side in sides)
     layers: Layers = [nn.ZeroPad2d((0, right, 0, below))] if below or right else []
     return layers, (sides[0] + below, sides[1] + right)
@@ -251,7 +251,7 @@ def _adaptive_pooling(site: Site) -> tuple[Layers, str]:
 
 
 def _averages(site: Site, factor: int) -> tuple[Layers, str]:
-    """A network that ends with averages has as many outputs as they have: downsampling would make every pixel one."""
+    """Keep the number of outputs of final averages; downsampling would turn every pixel into an output."""
     if type(site.module) not in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
         raise ValueError("is the last layer, which only average pooling may be; use that, or end with a dense layer")
     if factor == 1:
@@ -277,7 +277,7 @@ def _shuffle(site: Site) -> tuple[Layers, str]:
 
 
 class Link(NamedTuple):
-    """A layer of a chain by its path; `fault` says why a module that is not a layer of torch's is not a chain."""
+    """A layer of a chain with its path. `fault` says why a module that is not a layer of torch is not a chain."""
 
     name: str
     layer: nn.Module
@@ -285,7 +285,7 @@ class Link(NamedTuple):
 
 
 def links(module: nn.Module, name: str = "") -> Iterator[Link]:
-    """The layers in order, those inside of others by their paths.
+    """Yield the layers in order, nested ones with their paths.
 
     >>> features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     >>> [(name, type(layer).__name__) for name, layer, _ in links(nn.Sequential(features, nn.Flatten()))]
@@ -296,7 +296,7 @@ def links(module: nn.Module, name: str = "") -> Iterator[Link]:
     elif method := altered(module):
         yield Link(name, module, f"it has forward hooks or a replaced {method}; make what they do a module")
     elif type(module) is nn.Sequential:
-        for child_name, child in module._modules.items():  # not named_children: it drops repetitions of a module
+        for child_name, child in module._modules.items():  # named_children would drop repeated modules
             if child is not None:
                 yield from links(child, _path(name, child_name))
     else:
@@ -304,7 +304,7 @@ def links(module: nn.Module, name: str = "") -> Iterator[Link]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module counts as one layer, known or not: those of torch, and of this package."""
+    """Return whether a module counts as one layer: those of torch and of this package do."""
     return type(module).__module__.split(".")[0] in ("torch", __package__)
 
 
@@ -314,18 +314,18 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(module: nn.Module, name: str) -> list[Link]:
-    """The chain of a module, or the module itself with what keeps it from being one."""
+    """Return the chain of a module, or the module itself with the reason why it is not a chain."""
     try:
         return list(_chain(module, _Tracer().trace(module), name))
     except _NoChainError as error:
         return [Link(name, module, f"its forward pass is not a chain of layers: {error}")]
-    except Exception as error:  # of whatever the user's forward pass does with a value that is none yet
+    except Exception as error:  # the user's forward pass may raise anything while it is traced
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return [Link(name, module, f"its forward pass cannot be traced ({reason})")]
 
 
 class _NoChainError(Exception):
-    """What a forward pass does that no chain does."""
+    """A forward pass does something that a chain of layers does not."""
 
 
 def _chain(module: nn.Module, graph: fx.Graph, name: str) -> Iterator[Link]:
@@ -361,7 +361,7 @@ def _link(module: nn.Module, node: fx.Node, name: str) -> Link:
 
 
 def _flattening(node: fx.Node) -> nn.Module:
-    """`x.view(x.size(0), -1)` and its like."""
+    """Return the layer of `x.view(x.size(0), -1)` and similar calls."""
     shape = node.args[1] if len(node.args) == 2 else node.args[1:]
     if not isinstance(shape, tuple | list) or len(shape) != 2 or not isinstance(shape[0], fx.Node) or shape[1] != -1:
         raise _NoChainError(f"{node.name} is not a flattening; write torch.flatten(x, 1)")
@@ -369,7 +369,7 @@ def _flattening(node: fx.Node) -> nn.Module:
 
 
 def _is_size(node: fx.Node) -> bool:
-    """Whether a node is the number of images, as `x.size(0)` or `x.shape[0]`, or on the way to it."""
+    """Return whether a node is the number of images, such as `x.size(0)` or `x.shape[0]`, or a step towards it."""
     if node.op == "call_method" and node.target == "size":
         return node.args[1:] in ((0,), ()) and not node.kwargs
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "getattr":
@@ -381,7 +381,7 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _apart(node: fx.Node, current: fx.Node) -> str:
-    """What a node reads besides, or instead of, the result before it, and the way out."""
+    """Say what a node reads besides, or instead of, the result before it, and how to avoid that."""
     others = [other for other in _values(node) if other is not current]
     if node.op == "get_attr" or any(other.op == "get_attr" for other in others):
         tensor = next(n for n in (node, *others) if n.op == "get_attr")
@@ -398,7 +398,7 @@ def _apart(node: fx.Node, current: fx.Node) -> str:
 
 
 def _called(node: fx.Node) -> str:
-    """A node in the words of who wrote the forward pass."""
+    """Name a node as the author of the forward pass would."""
     if node.op == "placeholder":
         return f"the input {node.target!r}"
     what = "" if node.op == "call_module" else "()"
@@ -406,7 +406,7 @@ def _called(node: fx.Node) -> str:
 
 
 def _values(node: fx.Node) -> list[fx.Node]:
-    """The values that a node is computed from, other than the number of images."""
+    """Return the values that a node is computed from, except the number of images."""
     return [other for other in node.all_input_nodes if not _is_size(other)]
 
 
@@ -426,7 +426,7 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> nn.Module:
-    """In the order of the function, which the layer has not."""
+    """Take the arguments in the order of the function, which differs from that of the layer."""
     return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
 
@@ -446,10 +446,10 @@ FUNCTIONS: Mapping[Any, Callable[..., nn.Module]] = {
     F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
     **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
 }
-"""Functions and methods of tensors -> the layers that they are, given what follows the tensor."""
+"""Functions and methods of tensors -> their layers, made from the arguments after the tensor."""
 
 Rule = Callable[[Site], tuple[Layers, str]]
-"""The layers that take the place of one, and what changes thereby ("" if they are its constrained equal)."""
+"""Returns the layers that replace one, and the change ("" if they are its constrained equal)."""
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish)
 ACTIVATIONS += (nn.Softplus, nn.Tanh, nn.Hardtanh, nn.Hardswish)
 WEIGHTED = (nn.Conv2d, nn.Linear)

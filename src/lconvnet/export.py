@@ -1,6 +1,7 @@
-"""The original's command over the same functions: `python -m lconvnet.export --dir runs [--out DIR]`.
+"""The original's command `python -m lconvnet.export --dir runs [--out DIR]`, built on this package's functions.
 
-Shows the tables of all runs below a folder and writes them as its table.tex; `lconvnet tables` has the other formats.
+It shows the tables of all runs below a folder and writes them as the original's table.tex. `lconvnet tables` has the
+other formats.
 """
 
 from __future__ import annotations

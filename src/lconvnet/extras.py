@@ -1,4 +1,4 @@
-"""Optional libraries: imported where they are used, and missed with the command that installs them."""
+"""Optional libraries: each is imported on use, and if it is missing, the error names the command that installs it."""
 
 import importlib
 import warnings
@@ -10,14 +10,14 @@ class MissingExtraError(ValueError, ImportError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, or raise `MissingExtraError` naming the extra of `lconvnet` that brings it.
+    """Import `module`, or raise `MissingExtraError` with the extra of `lconvnet` that installs it.
 
     >>> require("json", "data").__name__
     'json'
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of what the library itself imports
+            warnings.simplefilter("ignore", DeprecationWarning)  # from the library's own imports
             return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(f"this needs {module!r}: pip install 'lconvnet[{extra}]'") from error

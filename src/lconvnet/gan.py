@@ -1,6 +1,6 @@
 """Generators trained against a critic: WGAN, WGAN-GP, and WGAN with a critic that is 1-Lipschitz by construction.
 
-*The state of a run is a function of its settings, its seed and the number of steps done.* Pixels are in [0, 1].
+*The state of a run depends only on its settings, its seed and the number of steps done.* Pixels are in [0, 1].
 """
 
 from lconvnet.tasks.generation import train_gan

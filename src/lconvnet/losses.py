@@ -1,9 +1,9 @@
-r"""Losses that ask for a margin, because a margin is what a certificate is made of.
+r"""Losses that ask for a margin, because certificates are made of margins.
 
-A network with Lipschitz constant $L$ is certified at radius eps for a label $y$ as soon as
-$f_y - f_j > \sqrt2\,L\,\varepsilon$ for every other class $j$, so a loss that stops rewarding
-an image at margin 0 wastes what the architecture gives. Both losses are frozen dataclasses: they hold no
-parameter, compare by value, print as the call that makes them, and are called as `loss(logits, labels)`.
+A network with Lipschitz constant $L$ is certified at radius eps for a label $y$ if
+$f_y - f_j > \sqrt2\,L\,\varepsilon$ for every other class $j$. A loss that stops rewarding an image at margin 0 wastes
+the guarantee of the architecture. Both losses are frozen dataclasses: they hold no parameters, compare by value, print
+as the call that makes them, and are called as `loss(logits, labels)`.
 """
 
 import math
@@ -27,8 +27,8 @@ class Hinge:
     constant $L$ of the network, `p` the norm of the perturbation: 2 gives $\kappa=\sqrt2\,\varepsilon L$, infinity
     $2\,\varepsilon L$. Logits are `(B, C)`, labels `(B,)` integers; the value is a scalar.
 
-    Source: Li et al., NeurIPS 2019, section 5; Anil et al., ICML 2019. Raises `ValueError` for a non-positive `eps`
-    or `lipschitz` and for `p < 1`.
+    Source: Li et al., NeurIPS 2019, section 5; Anil et al., ICML 2019. Raises `ValueError` if `eps` or `lipschitz` is
+    not positive, and if `p < 1`.
 
     >>> import torch
     >>> loss = Hinge(eps=1.0)
@@ -54,31 +54,30 @@ class Hinge:
 
     @property
     def margin(self) -> float:
-        """The margin kappa asked for; 2^{(p-1)/p} is written as 2^{1-1/p} so that p may be infinite."""
+        """The margin kappa. 2^{(p-1)/p} is written as 2^{1-1/p} so that p may be infinite."""
         return self.eps * 2 ** (1 - 1 / self.p) * self.lipschitz
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         _check(logits, labels)
         margins = logits.gather(1, labels[:, None]) - logits
-        # The j = y column is always exactly kappa: masked out rather than subtracted, to lose no digits.
+        # The j = y column is always exactly kappa. It is masked out, not subtracted, to lose no digits.
         wrong = F.one_hot(labels, logits.shape[1]) == 0
         return ((self.margin - margins).clamp(min=0) * wrong).sum(dim=1).mean() / logits.shape[1]
 
 
 @dataclass(frozen=True)
 class OffsetCrossEntropy:
-    r"""Cross-entropy at a temperature, after taking `offset` away from the label's logit.
+    r"""Cross-entropy at a temperature, after subtracting `offset` from the label's logit.
 
     $$T\cdot\mathrm{CE}\big((f - u\,e_y)/T,\ y\big)$$
 
-    With a low temperature it is a smooth hinge at margin $u$: an image counts as solved once $f_y - \max_j f_j$
-    exceeds $u$ by a few $T$. The default $u=\sqrt2\,\varepsilon$ is exactly the margin that certifies at `eps` when the
-    network is 1-Lipschitz. Published choices are larger: $2\sqrt2\,\varepsilon$ in Prach et al. (CVPR 2024), and
-    $\sqrt2$ (AOL) or $3\sqrt2/2$ (SLL) whatever eps is; pass `offset` for those. More offset trades clean for certified
-    accuracy.
+    At a low temperature it is a smooth hinge at margin $u$: an image counts as solved once $f_y - \max_j f_j$ exceeds
+    $u$ by a few $T$. The default $u=\sqrt2\,\varepsilon$ is exactly the margin that certifies at `eps` if the network
+    is 1-Lipschitz. Published choices are larger: $2\sqrt2\,\varepsilon$ in Prach et al. (CVPR 2024), and $\sqrt2$ (AOL)
+    or $3\sqrt2/2$ (SLL) for any eps; pass `offset` for those. A larger offset trades clean for certified accuracy.
 
-    Units, shapes as in `Hinge`. Source: Prach & Lampert, ECCV 2022 (AOL). Raises `ValueError` for a
-    non-positive `eps` or `temperature` and for a negative `offset`.
+    Units and shapes are as in `Hinge`. Source: Prach & Lampert, ECCV 2022 (AOL). Raises `ValueError` if `eps` or
+    `temperature` is not positive, and if `offset` is negative.
 
     >>> import torch
     >>> loss = OffsetCrossEntropy(eps=1.58)

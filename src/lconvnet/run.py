@@ -1,10 +1,9 @@
-"""The original's command over the same functions: `python -m lconvnet.run --cfg CFG [--resume] [--test]`.
+"""The original's command `python -m lconvnet.run --cfg CFG [--resume] [--test]`, built on this package's functions.
 
-Without `--test` the experiment is trained in the folder of its cfg.yaml; with it the trained run is evaluated
-and results.yaml written beside the configuration. `--resume --test`, the original's habit, evaluates as well:
-an unfinished run is refused, `--resume` alone goes on with it.
-Nothing is deleted, whichever flags are given. A folder that the original wrote, with its cfg.yaml and its
-checkpoints/*.pth, is evaluated as it is.
+Without `--test` it trains the experiment in the folder of its cfg.yaml. With `--test` it evaluates the trained run and
+writes results.yaml beside the configuration; `--resume --test`, the original's habit, does the same. An unfinished run
+is refused; `--resume` alone continues it. No flag deletes anything. A folder that the original wrote, with its cfg.yaml
+and its checkpoints/*.pth, is evaluated in place.
 """
 
 from __future__ import annotations

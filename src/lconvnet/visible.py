@@ -1,7 +1,7 @@
-"""What a person sees: of a folder nothing hidden, of a text nothing that moves a cursor.
+"""What a person sees: the visible files of a folder, and the printable characters of a text.
 
 Notebooks, version control, archives and desktops leave copies of files in folders such as `.ipynb_checkpoints`, `.git`,
-`__MACOSX` or `@eaDir`. They are neither images nor runs. The folder that somebody names may itself be hidden.
+`__MACOSX` or `@eaDir`. They are neither images nor runs. The folder that the user names may itself be hidden.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LITTER = frozenset({
 
 
 def printable(text: str) -> str:
-    r"""Return a text with every character that is not printable as its escape, so that it is one line.
+    r"""Return a text on one line, with every unprintable character as its escape.
 
     >>> printable("a\x1b[31m\n")
     'a\\x1b[31m\\n'
@@ -37,9 +37,9 @@ def is_visible(name: str) -> bool:
 def walk(
     folder: Path, *, links: bool = False, onerror: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[Path, list[Path], list[Path]]]:
-    """Yield every folder in and below one, with what is visible in it: its folders, and its files, in a fixed order.
+    """Yield every folder in and below one with its visible folders and files, in a fixed order.
 
-    With `links`, links to folders are followed, and the caller has to break a circle of them.
+    If `links` is true, links to folders are followed, and the caller has to break cycles.
     """
     for above, folders, files in os.walk(folder, followlinks=links, onerror=onerror):
         place = Path(above)
@@ -48,6 +48,6 @@ def walk(
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the visible files in and below a folder, links to folders not followed, in a fixed order."""
+    """Yield the visible files in and below a folder in a fixed order; links to folders are not followed."""
     for _, _, files in walk(folder):
         yield from files

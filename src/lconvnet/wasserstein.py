@@ -1,6 +1,6 @@
 """Certified lower bounds on the Wasserstein-1 distance between two distributions.
 
-*The mean difference of a critic, divided by a rigorous bound of its Lipschitz constant, is never above the distance.*
+*The mean difference of a critic, divided by a rigorous bound on its Lipschitz constant, never exceeds the distance.*
 """
 
 from lconvnet.tasks.estimates import Estimate, certified_values, draw

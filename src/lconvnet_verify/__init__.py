@@ -1,9 +1,9 @@
 """An independent checker of certificates: ``python -m lconvnet_verify CERTIFICATE MODEL``.
 
-It shares no code with the package that writes certificates, needs numpy and python-flint only, and takes another road:
+It shares no code with the package that writes certificates, needs only numpy and python-flint, and uses other methods:
 
 ===========  ==============================================  ====================================================
-step         who certifies                                   this checker
+step         the certifier                                   this checker
 ===========  ==============================================  ====================================================
 margin       float64 forward pass, error bounded a priori    exact integers (``exact.py``)
 layer norms  residual certificate, Gram iteration, spectrum  U^2 I - W W^T is positive definite, by Cholesky
@@ -11,17 +11,16 @@ layer norms  residual certificate, Gram iteration, spectrum  U^2 I - W W^T is po
 rounding     a line in the norm of the image                 balls, at the largest norm (``proof.py``)
 ===========  ==============================================  ====================================================
 
-What is proved, where f is the network of MODEL and x the pixels in the certificate: for every x' with |x' - x|_2 less
-than the radius,
+Let f be the network of MODEL and x the pixels in the certificate. For every x' with |x' - x|_2 less than the radius,
+it proves:
 
 - level "analytic": f in real arithmetic gives x' the label of the certificate, and no other logit is as large;
-- level "sound": so does f in the dtype of its weights, for every x' of that dtype, whatever the order of the additions
-  and with or without fused multiplication and addition, as long as every product is a plain sum of products (no
-  Winograd, Fourier or Strassen kernels, no TensorFloat-32), and whether subnormal numbers are kept or count as zero.
+- level "sound": the same holds for f in the dtype of its weights and every x' of that dtype. It holds for any order of
+  the additions, with or without fused multiplication and addition, and whether subnormal numbers are kept or count as
+  zero. Every product must be a plain sum of products (no Winograd, Fourier or Strassen kernels, no TensorFloat-32).
 
-What an operation may have stands in one table (``reading.py``); anything else is refused while a model is read.
-
-What a certificate says besides (where the image comes from, methods, versions) is for people and not checked.
+One table (``reading.py``) states what an operation may have; anything else is refused while a model is read. The other
+entries of a certificate (the origin of the image, methods, versions) are for people and not checked.
 """
 
 from lconvnet_verify.proof import Prover

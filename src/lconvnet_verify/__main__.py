@@ -1,4 +1,4 @@
-"""The command: one line for each certificate. Exit code 0: all are proved; 4: one is not; 2: a file cannot be read."""
+"""The command: one line per certificate. Exit code 0: all are proved; 4: one is not; 2: a file cannot be read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOWNWARD = Context(prec=17, rounding=ROUND_FLOOR)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check a certificate, or all ``*.json`` of a folder, against a model; returns the exit code."""
+    """Check a certificate, or all ``*.json`` of a folder, against a model; return the exit code."""
     if len(arguments) != 2:
         return _fail(USAGE)
     place = Path(arguments[0])
@@ -55,7 +55,7 @@ def _fail(message: str) -> int:
 
 
 def _print(message: str, stream: TextIO) -> None:
-    """Print one line in the characters that the stream has, whatever a file or its name made of the message."""
+    """Print one line; escape characters that are not printable or that the stream does not have."""
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     encoding = stream.encoding or "utf-8"
     print(visible.encode(encoding, "backslashreplace").decode(encoding), file=stream)

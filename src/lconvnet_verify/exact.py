@@ -1,4 +1,4 @@
-"""The network in real arithmetic at one image, without rounding: every number is an integer times a power of two."""
+"""The network at one image in real arithmetic, without rounding: every number is an integer times a power of two."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from flint import fmpz_mat
 from lconvnet_verify.reading import Node, NotProved, prove
 
 LARGEST = 2**22
-"""Numbers that are held at once, all tensors of a network together, a long one counted as several."""
+"""Numbers held at once in all tensors of a network; a long one counts as several."""
 
 SHORT = 256
 """Bits of a number that counts as one."""
 
 DIGITS = 2**31
-"""Bits that the numbers of one tensor are lengthened by, all together."""
+"""Bits by which the numbers of one tensor may be lengthened, in total."""
 
 
 @dataclass(frozen=True)
 class Exact:
     """The numbers ``integers * 2^exponent``; integers of any size, of dtype object.
 
-    Those of numpy itself would wrap around beyond 64 bits, so none may be among them.
+    NumPy's own integers are refused, because they wrap around beyond 64 bits.
     """
 
     integers: np.ndarray
@@ -37,7 +37,7 @@ class Exact:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Exact:
-        """The same numbers as finite floats."""
+        """Return finite floats as exact numbers."""
         prove(values.dtype.kind == "f", "a constant is not a float")
         prove(bool(np.isfinite(values).all()), "a constant is not finite")
         mantissas, exponents = np.frexp(np.atleast_1d(values).astype(np.float64))
@@ -48,7 +48,7 @@ class Exact:
         return cls(integers.astype(object) << shifts.astype(object), least)
 
     def at(self, exponent: int) -> np.ndarray:
-        """The integers for another, not larger exponent."""
+        """Return the integers for another exponent that is not larger."""
         require_digits((self.exponent - exponent) * self.integers.size)
         return self.integers << (self.exponent - exponent)
 
@@ -57,12 +57,12 @@ class Exact:
         return Exact(function(self.integers), self.exponent)
 
     def numbers(self) -> int:
-        """How many numbers these are, a long one counted as several."""
+        """Return how many numbers these are; a long one counts as several."""
         longest = max((value.bit_length() for value in self.integers.flat), default=0)
         return self.integers.size * (1 + longest // SHORT)
 
     def outline(self) -> Exact:
-        """The shape of these numbers, without them."""
+        """Return zeros of the same shape that take no room."""
         return Exact(np.broadcast_to(np.array(0, dtype=object), self.integers.shape), 0)
 
     def __add__(self, other: Exact) -> Exact:
@@ -71,7 +71,7 @@ class Exact:
 
 
 def require_room(shape: Iterable[int]) -> None:
-    """Raise NotProved for a tensor of a shape that is too large, before it is made."""
+    """Raise NotProved if a tensor of this shape would be too large; call this before making it."""
     entries = math.prod(shape)
     prove(entries <= LARGEST, f"it asks for {entries} numbers at once, more than {LARGEST}")
 
@@ -82,15 +82,17 @@ def require_digits(bits: int) -> None:
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Matrix product of integers."""
+    """Return the matrix product of integers."""
     a, b = (fmpz_mat(len(m), m.shape[1], list(map(int, m.ravel()))) for m in (left, right))
     integers = np.array([int(value) for value in (a * b).entries()], dtype=object)
     return integers.reshape(len(left), right.shape[1])
 
 
 def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.ndarray) -> dict[str, Exact]:
-    """What every node gives for an image ``(C, H, W)``, without a batch; but the image and the last node outlines, once
-    nothing reads them any more."""
+    """Return the value of every node for an image ``(C, H, W)``, without a batch.
+
+    Once no node reads a value any more, only its outline is kept, except for the image and the last node.
+    """
     values, held = {nodes[0].name: Exact.of(image)}, {nodes[0].name: image.size}
     last = {name: node.name for node in nodes for name in node.inputs}
     prove(nodes[0].shape in ((), image.shape), f"the model takes images of shape {nodes[0].shape}, not {image.shape}")
@@ -112,7 +114,7 @@ def forward(nodes: tuple[Node, ...], tensors: Mapping[str, Exact], image: np.nda
 
 
 def dense(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """``W x + b`` along the last axis, which is the only one."""
+    """``W x + b`` along the only axis."""
     W = tensors[node.tensors["weight"]]
     prove(x.integers.shape == W.integers.shape[1:], f"node {node.name!r} has an input of shape {x.integers.shape}")
     return _biased(node, tensors, Exact(W.integers @ x.integers, W.exponent + x.exponent))
@@ -143,7 +145,7 @@ def _image(node: Node, x: Exact) -> np.ndarray:
 
 
 def padded(node: Node, image: np.ndarray) -> np.ndarray:
-    """The image with the padding of a convolution, its own or a circular one before it."""
+    """Return the image with the padding of a convolution: its own, or a circular one before it."""
     above_below, left_right, circular = padding(node)
     if not circular:
         return surrounded(image, above_below, left_right)
@@ -152,7 +154,7 @@ def padded(node: Node, image: np.ndarray) -> np.ndarray:
 
 
 def padding(node: Node) -> tuple[tuple[int, int], tuple[int, int], bool]:
-    """Pixels above and below, left and right, and whether they are those of the other side."""
+    """Return the pixels above and below, left and right, and whether they come from the opposite side."""
     height, width = node.options["padding"]
     before = node.options.get("circular_padding")
     if before is None:
@@ -163,7 +165,7 @@ def padding(node: Node) -> tuple[tuple[int, int], tuple[int, int], bool]:
 
 
 def surrounded(image: np.ndarray, above_below: tuple[int, int], left_right: tuple[int, int]) -> np.ndarray:
-    """The image with zeros around it, which are integers of Python, as all others."""
+    """Return the image with zeros around it, as Python integers like all others."""
     channels, height, width = image.shape
     shape = channels, height + sum(above_below), width + sum(left_right)
     require_room(shape)
@@ -180,14 +182,14 @@ def _biased(node: Node, tensors: Mapping[str, Exact], y: Exact) -> Exact:
 
 
 def max_min(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """The larger ones of channel c and c + C/2, then the smaller ones."""
+    """The larger of channels c and c + C/2, then the smaller ones."""
     prove(node.options["dim"] == 1 and len(x.integers) % 2 == 0, "does not pair channels")
     a, b = np.split(x.integers, 2)
     return Exact(np.concatenate([np.maximum(a, b), np.minimum(a, b)]), x.exponent)
 
 
 def group_sort(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """Ascending in groups whose members lie C / g channels apart; in one group if none is named."""
+    """Ascending in groups whose members lie C / g channels apart; in one group if no size is given."""
     size = node.options.get("group_size", len(x.integers))
     prove(node.options["dim"] == 1 and len(x.integers) % size == 0, "does not sort channels")
     return x.map(lambda v: np.sort(v.reshape(size, -1, *v.shape[1:]), axis=0).reshape(v.shape))
@@ -233,14 +235,14 @@ def added(node: Node, tensors: Mapping[str, Exact], a: Exact, b: Exact) -> Exact
 
 
 def concatenated(node: Node, tensors: Mapping[str, Exact], *parts: Exact) -> Exact:
-    """Side by side along a dimension that counts the batch as 0."""
+    """Tensors side by side along a dimension, where the batch is dimension 0."""
     require_room([sum(part.integers.size for part in parts)])
     exponent = min(part.exponent for part in parts)
     return Exact(np.concatenate([part.at(exponent) for part in parts], axis=node.options["dim"] - 1), exponent)
 
 
 def sliced(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """A part along some dimensions, which count the batch as 0."""
+    """A part along some dimensions, where the batch is dimension 0."""
     index = [slice(None)] * x.integers.ndim
     for dim, start, stop, step in node.options["slices"]:
         prove(dim >= 1 and 0 <= start < stop and step >= 1, f"node {node.name!r} takes no part")
@@ -249,14 +251,14 @@ def sliced(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
 
 
 def permuted(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """Dimensions in another order; they count the batch, which stays first, as 0."""
+    """Dimensions in another order; the batch is dimension 0 and stays first."""
     batch, *dims = node.options["dims"]
     prove(batch == 0 and sorted(dims) == list(range(1, x.integers.ndim + 1)), f"node {node.name!r} moves the batch")
     return x.map(lambda v: v.transpose([dim - 1 for dim in dims]))
 
 
 def constant(node: Node, tensors: Mapping[str, Exact], x: Exact) -> Exact:
-    """The number or tensor that a node adds or multiplies with, in the shape of its input."""
+    """Return the number or tensor that a node adds or multiplies by, in the shape of its input."""
     key = node.tensors.get("constant")
     number = "factor" if node.operation == "Scale" else "value"
     c = Exact.of(np.array([float(node.options[number])])) if key is None else tensors[key]

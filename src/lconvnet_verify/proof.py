@@ -1,28 +1,29 @@
-"""The inequality that a certificate comes down to, in ball arithmetic.
+"""The inequality that proves a certificate, in ball arithmetic.
 
-With i the label, m_j = f_i - f_j at the image in real arithmetic (exact), t the norm of the image and r the radius,
+Let i be the label, m_j = f_i - f_j at the image in real arithmetic (exact), t the norm of the image and r the radius.
+The certificate holds if
 
-    m_j > r Lambda_ij + E_ij        for every j != i,
+    m_j > r Lambda_ij + E_ij        for every j != i.
 
-where Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l != head} U_l, L_i + L_j) bounds how fast f_i - f_j falls
-(the head is a dense layer with rows w, with nothing behind it but multiplication by a constant; L_i is the constant of
-a logit, if each is computed apart), and E_ij what rounding can change in it at any image of norm t + r; at level
-"analytic" that is zero. A sum of n products and a bias, rounded in any order, is off by at most
-g (sum |w| |x| + |b|) + underflow, with g = (n + 1) u / (1 - (n + 1) u). So layer by layer, R the norm of what is stored
-and D its distance from real arithmetic,
+Lambda_ij = min(sqrt(2) prod_l U_l, |w_i - w_j| prod_{l != head} U_l, L_i + L_j) bounds how fast f_i - f_j falls. The
+second term needs a head that is a dense layer with rows w, followed by nothing but multiplication by a constant. The
+third needs logits that are computed apart, with the constants L_i. E_ij bounds the change of f_i - f_j by rounding at
+any image of norm t + r; at level "analytic" it is zero. A sum of n products and a bias, rounded in any order, is off by
+at most g (sum |w| |x| + |b|) + underflow, with g = (n + 1) u / (1 - (n + 1) u). So, layer by layer, with R the norm of
+the stored values and D their distance from real arithmetic,
 
     D <- U D + g (P R + |b|) + sqrt(outputs) underflow,        R <- U R + |b| + the same rounding,
 
-with U and P the claimed bounds on W and on its absolute values. Nothing may come near the largest number.
+with U and P the claimed bounds on W and on its absolute values. No value may come near the largest number.
 
-The norm of a layer is at most U if U^2 I - W W^* is positive definite, which Cholesky decides.
-
-If the Cholesky factorisation of a Hermitian matrix A - c I of order n runs to its end in floating point, then A is
-positive definite, given that c is at least g(4 n + 8) tr(A) and what rounding changed in A itself (Rump, BIT 46, 2006).
+The norm of a layer is at most U if U^2 I - W W^* is positive definite, which Cholesky shows. Let A be a Hermitian
+matrix of order n. If the Cholesky factorisation of A - c I runs to its end in floating point, then A is positive
+definite, provided that c is at least g(4 n + 8) tr(A) plus the rounding of A itself (Rump, BIT 46, 2006).
 
 A convolution is taken on a torus: on that of its image if it wraps around, else on one that holds the image with its
-zeros. There it is block diagonal, with the blocks K^(w) = sum_a K_a exp(i <w, a>) at the frequencies of the torus;
-strides s and t that divide it become s t times as many channels first. The layer's outputs are some of those there.
+zeros. There it is block diagonal, with the blocks K^(w) = sum_a K_a exp(i <w, a>) at the frequencies of the torus.
+Strides s and t that divide the torus become s t times as many channels first. The layer's outputs are some of those on
+the torus.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from lconvnet_verify.reading import JOINS, WEIGHTED, Certificate, Layer, Model, 
 
 UNIT = 2.0**-53
 CHUNK = 2**20
-"""Complex numbers of blocks that are held at once."""
+"""Complex numbers held at once in blocks."""
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -74,7 +75,7 @@ def require_norm(node: Node, claim: Layer, tensors: Mapping[str, np.ndarray], sh
 
 
 def known_norm(node: Node, tensors: Mapping[str, np.ndarray]) -> float:
-    """The norm of what has no weights: 1 for what moves, chooses, negates or shifts entries."""
+    """Return the norm of a node without weights: 1 if it moves, chooses, negates or shifts entries."""
     if node.operation == "Scale":
         return abs(node.options["factor"])
     if node.operation == "multiply":
@@ -85,11 +86,11 @@ def known_norm(node: Node, tensors: Mapping[str, np.ndarray]) -> float:
 
 @np.errstate(over="ignore", invalid="ignore")
 def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
-    """Whether all matrices ``(F, m, n)``, real or complex, are shown to have at most this norm."""
+    """Return whether all matrices ``(F, m, n)``, real or complex, are shown to have at most this norm."""
     if not 1e-150 < bound < 1e150:
         return bound >= 0 and not W.any()
     W = W if W.shape[1] <= W.shape[2] else W.conj().transpose(0, 2, 1)
-    exponent = math.frexp(bound)[1]  # divided by a power of two, the bound is near 1 and squares keep their digits
+    exponent = math.frexp(bound)[1]  # a power of two brings the bound near 1, where squares keep their digits
     W, bound = W * 2.0**-exponent, bound * 2.0**-exponent
     order, terms = W.shape[1:]
     squares = float((np.abs(W) ** 2).sum(axis=(1, 2)).max()) * (1 + 1e-6)
@@ -107,7 +108,7 @@ def norm_is_at_most(W: np.ndarray, bound: float) -> bool:
 
 
 def on_torus(node: Node, K: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, int]]:
-    """A stride-1 kernel and a torus on which it has at least the norm of one group of the convolution."""
+    """Return a stride-1 kernel and a torus on which its norm is at least that of one group of the convolution."""
     stride, dilation = node.options["stride"], node.options["dilation"]
     above_below, left_right, circular = padding(node)
     totals = (sum(above_below), sum(left_right))
@@ -126,7 +127,7 @@ def on_torus(node: Node, K: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndar
 
 
 def unshuffled(K: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
-    """The kernel that gives the same with stride 1 on an image whose s x t blocks have become channels."""
+    """Return the equal kernel of stride 1 for an image whose s x t blocks have become channels."""
     s, t = stride
     K = np.pad(K, np.array([(0, 0), (0, 0), (0, -K.shape[2] % s), (0, -K.shape[3] % t)]))
     out, channels, height, width = K.shape
@@ -135,7 +136,7 @@ def unshuffled(K: np.ndarray, stride: tuple[int, int]) -> np.ndarray:
 
 
 def transfer(K: np.ndarray, torus: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The blocks ``(F, co, ci)`` at all frequencies of the torus but conjugate ones."""
+    """Yield the blocks ``(F, co, ci)`` at the frequencies of the torus; conjugate ones are left out."""
     rows, columns = roots(torus[0]), roots(torus[1])
     taps = K.reshape(*K.shape[:2], -1).transpose(2, 0, 1)
     step, half = max(1, CHUNK // max(K[:, :, 0, 0].size, len(taps))), torus[1] // 2 + 1
@@ -148,24 +149,24 @@ def transfer(K: np.ndarray, torus: tuple[int, int]) -> Iterator[np.ndarray]:
 
 
 def roots(period: int) -> np.ndarray:
-    """exp(2 pi i u / period) for u < period, each correctly rounded but for the last bit."""
+    """Return exp(2 pi i u / period) for u < period, each accurate up to the last bit."""
     pairs = (arb.sin_cos_pi_fmpq(fmpq(2 * u, period)) for u in range(period))
     return np.array([complex(float(cosine.mid()), float(sine.mid())) for sine, cosine in pairs])
 
 
 PRECISION = 256
 ARITHMETIC = {"<f4": (-24, -126, 127), "<f8": (-53, -1022, 1023)}
-"""Exponents of the round-off, of the least normal number, and of half of what no number reaches."""
+"""Exponents of the round-off, of the least normal number, and of half the limit that no number reaches."""
 
 ROUNDED = ("Conv2d", "Linear", "Scale", "add", "multiply", "shift", "subtract")
 """Operations that round; all others move, choose, repeat or negate entries."""
 
 UNIFORM = ("Identity", "Scale", "multiply", "negate")
-"""Operations that treat all logits alike, unless they have a tensor to do it with."""
+"""Operations that treat all logits alike, unless they use a tensor."""
 
 
 class Stored(NamedTuple):
-    """Norm of what a float network stores after a node, and its distance from real arithmetic."""
+    """Norm of the values that a float network stores after a node, and their distance from real arithmetic."""
 
     norm: arb
     error: arb
@@ -173,24 +174,24 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Round-off, least normal number, and half of what no number reaches."""
+    """Round-off, least normal number, and half the limit that no number reaches."""
 
     unit: arb
     tiny: arb
     limit: arb
 
     def relative(self, roundings: int) -> arb:
-        """What so many roundings can add up to."""
+        """Return the largest relative error of so many roundings."""
         prove(roundings * self.unit < arb(1) / 2, f"{roundings} roundings have no bound")
         return roundings * self.unit / (1 - roundings * self.unit)
 
     def underflow(self, products: int) -> arb:
-        """What underflow can change in a sum of so many products."""
+        """Return the largest error by underflow in a sum of so many products."""
         return (2 * products + 2) * self.tiny * (1 + self.relative(products + 1))
 
 
 class Prover:
-    """Proves certificates about one model; what does not depend on the image is done once."""
+    """Proves certificates about one model; work that does not depend on the image is done once."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -199,7 +200,7 @@ class Prover:
         self.confirmed: set[object] = set()
 
     def prove(self, certificate: Certificate) -> None:
-        """Raise NotProved unless the certificate holds, whatever stands in the way."""
+        """Raise NotProved unless the certificate holds, whatever the obstacle."""
         try:
             self._prove(certificate)
         except NotProved:
@@ -235,7 +236,7 @@ class Prover:
                 self.confirmed.add(known)
 
     def _flushed(self, certificate: Certificate) -> arb:
-        """How far an image moves at most if subnormal pixels are read as zero; no constant may be subnormal."""
+        """Return how far an image moves at most if subnormal pixels are read as zero. Refuses subnormal constants."""
         if certificate.level == "analytic":
             return arb(0)
         tiny = 2.0 ** ARITHMETIC[self.dtype][1]
@@ -246,7 +247,7 @@ class Prover:
         return arb(certificate.image.size).sqrt() * self.arithmetic.tiny
 
     def _reaches(self, certificate: Certificate) -> dict[str, arb]:
-        """How far each node moves at most when the image moves by 1."""
+        """Return how far each node moves at most if the image moves by 1."""
         first, *nodes = self.model.nodes
         reaches = {first.name: arb(1)}
         for node in nodes:
@@ -256,7 +257,7 @@ class Prover:
         return reaches
 
     def _stored(self, certificate: Certificate, values: dict[str, Exact]) -> dict[str, Stored]:
-        """What the float network stores at any image within the radius; no error at level "analytic"."""
+        """Return what the float network stores at any image within the radius; zeros at level "analytic"."""
         first, *nodes = self.model.nodes
         if certificate.level == "analytic":
             return {node.name: Stored(arb(0), arb(0)) for node in self.model.nodes}
@@ -277,8 +278,7 @@ class Prover:
         return stored
 
     def _one(self, node: Node, x: Stored, certificate: Certificate, size: int) -> tuple[arb, arb, arb, int]:
-        """Norm, error, norm of the sums of absolute values, and products in a sum, before the rounding of a node that
-        reads one other."""
+        """Return norm, error, norm of absolute sums, and products per sum, before the rounding of a one-input node."""
         layer = certificate.layers[node.name]
         upper, absolute = arb(layer.upper), arb(layer.upper if layer.absolute is None else layer.absolute)
         value = node.options.get("factor", node.options.get("value", 0.0))
@@ -289,7 +289,7 @@ class Prover:
         return x.norm * upper + moved, x.error * upper, x.norm * absolute + moved, products
 
     def _moved(self, node: Node, size: int) -> arb:
-        """Norm of what a node adds to so many entries: a bias to every pixel, or a constant."""
+        """Return the norm of what a node adds to so many entries: a bias to every pixel, or a constant."""
         role = "constant" if node.operation == "shift" else "bias"
         if role in node.tensors:
             values = self.tensors[node.tensors[role]]
@@ -300,7 +300,7 @@ class Prover:
         return norm(values) * arb(size // values.integers.size).sqrt()
 
     def _slope(self, certificate: Certificate, values: dict[str, Exact], reaches: dict[str, arb], j: int) -> arb:
-        """How fast the margin to class j can fall."""
+        """Return how fast the margin to class j can fall."""
         slope, i = arb(2).sqrt() * reaches[self.model.output], certificate.label
         end = self.model.nodes[-1]
         if end.operation == "concatenate" and all(values[name].integers.size == 1 for name in end.inputs):
@@ -312,7 +312,7 @@ class Prover:
         return slope.min(reaches[head.inputs[0]] * factor * norm(W.map(lambda rows: rows[i] - rows[j])))
 
     def _head(self, certificate: Certificate) -> tuple[Node | None, arb]:
-        """The dense layer of the logits, and by what its output is multiplied afterwards."""
+        """Return the dense layer of the logits, and the factor that multiplies its output afterwards."""
         nodes, factor = {node.name: node for node in self.model.nodes}, arb(1)
         node = nodes[self.model.output]
         while node.operation in UNIFORM and "constant" not in node.tensors:
@@ -321,7 +321,7 @@ class Prover:
         return (node if node.operation == "Linear" else None), factor
 
     def _error(self, certificate: Certificate, stored: dict[str, Stored], j: int) -> arb:
-        """What rounding can change in the margin to class j."""
+        """Return how much rounding can change the margin to class j."""
         end, i = self.model.nodes[-1], certificate.label
         if end.operation != "Linear" or certificate.level == "analytic":
             return arb(2).sqrt() * stored[end.name].error
@@ -336,20 +336,20 @@ class Prover:
 
     @cached_property
     def dtype(self) -> str:
-        """Of the weights."""
+        """The dtype of the weights."""
         dtypes = {values.dtype.str for values in self.model.tensors.values() if values.dtype.kind == "f"}
         prove(len(dtypes) == 1, "the model has weights of several dtypes, or of none")
         return dtypes.pop()
 
     @cached_property
     def arithmetic(self) -> Arithmetic:
-        """That of the dtype."""
+        """The arithmetic of that dtype."""
         unit, tiny, limit = (arb(2) ** exponent for exponent in ARITHMETIC[self.dtype])
         return Arithmetic(unit, tiny, limit)
 
 
 def joined(node: Node, parts: list[arb]) -> arb:
-    """The norm of several tensors in one: they add up in a sum, and in squares side by side."""
+    """Return the norm of several tensors together: norms add up in a sum, their squares add up side by side."""
     if node.operation != "concatenate":
         return sum(parts, arb(0))
     return sum((part**2 for part in parts), arb(0)).sqrt()

@@ -1,7 +1,7 @@
-"""Certificates and models from their files, and whether they speak of the same network; nothing in them is trusted.
+"""Read certificates and models, and check that they describe the same network; nothing in the files is trusted.
 
-What every operation may have stands in one table, :data:`RULES`: so many inputs, these options, tensors of these ranks.
-Anything else is refused while a model is read. Options of :data:`NOTES` repeat what tensors say, and are not used.
+One table, :data:`RULES`, states how many inputs, which options and which tensors every operation may have. Anything
+else is refused while a model is read. Options of :data:`NOTES` repeat what tensors state, and are not used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAXIMAL_MODEL, MAXIMAL_JSON = 2**30, 2**23
 HEXADECIMAL = re.compile(r"0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}")
 NAME = re.compile(r"[A-Za-z0-9_]+")
 MALFORMED = (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError)
-"""What reading raises if a part is missing or of another kind."""
+"""Errors of reading if a part is missing or of another kind."""
 
 OPERATIONS = {
     "abs": "Abs", "conv2d": "Conv2d", "downsampling": "InvertibleDownsampling", "flatten": "Flatten",
@@ -34,25 +34,25 @@ OPERATIONS = {
     "nearest-upsampling": "NearestUpsampling", "relu": "ReLU", "scale": "Scale", "two-sided-relu": "TwoSidedReLU",
     "upsampling": "InvertibleUpsampling", "zero-pad": "ZeroPad2d",
 }  # fmt: skip
-"""Operations as the architecture of a model calls them, and as a graph does."""
+"""Name of an operation in the architecture of a model -> in a graph."""
 WEIGHTED = ("Conv2d", "Linear")
-"""Operations with a weight, whose norm is theirs."""
+"""Operations with a weight; they have its norm."""
 
 JOINS = ("add", "concatenate", "subtract")
-"""Operations on several tensors, whose norm is not a number but a rule."""
+"""Operations on several tensors; a rule gives their norm, not a number."""
 
 
 class InvalidFile(Exception):  # noqa: N818 (what is wrong is the file)
-    """A file that cannot be read as what it should be."""
+    """A file cannot be read as a certificate or a model."""
 
 
 class NotProved(Exception):  # noqa: N818 (the outcome of a check, not a failure of the checker)
-    """A certificate that says something the checker cannot prove."""
+    """A certificate claims something that the checker cannot prove."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation of a graph, see the certifier's documentation of graphs."""
+    """One operation of a graph; see the certifier's documentation of graphs."""
 
     name: str
     operation: str
@@ -98,22 +98,22 @@ Check = Callable[[Any], bool]
 
 
 def whole(least: int, most: int) -> Check:
-    """An integer of a range; a truth value is none."""
+    """Return the check for integers of a range; truth values fail it."""
     return lambda value: type(value) is int and least <= value <= most
 
 
 def real(value: Any) -> bool:
-    """A number that a float holds exactly."""
+    """Return whether a value is a number that a float holds exactly."""
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= 2**53)
 
 
 def one_of(*choices: Any) -> Check:
-    """One of some values, of its type too."""
+    """Return the check for these values, each of its own type."""
     return lambda value: any(type(value) is type(choice) and value == choice for choice in choices)
 
 
 def several(check: Check, count: int | None = None) -> Check:
-    """A list of so many, or of any number."""
+    """Return the check for a list of so many values, or of any number."""
     return lambda value: type(value) is list and count in (None, len(value)) and all(map(check, value))
 
 
@@ -128,7 +128,7 @@ class Rule:
     also: tuple[str, ...] = ()
 
     def fits(self, inputs: int, options: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
-        """Whether a node with these is of this form."""
+        """Return whether a node with these is of this form."""
         known = {**self.options, **self.more}
         return (
             inputs in self.arity
@@ -180,7 +180,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Return a certificate; raise InvalidFile if it is not one."""
+    """Return a certificate; raise InvalidFile if the file does not hold one."""
     data = parse(_bytes(path, MAXIMAL_JSON).decode("utf-8", "replace"))
     try:
         require(set(data) == KEYS and data["format"] == FORMAT, f"is not a certificate of format {FORMAT}")
@@ -211,7 +211,7 @@ def read_model(path: Path) -> Model:
         require(("graph" in about) != ("architecture" in about), "has not just one graph or one architecture")
         if "graph" in about:
             nodes = _graph(about)
-        else:  # layers in order, behind the image
+        else:  # layers in order, after the image
             image = Node("input", "input", (), shape=sizes(about.get("input_shape") or []))
             nodes = (image, *_sequence(about["architecture"], image.name, "")[0])
             require(len({node.name for node in nodes}) == len(nodes), "two layers of the model share a name")
@@ -234,7 +234,7 @@ def require_same(certificate: Certificate, model: Model) -> None:
 
 
 def _agree(claimed: Node, node: Node) -> bool:
-    """Whether a node is this one of the model. What the model does not know is not compared, and never used."""
+    """Return whether a node is this one of the model. Options that the model does not state are never used."""
     options = {"circular_padding": None, **node.options}
     return (claimed.name, claimed.operation, claimed.inputs, claimed.tensors) == (
         node.name, node.operation, node.inputs, node.tensors,
@@ -242,7 +242,7 @@ def _agree(claimed: Node, node: Node) -> bool:
 
 
 def _require_known(node: Node, tensors: Mapping[str, np.ndarray]) -> None:
-    """Refuse what the table of operations does not have, and tensors that would be broadcast or rounded."""
+    """Refuse operations that are not in the table, and tensors that would be broadcast or rounded."""
     name = f"node {node.name!r}"
     require(node.operation in RULES, f"{name} has the operation {node.operation!r}, which has no rule here")
     fits = any(rule.fits(len(node.inputs), node.options, node.tensors) for rule in RULES[node.operation])
@@ -259,7 +259,7 @@ def _require_known(node: Node, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _graph(about: dict[str, Any]) -> tuple[Node, ...]:
-    """The nodes of a model as they stand."""
+    """Return the nodes of a model that states its graph."""
     nodes = tuple(_node(**entry) for entry in about["graph"]["nodes"])
     seen: set[str] = set()
     for node in nodes:
@@ -272,9 +272,9 @@ def _graph(about: dict[str, Any]) -> tuple[Node, ...]:
 
 
 def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[list[Node], str]:
-    """The nodes of layers that start from a node, and the name of the last one.
+    """Return the nodes of layers that start from a node, and the name of the last one.
 
-    A circular padding belongs to the convolution behind it, the name "input" to the first node of all.
+    A circular padding belongs to the convolution after it. The name "input" belongs to the first node of all.
     """
     nodes, before = [], {}
     for layer in layers:
@@ -298,7 +298,7 @@ def _sequence(layers: list[dict[str, Any]], source: str, path: str) -> tuple[lis
 
 
 def _branches(layer: dict[str, Any], source: str, name: str) -> tuple[list[Node], str]:
-    """The same for branches that meet again: in a sum one after the other, else all at once."""
+    """Return the same for branches that meet again: one after the other in a sum, else all at once."""
     found = [_branch(branch, source, f"{name}.branches.", str(i)) for i, branch in enumerate(layer["branches"])]
     require(found, f"layer {name!r} has no branches")
     nodes, end = found[0]
@@ -313,7 +313,7 @@ def _branches(layer: dict[str, Any], source: str, name: str) -> tuple[list[Node]
 
 
 def _branch(branch: Any, source: str, path: str, place: str) -> tuple[list[Node], str]:
-    """A branch: a list of layers, or one layer, whose name is its place."""
+    """Return the same for a branch: a list of layers, or one layer whose name is its place."""
     if type(branch) is list:
         return _sequence(branch, source, f"{path}{place}.")
     require(branch["name"] == place, f"branch {place} of {path!r} has another name")
@@ -332,14 +332,14 @@ def _layer_node(layer: dict[str, Any], before: dict[str, Any], source: str, name
 
 
 def sizes(shape: Any) -> tuple[int, ...]:
-    """A shape: a list of integers, none of them negative."""
+    """Return a shape from a list of integers, none of them negative."""
     known = type(shape) is list and all(type(n) is int and n >= 0 for n in shape)
     require(known, f"has {shape!r}, which is not a shape")
     return tuple(shape)
 
 
 def parse(text: str) -> Any:
-    """JSON without NaN, infinity and repeated keys."""
+    """Return the value of a JSON text without NaN, infinity and repeated keys."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         require(len(dict(pairs)) == len(pairs), "repeats a key")
@@ -355,14 +355,14 @@ def parse(text: str) -> Any:
 
 
 def number(text: Any) -> float:
-    """A float at least 0 from its hexadecimal form, which is exact and the only one."""
+    """Return a float of at least 0 from its hexadecimal form, which is exact and unique."""
     known = isinstance(text, str) and HEXADECIMAL.fullmatch(text)
     require(known and float.fromhex(text).hex() == text, f"has {text!r}, which is not a hexadecimal float")
     return float.fromhex(text)
 
 
 def array(dtype: str, shape: list[int], data: str) -> np.ndarray:
-    """An array from base64."""
+    """Return an array from base64."""
     try:
         values = np.frombuffer(base64.b64decode(data, validate=True), DTYPES[dtype]).reshape(sizes(shape))
     except (binascii.Error, *MALFORMED) as error:
@@ -385,7 +385,7 @@ def prove(condition: Any, problem: str) -> None:
 
 
 def _require_tiled(header: dict[str, Any], body: memoryview) -> None:
-    """Tensors follow each other from the first byte to the last, as the format says."""
+    """Require that tensors follow each other from the first byte to the last, as the format says."""
     end = 0
     for start, stop in sorted(entry["data_offsets"] for entry in header.values()):
         tiled = type(start) is type(stop) is int and start == end <= stop

@@ -1,7 +1,7 @@
 """Images for training and evaluation: named sets, a user's own folder or parquet, the embedded digits.
 
-*Decoded once to uint8, split once, batched and augmented on tensors.* `load` is the one entrance; it knows
-nothing of models.
+*Decoded once to uint8, split once, batched and augmented on tensors.* `load` is the entry point; it does not depend on
+models.
 """
 
 from lconvnet.data.loading import NAMES, load, load_labelled, read_samples

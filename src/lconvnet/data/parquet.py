@@ -1,7 +1,7 @@
-"""Labelled rows of parquet files as on the dataset hubs: `image` or `img` (encoded bytes) and `label`, a row per image.
+"""Labelled rows of parquet files as on dataset hubs: `image` or `img` (encoded bytes) and `label`, one row per image.
 
-Files, folders and columns may say which part of the set a row is of. All are believed alike, or refused: nothing is
-trained on that is called a test.
+Files, folders and columns may state the part of a row. All of them count, and a contradiction is refused: nothing that
+is called a test is ever trained on.
 """
 
 import re
@@ -16,12 +16,12 @@ from lconvnet.extras import require
 IMAGE, LABEL = ("image", "img"), ("label", "labels")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 _PART_COLUMNS = ("split", "part", "partition", "subset", "set", "phase", "usage")
-_FEW = 10  # distinct values at most of a column that sorts rows
+_FEW = 10  # distinct values, at most, of a column that states parts
 _FLAGS = {"0", "1", "0.0", "1.0", "true", "false", "yes", "no", "y", "n", "t", "f"}
 
 
 def read_parquet(file: Path, *, to_train: bool = True) -> Source:
-    """Read one file, whatever it is called; its rows may say their parts."""
+    """Read one file of any name; its rows may state their parts."""
     source = _source({file: ""})
     if to_train and "train" not in source.roles:
         raise DataError(f"{file} has no rows to train on, only of {' and '.join(source.roles)}: add some")
@@ -29,10 +29,10 @@ def read_parquet(file: Path, *, to_train: bool = True) -> Source:
 
 
 def read_parquet_folder(tree: Tree, *, to_train: bool = True) -> Source:
-    """Read all parquet files of a folder, each of the part that its name, its folders or its rows say.
+    """Read all parquet files of a folder. The name of a file, its folders or its rows state its part.
 
-    Raises `DataError` for a missing shard or part, an unreadable file, missing or unusable columns, for two parts said
-    at once, and if only some files or rows say one.
+    Raises `DataError` for a missing shard or part, an unreadable file, missing or unusable columns, for two parts
+    stated at once, and if only some files or rows state one.
     """
     parts = dict[Path, str]()
     for file in tree.parquet():
@@ -62,10 +62,10 @@ def encoded_cells(table: Any, image: str, file: Path) -> tuple[list[bytes | Path
 
 
 def roles_in(file: Path, table: Any) -> list[str]:
-    """Return the part that every row of a table says in a column such as `split`; none if no such column exists.
+    """Return the part that a column such as `split` states for every row; an empty list if no such column exists.
 
-    Raises `DataError` if some rows say one and others do not, if columns disagree, and for a column of a part's name
-    that holds numbers, which say no part.
+    Raises `DataError` if only some rows state one, if columns disagree, and if a column is named after parts but holds
+    numbers, which state no part.
     """
     said = {field.name: _roles(file, table, field.name) for field in table.schema if _may_say_parts(field)}
     found = {name: roles for name, roles in said.items() if roles}
@@ -115,7 +115,7 @@ def _join(parts: list[Rows]) -> Rows:
 
 
 def _read(file: Path) -> dict[str, Rows]:
-    """The rows of a file by the part that they say; "" if they say none."""
+    """Return the rows of a file by the part that they state, under "" if they state none."""
     table = open_columns(file, IMAGE, LABEL, optional=_may_say_parts)
     image, label = (column_of(file, table.column_names, *names) for names in (IMAGE, LABEL))
     try:
@@ -140,8 +140,11 @@ def _read(file: Path) -> dict[str, Rows]:
 
 
 def _may_say_parts(field: Any) -> bool:
-    """Whether a column may say parts, by its name and type: texts, which are judged by their values, and numbers under
-    a part's name. An image's or label's column says none, for a class may be called train."""
+    """Return whether a column may state parts, by its name and type.
+
+    Text columns may, and their values decide. Columns of numbers may if they are named after parts. The image and label
+    columns may not, because a class may be called train.
+    """
     types = require("pyarrow", "data").types
     kind = field.type.value_type if types.is_dictionary(field.type) else field.type
     is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
@@ -150,7 +153,7 @@ def _may_say_parts(field: Any) -> bool:
 
 
 def _roles(file: Path, table: Any, name: str) -> list[str]:
-    """The parts that one column says; none if it says other things."""
+    """Return the part that one column states for every row; an empty list if it states something else."""
     distinct, known = table.column(name).unique().to_pylist(), name.casefold() in _PART_COLUMNS
     if len(distinct) > _FEW and not known:
         return []

@@ -1,8 +1,8 @@
-"""Images with labels, the three splits of a data set, and batches of them: immutable records around uint8 tensors.
+"""Labelled images, the three splits of a data set, and batches: immutable records around uint8 tensors.
 
-Who is held out depends on the labels, the size and a seed, on nothing else. *The test images never depend on the
-seed*: a model trained with one seed and evaluated with another has not seen them. Files come class after class, so
-without a stratified order the first images would be of one class.
+The held-out images depend only on the labels, the size and a seed. *The test images never depend on the seed*, so a
+model trained with one seed and evaluated with another has not seen them. Files come class after class. Without a
+stratified order, the first images would all be of one class.
 """
 
 import difflib
@@ -38,7 +38,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 class Images:
     """`N` labelled images: `images` uint8 `(N, C, H, W)`, `labels` int64 `(N,)` in `0 .. classes - 1`.
 
-    `class_names` has one name per class ("0", "1", ... by default); `files`, unless it is empty, says where each image
+    `class_names` has one name per class ("0", "1", ... by default). `files`, unless it is empty, says where each image
     lies below the set. Raises `DataError` if they disagree.
 
     >>> pixels, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1])
@@ -80,7 +80,7 @@ class Images:
 
 
 def _outline(images: Images) -> str:
-    """The shape and the classes of images, for a line about them."""
+    """Return the shape and the classes of images for a line about them."""
     shape, names = " x ".join(map(str, images.images.shape[1:])), images.class_names
     return f"{shape}, {len(names)} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
 
@@ -119,7 +119,7 @@ def _require_labels(labels: Tensor, count: int, classes: int, name: str) -> None
 class Splits:
     """Disjoint training, validation and test images of one data set; choose on `validation`, report on `test`.
 
-    `note` holds what must stand beside every number made with the data (such as lossy pixels), or `""`.
+    `note` holds the remarks that must stand beside every number made with the data (such as lossy pixels), or `""`.
     """
 
     train: Images
@@ -159,8 +159,7 @@ class Splits:
 
 
 def remarks(splits: Splits) -> tuple[str, ...]:
-    """Return what makes numbers on the held-out images mean less: images that an earlier part also has, and classes
-    that are not tested.
+    """Return the faults of the held-out images: those that an earlier part also has, and classes without test images.
 
     >>> pool = Images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), 2, "toy")
     >>> remarks(Splits(pool, pool.subset([]), pool.subset([1]), "toy"))
@@ -179,7 +178,7 @@ def remarks(splits: Splits) -> tuple[str, ...]:
 
 
 def digests(part: Images) -> list[bytes]:
-    """Return one short fingerprint per image, of its pixels."""
+    """Return one short fingerprint of the pixels per image."""
     return [hashlib.blake2b(image.data, digest_size=16).digest() for image in part.images.contiguous().numpy()]
 
 
@@ -217,12 +216,12 @@ def _index(images: Images, indices: Sequence[int] | Tensor) -> Tensor:
 
 
 def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) -> Tensor:
-    """Pad every image with zeros, crop it back at a random place, mirror it left-right with probability 1/2.
+    """Pad every image with zeros, crop it back at a random place, and mirror it left-right with probability 1/2.
 
-    `x` is `(B, C, H, W)`, float or uint8, on any device; so is the result. Each image draws its own offset
-    from the `(2 padding + 1)^2` places, uniformly, and its own mirror. The draws, in this order, all from
-    `generator`: rows `(B,)` and columns `(B,)` as one `(2, B)` draw, then mirrors `(B,)`. Raises `DataError`
-    (a `ValueError`) for another number of dimensions or a negative padding.
+    `x` and the result are `(B, C, H, W)`, float or uint8, on any device. Each image draws its own offset from the
+    `(2 padding + 1)^2` places, uniformly, and its own mirror. All draws come from `generator`, in this order: rows
+    `(B,)` and columns `(B,)` as one `(2, B)` draw, then mirrors `(B,)`. Raises `DataError` (a `ValueError`) for another
+    number of dimensions or a negative padding.
 
     >>> x = torch.arange(4.0).reshape(1, 1, 2, 2)
     >>> crop_and_flip(x, padding=1, generator=torch.Generator().manual_seed(0)).tolist()
@@ -248,7 +247,7 @@ def crop_and_flip(x: Tensor, *, padding: int = 4, generator: torch.Generator) ->
 
 @lru_cache(maxsize=8)
 def _pixels(height: int, width: int, stride: int, device: torch.device) -> Tensor:
-    """Where the pixels of a crop lie in rows of length `stride`, and those of a mirrored one: `(2, height width)`."""
+    """Return where the pixels of a crop lie in rows of length `stride`, straight and mirrored: `(2, height width)`."""
     rows = torch.arange(height, device=device)[:, None] * stride
     straight = rows + torch.arange(width, device=device)
     return torch.stack([straight, straight.flip(1)]).flatten(1)
@@ -296,11 +295,11 @@ def _whole(value: Any, low: int, high: int) -> bool:
 
 
 def stratified_order(labels: Tensor, *, seed: int = _TEST_SEED) -> Tensor:
-    """Return a permutation of `0 .. N-1`, every head of which holds each class in nearly its share.
+    """Return a permutation of `0 .. N-1` in which every head holds each class in nearly its share.
 
-    After a seeded shuffle, the r-th image of a class of n gets the key `(r + 1/2) / n`; sorting by the key
-    spreads each class evenly: a head of k images holds `k n / N` of the class, up to one for each class. A
-    class of one image comes in the middle, so a head shorter than half leaves it out.
+    After a seeded shuffle, the r-th image of a class of n gets the key `(r + 1/2) / n`. Sorting by the key spreads each
+    class evenly: a head of k images holds `k n / N` of the class, up to one image per class. A class of one image comes
+    in the middle, so a head shorter than half leaves it out.
 
     >>> labels = torch.tensor([0] * 8 + [1] * 4)
     >>> labels[stratified_order(labels, seed=0)[:6]].bincount().tolist()
@@ -317,7 +316,7 @@ def stratified_order(labels: Tensor, *, seed: int = _TEST_SEED) -> Tensor:
 
 
 def held_out(labels: Tensor, count: int, *, seed: int = _TEST_SEED) -> tuple[Tensor, Tensor]:
-    """Split `0 .. N-1` in `(head, rest)`: `count` stratified indices, and the others, both in shuffled order.
+    """Split `0 .. N-1` into `(head, rest)`: `count` stratified indices, and the others, both in shuffled order.
 
     >>> head, rest = held_out(torch.tensor([0, 0, 1, 1]), 2, seed=0)
     >>> sorted(head.tolist() + rest.tolist()), len(head)
@@ -330,8 +329,7 @@ def held_out(labels: Tensor, count: int, *, seed: int = _TEST_SEED) -> tuple[Ten
 
 
 def size(argument: str, value: int | float | None, *, stored: int, available: int, default: int, least: int = 1) -> int:
-    """Turn a count, or a fraction of the `stored` images, into a count in `least .. available - 1`; `None` is the
-    default.
+    """Turn a count, a fraction of `stored` images, or `None` (the default) into a count in `least .. available - 1`.
 
     >>> size("validation", 0.25, stored=8, available=6, default=1)
     2
@@ -352,7 +350,7 @@ def size(argument: str, value: int | float | None, *, stored: int, available: in
 
 
 def select(labels: dict[str, Tensor], title: str, options: Options) -> dict[str, tuple[str, Tensor]]:
-    """Return for each role the stored part and the indices in it: takes out the test images, then limits."""
+    """Return the stored part and the indices in it for each role. Takes out the test images, then applies the limit."""
     for role, asked in (("test", options.test), ("validation", options.validation)):
         if role in labels and asked is not None:
             raise DataError(f"{role}={asked}, but {title!r} has {role} images of its own: drop the argument")
@@ -370,13 +368,16 @@ def select(labels: dict[str, Tensor], title: str, options: Options) -> dict[str,
 
 
 def mixed(parts: dict[str, Images], stored: Collection[str]) -> dict[str, Images]:
-    """Return the images of each part in stratified order, but for those that validation images are still taken from."""
+    """Return the images of each part in stratified order, except a part that still gives validation images."""
     kept = () if "validation" in stored else ("train",)
     return {role: part if role in kept else part.subset(stratified_order(part.labels)) for role, part in parts.items()}
 
 
 def split(parts: dict[str, Images], options: Options, *, carved: bool) -> Splits:
-    """Take the validation images out if there are none; `carved`: the test images came from the same stored part."""
+    """Take the validation images out of the training images if none are stored.
+
+    `carved` says that the test images came from the same stored part.
+    """
     train, test = parts["train"], parts["test"]
     validation = parts.get("validation")
     if validation is None:

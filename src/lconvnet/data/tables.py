@@ -1,11 +1,11 @@
-"""Tables in other people's parquet files, and the encoded, labelled rows that come from them.
+"""Tables in parquet files, and the encoded, labelled rows that come from them.
 
-Memory is counted as tables are read, and nothing they say is believed.
+Memory is counted as tables are read, and no statement of a file is trusted.
 
-A footer says how large the pages of its file are once decompressed, but there it is only its author's word; so they are
-counted by their own headers, which a reader obeys. A page header is a structure in Thrift's compact protocol: fields of
+A footer states how large the decompressed pages of its file are, but nothing enforces that. So pages are counted by
+their own headers, which a reader obeys. A page header is a structure in Thrift's compact protocol: fields of
 (difference of numbers, type), integers as zigzag varints. Its fields 2 and 3 are the sizes of the page, decompressed
-and as stored behind the header; in fields 5 and 8, those of pages of values, field 1 counts the values.
+and as stored behind the header. Fields 5 and 8 belong to pages of values; their field 1 counts the values.
 """
 
 import io
@@ -27,7 +27,7 @@ from lconvnet.extras import require
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Encoded images, labels (integers or names), what an error calls each; `class_names` if stored."""
+    """Encoded images, labels (integers or names), what an error calls each image, and `class_names` if stored."""
 
     cells: list[bytes | Path]
     labels: list[int] | list[str]
@@ -40,7 +40,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Rows by role ("train", and if stored "validation" and "test"), and remarks on what was read."""
+    """Rows by role ("train", and "validation" and "test" if stored), and remarks on the files."""
 
     roles: dict[str, Rows]
     remarks: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ def files_of(rows: Rows, path: Path) -> tuple[str, ...]:
 
 
 def class_names_of(train: Rows, *, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Return one name per class: stored with the rows, or known, or the distinct labels of the training rows.
+    """Return one name per class: stored with the rows, known, or the distinct labels of the training rows.
 
     Raises `DataError` for an integer label below 0 or without any training image, for a single class, and for names
     that are not text or look alike.
@@ -84,7 +84,7 @@ def class_names_of(train: Rows, *, known: tuple[str, ...] | None = None) -> tupl
 
 
 def encode(rows: Rows, class_names: tuple[str, ...]) -> Tensor:
-    """Return labels as int64 `(N,)` places in `class_names`; raises `DataError` naming a row with another label.
+    """Return labels as int64 `(N,)` places in `class_names`. Raises `DataError` naming a row with another label.
 
     >>> encode(Rows([b"", b""], ["dog", "cat"], ["a", "b"]), ("cat", "dog")).tolist()
     [1, 0]
@@ -95,7 +95,7 @@ def encode(rows: Rows, class_names: tuple[str, ...]) -> Tensor:
         if label not in place:
             known = f"0..{len(class_names) - 1}" if isinstance(label, int) else ", ".join(class_names[:20])
             hint = ""
-            if isinstance(label, str):  # the class that may be meant, or the one that is printed alike in other letters
+            if isinstance(label, str):  # name the nearest class, or the one that looks the same in other letters
                 same = [name for name in class_names if alike(name) == alike(label)]
                 hint = f"; {label!a} is not {same[0]!a}: rename one" if same else nearest(label, class_names)
             raise DataError(f"label {label!r} of {origin} is out of range: the training classes are {known}{hint}")
@@ -103,18 +103,18 @@ def encode(rows: Rows, class_names: tuple[str, ...]) -> Tensor:
 
 
 def alike(name: str) -> str:
-    """Return a name as it is compared: upper and lower case, and ways to code a letter, are one."""
+    """Return the form in which names are compared: case and the coding of letters make no difference."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def require_text(name: str, what: str) -> None:
-    """Raise `DataError` if a name, as of a file of another system, has bytes that are not a letter."""
+    """Raise `DataError` if a name is not printable text, such as a file name from another system."""
     if not name.isprintable():
         raise DataError(f"{what} {name!a} is not a name of printable letters in UTF-8: rename it")
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    """The names of classes, each of them text and none like another."""
+    """Return the names of classes, checked to be text and to differ."""
     found = dict[str, str]()
     for name in names:
         require_text(name, "class")
@@ -135,28 +135,28 @@ def _count_classes(train: Rows, stored: int | None) -> int:
     return count
 
 
-_BATCH = 1024  # rows that are read at once at most
-_CELL, _ROW = 8, 600  # bytes of Python that a number takes at least, and a row of values of any length
-_OBJECTS = 6  # times a value of Arrow: what the number or the bytes take in Python
+_BATCH = 1024  # rows read at once, at most
+_CELL, _ROW = 8, 600  # bytes in Python: of a number at least, and of a row of values of any length
+_OBJECTS = 6  # a number or bytes in Python take so many times the size of the value in Arrow
 _INDEX = re.compile(r"__index_level_\d+__")
-_INTEGERS, _BINARY, _STRUCT = (4, 5, 6), 8, 12  # types of fields
-_WIDTHS = {1: 0, 2: 0, 3: 1, 7: 8}  # bytes of a truth value, which its type says, of a byte and of a double
+_INTEGERS, _BINARY, _STRUCT = (4, 5, 6), 8, 12  # field types
+_WIDTHS = {1: 0, 2: 0, 3: 1, 7: 8}  # field type -> bytes; a truth value takes none, because its type states it
 _DECOMPRESSED, _STORED, _VALUES, _VALUES_2, _COUNT = 2, 3, 5, 8, 1
-_DEEPEST = 8  # structures within structures; a header has three
+_DEEPEST = 8  # levels of nested structures; a header has three
 
 
 class Page(NamedTuple):
-    """The bytes of a page once decompressed, and how many values it has; none in a dictionary."""
+    """The decompressed size of a page in bytes, and its number of values, which is 0 for a dictionary."""
 
     size: int
     values: int
 
 
 def open_columns(file: Path, *wanted: tuple[str, ...], optional: Callable[[Any], bool] = lambda field: False) -> Any:
-    """Return a checked table with one column for each group of alternative names, and those whose fields are
-    `optional`; all columns if no group is given.
+    """Return a checked table with one column per group of alternative names, and the columns with `optional` fields.
 
-    Raises `DataError` for an unreadable file, a missing column, and a file without rows.
+    Without groups the table has all columns. Raises `DataError` for an unreadable file, a missing column, and a file
+    without rows.
     """
     pq = require("pyarrow.parquet", "data")
     try:
@@ -176,7 +176,7 @@ def open_columns(file: Path, *wanted: tuple[str, ...], optional: Callable[[Any],
 
 
 def column_of(file: Path, present: list[str], *wanted: str) -> str:
-    """Return the first of these names that a file has as a column."""
+    """Return the first of the wanted names that is a column of the file. Raises `DataError` if none is."""
     for name in wanted:
         if name in present:
             return name
@@ -186,13 +186,13 @@ def column_of(file: Path, present: list[str], *wanted: str) -> str:
 
 
 def unreadable(file: Path, error: Exception) -> DataError:
-    """Return the error of a file that pyarrow cannot read."""
+    """Return the error for a file that pyarrow cannot read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DataError(f"{file} is not a readable parquet file ({reason}): fetch it again")
 
 
 def without_index(file: Path, table: Any) -> Any:
-    """Return the table without the names or numbers of rows that pandas writes beside the columns."""
+    """Return the table without the index columns that pandas writes."""
     try:
         index = [*(table.schema.pandas_metadata or {}).get("index_columns", [])]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -222,9 +222,9 @@ def numbers(file: Path, table: Any) -> np.ndarray:
 
 
 def _counted(file: Path, opened: Any, columns: list[str] | None) -> Any:
-    """The columns as a table, counted as it is read: what repeats in a file takes no room in the file.
+    """Return the columns as a table, and count memory while reading, because repeated values take no room in the file.
 
-    A value is at most as large as the largest page, which says how many rows fit at once.
+    A value is at most as large as the largest page, so that page decides how many rows fit at once.
     """
     arrow, size = require("pyarrow", "data"), file.stat().st_size
     read = [field for field in opened.schema_arrow if columns is None or field.name in columns]
@@ -250,7 +250,7 @@ def _counted(file: Path, opened: Any, columns: list[str] | None) -> Any:
 
 
 def _refuse_lists_of_any_length(types: Any, file: Path, column: str, kind: Any, *, listed: bool = False) -> None:
-    """Refuse lists of texts or bytes: one row of them may repeat a value any number of times."""
+    """Refuse lists of texts or bytes, because one row of them may repeat a value any number of times."""
     if types.is_nested(kind):
         inside = listed or not types.is_struct(kind)
         for i in range(kind.num_fields):
@@ -262,7 +262,7 @@ def _refuse_lists_of_any_length(types: Any, file: Path, column: str, kind: Any, 
 
 
 def _spelled_out(table: Any) -> Any:
-    """The same values without dictionaries, each in its own place."""
+    """Return the same values without dictionaries."""
     for index, field in enumerate(table.schema):
         if "dictionary<" in str(field.type):
             if not str(field.type).startswith("dictionary<"):
@@ -294,7 +294,7 @@ def pages(file: Path, metadata: Any, columns: list[str] | None = None) -> list[P
 
 
 def _structure(data: io.BytesIO, depth: int = 0) -> dict[int, Any]:
-    """The integers and structures of a structure by their numbers; all else is passed over."""
+    """Return the integers and structures inside a structure by field number, and skip everything else."""
     if depth > _DEEPEST:
         raise ValueError("page header with too many structures within structures")
     found: dict[int, Any] = {}
@@ -323,7 +323,7 @@ def _byte(data: io.BytesIO) -> int:
 
 
 def varint(data: io.BytesIO) -> int:
-    """Return the next integer, seven bits per byte, the lowest first, as Thrift and protocol buffers have them."""
+    """Return the next integer: seven bits per byte, the lowest first, as in Thrift and protocol buffers."""
     value = 0
     for shift in range(0, 64, 7):
         byte = _byte(data)

@@ -1,14 +1,14 @@
-"""Published baselines: a run folder with a cfg.yaml of ours and the weights as their authors published them.
+"""Published baselines: a run folder with a cfg.yaml of ours and the weights that the authors published.
 
-A file of KW holds `state_dict` (a list of networks that pass on what they cannot prove, of which the first is
-evaluated, or one network), `epoch` and more that is not needed. Layers are numbered with their activations; a residual
-block keeps its two convolutions and the shortcut under `Ws`.
+A file of KW holds `state_dict`, `epoch` and more that is not needed. `state_dict` is one network, or a list of networks
+that pass on what they cannot prove; the first of the list is evaluated. Layers are numbered with their activations. A
+residual block keeps its two convolutions and the shortcut under `Ws`.
 
-QW trained with TensorFlow, and the names of their variables are nowhere in print; what is relied on is TensorFlow's
-habit. The variables of a layer share a scope (`conv1/weights`, `conv1/biases`), kernels are ``(height, width, in,
-out)`` and ``(in, out)``, channels come last, and layers of one shape come in the order of their names, numbers counted
-as numbers: the first of them belongs to the first class. Variables of an optimiser and of the loss are left out. A
-weight is divided by the bound on its norm (kernels/rkl2ne.py), as in every step of the paper.
+QW trained with TensorFlow. The names of their variables are not published, so the reader relies on TensorFlow's
+conventions. The variables of a layer share a scope (`conv1/weights`, `conv1/biases`). Kernels are ``(height, width, in,
+out)`` and ``(in, out)``; channels come last. Layers of one shape come in the order of their names, with numbers
+compared as numbers, and fill our layers of that shape in order. Variables of an optimiser and of the loss are left out.
+A weight is divided by the bound on its norm (kernels/rkl2ne.py), as in every step of the paper.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ FOOTER = 48  # bytes: two places of blocks, padding, the magic number
 TRAILER = 5  # bytes behind a block: compression and checksum
 MAXIMAL_INDEX = 16_000_000
 FLOATS = {1: np.dtype("<f4"), 2: np.dtype("<f8")}
-"""TensorFlow's number of a type -> the type; variables of others, such as step counters, are left out."""
+"""TensorFlow's number of a type -> the type; variables of other types, such as step counters, are left out."""
 
 
 class _Entry(NamedTuple):
-    """What the index says of one variable."""
+    """The entry of one variable in the index."""
 
     kind: int
     shape: list[int]
@@ -60,13 +60,13 @@ class _Entry(NamedTuple):
 
 
 def read_tensorflow(index: Path) -> dict[str, Tensor]:
-    """Return the floating-point variables of a checkpoint of TensorFlow's `Saver` by name, read without TensorFlow.
+    """Return the floating-point variables of a checkpoint of TensorFlow's `Saver` by name, without TensorFlow.
 
     `NAME.index` is a table of sorted keys in blocks (LevelDB's format). Its values give the type, shape and place of
     each variable. `NAME.data-0000I-of-0000N` holds the numbers, little-endian, one after another. Every length is
     checked against the file before it is used, and nothing in either file can run.
 
-    Raises ValueError for a file that is missing, damaged, compressed, or no such index.
+    Raises ValueError for a file that is missing, damaged, compressed, or not such an index.
     """
     if not index.is_file():
         raise ValueError(f"{index} does not exist; name the .index file of a TensorFlow checkpoint")
@@ -90,18 +90,18 @@ def read_tensorflow(index: Path) -> dict[str, Tensor]:
 
 
 def _values(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """All keys with their values, block by block."""
+    """Yield all keys with their values, block by block."""
     if len(data) < FOOTER or struct.unpack_from("<Q", data, len(data) - 8)[0] != MAGIC:
         raise ValueError("magic number")
     footer = io.BytesIO(data[-FOOTER:])
-    _place(footer)  # of blocks with further information
+    _place(footer)  # of blocks with further information, which are skipped
     for _, handle in _block(data, *_place(footer)):
         for key, value in _block(data, *_place(io.BytesIO(handle))):
             yield key.decode("utf-8"), value
 
 
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """The entries of a block; a key repeats the start of the one before."""
+    """Yield the entries of a block; a key repeats the start of the one before."""
     if offset + size + TRAILER > len(data) or data[offset + size] != 0:
         raise ValueError("block that is cut off or compressed")
     block = io.BytesIO(data[offset : offset + size])
@@ -114,12 +114,12 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
 
 
 def _place(data: io.BytesIO) -> tuple[int, int]:
-    """Offset and size of a block."""
+    """Return the offset and size of a block."""
     return varint(data), varint(data)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and values of a protocol buffer's fields."""
+    """Yield the numbers and values of a protocol buffer's fields."""
     data = io.BytesIO(message)
     while data.tell() < len(message):
         tag = varint(data)
@@ -169,21 +169,21 @@ KW_LAYERS: Mapping[str, Mapping[str, str]] = {
         "linear2": "21",
     },
 }
-"""Path of each layer here -> there."""
+"""Our path of each layer -> theirs."""
 LOSS = "loss"
 OPTIMIZERS = re.compile(r".*/(Adam|Adam_1|Momentum|RMSProp|RMSProp_1|ExponentialMovingAverage)")
 
 
 def is_baseline(experiment: AnyExperiment) -> bool:
-    """Return whether an experiment is of a network that others published weights of."""
+    """Return whether an experiment uses a network with published weights."""
     return experiment.task == Experiment.task and cast(Experiment, experiment).model.architecture in FORMATS
 
 
 def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: Sequence[str]) -> None:
     """If the folder has a baseline's cfg.yaml and its published weights, add what an evaluation needs.
 
-    Adds checkpoints/best.safetensors and record.json, which names the file and its SHA-256; the file stays as it is.
-    Nothing is added if the evaluation could not have the `overrides` (ValueError).
+    Adds checkpoints/best.safetensors and record.json, which states the file and its SHA-256. The file is not changed.
+    Raises ValueError, before anything is added, if the evaluation could not use the `overrides`.
     """
     model = values.get("model")
     architecture = str(model.get("architecture")) if isinstance(model, Mapping) else ""
@@ -200,14 +200,14 @@ def adopt_baseline(folder: RunFolder, values: Mapping[str, object], overrides: S
 
 
 def published(folder: Path, architecture: str) -> list[Path]:
-    """Return the files with an architecture's weights in a run's folder or its checkpoints/; none for another one."""
+    """Return the files with an architecture's weights in a run's folder or its checkpoints/; none for others."""
     pattern, _ = FORMATS.get(architecture, ("", None))
     places = (folder, folder / "checkpoints") if pattern else ()
     return [path for place in places for path in sorted(place.glob(pattern)) if is_visible(path.name)]
 
 
 def read_baseline(folder: Path, experiment: Experiment) -> tuple[nn.Sequential, dict[str, Any]]:
-    """Return the network of a baseline with the only weights that its folder has, and where they came from."""
+    """Return the network of a baseline with the only weights in its folder, and their origin."""
     architecture = experiment.model.architecture
     pattern, load = FORMATS[architecture]
     found = published(folder, architecture)
@@ -223,9 +223,9 @@ def read_baseline(folder: Path, experiment: Experiment) -> tuple[nn.Sequential, 
 
 
 def load_kw(model: nn.Sequential, architecture: str, path: Path) -> int:
-    """Put the weights of a file into the network; return the epoch that it names, or 0.
+    """Put the weights of a file into the network; return the epoch that the file states, or 0.
 
-    Raises ValueError for a file that is not such a file, is of another architecture, or names anything to be run.
+    Raises ValueError if the file is not of this kind, is of another architecture, or names anything to be run.
     """
     content = pickles.read(path)
     networks = content.get("state_dict") if isinstance(content, dict) else None
@@ -246,9 +246,9 @@ def load_kw(model: nn.Sequential, architecture: str, path: Path) -> int:
 
 
 def load_qw(model: nn.Sequential, architecture: str, path: Path) -> int:
-    """Put the weights of a checkpoint into the network; return 0, for it names no epoch.
+    """Put the weights of a checkpoint into the network; return 0, because the checkpoint states no epoch.
 
-    Raises ValueError for a file that is not a checkpoint, and if its layers are not those of the network.
+    Raises ValueError if the file is not a checkpoint, and if its layers are not those of the network.
     """
     layers = list(_qw_layers(read_tensorflow(path), path))
     channels = 0
@@ -258,7 +258,7 @@ def load_qw(model: nn.Sequential, architecture: str, path: Path) -> int:
         kernel, bias = _taken(layers, part, name, path)
         if isinstance(part, LipschitzConv2d):
             channels = 2 * part.out_channels
-        elif name.endswith("linear1"):  # its columns are in the order (C, H, W) here, there (H, W, C)
+        elif name.endswith("linear1"):  # our columns are in the order (C, H, W), theirs in (H, W, C)
             side = isqrt(kernel.shape[1] // channels)
             kernel = kernel.unflatten(1, (side, side, channels)).permute(0, 3, 1, 2).flatten(1)
         part.load_state_dict({"kernel.W": kernel, "bias": bias})
@@ -272,11 +272,11 @@ FORMATS: Mapping[str, tuple[str, Callable[[nn.Sequential, str, Path], int]]] = {
     **dict.fromkeys(KW_LAYERS, ("*.pth", load_kw)),
     "qw": ("*.index", load_qw),
 }
-"""Architecture -> the files of its authors, and what reads them."""
+"""Architecture -> pattern of its published files, and their reader."""
 
 
 def _qw_layers(variables: Mapping[str, Tensor], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """Kernel ``(out, in, height, width)`` or ``(out, in)`` and bias of every layer, in natural order."""
+    """Yield kernel ``(out, in, height, width)`` or ``(out, in)`` and bias of every layer, in natural order."""
     scopes: dict[str, list[Tensor]] = {}
     for name in sorted(variables, key=natural):
         if not OPTIMIZERS.fullmatch(name) and variables[name].ndim:
@@ -294,7 +294,7 @@ def _qw_layers(variables: Mapping[str, Tensor], path: Path) -> Iterator[tuple[Te
 
 
 def _taken(layers: list[tuple[Tensor, Tensor]], part: ConstrainedLayer, name: str, path: Path) -> tuple[Tensor, Tensor]:
-    """Remove and return the first layer of the shape that a part of the network has."""
+    """Remove and return the first layer with the shape of a part of the network."""
     shape = part.kernel.get_parameter("W").shape
     for place, (kernel, bias) in enumerate(layers):
         if kernel.shape == shape and bias.shape == shape[:1]:

@@ -1,7 +1,7 @@
 r"""Weights of three libraries as plain ones: "1-Lipschitz layers compared", orthogonium and deel-torchlip.
 
-**"1-Lipschitz layers compared"** (Prach, Brau, Buttazzo & Lampert, CVPR 2024). Of its layers those have an equal here
-whose linear map is one kernel or one matrix. With the parameter W and U(W) its polar factor,
+**"1-Lipschitz layers compared"** (Prach, Brau, Buttazzo & Lampert, CVPR 2024). A layer can be read if its linear map is
+one kernel or one matrix. With the parameter W and its polar factor U(W), these are
 
     AOLConv2d      K[:, i] = W[:, i] (sum_{j, s} |A_ij(s)|)^{-1/2},   A(s) = sum_a W[:, :, a]^T W[:, :, a + s]
     BjorckConv2d   U(W), of size 1×1
@@ -10,22 +10,22 @@ whose linear map is one kernel or one matrix. With the parameter W and U(W) its 
     CayleyLinear   [(I - Z)(I + Z)^{-1}; -2 Y (I + Z)^{-1}],   Z = X - X^T + Y^T Y,   [X; Y] = alpha W / |W|_F
 
 Sources: Prach & Lampert 2022 (AOL), Li et al. 2019 (BCOP), Trockman & Kolter 2021 (Cayley). A state dict does
-not say which of them a `weight` is of, so the layers are named by whoever loads it.
+not say which class a `weight` belongs to, so the caller names the layers.
 
-**orthogonium** (Boissin et al., "Adaptive orthogonal convolution", ICML 2025). With $Y_j$ the orthonormalised matrices
-it keeps and $P_j = Y_jY_j^\top$, its stride-1 kernel is
+**orthogonium** (Boissin et al., "Adaptive orthogonal convolution", ICML 2025). Let $Y_j$ be the orthonormalised
+matrices that it keeps, and $P_j = Y_jY_j^\top$. Its stride-1 kernel is
 
 $$K = B_{k-1}\,\square\cdots\square\,B_1\,\square\,(I-2P_0)(I-2P_1),\qquad B_i[a,b] = P^{(i)}_aQ^{(i)}_b,\quad
   P_0 = P,\ P_1 = I-P,$$
 
-transposed if channels decrease; the $B_i$ are multiplied in pairs $(i, i+m/2)$ while m, their number, is even. A
-kernel with stride s is an s×s one of stride s after such a one of size k-s+1, and of size k = s the s×s one alone.
-Dense weights are orthonormalised; the rows of the last one may be normalised instead.
+transposed if channels decrease. The $B_i$ are multiplied in pairs $(i, i+m/2)$ while their number m is even. A kernel
+of size k > s with stride s is a stride-1 kernel of size k-s+1, followed by an s×s kernel of stride s. If k = s, it is
+the s×s kernel alone. Dense weights are orthonormalised; the last layer may normalise its rows instead.
 
 **deel-torchlip** (Serrurier et al., CVPR 2021). In evaluation its spectral layers use the matrix W that Björck's method
-left in the last training step, in a convolution divided by $\sqrt{\lceil k/s\rceil^2}$. Without that method they use
-$W/\sigma$, $\sigma = u^\top Wv$. Frobenius layers normalise every row. Its GroupSort sorts g channels side by side, and
-ours sorts channels that lie C/g apart. They are the same with the permutation
+left in the last training step; convolutions divide it by $\sqrt{\lceil k/s\rceil^2}$. Without that method they use
+$W/\sigma$, $\sigma = u^\top Wv$. Frobenius layers normalise every row. Its GroupSort sorts g channels side by side;
+ours sorts channels that lie C/g apart. They agree after the permutation
 
 $$\pi(a + b\,C/g) = a\,g + b,\qquad 0\le a<C/g,\ 0\le b<g,$$
 
@@ -54,13 +54,13 @@ from lconvnet.ops.orthogonalize import orthogonalize
 ORIGINAL = "parametrizations.weight.original"
 TORCHLIP_KEPT = re.compile(r"parametrizations\.weight\.(original|0\._[uv]|1\._w_bjorck)")
 TRANSPARENT = (nn.ReLU, nn.Identity, nn.ZeroPad2d, nn.CircularPad2d, nn.Flatten, Abs, Scale)
-"""Layers that leave the order of channels as it is."""
+"""Layers that keep the order of channels."""
 ALIKE = {
     *TRANSPARENT, *get_args(Plain), nn.Sequential, nn.ModuleList, Sum, Concat, FullSort, TwoSidedReLU, NormPool,
     nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.LPPool2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.Dropout,
     nn.Dropout2d,
 }  # fmt: skip
-"""Layers that, of channels in the order of theirs, compute what theirs do."""
+"""Layers that compute the same as theirs if the channels are in the same order."""
 
 
 def load_torchlip(
@@ -72,21 +72,23 @@ def load_torchlip(
 ) -> nn.Sequential:
     """Return the plain network of a state dict of deel-torchlip 1.0.5.
 
-    Its `SpectralConv2d`, `SpectralLinear` and `FrobeniusLinear` are read; write `lconvnet.layers.GroupSort(2)` in the
-    frame for its `GroupSort2` (or `MaxMin()`, which is the same), and `FullSort` for its own.
+    Reads `SpectralConv2d`, `SpectralLinear` and `FrobeniusLinear`. In the frame, write `lconvnet.layers.GroupSort(2)`,
+    or the equal `MaxMin()`, for its `GroupSort2`, and our `FullSort` for its `FullSort`.
 
     Args:
         path: a `.pth` file that holds a state dict; nothing in it is run.
         frame: the plain network with its strides, paddings and activations (`lconvnet.importing.plain_networks`).
-            Behind a GroupSort with a `k_coef_lip` of its own write `Scale(k_coef_lip)`; in its
-            `Sequential(..., k_coef_lip=K)` of n Lipschitz layers each has K^(1/n), which the weights have not.
-        k_coef_lip: the factor that each layer with weights was built with, or one for all, 1 by its default. No file
-            says it.
-        disjoint_neurons: how a `FrobeniusLinear` of several outputs was built, True by its default. No file says it.
+            Write `Scale(k_coef_lip)` behind a GroupSort that has its own `k_coef_lip`. In its
+            `Sequential(..., k_coef_lip=K)` of n Lipschitz layers, each layer has the factor K^(1/n), which the weights
+            do not include.
+        k_coef_lip: the factor that each layer with weights was built with, or one for all. Its default is 1. No file
+            states it.
+        disjoint_neurons: how a `FrobeniusLinear` with several outputs was built. Its default is True. No file states
+            it.
 
     Raises:
-        ValueError: for a file that is missing, damaged, or would run something, if it does not fit the frame, and if
-            an argument is missing that decides what the weights are.
+        ValueError: if the file is missing, damaged or would run something, if it does not fit the frame, and if an
+            argument is missing that decides the weights.
     """
     factors = iter(_factors(k_coef_lip, len(weighted(frame))))
 
@@ -127,7 +129,7 @@ def _weight(group: Group, layer: Plain, disjoint_neurons: bool | None) -> Tensor
 
 
 def _steps(network: nn.Sequential) -> Iterator[nn.Module]:
-    """The layers in order, those of sequences within it one by one."""
+    """Yield the layers in order, including those of nested sequences."""
     for part in network:
         if type(part) is nn.Sequential:
             yield from _steps(part)
@@ -137,13 +139,13 @@ def _steps(network: nn.Sequential) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _regroup(network: nn.Sequential) -> None:
-    """Renumber the channels around every GroupSort, so that ours sorts together what theirs did."""
+    """Renumber the channels around every GroupSort, so that ours sorts the same groups as theirs."""
     before: nn.Module | None = None
     order: Tensor | None = None
     flattened = False
     for layer in _steps(network):
         if isinstance(layer, Plain):
-            if order is not None:  # behind a flattening all pixels of a channel move with it
+            if order is not None:  # after a flattening, all pixels of a channel move together
                 columns = layer.weight.unflatten(1, (len(order), -1))[:, order]
                 layer.weight.copy_(columns.flatten(1, 2))
             before, order, flattened = layer, None, False
@@ -161,7 +163,7 @@ def _regroup(network: nn.Sequential) -> None:
             if channels % group_size:
                 raise ValueError(f"{layer} does not divide the {channels} channels before it")
             groups = torch.arange(channels).reshape(-1, group_size)
-            # Which of their channels each of ours is; MaxMin has the larger of two first.
+            # Their channel for each of ours; MaxMin puts the larger of two first.
             order = (groups if isinstance(layer, GroupSort) else groups.flip(1)).T.flatten()
             for parameter in before.parameters():
                 parameter.copy_(parameter[order])
@@ -186,17 +188,17 @@ KEPT = re.compile(r"parametrizations\.weight(_[12])?\.(original|0\.(pi\.)?parame
 def load_compared(path: str | Path, frame: nn.Sequential, layers: Sequence[str]) -> nn.Sequential:
     """Return the plain network of a state dict of "1-Lipschitz layers compared".
 
-    The first layer of the frame may have fewer input channels than the file has, and the last one fewer outputs: what
-    is cut there meets the zeros of a `ZeroChannelPad`, or is dropped by a `FirstChannels`.
+    The first layer of the frame may have fewer input channels than the file, and the last layer fewer outputs. The
+    input channels left out meet the zeros of a `ZeroChannelPad`; a `FirstChannels` drops the outputs left out.
 
     Args:
         path: a `.pth` file that holds a state dict; nothing in it is run.
         frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.plain_networks`.
-        layers: the class of each layer with weights in the order of the frame, of `LAYERS`.
+        layers: the class of each layer with weights, in the order of the frame; the names are those in `LAYERS`.
 
     Raises:
-        ValueError: for a file that is missing, damaged, or would run something, if it does not fit the frame, and
-            for a layer that keeps anything else than its class does, or that has no equal here.
+        ValueError: if the file is missing, damaged or would run something, if it does not fit the frame, and for a
+            layer that has no equal here or keeps other tensors than its class does.
     """
     for name in layers:
         if name not in LAYERS:
@@ -245,7 +247,7 @@ def _bjorck(W: Tensor, group: Group, layer: Plain) -> Tensor:
 
 
 def _bcop(W: Tensor, group: Group, layer: Plain) -> Tensor:
-    """The bias says how many outputs there are; the factors are as large as the larger number of channels."""
+    """Return the kernel. The bias states the number of outputs; the factors have the larger number of channels."""
     channels, rank = W.shape[-1], W.shape[-1] // 2
     expected = (torch.arange(channels) < rank).expand(len(W) - 1, 1, -1)
     if not torch.equal(group["mask"], expected.to(group["mask"].dtype)):
@@ -261,7 +263,7 @@ def _cayley(W: Tensor, group: Group, layer: Plain) -> Tensor:
 
 
 def cayley(W: Tensor) -> Tensor:
-    """The semi-orthogonal matrix of a free one, tall or wide.
+    """Return the semi-orthogonal matrix of a free one, tall or wide.
 
     >>> cayley(torch.zeros(2, 1)).tolist()
     [[1.0], [-0.0]]
@@ -274,7 +276,7 @@ def cayley(W: Tensor) -> Tensor:
 
 
 class Layer(NamedTuple):
-    """The plain layer that takes the place of one there, what it keeps beside a bias, and how its weight is made."""
+    """The plain layer that replaces one of theirs, the tensors it keeps besides a bias, and its weight from them."""
 
     kind: type[nn.Conv2d] | type[nn.Linear]
     ndim: int
@@ -301,14 +303,8 @@ WITHOUT_EQUAL = {
 def load_orthogonium(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
     """Return the plain network of a state dict of orthogonium 0.0.4 with its default orthogonalisation.
 
-    Its `AdaptiveOrthoConv2d` (without groups), `OrthoLinear` and `UnitNormLinear` are read; its `MaxMin` is ours.
-
-    Args:
-        path: a `.pth` file that holds a state dict; nothing in it is run.
-        frame: the plain network with its strides, paddings and activations, see `lconvnet.importing.plain_networks`.
-
-    Raises:
-        ValueError: for a file that is missing, damaged, or would run something, and if it does not fit the frame.
+    Reads `AdaptiveOrthoConv2d` (without groups), `OrthoLinear` and `UnitNormLinear`; its `MaxMin` is ours. Arguments
+    and errors are those of `lconvnet.importing.load_plain`.
     """
     return fill(as_path(path), frame, _orthogonium_weight, KEPT)
 
@@ -330,7 +326,7 @@ def _orthogonium_weight(group: Group, layer: Plain) -> Tensor:
 
 
 def bcop_kernel(matrices: Tensor, in_channels: int, out_channels: int) -> Tensor:
-    """The kernel (out, in, k, k) of `matrices` (1, 2k, c, c/2), in float64.
+    """Return the kernel (out, in, k, k) of `matrices` (1, 2k, c, c/2), in float64.
 
     >>> bcop_kernel(torch.eye(4)[:, :2].expand(1, 6, 4, 2), 3, 4).shape
     torch.Size([4, 3, 3, 3])
@@ -357,7 +353,7 @@ def bcop_kernel(matrices: Tensor, in_channels: int, out_channels: int) -> Tensor
 
 
 def compose(after: Tensor, before: Tensor) -> Tensor:
-    """The kernel of one convolution after another: (p, n, k, k) after (n, m, l, l) is (p, m, k + l - 1, k + l - 1).
+    """Return the kernel of `after` (p, n, k, k) behind `before` (n, m, l, l), which is (p, m, k + l - 1, k + l - 1).
 
     >>> compose(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))[0, 0].tolist()
     [[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]

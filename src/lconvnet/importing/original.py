@@ -1,15 +1,16 @@
 """Weights of the original LConvNet as weights of the same network here.
 
-Its parameters are other coordinates of the same kernels: where a square matrix is orthogonalised and cut, ours is the
-part that is used. With U the polar factors of BCOP's `param_matrices`,
+Its parameters are other coordinates of the same kernels. The original orthogonalises a square matrix and cuts it; ours
+is the part that is used. With U the polar factors of BCOP's `param_matrices`,
 
-    H = U_0 cut to (ci, co),        R_j = the columns of U_j that `mask` keeps,
+    H = U_0 cut to (ci, co),        R_j = the columns of U_j that `mask` keeps.
 
-and the other methods keep their `weight`, RKO a matrix, OSSN also `u` and the divisor `factor`, SVCM a copy of it as
-`buffer_weight`; so no two of them keep the same.
-In our kernels the polar factor stands for Björck's iteration, whose limit it is; the baked network has what the
-original's steps left. Convolutions are matched by their numbers, and so are dense layers: those whose names say
-`linear`, or, if none does, those whose names do not say `conv`.
+The other methods keep their `weight`: RKO a matrix, OSSN also `u` and the divisor `factor`, SVCM a copy of it as
+`buffer_weight`. So no two of them keep the same.
+
+Our kernels use the polar factor, the limit of Björck's iteration; the baked network has the result of the original's
+steps. Convolutions are matched by their numbers, and so are dense layers: those whose names contain `linear`, or, if
+none does, those whose names do not contain `conv`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Weights = Mapping[str, Tensor]
 
 
 def load(model: nn.Module, weights: Weights) -> None:
-    """Put the original's weights into the same architecture here; ValueError if they belong to another one.
+    """Put the original's weights into the same architecture here. Raises ValueError if they belong to another one.
 
     >>> from lconvnet.models import mlp
     >>> model = mlp(4, 2, widths=(4,))
@@ -63,19 +64,19 @@ def baked(model: nn.Module, weights: Weights) -> nn.Module:
 
 
 def unfinished(model: nn.Module, weights: Weights) -> float:
-    """Return the largest |1 - s| of the singular values s that the original's steps left, 0 if nothing was iterated.
+    """Return the largest |1 - s| over the singular values s that the original's steps left, or 0 without iterations.
 
-    The original scales by a power iteration from a random vector, which no file keeps, and `cut_off` by the norm; what
-    has converged does not depend on that.
+    The original scales by a power iteration from a random vector, which no file keeps; `cut_off` scales by the norm.
+    Values that have converged do not depend on that.
     """
     found = (float((1 - torch.linalg.svdvals(U)).abs().max()) for _, _, U in _iterated(model, weights))
     return max(found, default=0.0)
 
 
 def cut_off(W: Tensor, steps: int) -> Tensor:
-    """Return matrices (..., m, n) after division by their norm and so many steps of Björck's iteration of order 1.
+    """Return matrices (..., m, n) after division by their norm and some steps of Björck's iteration of order 1.
 
-    Libraries cut it off: what it leaves after so many steps is part of their weights. Singular values are at most 1.
+    Libraries cut the iteration off, so its unfinished result is part of their weights. Singular values are at most 1.
 
     >>> cut_off(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)), 12).diagonal().tolist()
     [1.0, 1.0]
@@ -108,7 +109,7 @@ def block_kernel(U: Tensor, in_channels: int, out_channels: int, rank: int) -> T
 
 
 def _iterated(model: nn.Module, weights: Weights) -> Iterator[tuple[str, ConstrainedLayer, Tensor]]:
-    """The layers whose matrices go into Björck's iteration, and what the original's steps leave of these."""
+    """Yield the layers whose matrices go through Björck's iteration, and the result of the original's steps."""
     for (_, group), (name, layer) in _matched(by_module(weights), model):
         if key := METHODS[type(layer.kernel)].iterated:
             yield name, layer, cut_off(group[key].double(), STEPS)
@@ -117,7 +118,7 @@ def _iterated(model: nn.Module, weights: Weights) -> Iterator[tuple[str, Constra
 def _matched(
     groups: Mapping[str, Weights], model: nn.Module
 ) -> Iterator[tuple[tuple[str, Weights], tuple[str, ConstrainedLayer]]]:
-    """Pair modules with layers by number, dense ones and convolutions apart."""
+    """Pair modules with layers by number, dense layers and convolutions separately."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, ConstrainedLayer)}
     named = any("linear" in place for place in groups)
     for dense in (False, True):
@@ -176,15 +177,15 @@ def _rko_weight(U: Tensor, kernel: Kernel) -> Tensor:
 
 
 def _renamed(**names: str) -> Callable[[Weights, Kernel], dict[str, Tensor]]:
-    """A translation that only renames: ours -> theirs."""
+    """Return a translation that only renames: ours -> theirs."""
     return lambda group, kernel: {ours: group[theirs] for ours, theirs in names.items()}
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a layer of the original keeps beside its bias, and its translation to what our kernel keeps.
+    """The tensors that a layer of the original keeps besides its bias, and their translation to our kernel.
 
-    `iterated` names the matrices that go into Björck's iteration; `weight` makes the layer's weight of what comes out.
+    `iterated` names the matrices that go through Björck's iteration; `weight` makes the layer's weight from the result.
     """
 
     kept: tuple[str, ...]

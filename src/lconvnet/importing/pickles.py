@@ -1,7 +1,7 @@
 """Old `.pth` files, read by torch's weights-only reader: nothing in them is ever run or imported by name.
 
-Beside tensors such a file may hold objects of the package that wrote it, such as a table of metrics. Each is named
-in the file; what belongs to `SKIPPED` is read as an empty placeholder, everything else is refused by name.
+Besides tensors, such a file may hold objects of the package that wrote it, such as a table of metrics. The file names
+each of them. Names that match `SKIPPED` are read as empty placeholders; all others are refused by name.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ PROTOCOL = 2  # of torch.save
 PICKLES_OF_A_LEGACY_FILE = 4  # magic number, protocol, system, content
 FACTORIES = ("bool", "dict", "float", "int", "set", "str", "tuple")  # of a table of metrics; none is called
 SIZED = {"builtins.bytearray", "__builtin__.bytearray", "torch._utils._rebuild_qtensor"}
-"""What torch's reader would make of any size that a file of a few bytes names."""
+"""Objects that torch's reader would make in any size that a file of a few bytes states."""
 ORDINARY = ("torch.", "collections.", "numpy.", "lconvnet.", "_codecs.")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAXIMAL_PICKLE = 16_000_000  # bytes; it holds names and shapes only
-MAXIMAL_INSTRUCTIONS = 1_000_000  # forty a tensor; more take seconds to look through
+MAXIMAL_INSTRUCTIONS = 1_000_000  # forty per tensor; more take seconds to check
 
 
 class Unfit(Exception):  # noqa: N818 (says what the file is)
-    """What is wrong with a file, after its name."""
+    """The fault of a file, as the text that follows its name."""
 
 
 class Skipped:
-    """Stands where the file has an object that is not needed: it takes anything and does nothing."""
+    """Stands for an object that is not needed: it accepts anything and does nothing."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -50,10 +50,10 @@ class Skipped:
 
 
 def read(path: Path) -> Any:
-    """Return what torch.save wrote to `path`, tensors on the CPU, foreign objects as `Skipped`.
+    """Return what torch.save wrote to `path`, with tensors on the CPU and foreign objects as `Skipped`.
 
-    Both formats are read, archives and those from before torch 1.6. Raises ValueError for a file that is missing,
-    damaged, compressed, or that names anything to be run.
+    Both formats are read: archives, and files from before torch 1.6. Raises ValueError if the file is missing, damaged
+    or compressed, or names anything to be run.
     """
     named: set[str] = set()
     try:
@@ -67,12 +67,12 @@ def read(path: Path) -> Any:
         with torch.serialization.safe_globals(safe), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
+    except Exception as error:  # torch passes on every error of its zip and pickle readers
         raise ValueError(f"{path} {_reason(error, named)}") from None
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return tensors by name, checked to be finite floats; ValueError if there is anything else.
+    """Return tensors by name, checked to be finite floats. Raises ValueError for anything else.
 
     >>> sorted(state_dict({"weight": torch.ones(2)}, Path("a.pth")))
     ['weight']
@@ -89,7 +89,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             fault = f"has dtype {value.dtype}; weights are in {', '.join(str(dtype) for dtype in DTYPES)}"
         elif value.numel() * value.itemsize > value.untyped_storage().nbytes():
             fault = f"has shape {tuple(value.shape)}, more than the file holds; save a contiguous tensor"
-        elif not bool(value.isfinite().all()):  # looked at last, when the file is known to hold the values
+        elif not bool(value.isfinite().all()):  # checked last, once the file is known to hold the values
             fault = "holds NaN or infinite values"
         if fault:
             raise ValueError(f"{path}: {name} {fault}")
@@ -97,7 +97,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each module under its path, in the order of the file, its parametrizations with them.
+    """Return the tensors of each module under its path, including its parametrizations, in the order of the file.
 
     >>> by_module({"a.bias": torch.ones(1), "a.parametrizations.weight.original": torch.ones(1)})["a"].keys()
     dict_keys(['bias', 'parametrizations.weight.original'])
@@ -122,11 +122,11 @@ ALLOWED: Mapping[str, Any] = {
     **{f"{place}.list": list for place in ("builtins", "__builtin__")},
     **{f"{place}.{name}": Skipped for place in ("builtins", "__builtin__") for name in FACTORIES},
 }
-"""What may be named besides tensors and skipped objects: the table type that metrics are kept in."""
+"""Names that a file may use besides tensors and skipped objects: the table type that holds metrics."""
 
 
 def _globals(path: Path) -> Iterator[str]:
-    """The names that the pickled part of a file refers to, found without evaluating it."""
+    """Yield the names that the pickled part of a file refers to, without evaluating it."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)
@@ -162,7 +162,7 @@ def _names(file: BinaryIO, pickles: int) -> Iterator[str]:
                 yield str(argument).replace(" ", ".")
             if opcode.name == "PROTO":
                 protocol = argument
-        if foreign:  # only now, at its end, for any bytes may begin like a pickle
+        if foreign:  # raised only at the end, because any bytes may begin like a pickle
             worst = min(foreign, key=lambda name: name not in CALLS)
             raise Unfit(f"is refused: its pickle holds {worst}, which {UNNEEDED}")
         if protocol != PROTOCOL:

@@ -1,11 +1,11 @@
-"""Weights of other libraries in a frame: a plain network that says what a file of weights does not.
+"""Weights of other libraries in a frame: a plain network that states what a file of weights does not.
 
-A state dict knows neither strides and paddings nor activations. The user writes them down as the plain network that is
-to come out, an `nn.Sequential` of `nn.Conv2d`, `nn.Linear` and our activations. Each convolution and dense layer of it
-gets the weight that the other library would compute from the parameters of the same name or number. The order in a file
-decides nothing: it is that in which somebody's constructor made the layers, which need not be that of the forward pass.
-Every tensor of the file is used, or named in an error. Nothing is assumed about the weights: `lconvnet.lipschitz_bound`
-of the result measures them.
+A state dict contains no strides, paddings or activations. The user writes them down as the plain network to make: an
+`nn.Sequential` of `nn.Conv2d`, `nn.Linear` and our activations. Each of its convolutions and dense layers gets the
+weight that the other library would compute from the parameters of the same name or number. The order in a file decides
+nothing: it is the order in which a constructor made the layers, which may differ from that of the forward pass. Every
+tensor of the file is used, or named in an error. Nothing is assumed about the weights; `lconvnet.lipschitz_bound` of
+the result measures them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from lconvnet.layers import ConstrainedLayer
 
 Plain = nn.Conv2d | nn.Linear
 Group = Mapping[str, Tensor]
-"""What a library keeps for one layer, by name."""
+"""The tensors that a library keeps for one layer, by name."""
 Weight = Callable[[Group, Plain], Tensor]
-"""The constrained weight of one layer, in float64."""
+"""Computes the constrained weight of one layer, in float64."""
 Parameters = Callable[[Group, Plain], tuple[Tensor, Tensor | None]]
-"""The same with the bias."""
+"""Computes the same with the bias."""
 WAY_OUT = "name the layers of the frame as the file does: nn.Sequential(OrderedDict(...))"
-WRAPPER = "_orig_mod"  # of a compiled module, anywhere in a name
+WRAPPER = "_orig_mod"  # stands anywhere in the names of a compiled module
 
 
 def load_plain(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
@@ -38,18 +38,18 @@ def load_plain(path: str | Path, frame: nn.Sequential) -> nn.Sequential:
 
     Args:
         path: a `.pth` file that holds a state dict; nothing in it is run.
-        frame: the plain network; it is left as it is. Its layers are found by name, or by number.
+        frame: the plain network, which is not changed. Its layers are found by name or by number.
 
     Raises:
-        ValueError: for a file that is missing, damaged, or would run something, and if it does not fit the frame.
+        ValueError: if the file is missing, damaged or would run something, and if it does not fit the frame.
     """
     return fill(as_path(path), frame, lambda group, layer: taken(group, "weight").double(), re.compile("weight"))
 
 
 def fill(path: Path, frame: nn.Sequential, weight: Weight, kept: re.Pattern[str]) -> nn.Sequential:
-    """Return a baked copy of the frame, the weight of each of its layers made by `weight` from the file.
+    """Return a baked copy of the frame; `weight` computes the weight of each layer from the file.
 
-    A layer of the file has tensors with names that are `kept`, and a bias at most.
+    A layer of the file may have tensors whose names match `kept`, and a bias.
     """
 
     def parameters(group: Group, layer: Plain) -> tuple[Tensor, Tensor | None]:
@@ -62,7 +62,7 @@ def fill(path: Path, frame: nn.Sequential, weight: Weight, kept: re.Pattern[str]
 
 
 def placed(path: Path, frame: nn.Sequential, parameters: Parameters) -> nn.Sequential:
-    """Return a baked copy of the frame, weight and bias of each layer, in order, made by `parameters`."""
+    """Return a baked copy of the frame; `parameters` computes weight and bias of each layer, in order."""
     network = bake(frame)
     if not isinstance(network, nn.Sequential):
         raise ValueError(f"frame is a {type(frame).__name__}; write the network down as an nn.Sequential")
@@ -85,7 +85,7 @@ def placed(path: Path, frame: nn.Sequential, parameters: Parameters) -> nn.Seque
 
 
 def weighted(frame: nn.Module) -> list[str]:
-    """Return the names of the layers with weights, in order; ValueError if one of them occurs twice.
+    """Return the names of the layers with weights, in order. Raises ValueError if one of them occurs twice.
 
     >>> weighted(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
     ['0', '2']
@@ -98,7 +98,7 @@ def weighted(frame: nn.Module) -> list[str]:
 
 
 def taken(group: Group, name: str) -> Tensor:
-    """Return a tensor of a layer; a ValueError names those it has if that one is missing."""
+    """Return a tensor of a layer. If it is missing, raises a ValueError that names those the layer has."""
     if name not in group:
         raise ValueError(f"it keeps {', '.join(group)}, where {name} was expected")
     return group[name]
@@ -129,12 +129,12 @@ def _put(layer: Plain, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def paired(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
-    """Return for each of our layers, in their order, the name of theirs.
+    """Return the name of their layer for each of ours, in our order.
 
-    Names agree if both are the same set, but for what all of theirs begin with (such as `module.`). Numbers decide if
-    the names of theirs differ in numbers only; then the smallest belongs to our first layer, and so on.
+    Names decide if both sets are equal, apart from a common prefix of theirs (such as `module.`). Numbers decide if
+    their names differ only in numbers; then the smallest belongs to our first layer, and so on.
 
-    Raises ValueError if neither does, and if a name that both have would belong to another layer.
+    Raises ValueError if neither decides, and if a name that both have would belong to another layer.
 
     >>> paired(["module.second", "module.first"], ["first", "second"])
     {'first': 'module.first', 'second': 'module.second'}
@@ -162,7 +162,7 @@ def paired(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Return names that differ in numbers only, in the order of these; ValueError for others.
+    """Return names that differ only in numbers, in the order of these. Raises ValueError for others.
 
     >>> numbered(["conv10", "conv2"])
     ['conv2', 'conv10']
@@ -173,7 +173,7 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Return what to sort names by, so that numbers inside them are compared as numbers.
+    """Return a sort key that compares the numbers inside a name as numbers.
 
     >>> sorted(["a10/b", "a2/b"], key=natural)
     ['a2/b', 'a10/b']
@@ -182,7 +182,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def _shortened(names: Sequence[str]) -> Iterator[list[str]]:
-    """The names without wrappers, and again and again without the part that all begin with, as long as they differ."""
+    """Yield the names without wrappers, then repeatedly without the first part they share, while they differ."""
     parts = [[part for part in name.split(".") if part != WRAPPER] for name in names]
     while len({tuple(part) for part in parts}) == len(names):
         yield [".".join(part) for part in parts]

@@ -33,10 +33,10 @@ from lconvnet.visible import is_visible
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made: the baked network with its bound, and where it is saved.
+    """The result of an import: the baked network with its bound, and where it is saved.
 
-    `unfinished` is the largest |1 - s| of the singular values s that the original's Björck steps left; where it is not
-    small, outputs depend on the random start of its power iteration, and are the original's up to that.
+    `unfinished` is the largest |1 - s| over the singular values s that the original's Björck steps left. If it is not
+    small, the original's outputs depend on the random start of its power iteration, and ours agree only up to that.
     """
 
     network: nn.Module
@@ -47,11 +47,11 @@ class Imported:
 
 
 def import_run(old: str | Path, new: str | Path) -> Imported:
-    """Write the run of the original in the folder `old` (or its cfg.yaml) as the run folder `new`; nothing runs.
+    """Write the original's run in the folder `old` (or its cfg.yaml) as the run folder `new`; nothing in it is run.
 
-    `new` gets cfg.yaml in our grammar, checkpoints/best.safetensors, record.json, which names the file that the weights
-    came from, and model.safetensors (the baked network with its bound). The same call goes on with an interrupted one.
-    Raises ValueError for what the user can put right.
+    `new` gets cfg.yaml in our grammar, checkpoints/best.safetensors, record.json, which names the file of the weights,
+    and model.safetensors (the baked network with its bound). The same call continues an interrupted import. Raises
+    ValueError for everything that the user can correct.
     """
     source, folder = Source.read(Path(old)), RunFolder(Path(new))
     if folder.path.resolve() == source.folder.resolve():
@@ -66,11 +66,10 @@ def import_run(old: str | Path, new: str | Path) -> Imported:
 
 
 def adopt(path: Path, overrides: Sequence[str] = ()) -> None:
-    """Where `path` names a run of the original or a baseline that holds nothing of ours yet, add what an evaluation
-    needs.
+    """If `path` names a run of the original or a baseline without files of ours, add what an evaluation needs.
 
-    Adds checkpoints/best.safetensors, record.json and model.safetensors beside its files, which stay as they are.
-    Raises ValueError, before anything is added, for `overrides` that the evaluation could not have.
+    Adds checkpoints/best.safetensors, record.json and model.safetensors beside its files, which are not changed. Raises
+    ValueError, before anything is added, if the evaluation could not use the `overrides`.
     """
     if not path.exists():
         return
@@ -104,7 +103,7 @@ def _adopt(folder: RunFolder) -> None:
 
 
 def _is_taken(folder: RunFolder) -> bool:
-    """Whether a run has left something; the weights alone are an import that did not come to its end."""
+    """Return whether a run has left something. Weights alone are an unfinished import."""
     return _is_recorded(folder) or folder.model.exists()
 
 
@@ -113,7 +112,7 @@ def _is_recorded(folder: RunFolder) -> bool:
 
 
 def _is_half_done(folder: RunFolder) -> bool:
-    """Whether an import was stopped between its record and its network."""
+    """Return whether an import stopped between its record and its network."""
     with contextlib.suppress(CheckpointError):
         return load_record(folder.path).is_baked and not folder.model.exists()
     return False
@@ -127,9 +126,9 @@ def _is_import(folder: RunFolder, record: Record) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """A run of the original as it was read: what it describes, its weights in our network, and their origin.
+    """A run of the original: its description, its weights in our network, and their origin.
 
-    `weights` are those of the original's own methods, in its coordinates; of a baseline there are none.
+    `weights` are those of the original's own methods, in its coordinates; they are empty for a baseline.
     """
 
     folder: Path
@@ -164,17 +163,17 @@ class Source:
 
     @property
     def record(self) -> Record:
-        """No epoch is recorded, for the original's file tells none but the number of the last."""
+        """The record. It lists no epochs, because the original's file states only the number of the last."""
         facts = task_of(self.experiment).imported_settings(self.experiment)
         stated = {"settings": facts, "imported": self.origin}
         return Record(json.loads(json.dumps(stated)), versions(torch.device("cpu")), finished=True)
 
     def bound(self) -> Bound:
-        """That of the baked network."""
+        """Return the bound of the baked network."""
         return lipschitz_bound(self.network, input_shape=self.shape, diagnose=False)
 
     def write(self, folder: RunFolder, bound: Bound) -> None:
-        """Write weights, record and baked network, in an order in which an interrupted import can be told."""
+        """Write weights, record and baked network, in an order that reveals an interrupted import."""
         notes = {"imported": self.origin["file"], "epoch": self.origin["epoch"]}
         save_best(folder.path / "checkpoints" / "best.safetensors", self.model, self.origin["epoch"])
         atomic.write_json(folder.path / "record.json", self.record.to_dict())
@@ -186,7 +185,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _checkpoint(folder: Path, network: str) -> Path:
-    """The only checkpoint, or the one that has the name of the network, as the original calls it."""
+    """Return the only checkpoint, or the one that is named after the network, as the original does."""
     found = _checkpoints(folder)
     named = [path for path in found if path.stem == network] or found
     if len(named) != 1:
@@ -196,7 +195,7 @@ def _checkpoint(folder: Path, network: str) -> Path:
 
 
 def _load(model: nn.Sequential, path: Path) -> tuple[int, nn.Module, Mapping[str, Tensor]]:
-    """Put the weights of a checkpoint into the model; return the epoch they are of, the baked network, and them."""
+    """Put the weights of a checkpoint into the model; return their epoch, the baked network and the weights."""
     content = pickles.read(path)
     trainer = content.get("trainer") if isinstance(content, dict) else None
     if not isinstance(trainer, dict) or "net" not in trainer:
