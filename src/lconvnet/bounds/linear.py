@@ -234,7 +234,7 @@ class Flattening(Step):
 
 
 class Normalization(Step):
-    """``(x - mean) / std`` for each channel."""
+    """``(x - mean) / std`` per channel."""
 
     def __init__(self, module: Normalize, shape: Shape, name: str) -> None:
         self.mean, self.std = (

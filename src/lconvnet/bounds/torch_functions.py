@@ -201,7 +201,7 @@ def read_reshape(call: FunctionCall, input: Node, *shape: Any) -> Node:  # noqa:
 
 
 def read_permute(call: FunctionCall, input: Node, *dims: Any) -> Node:  # noqa: A002
-    """Another order of the dimensions behind the batch."""
+    """Another order of the dimensions after the batch."""
     order = [d % _rank(input) for d in (dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims)]
     if order[0] != 0:
         raise call.refuse("moves the batch: keep it first")
@@ -227,7 +227,7 @@ def read_hypot(call: FunctionCall, input: Any, other: Any) -> Node:  # noqa: A00
 
 
 def read_size(call: FunctionCall, input: Node | Constant, dim: int | None = None) -> Any:  # noqa: A002
-    """Sizes, the first of which is the number of examples."""
+    """Sizes; the first is the number of examples."""
     sizes = tuple(input.tensor.shape) if isinstance(input, Constant) else (BATCH, *(input.shape or ()))
     return sizes if dim is None else sizes[dim]
 

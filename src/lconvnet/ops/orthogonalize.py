@@ -4,7 +4,7 @@ An engine is a function from a matrix to a semi-orthogonal one with the same row
 but ``cholesky`` it is the polar factor. Near singular matrices every engine is a contraction and continuous.
 ``orthogonalize`` picks one by device and dtype and runs it with autocast disabled in at least float32.
 
-**The polar factor through eigenvalues**, with its implicit gradient, for any matrix, singular ones included.
+**The polar factor through eigenvalues**, with its implicit gradient, for any matrix, even a singular one.
 The polar factor of a wide matrix W (m <= n) is the nearest semi-orthogonal matrix,
 
     U = R W,        R = f(S),   S = W W^T,        f(x) = x^{-1/2} for x >= rho,       rho = RIDGE |S|_F.
@@ -47,7 +47,7 @@ from lconvnet.ops.whitening import cholesky, cholesky_linear
 
 RIDGE = 2.0**-16
 RESOLUTION = 2.0**-40  # eigenvalues nearer to 0, relative to the norm, get a "sign" between -1 and 1
-ROOT_STEPS = 14  # nine bring condition numbers up to 2^16 within a factor of 2 of 1; each later one squares the error
+ROOT_STEPS = 14  # nine reach a factor of 2 for condition numbers up to 2^16; each later one squares the error
 
 
 class _Roots(NamedTuple):

@@ -62,7 +62,7 @@ def down(value: float) -> float:
 
 
 def float_up(value: int | float | Fraction) -> float:
-    """The least float64 that is not below a non-negative number: an integer, also of NumPy, a float or a fraction.
+    """The least float64 that is not below a non-negative number: an integer (also of NumPy), a float or a fraction.
 
     >>> float_up(2**53 + 1) - 2**53, float_up(Fraction(1, 2)), float_up(10**400)
     (2.0, 0.5, inf)
