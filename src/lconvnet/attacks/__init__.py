@@ -1,6 +1,6 @@
-"""Attacks: an upper bound on robustness, and the check of every certificate.
+"""Attacks give an upper bound on robustness and check every certificate.
 
-`fgsm` and `pgd` need nothing else; the others adapt libraries of the extra `attacks`.
+`fgsm` and `pgd` have no further dependency; the others adapt libraries of the extra `attacks`.
 """
 
 from lconvnet.attacks.gradient import LOSSES, Loss, LossName, fgsm, pgd

@@ -3,11 +3,11 @@
 x <- Pi( x + step d ),      d = grad / |grad| in l2, sign(grad) in l-infinity,
                             Pi: into the ball of radius eps around the image, then into [0, 1]
 
-FGSM climbs from the image, PGD from Pi of a uniform point of the cube of side 2 eps around it, as the paper's code does
-(Li et al. 2019). What they climb does not depend on the scale of the logits z: these are first divided by a tenth of
-their spread, the median of max z − min z over the same noise always. So no attack depends on a positive factor of the
-network or on the other images of a batch, no softmax saturates and no gradient under- or overflows. With y the label,
-and π the classes in descending order of their logits, the losses of an image are
+FGSM starts at the image. PGD starts at Pi of a uniform point of the cube of side 2 eps around it, as in the paper's
+code (Li et al. 2019). The loss does not depend on the scale of the logits z. They are first divided by a tenth of their
+spread, the median of max z − min z over a fixed set of noise images. So attacks do not depend on a positive factor of
+the network or on the other images of a batch, the softmax does not saturate and gradients do not under- or overflow.
+With label y, and classes π in descending order of their logits, the losses of an image are
 
     margin                    max_{j≠y} z_j − z_y                          (Li et al. 2019)
     cross-entropy             log Σ_j exp z_j − z_y                        (Madry et al. 2018)
@@ -30,19 +30,20 @@ from lconvnet.ops.images import check_eps
 from lconvnet.ops.numbers import PositiveFloat, PositiveInt
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits ``(B, classes)`` of spread :data:`SPREAD` and labels ``(B,)`` to a number that grows as the answers get worse,
-summed or averaged."""
+"""Maps logits ``(B, classes)`` of spread :data:`SPREAD` and labels ``(B,)`` to a sum or mean that grows as the answers
+get worse."""
 
 LossName = Literal["margin", "cross-entropy", "logit-difference-ratio"]
 
 NOISE = 32
-"""Images of noise that tell a network's spread."""
+"""Number of noise images that measure a network's spread."""
 
 SPREAD = 10.0
-"""The spread of logits that losses and libraries see: cross-entropy heeds the nearest classes and has digits left."""
+"""The spread of logits that losses and libraries see: at this scale cross-entropy weighs the nearest classes most and
+keeps its precision."""
 
 INSIDE = 1 - 1e-6
-"""Perturbations end this much inside the ball, so that rounding to the images' dtype does not leave it."""
+"""Perturbations are at most this fraction of eps long, so that rounding to the images' dtype stays inside the ball."""
 
 
 @checked()
@@ -58,12 +59,12 @@ def fgsm(
     """One step of length eps along the gradient of the loss.
 
     Args:
-        network: of which a copy in eval mode is evaluated, in its own dtype.
+        network: evaluated as a copy in eval mode, in its own dtype.
         images: ``(B, C, H, W)``, floats in [0, 1].
         labels: true classes ``(B,)``.
         eps: radius of the ball, or one per image ``(B,)``.
-        norm: "l2" or "linf", of the ball and of the step.
-        loss: what the attack increases: a name, or a callable of the logits at spread 10 and the labels.
+        norm: "l2" or "linf", for the ball and the step.
+        loss: the loss to increase: a name, or a callable of the logits at spread 10 and the labels.
 
     >>> fgsm(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25).norm.item() <= 0.25
     True
@@ -93,11 +94,10 @@ def pgd(
 
     Args:
         network, images, labels, eps, norm, loss: as in `fgsm`.
-        steps: of every restart.
+        steps: number of steps in each restart.
         step_size: length of a step, by default ``2.5 eps / steps``.
-        restarts: attempts; an image stays with its first success, within an attempt too.
-        seed: decides the random starts, drawn for the batch in its order; without them images do not depend on each
-            other.
+        restarts: number of attempts. An image keeps its first success, also within an attempt.
+        seed: of the random starts, which are drawn for the batch in order. Otherwise images do not affect each other.
 
     >>> pgd(nn.Linear(4, 2), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3).norm.item() <= 0.25
     True
@@ -124,13 +124,13 @@ def pgd(
 
 
 def marked(network: nn.Module, images: Tensor, labels: Tensor, result: AttackResult) -> AttackResult:
-    """Return the result with the rightly answered images whose margin has a gradient of zero."""
+    """Return the result with ``zero_gradient`` set for correctly answered images whose margin has gradient zero."""
     direction, fooled = _ascent(network, images, labels, _objective(network, images, "margin"), "linf")
     return replace(result, zero_gradient=_flat(direction) & ~fooled & ~result.success)
 
 
 def _objective(network: nn.Module, images: Tensor, loss: Loss | LossName) -> Loss:
-    """The loss of logits brought to the spread that losses expect."""
+    """The loss of logits that are first scaled to the spread that losses expect."""
     scale, climbed = unit(network, images), loss_of(loss)
 
     def objective(logits: Tensor, labels: Tensor) -> Tensor:
@@ -144,13 +144,13 @@ def _objective(network: nn.Module, images: Tensor, loss: Loss | LossName) -> Los
 
 
 def _flat(direction: Tensor) -> Tensor:
-    """Which images have nowhere to go."""
+    """Which images have no direction to follow."""
     return (direction == 0).flatten(1).all(dim=1)
 
 
 def _ascent(network: nn.Module, x: Tensor, labels: Tensor, loss: Loss, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The step of norm 1 that the gradient of the loss asks for (zero if it vanishes or is not finite), and which
-    answers are wrong already."""
+    """The step of norm 1 along the gradient of the loss (zero if that vanishes or is not finite), and which answers are
+    already wrong."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         logits = network(x)
@@ -164,7 +164,7 @@ def _ascent(network: nn.Module, x: Tensor, labels: Tensor, loss: Loss, norm: Nor
 
 
 def _projected(images: Tensor, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
-    """Into the ball, then into [0, 1]: the second step only moves pixels towards the image, so both hold."""
+    """Project into the ball, then into [0, 1]. The second step only moves pixels towards the image, so both hold."""
     delta, radius = x.double() - images.double(), _like_images(eps.double() * INSIDE, images)
     if norm == "linf":
         delta = torch.minimum(torch.maximum(delta, -radius), radius)
@@ -200,7 +200,7 @@ def _radii(images: Tensor, eps: float | Tensor) -> Tensor:
 
 
 def require_three(classes: int) -> None:
-    """Raise ValueError if the logit-difference ratio has no third logit."""
+    """Raise ValueError if there are fewer than the three classes that the logit-difference ratio needs."""
     if classes < 3:
         raise ValueError(f"loss='logit-difference-ratio' needs three classes or more, the network has {classes}")
 
@@ -239,8 +239,10 @@ def loss_of(loss: Loss | LossName) -> Loss:
 
 @torch.no_grad()
 def unit(network: nn.Module, images: Tensor) -> float:
-    """Return the number by which the logits are divided to have spread :data:`SPREAD` on uniform noise of the shape,
-    dtype and device of the images, whatever these are; 1 if all the noise has equal logits.
+    """Return the divisor that gives logits the spread :data:`SPREAD` on uniform noise.
+
+    The noise has the shape, dtype and device of the images and does not depend on their values. The divisor is 1 if the
+    logits are equal on all the noise.
 
     >>> unit(nn.Linear(2, 2, bias=False), torch.zeros(1, 2)) == unit(nn.Linear(2, 2, bias=False), torch.ones(9, 2))
     False
@@ -256,7 +258,7 @@ def unit(network: nn.Module, images: Tensor) -> float:
 
 
 class Normalized(nn.Module):
-    """A network whose logits have spread :data:`SPREAD`, the dtype of the images, and belong to the caller."""
+    """A network whose logits have spread :data:`SPREAD` and the dtype of the images; the caller may change them."""
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
         super().__init__()

@@ -1,18 +1,18 @@
 """Attacks of the libraries pyautoattack and foolbox (extra `attacks`).
 
 **In a ball** (pyautoattack): the standard ensemble AutoAttack (Croce & Hein 2020) and its members. APGD chooses its own
-steps; Square (Andriushchenko et al. 2020) asks for logits only; AutoAttack runs APGD on cross-entropy, targeted APGD,
-targeted FAB and Square, each on the images that are left. They search a ball that is :data:`INSIDE` the one asked for,
-since they work in float32.
+step sizes. Square (Andriushchenko et al. 2020) uses only logits. AutoAttack runs APGD on cross-entropy, targeted APGD,
+targeted FAB and Square, each on the images that are left. These attacks work in float32, so they search a ball that is
+smaller by the factor :data:`INSIDE`.
 
-**The shortest perturbation** (foolbox), once for every eps. By the gradient, each image alone: DeepFool
-(Moosavi-Dezfooli et al. 2016), C&W (Carlini & Wagner 2017), DDN (Rony et al. 2019), FMN (Pintor et al. 2021). By the
-answers alone, drawn for the batch as a whole, so that what they find depends on its other images: the boundary attack
-(Brendel et al. 2018), pointwise (Schott et al. 2019) and HopSkipJump (Chen et al. 2020). These walk from a *start*, an
-image with another answer: the nearest of the batch's other images and of uniform noise. A certified network often
-answers all noise alike; an image without a start counts as not attacked.
+**The shortest perturbation** (foolbox): one run serves every eps. Some follow the gradient, each image alone: DeepFool
+(Moosavi-Dezfooli et al. 2016), C&W (Carlini & Wagner 2017), DDN (Rony et al. 2019), FMN (Pintor et al. 2021). Others
+use only the answers: the boundary attack (Brendel et al. 2018), pointwise (Schott et al. 2019) and HopSkipJump (Chen et
+al. 2020). They draw for the batch as a whole, so a result depends on the other images. They walk from a *start*, an
+image with another answer: the nearest among the other images of the batch and uniform noise. A certified network often
+gives all noise the same answer; an image without a start counts as not attacked.
 
-Whatever they return, :func:`lconvnet.attacks.score` clips and measures it again.
+:func:`lconvnet.attacks.score` clips and measures every result again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def apgd(
     seed: int = 0,
     loss: Literal["cross-entropy", "logit-difference-ratio"] = "cross-entropy",
 ) -> AttackResult:
-    """Gradient ascent of the loss that halves its step when it stops to help.
+    """Gradient ascent of the loss that halves its step when progress stops.
 
     >>> result = apgd(nn.Linear(4, 4), torch.full((1, 4), 0.5), torch.tensor([0]), 0.25, steps=3)
     >>> result.norm.item() <= 0.25
@@ -82,7 +82,7 @@ def square(
     norm: Norm = "l2",
     seed: int = 0,
 ) -> AttackResult:
-    """Random search over squares of pixels; needs images ``(B, C, H, W)`` of 5 x 5 pixels or more."""
+    """Random search over squares of pixels; needs images ``(B, C, H, W)`` of at least 5 x 5 pixels."""
     _require_squares(images)
 
     def tune(ensemble: Any) -> None:
@@ -95,7 +95,7 @@ def square(
 def autoattack(
     network: nn.Module, images: Tensor, labels: Tensor, eps: float, *, norm: Norm = "l2", seed: int = 0
 ) -> AttackResult:
-    """The standard version. Below four classes, where its targeted APGD is not defined, that member is left out."""
+    """The standard version; without targeted APGD, which is not defined, if there are fewer than four classes."""
 
     def tune(ensemble: Any) -> None:
         targets = min(TARGETS, classes - 1)
@@ -114,7 +114,7 @@ def _require_squares(images: Tensor) -> None:
 
 
 class Decided(Normalized):
-    """Logits of which one is the largest, as argmax decides: Square takes a tie for a wrong answer, and ends."""
+    """Logits with ties broken as argmax does: Square would count a tie as a wrong answer and stop."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)
@@ -166,7 +166,7 @@ def _run(
 def deepfool(
     network: nn.Module, images: Tensor, labels: Tensor, *, steps: PositiveInt = 50, norm: Norm = "l2", seed: int = 0
 ) -> AttackResult:
-    """Step by step over the nearest boundary of the linearised network.
+    """Steps to the nearest decision boundary of the linearised network.
 
     >>> result = deepfool(nn.Linear(4, 2).eval(), torch.full((1, 4), 0.5), torch.tensor([0]))
     >>> result.norm.shape
@@ -188,7 +188,7 @@ def carlini_wagner(
     seed: int = 0,
 ) -> AttackResult:
     """Adam on norm plus c times margin, with a binary search for c."""
-    # Not abort_early, which asks all images of the batch at once whether there is progress.
+    # Not abort_early: it checks the progress of all images of the batch at once.
     options = {"steps": steps, "binary_search_steps": binary_search_steps, "stepsize": step_size, "abort_early": False}
     return _by_gradient("L2CarliniWagnerAttack", network, images, labels, "l2", seed, **options)
 
@@ -203,7 +203,7 @@ def ddn(network: nn.Module, images: Tensor, labels: Tensor, *, steps: PositiveIn
 def fmn(
     network: nn.Module, images: Tensor, labels: Tensor, *, steps: PositiveInt = 100, norm: Norm = "l2", seed: int = 0
 ) -> AttackResult:
-    """As DDN, with the distance to the boundary estimated from the gradient."""
+    """Like DDN, with the distance to the boundary estimated from the gradient."""
     kind = {"l2": "L2FMNAttack", "linf": "LInfFMNAttack"}[norm]
     return _by_gradient(kind, network, images, labels, norm, seed, steps=steps)
 
@@ -227,14 +227,14 @@ def hop_skip_jump(
     norm: Norm = "l2",
     seed: int = 0,
 ) -> AttackResult:
-    """Gradients of the boundary estimated from answers, with binary searches back to it."""
+    """Steps along gradients at the boundary, which are estimated from answers, and binary searches back to it."""
     options = {"steps": steps, "max_gradient_eval_steps": max_gradient_eval_steps, "constraint": norm}
     return _by_answers("HopSkipJumpAttack", network, images, labels, seed, norm, **options)
 
 
 @checked("foolbox", by_gradient=False)
 def pointwise(network: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> AttackResult:
-    """From salt-and-pepper noise, pixel after pixel back towards the image while the answer stays wrong."""
+    """From salt-and-pepper noise, resets pixel after pixel to the image while the answer stays wrong."""
     return _by_answers("PointwiseAttack", network, images, labels, seed)
 
 
@@ -267,7 +267,7 @@ def _by_answers(
 
 @torch.no_grad()
 def _starts(network: nn.Module, images: Tensor, labels: Tensor, *, salt_and_pepper: bool) -> tuple[Tensor, Tensor]:
-    """For every image one with another answer than its label, and whether there is one."""
+    """For each image, the nearest one whose answer differs from the label, and whether there is one."""
     noise = torch.rand(NOISE_STARTS, *images.shape[1:]).to(images)
     candidates = torch.cat([images, noise])
     distance = torch.cdist(images.flatten(1).double(), candidates.flatten(1).double())
@@ -284,7 +284,7 @@ def _starts(network: nn.Module, images: Tensor, labels: Tensor, *, salt_and_pepp
 
 @contextlib.contextmanager
 def _silent_root_logger() -> Iterator[None]:
-    """The library talks to the root logger, which gives that a handler for everybody's messages."""
+    """Undo the library's use of the root logger, which would add a handler for all messages of the process."""
     root, level = logging.getLogger(), logging.root.manager.disable
     handlers = root.handlers[:]
     logging.disable(max(level, logging.INFO))

@@ -1,4 +1,4 @@
-"""What an attack returns, the check that does not trust it, and what every attack asks of its arguments."""
+"""Results of attacks, an independent check of them, and checks of the arguments that all attacks share."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Norm = Literal["l2", "linf"]
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What became of B images.
+    """The result of an attack on B images.
 
     Attributes:
-        adversarial: images in [0, 1], shape and dtype of the originals.
-        success: bool ``(B,)``: the answer differs from the label, and the norm is at most eps (if the attack was given
-            one).
+        adversarial: images in [0, 1], with the shape and dtype of the originals.
+        success: bool ``(B,)``: the answer differs from the label, and the norm is at most eps (if the attack takes an
+            eps).
         norm: exact distance to the original in the norm of the attack, float64 ``(B,)``.
-        zero_gradient: bool ``(B,)``: rightly answered, and an attack along the gradient had none to follow (zero or not
-            finite): at every point that `fgsm` and `pgd` looked at, at the image for attacks of the libraries.
+        zero_gradient: bool ``(B,)``: the answer is right, and an attack along the gradient had none to follow (zero or
+            not finite), for `fgsm` and `pgd` at every point they visited, for attacks of the libraries at the image.
     """
 
     adversarial: Tensor
@@ -42,7 +42,7 @@ class AttackResult:
     zero_gradient: Tensor
 
     def replaced(self, index: Tensor, new: AttackResult) -> AttackResult:
-        """Return the result with other outcomes for some of its images."""
+        """Return the result with new outcomes for the images at `index`."""
         return AttackResult(*(old.index_copy(0, index, vars(new)[name]) for name, old in vars(self).items()))
 
 
@@ -52,8 +52,9 @@ P = ParamSpec("P")
 class Attack(Protocol[P]):
     """An attack on images ``(B, C, H, W)`` in [0, 1] with their labels.
 
-    Within a ball it takes the radius eps next; one that looks for the shortest perturbation takes none, and one run of
-    it serves every eps. `library` is the one behind it, if any, and `by_gradient` whether it follows the gradient.
+    An attack within a ball takes the radius eps next. One that looks for the shortest perturbation takes none, and a
+    single run serves every eps. `library` names the library behind it, if any; `by_gradient` says whether it follows
+    the gradient.
     """
 
     library: str
@@ -72,7 +73,7 @@ def score(
 ) -> AttackResult:
     """Clip to [0, 1], measure the distance in float64, and ask the network again.
 
-    An image further than eps (one number, or one per image), or not finite, counts as failed, whatever the attack says.
+    An image that is further away than eps (one number, or one per image), or not finite, counts as a failed attack.
 
     >>> x = torch.zeros(1, 2)
     >>> score(nn.Flatten(), x, torch.tensor([0]), torch.tensor([[0.0, 1.0]]), eps=0.5).success.tolist()
@@ -85,7 +86,7 @@ def score(
 
 
 def norms(perturbation: Tensor, norm: Norm = "l2") -> Tensor:
-    """Return the norm of every image of a batch ``(B, ...)``, as ``(B,)``.
+    """Return the norm of every image of a batch ``(B, ...)``: ``(B,)``.
 
     >>> norms(torch.tensor([[3.0, -4.0]])).item(), norms(torch.tensor([[3.0, -4.0]]), "linf").item()
     (5.0, 4.0)
@@ -96,7 +97,7 @@ def norms(perturbation: Tensor, norm: Norm = "l2") -> Tensor:
 
 
 class Frozen(nn.Module):
-    """A copy of a network in eval mode that gathers no gradients and takes images of any dtype in its own."""
+    """A copy of a network in eval mode. Its parameters have no gradients, and it casts images to its own dtype."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -111,9 +112,9 @@ class Frozen(nn.Module):
 def checked(
     library: str = "", *, by_gradient: bool = True
 ) -> Callable[[Callable[Concatenate[nn.Module, Tensor, Tensor, P], AttackResult]], Attack[P]]:
-    """Let an attack see a frozen copy of the network, images without a graph, and labels that are classes of it.
+    """Decorate an attack: it gets a frozen copy of the network, images without a graph, and valid labels.
 
-    The network and the mode that gradients are in stay as they are. Raises `ValueError` for what does not fit.
+    The network and the gradient mode stay unchanged. Raises `ValueError` for arguments that do not fit.
     """
 
     def decorate(attack: Callable[Concatenate[nn.Module, Tensor, Tensor, P], AttackResult]) -> Attack[P]:
@@ -155,8 +156,8 @@ def _require_classes(network: nn.Module, images: Tensor, labels: Tensor) -> None
 
 
 def _option(name: str, value: object, hint: object) -> object:
-    """The value of an option, an integer of NumPy as one of Python; ValueError for what it cannot be."""
-    kinds = (hint, *get_args(hint))  # the members of a union with them
+    """The value of an option, with an integer of NumPy as one of Python; ValueError for a value that does not fit."""
+    kinds = (hint, *get_args(hint))  # and the members of a union
     if name == "seed" or PositiveInt in kinds:
         least, what = (-(2**63), "an integer of 64 bits") if name == "seed" else (1, "an integer of at least 1")
         if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
@@ -171,8 +172,7 @@ def _option(name: str, value: object, hint: object) -> object:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Attack libraries draw from the global generators: within the block these follow from `seed`, afterwards they are
-    as they were.
+    """Seed the global random generators within the block, and restore them afterwards. Attack libraries draw from them.
 
     >>> with seeded(3, torch.device("cpu")):
     ...     first = torch.rand(1).item()

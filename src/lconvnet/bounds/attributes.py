@@ -1,4 +1,4 @@
-"""What a module computes with, whether its constructor gives it the same, and what ties a bound to its network."""
+"""The attributes of a module, whether its constructor restores them, and the hashes that tie a bound to its network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNREADABLE = object()
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """All public attributes that are numbers, strings, or lists of them, as JSON has them; not the mode.
+    """All public attributes that are numbers, strings or lists of them, in JSON form, without the training mode.
 
     >>> from lconvnet.layers import GroupSort
     >>> plain_attributes(GroupSort(2))
@@ -28,7 +28,7 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def private_attributes(module: nn.Module) -> dict[str, Any]:
-    """The same of attributes whose names begin with an underscore, without those that every module has.
+    """As `plain_attributes`, for names with a leading underscore, without those that every module has.
 
     >>> private_attributes(nn.ReLU())
     {}
@@ -39,8 +39,9 @@ def private_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def fault(module: nn.Module) -> str:
-    """How a module of torch's or ours differs from a new one whose arguments are its attributes; empty if it does not.
-    A rule that knows the constructor then knows the module.
+    """How a module of torch or lconvnet differs from a new one built from its attributes; empty if it does not.
+
+    If it does not differ, a rule that knows the constructor knows the module.
 
     >>> pad = nn.ZeroPad2d(1)
     >>> pad.value = 0.5
@@ -59,7 +60,7 @@ def fault(module: nn.Module) -> str:
 
 
 def arguments(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """Arguments of the constructor, each kept under its name; of a bias that is a tensor, whether there is one."""
+    """Arguments of the constructor, from the attributes of the same names; for a bias tensor, whether there is one."""
     held = {name: getattr(module, name) for name in names}
     asked = isinstance(held.get("bias", True), bool)
     return {name: value is not None if name == "bias" and not asked else value for name, value in held.items()}
@@ -71,8 +72,9 @@ def _parameters(kind: type[nn.Module]) -> list[str]:
 
 
 def difference(module: nn.Module, other: nn.Module) -> tuple[str, str, str] | None:
-    """The first attribute or tensor that two modules of one class do not share, the bytes of tensors aside: its name
-    and what it is in each. An attribute that only the first has counts if it hides one of the class.
+    """The first attribute or tensor in which two modules of one class differ: its name, and what each module has.
+
+    The bytes of tensors do not count. An attribute that only the first module has counts if it hides one of the class.
 
     >>> difference(nn.Linear(2, 3), nn.Linear(2, 4))
     ('bias', 'a tensor of shape (3,)', 'a tensor of shape (4,)')
@@ -87,14 +89,14 @@ def difference(module: nn.Module, other: nn.Module) -> tuple[str, str, str] | No
 
 
 def _held(module: nn.Module) -> dict[str, Any]:
-    """Attributes as JSON has them, and of each tensor what it is."""
+    """Attributes in JSON form, and a description of each tensor."""
     common, tensors = vars(nn.Module()), {**module._parameters, **module._buffers}
     held = {name: _plain(value) for name, value in vars(module).items() if name not in common}
     return held | {name: tensor if tensor is None else _form(tensor) for name, tensor in tensors.items()}
 
 
 def _form(tensor: Tensor) -> str:
-    """Its shape, and its dtype if that is not a float."""
+    """The shape of a tensor, and its dtype if that is not a float."""
     return f"a tensor of shape {tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f", {tensor.dtype}")
 
 
@@ -103,7 +105,7 @@ def _said(module: nn.Module, name: str) -> str:
 
 
 def _line(value: Any) -> str:
-    """What is said of a value or an error, in one short line."""
+    """A value or an error as one short line."""
     text = _form(value) if isinstance(value, Tensor) else str(value) if isinstance(value, Exception) else repr(value)
     return " ".join(text.split())[:80]
 
@@ -118,20 +120,20 @@ def _plain(value: Any) -> Any:
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by their names, as modules hold them: hooks may write others into a ``state_dict``."""
+    """All parameters and buffers by name, as modules hold them; hooks may write others into a ``state_dict``."""
     return dict(chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False)))
 
 
 def version(tensor: Tensor) -> int | None:
-    """Counts the changes of a tensor in place; None if torch does not (inference mode)."""
+    """The number of in-place changes of a tensor; None if torch does not count them (inference mode)."""
     return None if tensor.is_inference() else tensor._version
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of all that a network computes with: its modules as printed, the class and the plain attributes of each,
-    and the name, dtype, shape and bytes of each parameter and buffer. The code of a forward pass is not part of it.
+    """SHA-256 of a network: its printed modules, the class and plain attributes of each, and the name, dtype, shape and
+    bytes of each parameter and buffer. The code of a forward pass is not part of it.
 
-    The same for a copy, on any device and in any mode; another one after a change in place or of dtype.
+    A copy has the same fingerprint, on any device and in any mode. A change in place or of dtype changes it.
 
     >>> from lconvnet.layers import Scale
     >>> fingerprint(Scale(2.0)) == fingerprint(Scale(2.0)), fingerprint(Scale(2.0)) == fingerprint(Scale(3.0))
@@ -148,8 +150,8 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def program(traced: Trace) -> str:
-    """SHA-256 of what was read of a forward pass: the graph with its numbers, wherever these are kept, and the private
-    plain attributes of the modules. The bytes of tensors are no part of it.
+    """SHA-256 of a traced forward pass: the graph with its numbers, and the private plain attributes of the modules.
+    The bytes of tensors are not part of it.
 
     >>> from lconvnet.bounds import trace
     >>> program(trace(nn.ReLU())) == program(trace(nn.ReLU())) != program(trace(nn.Flatten()))
@@ -160,5 +162,5 @@ def program(traced: Trace) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The values as they lie in memory, of whatever dtype: numpy has no bfloat16."""
+    """The raw bytes of a tensor of any dtype; numpy does not have bfloat16."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

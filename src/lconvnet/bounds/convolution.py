@@ -1,14 +1,14 @@
-"""Upper bounds for ``nn.Conv2d``, alone or behind its circular padding, and ``nn.ConvTranspose2d``.
+"""Upper bounds for ``nn.Conv2d``, alone or after its circular padding, and ``nn.ConvTranspose2d``.
 
-- Zero padding of any amount is a restriction of the unbounded convolution: norm <= sup_w |K_hat(w)|. If the size is
-  known, it is one of the convolution on any torus that holds the image with its zeros: norm <= the maximum over the
-  frequencies of that.
-- Circular padding of at most k - 1 pixels an axis in total keeps a subset of the outputs of the convolution
-  on the torus.
-- A stride keeps a subset of the outputs; the polyphase kernel is exact if the stride divides the image
-  (always, under zero padding).
-- Groups make the operator block diagonal: the maximum over the groups. Dilation only repeats the spectrum.
-- A transposed convolution is the adjoint of the one with the same kernel; its padding crops the output.
+- With zero padding of any amount, the convolution is a restriction of the unbounded one: norm <= sup_w |K_hat(w)|. If
+  the size is known, it is also a restriction of the convolution on any torus that holds the image with its zeros:
+  norm <= the maximum over the frequencies of that torus.
+- Circular padding of at most k - 1 pixels per axis in total keeps a subset of the outputs of the convolution on the
+  torus.
+- A stride keeps a subset of the outputs. The polyphase kernel is exact if the stride divides the image (always, under
+  zero padding).
+- Groups make the operator block diagonal: take the maximum over the groups. Dilation only repeats the spectrum.
+- A transposed convolution is the adjoint of the convolution with the same kernel; its padding crops the output.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from lconvnet.ops.float64 import to_float64
 from lconvnet.ops.norm_bounds import residual_bound
 
 NEARLY_ORTHOGONAL = 1 + 1e-3
-"""The residual certificate is taken as it is up to here; beyond, Gram iteration is tighter."""
+"""Residual bounds up to here are used directly; above, Gram iteration is tighter."""
 
 EXACT_SIZE_LIMIT = 64 * 64
-"""Up to this many frequencies each is visited; larger images use the grid, whose correction is small then."""
+"""Up to this many frequencies, each is visited. Larger images use the grid, whose correction is then small."""
 
 LONGEST = 64
-"""Taps per axis up to which a kernel's own powers, and a grid fine enough for it, are affordable."""
+"""Taps per axis up to which self-correlations of a kernel, and a fine enough grid, are affordable."""
 
 SPREAD = 64
-"""Bytes that an entry of a kernel with its zeros takes while it is bounded."""
+"""Bytes that the bound takes per entry of a kernel with its zeros."""
 
 WIDE = 64
-"""From this many channels on, a coarser frequency grid keeps the bound affordable."""
+"""Channels from which a coarser frequency grid keeps the bound affordable."""
 
 
 def check_pairs(call: ModuleCall) -> None:
@@ -76,7 +76,7 @@ def check_convolution(call: ModuleCall) -> None:
 
 
 def own_padding(conv: nn.Conv2d) -> tuple[int, int]:
-    """Pixels that the convolution itself adds, before and after together, along height and width."""
+    """Pixels that the convolution itself adds along height and width, before and after together."""
     if conv.padding == "same":
         return spread(conv)
     if conv.padding == "valid":
@@ -86,7 +86,7 @@ def own_padding(conv: nn.Conv2d) -> tuple[int, int]:
 
 
 def spread(conv: nn.Conv2d) -> tuple[int, int]:
-    """``dilation * (kernel_size - 1)`` along height and width, from the weight that is applied."""
+    """``dilation * (kernel_size - 1)`` along height and width, with the size of the actual weight."""
     height, width = conv.weight.shape[2:]
     return conv.dilation[0] * (height - 1), conv.dilation[1] * (width - 1)
 
@@ -154,8 +154,8 @@ def transposed(call: ModuleCall, method: Method) -> LayerBound:
 
 
 def _torus(call: ModuleCall) -> tuple[int, int] | None:
-    """Sides of a torus on which a convolution of an image of known size has at least its norm: the image if that wraps
-    around, else the image with its zeros."""
+    """Sides of a torus on which the convolution has at least its norm at the known size: those of the image if it wraps
+    around, else those of the image with its zeros."""
     if call.input_shape is None:
         return None
     height, width = call.input_shape[-2:]
@@ -173,8 +173,8 @@ def _multiple(sides: Iterable[int], stride: tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Block:
-    """A stride-1 convolution with at least the norm of the original: ``kernel`` for any size, ``spread`` on
-    the torus of ``size``."""
+    """A stride-1 convolution with at least the norm of the original: by ``kernel`` at any size, by ``spread`` on the
+    torus of ``size``."""
 
     kernel: Tensor
     spread: Tensor
@@ -188,11 +188,11 @@ def _block(
     size: tuple[int, int] | None,
     room: float,
 ) -> _Block:
-    """The convolution with its stride and dilation; without them, which has at least its norm, if the zeros that they
-    put between the taps would take more than `room` bytes."""
+    """The convolution with its stride and dilation. If their zeros between the taps would take more than `room` bytes,
+    the convolution without them, whose norm is at least as large."""
     blocks = None if size is None else (size[0] // stride[0], size[1] // stride[1])
     reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, K.shape[2:], strict=True)]
-    stride = tuple(map(min, stride, reach))  # beyond, the patches only lie further apart
+    stride = tuple(map(min, stride, reach))  # a larger stride only moves the patches further apart
     sides = [-(-r // s) * s for r, s in zip(reach, stride, strict=True)]
     if SPREAD * K.shape[0] * K.shape[1] * math.prod(sides) > room:
         return _Block(K, K, None)
@@ -211,7 +211,7 @@ def dilate(K: Tensor, dilation: tuple[int, int]) -> Tensor:
 
 
 def kernel_bound(K: Tensor, torus: tuple[int, int] | None) -> float:
-    """An upper bound on the norm of a stride-1 convolution: on the torus of a size, or for every size and border."""
+    """An upper bound on the norm of a stride-1 convolution, on the given torus or for every size and border."""
     return _smallest_bound(_Block(K, K, torus))[0]
 
 

@@ -1,13 +1,13 @@
-"""Affine subgraphs as one kernel: if no activation lies between, the joint map is bounded.
+"""Affine subgraphs as one kernel: if no activation lies between, the bound is that of the joint map.
 
     x + K x = (delta + K) x,      W (K x) = (W K) x,      D (K x) = (D K) x
 
-hold for zero and circular padding alike, since all terms read the same image and give one of the same size, and
-pointwise maps W and scalings D of channels commute with padding. So a residual block without activation, a batch norm
-behind a convolution or two dense layers in a row cost no more than the one map that they are.
+hold for zero and circular padding, because all terms read the same image and give one of the same size, and pointwise
+maps W and scalings D of channels commute with padding. So a residual block without activation, a batch norm after a
+convolution or two dense layers in a row have the bound of the single map that they form.
 
-The kernel is summed in float64 from exact weights; with M the same sum of absolute values and c the roundings of an
-entry, it is off by at most g(c) M, which is added to its bound.
+The kernel is summed in float64 from exact weights. Let M be the same sum of absolute values and c the number of
+roundings per entry. Then the kernel is off by at most g(c) M, which is added to its bound.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.rounding import gamma, up
 
 WIDEST = 1024
-"""Channels up to which a sum with the image itself is folded: an identity of that size is a kernel, too."""
+"""Channels up to which a sum with the image itself is folded, because it needs an identity kernel of that size."""
 
 LARGEST = 2**22
-"""Entries up to which a joint kernel is formed, unless its parts have as many: a product of narrow maps can have far
-more than they."""
+"""Entries up to which a joint kernel is formed, or more if its parts have as many. A product of narrow maps can have
+far more entries than its factors."""
 
 HELD = 2**24
-"""Entries of all kernels that wait for another operation to join them."""
+"""Largest number of entries of all kernels that are kept for later operations."""
 
 SMALLEST = 2.0**-1000
-"""Products of magnitudes below are not formed: far above it, g(c) M covers what a product that underflows has lost."""
+"""Smaller products of magnitudes are not formed. Above this, g(c) M covers the loss of products that underflow."""
 
 
 @dataclass(frozen=True)
 class Affine:
     """The linear part of a node as a stride-1 convolution of ``source``; tap (top, left) reads the pixel itself.
 
-    ``parts`` counts the operations whose joint norm may be less than their product; ``border`` is that of the taps.
+    ``parts`` counts the operations whose joint norm may be less than the product of their norms; ``border`` is the
+    padding that the taps need.
     """
 
     source: str
@@ -69,7 +70,7 @@ class Affine:
         return up(kernel_bound(self.kernel, torus) + error)
 
     def compressed(self, outer: Affine) -> Affine | None:
-        """``outer`` behind this one, if at most one of them reads neighbours."""
+        """``outer`` after this map, if at most one of the two reads neighbours."""
         if self.border is not None and outer.border is not None:
             return None
         shape = (len(outer.kernel), *self.kernel.shape[1:], *outer.kernel.shape[2:])
@@ -87,7 +88,7 @@ class Affine:
         )
 
     def scaled(self, factors: Tensor, roundings: int) -> Affine | None:
-        """Each output channel times a number; ``roundings`` of these numbers."""
+        """Each output channel times a number that already has ``roundings`` roundings."""
         if _underflows(self.magnitude, factors.abs()):
             return None
         rows = factors.expand(self.kernel.shape[0])[:, None, None, None]
@@ -121,7 +122,7 @@ class Affine:
         )
 
     def framed(self, origin: tuple[int, int], sides: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Kernel and magnitude with zeros around, on these sides with this origin."""
+        """Kernel and magnitude, padded with zeros to these sides and this origin."""
         top, left = origin[0] - self.origin[0], origin[1] - self.origin[1]
         height, width = self.kernel.shape[2:]
         frame = left, sides[1] - width - left, top, sides[0] - height - top
@@ -129,13 +130,13 @@ class Affine:
 
 
 def _underflows(first: Tensor, second: Tensor) -> bool:
-    """Whether products of entries other than 0 may fall below SMALLEST."""
+    """Whether products of nonzero entries may fall below SMALLEST."""
     least = (float(entries.min()) for entries in (first[first > 0], second[second > 0]) if entries.numel())
     return math.prod(least) < SMALLEST
 
 
 def _behind(outer: Tensor, inner: Tensor) -> Tensor:
-    """Composition of kernels of which one has a single tap."""
+    """Composition of two kernels, one of them with a single tap."""
     return torch.einsum("oiab,ijcd->ojacbd", outer, inner).flatten(4).flatten(2, 3)
 
 
@@ -144,7 +145,7 @@ def _is_too_large(shape: tuple[int, ...], *parts: Affine) -> bool:
 
 
 class Folding:
-    """The affine maps of the nodes of a graph, found as its nodes are visited in order."""
+    """The affine maps of the nodes of a graph, found while visiting the nodes in order."""
 
     def __init__(self, traced: Trace) -> None:
         self.traced = traced
@@ -154,7 +155,7 @@ class Folding:
         self.last = {name: node.name for node in nodes for name in node.inputs}
 
     def visit(self, node: Node) -> tuple[str, float] | None:
-        """The node that this one is an affine map of, and a bound on the norm of that map; None if nothing folds."""
+        """The node of which this one is an affine map, and a bound on the norm of that map; None if nothing folds."""
         before = max((self.found[name].parts for name in node.inputs if name in self.found), default=0)
         if node.shape is None or not (before or node.name in self.continued or node.operation in FOLDING - OWN):
             return None
@@ -192,7 +193,7 @@ class Folding:
         return None
 
     def _affine(self, name: str, wanted: tuple[int, ...] | None) -> Affine | None:
-        """What was found of a node, else the node as a map of itself; None if it has another shape than wanted."""
+        """The affine map found for a node, else the identity on it; None if its shape is not the wanted one."""
         shape = self.traced.graph[name].shape
         if shape is None or shape != wanted:
             return None
@@ -207,7 +208,7 @@ def _number(value: float) -> Tensor:
 
 
 def _module(call: ModuleCall, first: Affine) -> Affine | None:
-    """A module that keeps channels apart, behind an affine map."""
+    """A module that keeps channels apart, after an affine map."""
     module = call.module
     if type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d):
         return first
@@ -219,7 +220,7 @@ def _module(call: ModuleCall, first: Affine) -> Affine | None:
 
 
 def _own(node: Node, call: ModuleCall) -> Affine | None:
-    """A dense layer, or a convolution that keeps the size, as a map of what it reads."""
+    """A dense layer, or a convolution that keeps the size, as a map of its input."""
     module, source = call.module, node.inputs[0]
     if type(module) is nn.Linear and len(node.shape or ()) == 1:
         K = to_float64(module.weight, f"network module {node.name!r}: weight")[:, :, None, None]
@@ -244,7 +245,7 @@ def _own(node: Node, call: ModuleCall) -> Affine | None:
 
 
 def _ungrouped(K: Tensor, groups: int) -> Tensor:
-    """The block-diagonal kernel that a grouped one is."""
+    """A grouped kernel as a block-diagonal one."""
     if groups == 1:
         return K
     full = K.new_zeros(K.shape[0], K.shape[1] * groups, *K.shape[2:])
@@ -255,7 +256,7 @@ def _ungrouped(K: Tensor, groups: int) -> Tensor:
 
 
 def _channels(constant: Tensor, node: Node) -> Tensor | None:
-    """A constant as one number, or as one for each channel; None if it differs from pixel to pixel."""
+    """A constant as one number, or as one per channel; None if it differs from pixel to pixel."""
     if constant.numel() == 1:
         return constant.reshape(1)
     shape = node.shape or ()
@@ -267,7 +268,7 @@ OWN = {"Linear", "Conv2d"}
 """Operations with a kernel."""
 
 FOLDING = OWN | {"add", "subtract", "multiply", "divide", "BatchNorm1d", "BatchNorm2d"}
-"""Operations whose joint map with what is before them may be worth a bound of its own."""
+"""Operations that may be worth a joint bound with their inputs."""
 
 NEUTRAL = {"negate", "shift", "Scale", "Identity", "Dropout", "Dropout2d"}
-"""Operations that pass an affine map on."""
+"""Operations that pass on an affine map."""

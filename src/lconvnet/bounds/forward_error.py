@@ -1,13 +1,13 @@
-"""What rounding can change in a forward pass: an a-priori bound, linear in the norm of the image.
+"""An a-priori bound on the rounding error of a forward pass, linear in the norm of the image.
 
-Every sum of products z_i = sum_j W_ij x_j + b_i of n products, however it is ordered and whether or not it fuses
-multiplication and addition, is computed as z^ with
+A sum of n products z_i = sum_j W_ij x_j + b_i, in any order and with or without fused multiplication and addition, is
+computed as z^ with
 
     |z^ - z| <= g(n + 1) (|W| |x| + |b|) + (2 n + 2) tiny (1 + g),        g(k) = k u / (1 - k u),
 
-entry by entry: u = 2^-24 in float32, 2^-53 in float64; tiny, the least normal number, covers results that underflow,
-gradually or to zero (Higham 2002, section 3.1). So with R >= |x^| the norm of what is stored and D >= |x^ - x| its
-distance from the network in real arithmetic,
+entry by entry. Here u = 2^-24 in float32 and 2^-53 in float64; tiny, the least normal number, covers results that
+underflow, gradually or to zero (Higham 2002, section 3.1). So if R >= |x^| bounds the norm of the stored values and
+D >= |x^ - x| their distance from the network in real arithmetic,
 
     D' = |W|_2 D + g (|abs(W)|_2 R + |b|) + sqrt(m) (2 n + 2) tiny (1 + g),        R' = |W|_2 R + |b| + (D' - |W|_2 D)
 
@@ -15,11 +15,11 @@ distance from the network in real arithmetic,
 
     R = r_1 |image| + r_0,    D = d_1 |image| + d_0
 
-with numbers that depend on the network only. Sorting, rectifying, moving and repeating entries are exact. Not covered:
-sums that are rearranged otherwise (Winograd, Fourier, Strassen), TensorFloat-32 and other reduced precision.
+with numbers that depend only on the network. Sorting, rectifying, moving and repeating entries are exact. The bound
+does not cover algorithms that rearrange sums (Winograd, Fourier, Strassen), TensorFloat-32 or other reduced precision.
 
-There is one rule per operation. It takes the node, what its inputs store, and the setting. Elementary functions are
-assumed to be accurate to four units in the last place: square root and ``hypot``.
+There is one rule per operation. It takes the node, the error bounds of its inputs, and the setting. Square root and
+``hypot`` are assumed to be accurate to four units in the last place.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SLACK = 2.0**-30
 """Added to a norm of absolute weights, relatively, so that a checker can confirm it with float64 arithmetic."""
 
 FLOOR = 1e-6
-"""Entries of an iterated vector are at least this part of the largest: a quotient of zero by zero bounds nothing."""
+"""Entries of an iterated vector are at least this fraction of the largest, because 0 / 0 would bound nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AffineBound:
         return AffineBound(self.slope * factor * INFLATION, self.offset * factor * INFLATION)
 
     def hypot(self, other: AffineBound) -> AffineBound:
-        """An upper bound on the root of the sum of squares."""
+        """An upper bound on the root of the sum of the two squares."""
         slope, offset = math.hypot(self.slope, other.slope), math.hypot(self.offset, other.offset)
         return AffineBound(slope * INFLATION, offset * INFLATION)
 
@@ -77,8 +77,8 @@ IMAGE = AffineBound(1.0, 0.0)
 
 @dataclass(frozen=True)
 class ErrorBounds:
-    """What a float network stores after a node: its norm, its distance from real arithmetic, and the largest number
-    on the way."""
+    """Bounds on the stored values of a node in a float network: norm, distance from real arithmetic, and the largest
+    number so far."""
 
     norm: AffineBound
     error: AffineBound
@@ -95,7 +95,7 @@ class Arithmetic:
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> Arithmetic:
-        """That of float32 or float64.
+        """The arithmetic of float32 or float64.
 
         >>> Arithmetic.of(torch.float32).unit == 2.0**-24
         True
@@ -106,7 +106,7 @@ class Arithmetic:
         return cls(info.eps / 2, info.tiny, info.max)
 
     def gamma(self, terms: int) -> float:
-        """Relative error of a sum of that many products and a bias."""
+        """Relative error of a sum of `terms` products and a bias."""
         return gamma(terms + 1, self.unit)
 
     def underflow(self, terms: int) -> float:
@@ -116,13 +116,13 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a rule may look at besides its node.
+    """What a rule may use besides its node.
 
     Attributes:
         uppers: Lipschitz bound of each node.
-        tensors: the network's ``state_dict``, and whatever other constants its graph names.
-        shapes: of each node's output.
-        arithmetic: that the network runs in.
+        tensors: the network's ``state_dict``, and all other constants that its graph names.
+        shapes: shape of each node's output.
+        arithmetic: the one in which the network runs.
     """
 
     uppers: Mapping[str, float]
@@ -139,7 +139,7 @@ RoundingRule = Callable[[Node, Sequence[ErrorBounds], Setting], ErrorBounds]
 
 
 def no_rounding(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """Of maps with f(0) = 0 that move, negate, repeat or choose entries: nothing is rounded."""
+    """The rule of maps with f(0) = 0 that move, negate, repeat or choose entries: they round nothing."""
     (x,) = inputs
     upper = setting.uppers[node.name]
     norm = x.norm * upper
@@ -147,9 +147,9 @@ def no_rounding(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> 
 
 
 def relative_rounding(roundings: int) -> RoundingRule:
-    """The rule of a map with f(0) = 0 whose every entry is computed to within so many unit round-offs of itself.
+    """The rule of a map with f(0) = 0 that computes every entry to within `roundings` unit round-offs of itself.
 
-    No number on the way may exceed both the input and the output.
+    No intermediate number may exceed both the input and the output.
 
     >>> x, node = ErrorBounds(IMAGE, ZERO, IMAGE), Node("tanh", "tanh", ("input",))
     >>> setting = Setting({"tanh": 1.0}, {}, {"tanh": (4,)}, Arithmetic.of(torch.float32))
@@ -165,10 +165,10 @@ def relative_rounding(roundings: int) -> RoundingRule:
 
 
 def linear(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """``W x + b``, dense or as a convolution, also a transposed one."""
+    """``W x + b``: a dense layer, a convolution or a transposed convolution."""
     (x,) = inputs
     weight, bias = setting.tensors[node.tensors["weight"]], 0.0
-    if "bias" in node.tensors:  # added once for every pixel, or every row
+    if "bias" in node.tensors:  # added once per pixel, or per row
         values = setting.tensors[node.tensors["bias"]].detach().cpu().double()
         bias = _norm(values, setting.size(node.name) // values.numel())
     terms = weight[0].numel() if node.operation != "ConvTranspose2d" else weight.numel() // node.options["out_channels"]
@@ -177,7 +177,7 @@ def linear(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> Error
 
 
 def average(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """Means: a sum, then a division. The matrix has no negative entry, so it is its own absolute value."""
+    """Means: a sum, then a division. The matrix has no negative entries, so it is its own absolute value."""
     (x,) = inputs
     terms = _averaged(node, setting)
     means = x.norm * setting.uppers[node.name]
@@ -186,7 +186,7 @@ def average(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> Erro
 
 
 def scaled(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """A product with or a quotient by a constant, which itself is rounded to the network's dtype."""
+    """A product with or a quotient by a constant, which is itself rounded to the network's dtype."""
     values = _constant(node, setting)
     _check_range(node, "constant", values, setting)
     if node.operation == "divide":  # some multiply by the inverse
@@ -195,7 +195,7 @@ def scaled(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> Error
 
 
 def normalized(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """``gain (x - mean) / sqrt(var + eps) + bias``, as it stands or as ``alpha x + beta``: ten roundings at most."""
+    """``gain (x - mean) / sqrt(var + eps) + bias``, in this form or as ``alpha x + beta``: at most ten roundings."""
     (x,) = inputs
     values = {role: setting.tensors[key].detach().cpu().double() for role, key in node.tensors.items()}
     variance, mean = values["running_var"] + node.options["eps"], values["running_mean"]
@@ -208,7 +208,7 @@ def normalized(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> E
 
 
 def standardized(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """``(x - mean) / std`` with constants that are rounded to the network's dtype themselves."""
+    """``(x - mean) / std`` with constants that are themselves rounded to the network's dtype."""
     (x,) = inputs
     mean, std = (torch.tensor(node.options[name], dtype=torch.float64) for name in ("mean", "std"))
     for what, factors in (("mean", mean), ("std", std)):
@@ -219,7 +219,7 @@ def standardized(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) ->
 def _standardized(
     node: Node, x: ErrorBounds, moved: Tensor, mean: Tensor, factors: Sequence[Tensor], setting: Setting
 ) -> ErrorBounds:
-    """``factors (x - mean)``, factor by factor in some order; a product that underflows may meet a factor yet."""
+    """``factors (x - mean)``, factor by factor in any order; further factors may still multiply an underflow."""
     copies, largest = setting.size(node.name) // moved.numel(), max(1.0, *(float(f.max()) for f in factors))
     bias = _norm(moved, copies)
     y = _rounded(node, x, x.norm * setting.uppers[node.name] + AffineBound(0.0, bias), 10, setting, bias)
@@ -229,7 +229,7 @@ def _standardized(
 
 
 def shifted(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """A sum with a constant, which itself is rounded."""
+    """A sum with a constant, which is itself rounded."""
     (x,) = inputs
     values = _constant(node, setting)
     constant = _norm(values, setting.size(node.name) // values.numel())
@@ -247,7 +247,7 @@ def added(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorB
 
 
 def concatenated(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """Side by side: norms add up in squares."""
+    """Concatenation: squares of norms add up."""
     norm, error, peak = ZERO, ZERO, ZERO
     for x in inputs:
         norm, error, peak = norm.hypot(x.norm), error.hypot(x.error), peak.at_least(x.peak)
@@ -263,21 +263,21 @@ def hypot(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorB
 
 
 def power(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """The l2 norm of windows: squares may underflow, and must not overflow."""
+    """The l2 norm of windows. Squares may underflow but must not overflow."""
     (x,) = inputs
     terms, arithmetic = _averaged(node, setting), setting.arithmetic
     grown = x.norm * setting.uppers[node.name]
     lost = up(math.sqrt(setting.size(node.name) * arithmetic.underflow(terms + 8))) * INFLATION
     rounding = grown * arithmetic.gamma(terms + 8) + AffineBound(0.0, lost)
-    squares = grown * (2 * math.sqrt(terms) * math.sqrt(arithmetic.largest))  # below the largest number where these are
+    squares = grown * (2 * math.sqrt(terms) * math.sqrt(arithmetic.largest))  # squares in range
     return ErrorBounds(grown + rounding, x.error * setting.uppers[node.name] + rounding, x.peak.at_least(squares))
 
 
 def absolute_bound(node: Node, shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> float:
     """An upper bound on |abs(W)|_2 of a dense layer or a convolution.
 
-    The kernel of a convolution is summed over its taps, for |K_hat(w)| is largest at w = 0 if no entry is negative;
-    a stride is taken apart first if it can be, groups are one matrix each.
+    The kernel of a convolution is summed over its taps, because |K_hat(w)| is largest at w = 0 if no entry is negative.
+    A strided kernel is first unshuffled if possible. Each group is one matrix.
     """
     key = node.tensors["weight"]
     weight = to_float64(tensors[key], key).abs()
@@ -290,9 +290,9 @@ def absolute_bound(node: Node, shapes: Mapping[str, Sequence[int]], tensors: Map
 
 
 def nonnegative_bound(matrix: Tensor, *, steps: int = 8) -> float:
-    """An upper bound on the largest singular value of a matrix with entries >= 0: never below it, whatever ``steps``.
+    """An upper bound on the largest singular value of a matrix with entries >= 0, for any number of ``steps``.
 
-    For every positive vector v, ``|A|_2^2 = rho(A^T A) <= max_i (A^T A v)_i / v_i`` (Collatz 1942, Wielandt 1950); a
+    For every positive vector v, ``|A|_2^2 = rho(A^T A) <= max_i (A^T A v)_i / v_i`` (Collatz 1942, Wielandt 1950). A
     few steps of power iteration choose v.
 
     Raises ``ValueError`` for a negative or non-finite entry, or another number of dimensions.
@@ -307,7 +307,7 @@ def nonnegative_bound(matrix: Tensor, *, steps: int = 8) -> float:
     if largest == 0:
         return 0.0
     power = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
-    A = A / power  # exact but for entries that underflow, which are nothing beside the largest one
+    A = A / power  # exact except for entries that underflow, which are negligible beside the largest one
     v = A.new_ones(A.shape[1])
     for _ in range(steps):
         v = A.T @ (A @ v)
@@ -317,7 +317,7 @@ def nonnegative_bound(matrix: Tensor, *, steps: int = 8) -> float:
 
 
 def _unshuffling(node: Node, image: Sequence[int]) -> tuple[int, int]:
-    """The stride, if it can be taken apart: on a torus a divisor of it."""
+    """The stride if the kernel can be unshuffled by it, else 1 per axis: on a torus it must divide the image."""
     stride = node.options["stride"]
     torus = node.options["padding_mode"] != "zeros" or "circular_padding" in node.options
     divides = not torus or all(n % s == 0 for n, s in zip(image[-2:], stride, strict=True))
@@ -327,7 +327,7 @@ def _unshuffling(node: Node, image: Sequence[int]) -> tuple[int, int]:
 def _rounded(
     node: Node, x: ErrorBounds, sums: AffineBound, terms: int, setting: Setting, bias: float = 0.0
 ) -> ErrorBounds:
-    """A layer of sums with so many products; ``sums`` bounds the norm of sums of absolute values."""
+    """A layer of sums of `terms` products; ``sums`` bounds the norm of the sums of absolute values."""
     upper = setting.uppers[node.name]
     rounding = sums * setting.arithmetic.gamma(terms) + _tiny(node, terms, setting)
     norm = x.norm * upper + AffineBound(0.0, bias) + rounding
@@ -351,26 +351,26 @@ def _check_range(node: Node, what: str, values: Tensor, setting: Setting) -> Non
 
 
 def _tiny(node: Node, terms: int, setting: Setting) -> AffineBound:
-    """Norm of what can underflow in the outputs of a node."""
+    """A bound on the norm of the underflow in the outputs of a node."""
     root = math.sqrt(setting.size(node.name)) * INFLATION
     return AffineBound(0.0, root * setting.arithmetic.underflow(terms) * INFLATION)
 
 
 def _norm(values: Tensor, repetitions: int) -> float:
-    """Norm of so many copies, rounded upward; infinite if it is not a number."""
+    """Norm of `repetitions` copies, rounded upward; infinite if it is not a number."""
     norm = float(row_norms(values.reshape(1, -1))) * math.sqrt(max(repetitions, 1))
     return math.inf if math.isnan(norm) else up(norm) * INFLATION
 
 
 def _broadcast(node: Node, name: str, x: ErrorBounds, setting: Setting) -> ErrorBounds:
-    """An input as often as it is repeated."""
+    """An input, repeated by broadcasting."""
     copies = setting.size(node.name) / setting.size(name)
     root = up(math.sqrt(copies)) if copies > 1 else 1.0
     return ErrorBounds(x.norm * root, x.error * root, x.peak)
 
 
 def _averaged(node: Node, setting: Setting) -> int:
-    """How many entries are averaged, at most."""
+    """The largest number of entries in a mean."""
     if "kernel_size" in node.options:
         return math.prod(pair(node.options["kernel_size"]))
     return -(-setting.size(node.inputs[0]) // setting.size(node.name))

@@ -1,7 +1,7 @@
-"""The recorded calls of a forward pass as nodes of a graph, each checked and, if the size is known, run.
+"""Turn the recorded calls of a forward pass into nodes of a graph. Each is checked and, if the size is known, run.
 
-A call is read as one of the modules or functions of :mod:`lconvnet.bounds.operations`; it runs on two random images, so
-shapes are torch's own, and the last result must be what the network itself makes of them.
+A call is read as one of the modules or functions of :mod:`lconvnet.bounds.operations`. It runs on two random images, so
+shapes are torch's own, and the last result must equal the network's output for these images.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from lconvnet.bounds.types import INPUT, AppliedFunction, Graph, ModuleCall, Nod
 from lconvnet.layers import ConstrainedLayer
 
 Refuse = Callable[[str], ValueError]
-"""The error that names a call, from what is wrong with it."""
+"""Maps a problem to the error that also names the call."""
 
 EXAMPLES = 2
-"""Images that a call runs on: more than one, so that mixing them shows."""
+"""Images on which a call runs: more than one, so that mixing them shows."""
 
 BLOCK = 2**18
-"""Numbers that are compared at once."""
+"""Number of entries compared at once."""
 
 SAME = 2.0**-7
-"""How far, of the largest entry, the same calls may lie apart at most: bfloat16 in another order, or float32 on an
-accelerator, which may round to TensorFloat-32 in a batch and not alone. More precise numbers by the root of their
-round-off."""
+"""Largest difference, relative to the largest entry, between results of the same calls: for bfloat16 in another order,
+and for float32 on an accelerator, which may round to TensorFloat-32 in a batch but not alone. For more precise numbers
+it is the root of their round-off."""
 
 
 def local(path: str) -> str:
-    """A path inside the network, from one inside its holder."""
+    """Convert a path inside the holder to one inside the network."""
     return path.removeprefix("network").removeprefix(".")
 
 
@@ -61,7 +61,7 @@ def _replaced(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
 
 
 class GraphBuilder:
-    """Reads the recorded calls in order. ``values`` holds what each one stands for, ``examples`` what it returns."""
+    """Reads the recorded calls in order. ``values`` holds the meaning of each call, ``examples`` its results."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...] | None) -> None:
         self.network, self.shape = network, shape
@@ -92,7 +92,7 @@ class GraphBuilder:
         raise ValueError("network returns nothing")
 
     def _forget(self, call: fx.Node) -> None:
-        """Let go of what no later call reads, so that a deep network takes no more memory than its widest part."""
+        """Drop results that no later call reads, so that a deep network takes no more memory than its widest part."""
         for source in call.all_input_nodes:
             if all(user is call or user in self.values for user in source.users):
                 self.examples.pop(source, None)
@@ -170,7 +170,7 @@ class GraphBuilder:
     def _read_as_module(
         self, call: fx.Node, make: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], refuse: Refuse
     ) -> None:
-        """A function that is a module with the same arguments."""
+        """Read a function as the module with the same arguments."""
         source, options = call.args[0] if call.args else call.kwargs.get("input"), {**kwargs}
         value = args[0] if args else options.pop("input", None)
         if not isinstance(value, Node):
@@ -198,13 +198,13 @@ class GraphBuilder:
         return self.nodes[name]
 
     def _result(self, call: fx.Node, refuse: Refuse) -> Any:
-        """What a function returns, or why it cannot, in its own words."""
+        """The result of a function; if it fails, its own message."""
         args, kwargs = _replaced(call.args, self.examples), _replaced(call.kwargs, self.examples)
         try:
             if isinstance(call.target, str):
                 return getattr(args[0], call.target)(*args[1:], **kwargs)
             return call.target(*args, **kwargs)
-        except Exception as error:  # whatever a function raises
+        except Exception as error:  # a function may raise anything
             raise refuse(f"cannot take these arguments: {_first_line(error)}") from error
 
     def _images(self) -> Tensor | None:
@@ -217,7 +217,7 @@ class GraphBuilder:
         return images.to(self.like.device, self.like.dtype)
 
     def _compare(self, result: Tensor | None) -> None:
-        """Raise if the network does something that was not recorded."""
+        """Raise if the network computes something that was not recorded."""
         images = self._images()
         if result is None or images is None:
             return
@@ -270,14 +270,14 @@ class _Padded:
         return self.call.module  # pyright: ignore[reportReturnType]
 
     def refuse(self) -> ValueError:
-        """The error of one without."""
+        """The error for a padding without a convolution."""
         return self.call.refuse(
             "repeats pixels: it is sound only directly before an nn.Conv2d(padding=0) that covers it"
         )
 
 
 def _reader(target: Any) -> tuple[Callable[..., Any] | None, bool]:
-    """What reads a call of a function, and whether that makes a module from its arguments; None if nothing does."""
+    """The reader of a function call, if there is one, and whether it makes a module from the arguments."""
     if target in REGISTERED:
         return partial(AppliedFunction, REGISTERED[target].kind), True
     if target in CALLS:
@@ -290,7 +290,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_operands(call: fx.Node, operands: Sequence[Any], refuse: Refuse) -> None:
-    """Refuse a padding that waits for its convolution, and what is computed without the input of the network."""
+    """Refuse a padding without its convolution, and results that do not depend on the input of the network."""
     for value in operands:
         if isinstance(value, _Padded):
             raise value.refuse()
@@ -312,7 +312,7 @@ def _depends(value: Any) -> bool:
 
 @contextmanager
 def _known_forms(rule: Any, refuse: Refuse) -> Iterator[None]:
-    """Turn what a reader raises for arguments that it does not know into what it knows."""
+    """If a reader raises for unknown arguments, raise an error that names the arguments it knows."""
     try:
         yield
     except (TypeError, AttributeError, IndexError, OverflowError) as error:
@@ -327,7 +327,7 @@ def _refuse_call(function: str, caller: str, module: nn.Module, problem: str) ->
 
 
 def _checked(call: ModuleCall) -> Operation:
-    """The record of a module; refused if it has none, is unsound as configured, or meets an input of a wrong rank."""
+    """The record of a module. Refuses a module without one, unsound as configured, or with an input of a wrong rank."""
     operation, shape = operation_of(call.module), call.input_shape
     if isinstance(call.module, ConstrainedLayer):
         raise call.refuse("still owns its kernel: bound the baked network, lconvnet.bake(model)")
@@ -351,7 +351,7 @@ def _checked(call: ModuleCall) -> Operation:
 
 
 def _close(whole: Tensor, parts: Sequence[Tensor]) -> bool:
-    """Whether the parts of a batch, side by side, are the whole but for rounding."""
+    """Whether the parts of a batch, put together, equal the whole up to rounding."""
     if {part.shape[1:] for part in parts} != {whole.shape[1:]} or sum(map(len, parts)) != len(whole):
         return False
     sizes = (float(block.abs().nan_to_num(nan=0.0, posinf=0.0).max()) for block in _blocks([whole]))
@@ -360,12 +360,12 @@ def _close(whole: Tensor, parts: Sequence[Tensor]) -> bool:
 
 
 def _blocks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The numbers of tensors a few at a time, so that comparing them takes no memory of their size."""
+    """The entries of tensors, a few at a time, so that a comparison takes little memory."""
     return chain.from_iterable(tensor.reshape(-1).split(BLOCK) for tensor in tensors)
 
 
 def _apart(values: Tensor) -> float:
-    """How far the same calls may lie apart, of the largest entry."""
+    """The tolerance between results of the same calls, relative to the largest entry."""
     if not values.is_floating_point():
         return 0.0
     if values.dtype == torch.float32 and values.device.type != "cpu":
@@ -374,12 +374,12 @@ def _apart(values: Tensor) -> float:
 
 
 def _run(call: ModuleCall, example: Tensor) -> Tensor:
-    """What a module returns."""
+    """The output of a module. Refuses one that mixes examples, changes its input, or does not return one tensor."""
     before = version(example)
     try:
         alone = [call.parts(one.clone()) for one in example.split(1)]
         result = call.parts(example)
-    except Exception as error:  # whatever a module raises
+    except Exception as error:  # a module may raise anything
         shape = tuple(example.shape[1:])
         raise call.refuse(f"cannot take an input of shape {shape}: {_first_line(error)}") from error
     if not isinstance(result, Tensor) or result.ndim < 1 or len(result) != len(example):

@@ -4,18 +4,18 @@ For the pre-activation $z \in [l, u]$ of a ReLU whose sign is open ($l < 0 < u$)
 
     a z <= relu(z) <= a z + b,        a = u / (u - l),   b = -a l           (Weng et al. 2018, Fast-Lin)
 
-so a linear functional of the network's output is bounded below by $A x + d$, found layer by layer from the output to
-the input, where a coefficient meets the upper line if it is negative, and over the ball by
-$A x_0 + d - \epsilon\lVert A\rVert_2$. The bounds $l, u$ come from the same computation on the layers before, once
-for each image. It is the dual of the linear relaxation at the point that Wong & Kolter 2018 and Wong et al. 2018 (KW)
-choose; theirs estimates the norms by random projections, here they are computed.
+So a linear functional of the network's output is bounded below by $A x + d$. This form is found layer by layer from the
+output to the input; a negative coefficient takes the upper line. Over the ball the bound is
+$A x_0 + d - \epsilon\lVert A\rVert_2$. The bounds $l, u$ come from the same computation on the layers before, once per
+image. It is the dual of the linear relaxation at the point that Wong & Kolter 2018 and Wong et al. 2018 (KW) choose.
+KW estimate the norms by random projections; here they are computed.
 
-Level "analytic": the bounds hold for the network in real arithmetic. They are computed in float64 on the CPU, and an
-upper bound on what rounding can have changed is taken off: with N roundings on the way, a value computed here differs
-from the exact one by at most $2 \gamma_N R$, where R is the same functional of the network of absolute values,
-$|W| r + |b|$ with $r = |x_0| + \epsilon$ at the input (Higham 2002, section 3.1), and by what underflows: at most
-$2^{-1022}$ in each of the N results behind a coefficient, which meets values up to r, and in each square of a norm. The
-lines are laid through the widened interval, so they enclose the ReLU of the exact values too.
+Level "analytic": the bounds hold for the network in real arithmetic. They are computed in float64 on the CPU, and a
+bound on the rounding error is subtracted. With N roundings on the way, a value computed here differs from the exact one
+by at most $2 \gamma_N R$, where R is the same functional of the network of absolute values, $|W| r + |b|$ with
+$r = |x_0| + \epsilon$ at the input (Higham 2002, section 3.1). Underflow adds at most $2^{-1022}$ in each of the N
+results behind a coefficient, which meets values up to r, and in each square of a norm. The lines enclose the ReLU on
+the widened interval, so they also hold for the exact values.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from lconvnet.ops.windows import Window, extract, gathered, moved, pixels, union
 
 Shape = tuple[int, ...]
 TINY = 2.0**-1022
-"""The least normal float64: no result that underflows, gradually or to zero, is further off."""
+"""The least normal float64: no result that underflows, gradually or to zero, has a larger error."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Functionals:
     """Functionals of an image ``(C, H, W)`` or of a vector: ``sum coefficients * values + constants``.
 
     Attributes:
-        coefficients: n at each of P positions, ``(B, P, n, C, h, w)`` on the windows, or ``(B, 1, n, F)``; B is 1 as
-            long as they are the same for every example.
+        coefficients: n at each of P positions, ``(B, P, n, C, h, w)`` on the windows, or ``(B, 1, n, F)``; B is 1 while
+            they are the same for every example.
         window: where the windows lie; None for vectors.
         lower, upper: constants of the functionals that bound from below and from above, ``(B, P, n)``.
     """
@@ -61,19 +61,19 @@ class Functionals:
     upper: Tensor | float = 0.0
 
     def of(self, values: Tensor) -> Tensor:
-        """The functionals without their constants, of values ``(B, C, H, W)`` or ``(B, F)``: ``(B, P, n)``."""
+        """The functionals, without their constants, at values ``(B, C, H, W)`` or ``(B, F)``: ``(B, P, n)``."""
         return _product(self.coefficients, values, self.window)
 
     def plus(self, constant: Tensor) -> Functionals:
-        """With a constant more."""
+        """The functionals plus a constant."""
         return replace(self, lower=self.lower + constant, upper=self.upper + constant)
 
     def on(self, window: Window) -> Functionals:
-        """The same on other windows at the same positions, which contain all coefficients that count."""
+        """The same on other windows at the same positions; these must contain all coefficients inside the image."""
         return replace(self, coefficients=moved(self.coefficients, cast(Window, self.window), window), window=window)
 
     def on_image(self, sides: tuple[int, int]) -> Functionals:
-        """The same at one position whose window is the image: P n functionals of it."""
+        """The same at one position with the image as its window: P n functionals."""
         A = gathered(self.coefficients, cast(Window, self.window), sides)
         lower, upper = (c.flatten(1)[:, None] if isinstance(c, Tensor) else c for c in (self.lower, self.upper))
         return Functionals(A, whole(sides), lower, upper)
@@ -85,7 +85,7 @@ def _product(coefficients: Tensor, values: Tensor, window: Window | None) -> Ten
 
 
 def identity(shape: Shape) -> Functionals:
-    """Every entry of an output as a functional of it: P pixels with n channels, or one position with n features."""
+    """Every entry of an output as a functional: P pixels with n channels, or one position with n features."""
     entries = torch.eye(shape[0], dtype=torch.float64)
     if len(shape) == 1:
         return Functionals(entries[None, None])
@@ -94,12 +94,12 @@ def identity(shape: Shape) -> Functionals:
 
 
 def through(steps: Sequence[Step], functionals: Functionals) -> Functionals:
-    """The functionals of the output of the last step as those of the input of the first."""
+    """Functionals of the output of the last step as functionals of the input of the first."""
     return reduce(lambda found, step: step.backward(found), reversed(steps), functionals)
 
 
 def over_ball(functionals: Functionals, centre: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Least and largest value over ``|x - centre|_2 <= eps`` of the lower and of the upper functionals."""
+    """The least value of the lower functionals and the largest of the upper ones over ``|x - centre|_2 <= eps``."""
     middle = functionals.of(centre)
     spread = eps * torch.linalg.vector_norm(functionals.coefficients.flatten(3), dim=-1)
     return functionals.lower + middle - spread, functionals.upper + middle + spread
@@ -117,14 +117,14 @@ class Step(ABC):
 
     @abstractmethod
     def absolute(self, r: Tensor) -> Tensor:
-        """The same step of the network of absolute values, of values ``(B, *shape)``."""
+        """The same step of the network of absolute values, at values ``(B, *shape)``."""
 
     def magnitude(self, r: Tensor) -> Tensor:
-        """R of the output from R of the input, never less for underflow."""
+        """R of the output from R of the input; underflow never makes it too small."""
         return self.absolute(r) + 2 * TINY * self.roundings
 
     def underflow(self, r: Tensor) -> Tensor:
-        """What results that underflow can change in one value, ``(B,)``: TINY in each coefficient and constant."""
+        """The most that underflow can change one value, ``(B,)``: TINY in each coefficient and constant."""
         return 2 * TINY * self.roundings * (r.flatten(1).sum(1) + 1)
 
 
@@ -134,7 +134,7 @@ class Rectifier(Step):
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
         slope = upper / (upper - lower)
         self.slope = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, slope))
-        # above relu at both ends, whatever the slope was rounded to; the ends are not rounded
+        # above relu at both ends, for any rounding of the slope; the ends are not rounded
         above = torch.maximum(-self.slope * lower, upper * (1 - self.slope)) * (1 + 2.0**-50) + 2 * TINY
         self.intercept = torch.where((lower >= 0) | (upper <= 0), 0.0, above)
         self.output_shape, self.roundings = tuple(lower.shape[1:]), lower.shape[1:].numel() + 4
@@ -234,7 +234,7 @@ class Flattening(Step):
 
 
 class Normalization(Step):
-    """``(x - mean) / std`` for each channel."""
+    """``(x - mean) / std`` per channel."""
 
     def __init__(self, module: Normalize, shape: Shape, name: str) -> None:
         self.mean, self.std = (
@@ -285,7 +285,7 @@ def _plus(first: Functionals, second: Functionals) -> Functionals:
 
 
 def _aligned(first: Functionals, one: Window, second: Functionals, other: Window) -> tuple[Functionals, Functionals]:
-    """Both on the same windows: the image if one of them has got there, else the smallest around both."""
+    """Both on the same windows: the image if one of them is on it, else the smallest windows around both."""
     if one.positions != other.positions:
         sides = min(one, other, key=lambda window: window.positions).size
         return first.on_image(sides), second.on_image(sides)
@@ -309,14 +309,14 @@ STEPS: Mapping[type[nn.Module], Callable[..., Step]] = {
 
 @dataclass(frozen=True)
 class Relaxation:
-    """A network up to some layer, every ReLU replaced by two lines that enclose it for the images of a ball.
+    """A network up to some layer. Two lines replace every ReLU and enclose it for the images of a ball.
 
     Attributes:
         centre, eps: the ball of each example, ``(B, ...)`` in float64.
         steps: in the order of the network.
         shape: of the layer's output, without the batch.
-        magnitude: R above for every entry of that output, ``(B, *shape)``.
-        underflow: what results that underflow can have changed in one of its values, ``(B,)``.
+        magnitude: R of the module's docstring for every entry of that output, ``(B, *shape)``.
+        underflow: the most that underflow can have changed one of its values, ``(B,)``.
     """
 
     centre: Tensor
@@ -327,7 +327,7 @@ class Relaxation:
     underflow: Tensor
 
     def bounds(self, functionals: Functionals, magnitude: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds of functionals of the output, ``(B, P, n)`` each; `magnitude` is R of theirs."""
+        """Lower and upper bounds of functionals of the output, ``(B, P, n)`` each; `magnitude` is their R."""
         lower, upper = (
             bound.reshape(magnitude.shape)
             for bound in over_ball(through(self.steps, functionals), self.centre, self.eps)
@@ -410,17 +410,18 @@ def margin_bounds(network: nn.Module, images: Tensor, labels: Tensor, eps: float
     """Lower bounds on every margin ``f_y - f_j`` over the l2 ball of radius `eps` around each image.
 
     Args:
-        network: a baked network of convolutions with zero padding, dense layers, ReLU, `Normalize`, `Sum`, in
+        network: a baked network of convolutions with zero padding, dense layers, ReLU, `Normalize` and `Sum`, in
             (nested) ``nn.Sequential``.
-        images: ``(B, C, H, W)``, floats in [0, 1]; all at once, for a few hundred MB if the network is large.
+        images: ``(B, C, H, W)``, floats in [0, 1]. They are bounded all at once; in a large network this takes a few
+            hundred MB.
         labels: class y of each image, ``(B,)``.
         eps: l2 over pixels in [0, 1].
 
     Returns:
-        ``(B, classes)`` in float64, infinity at j = y; positive for all j: no image of the ball has another answer.
+        ``(B, classes)`` in float64, infinity at j = y. If all are positive, no image of the ball has another answer.
 
     Raises:
-        ValueError: for a module without linear bounds here, and for wrong images, labels or eps.
+        ValueError: for a module without linear bounds, and for wrong images, labels or eps.
 
     >>> network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     >>> margin_bounds(network, torch.rand(3, 2), torch.tensor([0, 1, 0]), 0.1).shape

@@ -1,13 +1,14 @@
 """Lipschitz rules of modules, and checks that refuse a module that is unsound as configured.
 
-A rule takes the call of a module and the method and returns its :class:`LayerBound`, with a lower bound only if that is
-the exact constant. Convolutions have :mod:`lconvnet.bounds.convolution`.
+A rule takes the call of a module and the method and returns its :class:`LayerBound`. That has a lower bound only if it
+is the exact constant. The rules of convolutions are in :mod:`lconvnet.bounds.convolution`.
 
-Pooling and padding that repeats pixels, along each axis, with k taps and stride s:
+Pooling and padding that repeats pixels, per axis, with k taps and stride s:
 
-- average: a non-negative kernel has its norm at frequency 0 of its polyphase form, so that of ones is sqrt(sum_r c_r^2)
-  with c_r the taps of phase r; sqrt(k) if windows do not overlap. Divided by the window's number of pixels.
-- l2: every pixel is in at most ceil(k / s) windows, hence sqrt(ceil(k / s)); 1 if windows do not overlap.
+- average: a non-negative kernel attains its norm at frequency 0 of its polyphase form. For a kernel of ones this is
+  sqrt(sum_r c_r^2), where c_r is the number of taps of phase r; sqrt(k) if windows do not overlap. The result is
+  divided by the number of pixels of a window.
+- l2: every pixel is in at most ceil(k / s) windows, so sqrt(ceil(k / s)); 1 if windows do not overlap.
 - maximum: 1 if windows do not overlap; else refused.
 - reflection, replication: the square root of the largest number of copies of a pixel.
 """
@@ -31,19 +32,19 @@ from lconvnet.ops.rounding import UNIT_ROUNDOFF, down, quotient_up, root_up, up
 
 
 def norm_one(call: ModuleCall, method: Method) -> LayerBound:
-    """Isometries, permutations, restrictions, and entrywise maps with slopes in [-1, 1] that reach it: exactly 1."""
+    """Exactly 1: isometries, permutations, restrictions, and entrywise maps whose largest absolute slope is 1."""
     return LayerBound(call.name, 1.0, 1.0, "exact")
 
 
 def check_flatten(call: ModuleCall) -> None:
-    """Raise ``ValueError`` unless every example stays by itself."""
+    """Raise ``ValueError`` unless the examples stay separate."""
     start = cast(nn.Flatten, call.module).start_dim
     if start < 1:
         raise call.refuse(f"has start_dim={start}, which may mix the examples of a batch: use start_dim=1")
 
 
 def check_sorting(call: ModuleCall) -> None:
-    """Raise ``ValueError`` unless every example is sorted by itself, which permutes its entries."""
+    """Raise ``ValueError`` unless each example is sorted separately, which permutes its entries."""
     dim = cast(MaxMin | GroupSort | FullSort, call.module).dim
     if dim < 0 and call.input_shape is None:
         raise call.refuse(f"has dim={dim}, counted from an unknown rank: use dim=1, or pass input_shape")
@@ -52,13 +53,13 @@ def check_sorting(call: ModuleCall) -> None:
 
 
 def check_dropout(call: ModuleCall) -> None:
-    """Raise ``ValueError`` in training mode; in eval mode it is the identity."""
+    """Raise ``ValueError`` in training mode; in eval mode dropout is the identity."""
     if call.module.training:
         raise call.refuse("is in training mode, where it multiplies by 1 / (1 - p): call network.eval() first")
 
 
 def check_batch_norm(call: ModuleCall) -> None:
-    """Raise ``ValueError`` if the statistics are those of the batch."""
+    """Raise ``ValueError`` if the layer uses the statistics of the batch."""
     module = cast(nn.BatchNorm2d, call.module)
     if module.training or module.running_mean is None:
         raise call.refuse(
@@ -94,19 +95,19 @@ def scale(call: ModuleCall, method: Method) -> LayerBound:
 
 
 def normalization(call: ModuleCall, method: Method) -> LayerBound:
-    """1 / min std, for every channel is divided by its own."""
+    """1 / min std, because each channel is divided by its own std."""
     exact = 1 / min(cast(Normalize, call.module).std)
     return LayerBound(call.name, up(exact), down(exact), "exact")
 
 
 def upsampling(call: ModuleCall, method: Method) -> LayerBound:
-    """The factor s: an isometry times s, since s^2 copies of a pixel have s times its norm."""
+    """The factor s: the map is an isometry times s, because s^2 copies of a pixel have s times its norm."""
     factor = float(cast(NearestUpsampling, call.module).factor)
     return LayerBound(call.name, factor, factor, "exact")
 
 
 def linear(call: ModuleCall, method: Method) -> LayerBound:
-    """Largest singular value of the weight: residual certificate if it is nearly orthogonal, else Gram iteration."""
+    """Largest singular value of the weight: the residual bound if it is nearly orthogonal, else Gram iteration."""
     module = cast(nn.Linear, call.module)
     weight = to_float64(module.weight, f"network module {call.name!r}: weight")
     if method == "spectrum":
@@ -119,7 +120,7 @@ def linear(call: ModuleCall, method: Method) -> LayerBound:
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """A number for each axis, as torch reads one number, or a list of one or of two.
+    """One number per axis from one number, or a list of one or two, as torch reads them.
 
     >>> pair(2), pair([3]), pair((1, 2))
     ((2, 2), (3, 3), (1, 2))
@@ -133,7 +134,7 @@ def _strides(pool: nn.AvgPool2d | nn.MaxPool2d | nn.LPPool2d) -> tuple[int, int]
 
 
 def check_average(call: ModuleCall) -> None:
-    """Refuse windows that are divided by fewer pixels at the border than inside."""
+    """Refuse averages that divide by fewer pixels at the border than inside."""
     pool = cast(nn.AvgPool2d, call.module)
     if pool.ceil_mode:
         raise call.refuse("has ceil_mode=True, which divides by fewer pixels at the border: use ceil_mode=False")
@@ -173,7 +174,7 @@ def adaptive(call: ModuleCall, method: Method) -> LayerBound:
 
 
 def _root(call: ModuleCall, squares: int, divisor: int) -> LayerBound:
-    """sqrt(squares) / divisor, which is also a lower bound if it is a float."""
+    """sqrt(squares) / divisor, which is also a lower bound if a float holds it exactly."""
     root = root_up(squares)
     upper = quotient_up(root, divisor)
     exact = Fraction(upper) ** 2 * divisor**2 == squares
@@ -194,7 +195,7 @@ def check_maximum(call: ModuleCall) -> None:
 
 
 def check_power(call: ModuleCall) -> None:
-    """Refuse other norms than l2, and windows that torch scales up at the border."""
+    """Refuse norms other than l2, and windows that torch scales up at the border."""
     pool = cast(nn.LPPool2d, call.module)
     if pool.norm_type != 2:
         raise call.refuse(f"has norm_type={pool.norm_type}: only l2 has a rule, use norm_type=2")
@@ -210,13 +211,13 @@ def power(call: ModuleCall, method: Method) -> LayerBound:
 
 
 def check_repeating(call: ModuleCall) -> None:
-    """The number of copies depends on the size."""
+    """Refuse an unknown size, because the number of copies depends on it."""
     if call.input_shape is None:
         raise call.refuse("repeats pixels as often as the image is small: pass input_shape")
 
 
 def repeating(call: ModuleCall, method: Method) -> LayerBound:
-    """``prod_axes sqrt(largest number of copies of a pixel)``, by padding the indices."""
+    """``prod_axes sqrt(largest number of copies of a pixel)``, counted by padding the indices."""
     module = cast(nn.ReflectionPad2d | nn.ReplicationPad2d, call.module)
     mode = "reflect" if type(module) is nn.ReflectionPad2d else "replicate"
     height, width = cast(tuple[int, ...], call.input_shape)[-2:]

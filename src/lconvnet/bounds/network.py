@@ -1,4 +1,4 @@
-"""The Lipschitz bound of a network: one rule per operation, carried through its graph; the Jacobian from below."""
+"""The Lipschitz bound of a network: rules of operations from above, carried through its graph; Jacobians from below."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from lconvnet.layers import Scale
 from lconvnet.ops.rounding import TooManyError, float_up, product_up
 
 KEPT = 128
-"""Bytes of a number while a network is differentiated twice, at four points in float64."""
+"""Bytes per number while a network is differentiated twice, at four points in float64."""
 
 KEPT_ONCE = 64
-"""The same of a layer at one point."""
+"""Bytes per number while a layer is differentiated twice, at one point in float64."""
 
 ROUNDING = 1e-9
-"""Taken off a lower bound, far more than float64 can have added; and how far one may still lie above the upper bound
-before that is no longer round-off of the power iteration."""
+"""A lower bound is reduced by this fraction, far more than float64 can have added. It may exceed the upper bound by the
+same fraction, as round-off of the power iteration."""
 
 
 def lipschitz_bound(
@@ -48,29 +48,28 @@ def lipschitz_bound(
         upper >= L >= lower
 
     ``upper`` is the product over a chain, the sum over branches that are added, the root of the sum of squares over
-    what is concatenated, the maximum over branches that read disjoint parts (:mod:`lconvnet.bounds.propagation`), and
-    the norm of the joint map if no activation lies between (:mod:`lconvnet.bounds.folding`). It is computed in
-    float64 on the CPU from the weights as they are stored, and rounded outward.
+    branches that are concatenated, the maximum over branches that read disjoint parts
+    (:mod:`lconvnet.bounds.propagation`), and the norm of the joint map if no activation lies between
+    (:mod:`lconvnet.bounds.folding`). It is computed in float64 on the CPU from the stored weights and rounded outward.
 
     Args:
         network: a baked network: modules of :mod:`lconvnet.bounds.operations`, in an ``nn.Sequential`` or called by a
-            forward pass of your own, beside functions such as sums, concatenation and slices. For others see
-            :func:`lconvnet.register_operation`.
-        input_shape: shape of one image, ``(C, H, W)``. Gives tighter bounds for circular convolutions, and
-            lower bounds; none of a network or layer so deep or wide that they would take more memory than its
-            weights allow (:mod:`lconvnet.allowance`). A network with functions needs it.
-        method: "auto" takes, for each layer, the residual certificate if it is nearly orthogonal, else the
-            least of the Gram bounds; "spectrum" takes the exact spectrum at the true size, for networks of
-            circular convolutions.
-        diagnose: compute lower bounds too, and compare. That takes most of the time; ``upper`` is the same.
+            forward pass of your own, which may also use functions such as sums, concatenation and slices. For others
+            see :func:`lconvnet.register_operation`.
+        input_shape: shape of one image, ``(C, H, W)``. It gives tighter bounds for circular convolutions, and lower
+            bounds, except for a network or layer that would need more memory than its weights allow
+            (:mod:`lconvnet.allowance`). A network with functions needs it.
+        method: "auto" takes the residual bound of a nearly orthogonal layer, and the least of the Gram bounds of any
+            other; "spectrum" takes the exact spectrum at the true size, for networks of circular convolutions.
+        diagnose: also compute lower bounds, and compare. This takes most of the time and does not change ``upper``.
 
     Returns:
-        The bound with those of its layers. Without ``input_shape`` see :attr:`Bound.input_shape` for the
-        sizes it holds at.
+        The bound of the network and of its layers. Without ``input_shape``, :attr:`Bound.input_shape` says at which
+        sizes it holds.
 
     Raises:
-        ValueError: names the module or function that has no rule, is unsound as configured, or has non-finite weights.
-        RuntimeError: a lower bound lies above the upper one, so one of them is wrong: an incident.
+        ValueError: names a module or function that has no rule, is unsound as configured, or has non-finite weights.
+        RuntimeError: if a lower bound lies above the upper one. Then one of them is wrong: please report it.
 
     >>> from lconvnet import bake
     >>> from lconvnet.models import mlp
@@ -90,7 +89,7 @@ def lipschitz_bound(
 
 
 def bound_of(traced: Trace, network: nn.Module, method: Method = "auto") -> Bound:
-    """The bound without lower bounds of a network that was just traced, and has not changed since."""
+    """The bound, without lower bounds, of a network that has not changed since it was traced."""
     layers = _propagated(traced, method)
     upper = next((layer.reach for layer in reversed(layers) if layer.reach is not None), 1.0)
     shape = traced.graph.nodes[0].shape
@@ -116,7 +115,7 @@ def _propagated(traced: Trace, method: Method) -> tuple[LayerBound, ...]:
 
 
 def _ruled(call: ModuleCall, method: Method) -> LayerBound:
-    """What the rule of a module says, if that is a bound."""
+    """The result of a module's rule, after a check that it is a bound."""
     operation = operation_of(call.module)
     if operation is None:  # it had a record when it was traced
         raise call.refuse("has no Lipschitz rule any more")
@@ -136,10 +135,10 @@ def _is_constant(number: Any) -> bool:
 def forward_error(
     graph: Graph, uppers: Mapping[str, float], tensors: Mapping[str, Tensor], arithmetic: Arithmetic
 ) -> dict[str, ErrorBounds]:
-    """What each node of a network stores that runs in floating point, by name.
+    """Bounds on the values that each node stores in floating point, by name.
 
-    The graph has a known image size; see :class:`lconvnet.bounds.forward_error.Setting`. Raises ``ValueError`` for an
-    operation without a rule, for nothing is assumed, and for sums too long for the arithmetic.
+    The graph must have a known image size; see :class:`lconvnet.bounds.forward_error.Setting`. Raises ``ValueError``
+    for an operation without a rule, and for sums too long for the arithmetic.
     """
     shapes = {node.name: node.shape for node in graph.nodes if node.shape is not None}
     if len(shapes) < len(graph.nodes):
@@ -158,7 +157,7 @@ def forward_error(
 
 
 def _rounded(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
-    """What the rounding of a node says, if that is a bound."""
+    """The result of a node's rounding rule, after a check that it is a bound."""
     operation = operation_named(node.operation)
     if operation is None or operation.rounding is None:
         raise ValueError(
@@ -180,7 +179,7 @@ def _bounds(found: Any) -> bool:
 
 
 def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
-    """Add lower bounds, of the layers and of the network. Raises RuntimeError if one lies above the upper bound."""
+    """Add lower bounds of the layers and of the network. Raises RuntimeError if one lies above its upper bound."""
     shape = bound.input_shape
     room = _has_room(KEPT, traced.calls.values(), (node.shape for node in traced.graph.nodes))
     lower = network_lower(in_float64(network, traced.graph), shape) if shape and room else None
@@ -193,7 +192,7 @@ def _diagnosed(network: nn.Module, traced: Trace, bound: Bound) -> Bound:
 
 
 def _has_room(kept: int, calls: Iterable[ModuleCall], shapes: Iterable[tuple[int, ...] | None]) -> bool:
-    """Whether modules may be differentiated together, which keeps so many bytes of every number that they return."""
+    """Whether memory allows differentiating modules together, which takes `kept` bytes per number that they return."""
     size = sum(tensor.nbytes for call in calls for tensor in call.module.parameters())
     return kept * sum(math.prod(shape or ()) for shape in shapes) <= allowance.allowed(size)
 
@@ -228,7 +227,8 @@ def jacobian_norm(function: Callable[[Tensor], Tensor], points: Tensor, *, itera
         iterations: of the power method, from a fixed random start.
 
     Returns:
-        The bound, lowered by 1e-9: never above the constant unless a point is on a kink of the function.
+        The bound, lowered by the fraction 1e-9. It never exceeds the constant, unless a point is on a kink of the
+        function.
 
     >>> round(jacobian_norm(lambda x: 3 * x, torch.ones(2, 4, dtype=torch.float64)), 6)
     3.0
@@ -236,17 +236,17 @@ def jacobian_norm(function: Callable[[Tensor], Tensor], points: Tensor, *, itera
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad():
         x = points.detach().clone().requires_grad_()
-        y = function(x.clone())  # which it may change in place
+        y = function(x.clone())  # a copy, because the function may change it in place
         u = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device).requires_grad_()
         (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
         norm = torch.zeros(len(points), dtype=y.dtype, device=y.device)
         v = _normalized(pulled.detach())
         for _ in range(iterations):
-            (pushed,) = torch.autograd.grad(pulled, u, v, retain_graph=True)  # J v, because J^T u is linear in u
+            (pushed,) = torch.autograd.grad(pulled, u, v, retain_graph=True)  # J v: J^T u is linear in u
             norm = torch.maximum(norm, _norms(pushed) / _norms(v).clamp(min=0.5))
             (back,) = torch.autograd.grad(y, x, _normalized(pushed), retain_graph=True)
             v = _normalized(back)
-    return float(norm.nan_to_num(nan=0.0).max()) * (1 - ROUNDING)  # a root of zero has no slope
+    return float(norm.nan_to_num(nan=0.0).max()) * (1 - ROUNDING)  # NaN: a root of zero has no slope
 
 
 def network_lower(network: nn.Module, input_shape: tuple[int, ...], *, points: int = 4) -> float:
@@ -280,17 +280,17 @@ def rescale(network: nn.Module, *, input_shape: tuple[int, ...] | None = None) -
     Answers and certified radii stay the same; a critic's value becomes a certified one.
 
     Args:
-        network: a baked network; it is left as it is, and its layers are shared.
-        input_shape: as in :func:`lconvnet.lipschitz_bound`; the quotient is 1-Lipschitz at that shape.
+        network: a baked network. It stays unchanged, and the result shares its layers.
+        input_shape: as in :func:`lconvnet.lipschitz_bound`; the result is 1-Lipschitz at that shape.
 
     Returns:
-        Its layers, with a :class:`lconvnet.layers.Scale` called ``rescale`` behind them (``rescale2`` and so on if
-        a layer has that name); without one if the bound is at most 1 already. The factor is a float32, so a network
-        in float32 multiplies by exactly that.
+        The layers, followed by a :class:`lconvnet.layers.Scale` called ``rescale`` (``rescale2`` and so on if a layer
+        has that name), or by nothing if the bound is already at most 1. The factor is a float32, so a network in
+        float32 multiplies by exactly that.
 
     Raises:
         ValueError: if the network cannot be bounded, or its bound is infinite.
-        RuntimeError: the bound of the result is above 1: an incident.
+        RuntimeError: if the bound of the result is above 1: please report it.
 
     >>> rescaled = rescale(nn.Sequential(nn.Flatten(), Scale(3.0)))
     >>> lipschitz_bound(rescaled).upper <= 1, rescaled.rescale
@@ -307,7 +307,7 @@ def rescale(network: nn.Module, *, input_shape: tuple[int, ...] | None = None) -
         names = ("rescale" if i == 1 else f"rescale{i}" for i in count(1))
         layers[next(name for name in names if name not in layers)] = Scale(float(factor)).train(network.training)
     rescaled = nn.Sequential(layers)
-    rescaled.training = network.training  # its layers, which the network shares, keep their modes
+    rescaled.training = network.training  # the shared layers keep their modes
     found = lipschitz_bound(rescaled, input_shape=input_shape, diagnose=False).upper
     if not found <= 1:
         raise RuntimeError(f"network has the bound {found!r} after it was divided by {upper!r}: please report it")

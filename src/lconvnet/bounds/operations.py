@@ -1,7 +1,7 @@
-"""One record per operation: everything that the library knows of a module type or of a torch function.
+"""One record per operation: everything that the library knows about a module type or a torch function.
 
-What has no record is refused, never taken as 1-Lipschitz. Keys are exact types: a subclass may compute something else.
-:func:`register_operation` gives a class or function of yours the same standing.
+An operation without a record is refused, never assumed to be 1-Lipschitz. Keys are exact types, because a subclass may
+compute something else. :func:`register_operation` adds a class or function of yours.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=1024)]
 
 @dataclass(frozen=True)
 class Operation:
-    """What the library knows of one operation.
+    """The record of one operation.
 
     Attributes:
-        kind: the module class; a torch function that was registered; or the name of the nodes of a built-in function.
-        rule: the Lipschitz constant. Of a module from its call and the method, as a :class:`LayerBound`; of a built-in
-            function from the propagation and the node (:mod:`lconvnet.bounds.propagation`); of what was registered
-            from its call, as a number.
-        rounding: how far rounding moves the result (:mod:`lconvnet.bounds.forward_error`); None if that is unknown.
+        kind: the module class, a registered torch function, or the name of the nodes of a built-in function.
+        rule: gives the Lipschitz constant. For a module: from its call and the method, a :class:`LayerBound`. For a
+            built-in function: from the propagation and the node (:mod:`lconvnet.bounds.propagation`). For a registered
+            operation: from its call, a number.
+        rounding: bounds the rounding of the result (:mod:`lconvnet.bounds.forward_error`); None if it is unknown.
         check: raises ``ValueError`` for a module that is unsound as configured.
-        images: whether the input must be an image. Of a vector such a module would take the batch for the channels.
-        calls: torch functions and methods that compute it. Of a module each with what makes the module from the same
-            arguments; of a function with what turns a call into nodes (:mod:`lconvnet.bounds.torch_functions`).
+        images: whether the input must be an image. Given a vector, such a module would read the batch as the channels.
+        calls: torch functions and methods that compute the operation. For a module, each with a function that makes the
+            module from the same arguments; for a function, each with a reader that turns a call into nodes
+            (:mod:`lconvnet.bounds.torch_functions`).
         label: the name of a built-in module in a file.
-        save: types of the constructor arguments that a file holds, each an attribute of the same name; None if none can
-            be built from a file.
-        registered: by a user, so that its constructor and class name are not known here.
+        save: types of the constructor arguments that a file holds, each read from the attribute of the same name; None
+            if a file cannot hold the operation.
+        registered: whether a user registered it. Then its constructor and class name are not known here.
     """
 
     kind: Any
@@ -184,7 +185,7 @@ BUILT_IN: tuple[Operation, ...] = (
               calls=dict.fromkeys((torch.mean, "mean"), read.read_mean)),
     Operation("hypot", propagation.hypot, rounding.hypot, calls=dict.fromkeys((torch.hypot, "hypot"), read.read_hypot)),
 )  # fmt: skip
-"""The table of all operations; the names of functions are those of their nodes."""
+"""All operations. A function has the name of its nodes."""
 
 MODULES = {record.kind: record for record in BUILT_IN if not isinstance(record.kind, str)}
 FUNCTIONS = {record.kind: record for record in BUILT_IN if isinstance(record.kind, str)}
@@ -196,35 +197,35 @@ READ_ONLY: Mapping[Any, Callable[..., Any]] = {
     F.dropout: read.read_dropout,
     "contiguous": read.read_contiguous,
 }
-"""Calls that compute nothing: sizes, and functions that return what they are given."""
+"""Calls that compute nothing: sizes, and functions that return their input."""
 
 SIZES = (operator.getitem, getattr, "size")
-"""Calls that may read sizes, which need no tensor that depends on the input."""
+"""Calls that may read sizes, so they need no tensor that depends on the input."""
 
 ARITHMETIC = (
     operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.neg, operator.pow,
     math.sqrt,
 )  # fmt: skip
-"""Arithmetic of sizes, which is done while a graph is built."""
+"""Arithmetic of sizes, evaluated while a graph is built."""
 
 REGISTERED: dict[Any, Operation] = {}
-"""What users registered, by class, torch function or name of a method."""
+"""Operations that users registered, by class, torch function or name of a method."""
 
 
 def qualified(kind: Any) -> str:
-    """The name of a class or of a function of torch with its module's."""
+    """The name of a class or torch function with that of its module."""
     known = f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else torch.overrides.resolve_name(kind)
     return str(known)
 
 
 def operation_of(module: nn.Module) -> Operation | None:
-    """The record of a module, or of the registered function that it applies; None if there is none."""
+    """The record of a module, or of the registered function that it applies, if there is one."""
     kind = _key(module.function) if type(module) is AppliedFunction else type(module)
     return REGISTERED.get(kind, MODULES.get(kind))
 
 
 def operation_named(name: str) -> Operation | None:
-    """The record of the nodes with this operation; None if there is none."""
+    """The record of the nodes with this operation, if there is one."""
     found = (record for record in (*MODULES.values(), *FUNCTIONS.values(), *REGISTERED.values()) if record.name == name)
     return next(found, None)
 
@@ -236,32 +237,33 @@ def register_operation(
     rounding: RoundingRule | None = None,
     save: Mapping[str, Any] | None = None,
 ) -> None:
-    """Give a module class or a torch function of your choice the standing of a built-in operation.
+    """Add a module class or a torch function to the known operations.
 
-    It is then one operation, and its forward pass is not read: :func:`lconvnet.lipschitz_bound` bounds it,
-    :func:`lconvnet.certify` certifies it, :func:`lconvnet.save` and :func:`lconvnet.load` keep it. What it does to a
-    single example is taken from you; that it mixes no examples is checked. Register it again in every process.
+    It then counts as one operation, and its forward pass is not read: :func:`lconvnet.lipschitz_bound` bounds it,
+    :func:`lconvnet.certify` certifies it, :func:`lconvnet.save` and :func:`lconvnet.load` keep it. The library trusts
+    your rule for a single example, and checks that examples of a batch are not mixed. Register it again in every
+    process.
 
     Args:
-        kind: a class of modules, exactly (what inherits from it needs a record of its own); or a function of torch or
-            method of tensors, such as ``torch.tanh`` or ``torch.Tensor.tanh``, each by itself, that is called with one
-            tensor and plain numbers.
+        kind: an exact class of modules (a subclass needs its own record), or a function of torch or method of tensors
+            that is called with one tensor and plain numbers. ``torch.tanh`` and ``torch.Tensor.tanh`` are registered
+            separately.
         rule: takes the :class:`lconvnet.bounds.ModuleCall` (``module``, ``name``, ``input_shape`` or None) and returns
             a finite number that is never below the l2 Lipschitz constant for one example. The arguments of a function
             are ``call.module.arguments`` and ``call.module.keywords``.
         rounding: :data:`lconvnet.bounds.no_rounding`, :func:`lconvnet.bounds.relative_rounding`, or a rule of your own
-            (:mod:`lconvnet.bounds.forward_error`). Without it the levels "sound" and "analytic" are refused by name,
-            for both account for the rounding of the evaluation.
+            (:mod:`lconvnet.bounds.forward_error`). Without it the levels "sound" and "analytic" are refused with an
+            error that names the operation, because both account for the rounding of the evaluation.
         save: type of each constructor argument that a file holds, as pydantic reads it; the module has each as an
-            attribute of the same name. Weights are always kept. Without it saving is refused by name, unless the class
-            is passed to :func:`lconvnet.save` in ``classes``. Functions need none: they are saved with the module that
-            calls them.
+            attribute of the same name. Weights are always saved. Without it saving is refused, unless you pass the
+            class to :func:`lconvnet.save` in ``classes``. Functions do not need it: they are saved with the module
+            that calls them.
 
     Raises:
         ValueError: for a kind that is neither, is built in or was registered before, and for wrong arguments.
 
-    The independent checker ``lconvnet_verify`` has tables of its own: it refuses a network with a registered operation
-    by name, so no certificate of such a network can be proved there.
+    The independent checker ``lconvnet_verify`` has its own tables and refuses a network with a registered operation.
+    So it cannot prove certificates of such a network.
 
     >>> import lconvnet as lc
     >>> class ScaledTanh(nn.Module):
@@ -303,18 +305,18 @@ def register_operation(
         _require_arguments(kind, save)
     record = Operation(kind, rule, rounding, save=save, registered=True)
     for other in [other for other, known in REGISTERED.items() if known.name == record.name]:
-        del REGISTERED[other]  # the same class, written again as in a notebook
+        del REGISTERED[other]  # the same class, defined again as in a notebook
     REGISTERED[key] = record
 
 
 def _key(kind: Any) -> Any:
-    """What a call of a function is recorded as: methods of tensors by their names."""
+    """The key under which a call of a function is recorded: the name for a method of tensors."""
     name = getattr(kind, "__name__", "")
     return name if not isinstance(kind, type) and getattr(Tensor, name, None) is kind else kind
 
 
 def _require_call(name: str, function: Any, parameters: str) -> None:
-    """Raise ``ValueError`` for what cannot be called with these positional arguments."""
+    """Raise ``ValueError`` if a function cannot be called with these positional arguments."""
     try:
         signature(function).bind(*parameters.split(", "))
     except (TypeError, ValueError):
@@ -322,7 +324,7 @@ def _require_call(name: str, function: Any, parameters: str) -> None:
 
 
 def _require_arguments(kind: Any, save: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` unless these are arguments of a constructor, with types, and all that it needs."""
+    """Raise ``ValueError`` unless these are typed arguments of the constructor, and all that it requires."""
     if not isinstance(save, Mapping):
         raise ValueError(f'save={save!r} must give each constructor argument its type, such as {{"scale": float}}')
     parameters = signature(kind).parameters
@@ -338,7 +340,7 @@ def _require_arguments(kind: Any, save: Mapping[str, Any]) -> None:
 
 
 def saved_arguments(kind: type[nn.Module], save: Mapping[str, Any]) -> TypeAdapter[dict[str, Any]]:
-    """What reads and writes the saved arguments of a registered class; ValueError for what is not a type."""
+    """The adapter for the saved arguments of a registered class; ValueError if something is not a type."""
     form: Any = TypedDict(kind.__name__, dict(save))  # pyright: ignore[reportArgumentType]
     form.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
     try:

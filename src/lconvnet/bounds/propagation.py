@@ -1,16 +1,17 @@
-"""How far the nodes of a graph move when its input moves by one.
+"""How far the nodes of a graph move if its input moves by one.
 
-The change of every node is bounded by lengths of *atoms*, pieces of which one knows how far they move together:
+The change of every node is bounded by lengths of *atoms*, pieces with a known bound on their joint move:
 
     |dv|^2 <= sum_i ( sum_a C_ia |a| )^2,        |(atoms of a group g)| <= L_g |dx|,
 
-so |dv|^2 <= sum_{g, h} |C_g^T C_h|_2 L_g L_h |dx|^2, with C_g the columns of one group. The input is an atom with
-L = 1, the disjoint parts of a tensor that is split form a group. This one formula is the product of a chain, the sum
-of branches, the root of the sum of squares of what is concatenated, the maximum of branches that read other parts.
+so |dv|^2 <= sum_{g, h} |C_g^T C_h|_2 L_g L_h |dx|^2, where C_g are the columns of one group. The input is an atom with
+L = 1; the disjoint parts of a split tensor form a group. This one formula gives the product over a chain, the sum over
+added branches, the root of the sum of squares over concatenated ones, and the maximum over branches that read disjoint
+parts.
 
-The rule of a function takes the propagation and the node, and returns the value of the node with the constant of its
-operation in all its inputs together. A tensor whose entries are repeated r times by broadcasting
-moves sqrt(r) times as far, which every rule accounts for.
+The rule of a function takes the propagation and the node. It returns the value of the node, and the constant of its
+operation in all inputs together. If broadcasting repeats the entries of a tensor r times, the tensor moves sqrt(r)
+times as far; every rule accounts for this.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ from lconvnet.ops.norm_bounds import dense_bound
 from lconvnet.ops.rounding import product_up, quotient_up, root_up, sum_up
 
 Atom = tuple[int, int]
-"""The number of its group and its place there."""
+"""The number of the atom's group and its index there."""
 
 Row = Mapping[Atom, float]
-"""Coefficients C_ia of one i."""
+"""Coefficients C_ia for one i."""
 
 Value = tuple[Row, ...]
 """The rows of one node."""
 
 
 STEPS = 24
-"""Of Gram iteration on a matrix of coefficients: its truncation is then below rank^(2^-25) - 1, 1e-7 for rank 20."""
+"""Steps of Gram iteration on coefficients: its slack is then below rank^(2^-25) - 1, which is 1e-7 for rank 20."""
 
 TINY = 2.0**-400
 """Beyond this, and beyond its inverse, squares leave the range of floats."""
 
 
 class Groups:
-    """The groups of atoms and their L_g. Each is new: a name never stands for two things."""
+    """The groups of atoms and their L_g. A number is never used for two groups."""
 
     def __init__(self) -> None:
         self.lengths = {0: 1.0}
@@ -65,7 +66,7 @@ class Groups:
         return min(root_up(square), sum_up(reached.values()))
 
     def scaled(self, value: Value, factor: float) -> Value:
-        """An operation with a Lipschitz constant; several rows become one atom."""
+        """The value after an operation with this Lipschitz constant; several rows become one atom."""
         (row,) = value if len(value) == 1 else self.pieces(value, 1)[0]
         return ({atom: product_up((c, factor)) for atom, c in row.items()},)
 
@@ -82,7 +83,7 @@ class Groups:
 
 
 class Propagation(Groups):
-    """The values of the nodes of one graph, in order; new groups arise as they are visited."""
+    """The values of the nodes of one graph. Visiting the nodes in order creates new groups."""
 
     def __init__(self, traced: Trace) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class Propagation(Groups):
         self.parts: dict[str, Value] = {}
 
     def copies(self, node: Node, name: str) -> Fraction:
-        """How often broadcasting repeats an input."""
+        """The number of times that broadcasting repeats an input."""
         return max(Fraction(1), Fraction(math.prod(node.shape or ()), self.size(name)))
 
     def size(self, name: str) -> int:
@@ -100,12 +101,12 @@ class Propagation(Groups):
         return math.prod(self.nodes[name].shape or ())
 
     def grown(self, node: Node, name: str) -> Value:
-        """An input as often as it is repeated."""
+        """An input, repeated by broadcasting."""
         copies = self.copies(node, name)
         return self.values[name] if copies == 1 else self.scaled(self.values[name], root_up(copies))
 
     def stretched(self, node: Node, factor: float) -> tuple[Value, float]:
-        """A function of one tensor with this Lipschitz constant."""
+        """The result of a function of one tensor with this Lipschitz constant."""
         return self.scaled(self.values[node.inputs[0]], factor), factor
 
 
@@ -156,18 +157,18 @@ def _centers(at: Propagation, node: Node) -> bool:
 
 
 def concatenated(at: Propagation, node: Node) -> Applied:
-    """Side by side: squares of lengths add up."""
+    """Concatenation: squares of lengths add up."""
     return tuple(row for name in node.inputs for row in at.values[name]), 1.0
 
 
 def hypot(at: Propagation, node: Node) -> Applied:
-    """``sqrt(a^2 + b^2)``, entry by entry: not further than both side by side."""
+    """``sqrt(a^2 + b^2)``, entry by entry: moves no further than the concatenation."""
     rows = tuple(row for name in node.inputs for row in at.grown(node, name))
     return rows, max(root_up(at.copies(node, name)) for name in node.inputs)
 
 
 def sliced(at: Propagation, node: Node) -> Applied:
-    """A part of a tensor; all its parts are a group if no two of them overlap."""
+    """A part of a tensor. All parts form a group if no two of them overlap."""
     source = node.inputs[0]
     if node.name not in at.parts:
         parts = [other for other in at.nodes.values() if other.operation == "slice" and other.inputs == (source,)]
@@ -179,7 +180,7 @@ def sliced(at: Propagation, node: Node) -> Applied:
 
 
 def _disjoint(source: Node, parts: Sequence[Node]) -> bool:
-    """Whether no entry of a tensor is in two of its parts."""
+    """Whether no two parts of a tensor share an entry."""
     reads = torch.zeros(1, *(source.shape or ()), dtype=torch.int64)
     for part in parts:
         index = [slice(None)] * reads.ndim
@@ -211,8 +212,8 @@ def _product(A: Sequence[Sequence[float]], B: Sequence[Sequence[float]]) -> list
 
 
 def _matrix_norm(C: Sequence[Sequence[float]]) -> float:
-    """Largest singular value of a non-negative matrix, rounded upward; exact if every row or every column has but one
-    entry, up to one rounding if the matrix is a row or a column."""
+    """Largest singular value of a non-negative matrix, rounded upward. Exact if every row or every column has only one
+    entry; up to one rounding if the matrix is a row or a column."""
     entries = [[c for c in row if c] for row in C], [[c for c in column if c] for column in zip(*C, strict=True)]
     largest = max((c for row in C for c in row), default=0.0)
     if math.isinf(largest) or all(len(line) <= 1 for lines in entries for line in lines):

@@ -1,7 +1,7 @@
 """How calls of torch's functions, methods and operators become nodes of a graph.
 
-Each reader has the signature of its function and turns a call into nodes; arguments that it does not name are refused.
-Dimensions count the batch as 0, and no reader lets a function mix the examples of a batch.
+Each reader has the signature of its function, turns a call into nodes, and refuses other arguments. Dimension 0 is the
+batch, and no reader lets a function mix the examples of a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Batch:
 
 
 BATCH = _Batch()
-"""Stands for the number of examples in a batch, the only size that is not known."""
+"""Stands for the number of examples in a batch, the only unknown size."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """A function call that is being read: ``result`` is what it returns for two examples."""
+    """A function call that is being read; ``result`` is its result for two examples."""
 
     result: Any
     refuse: Callable[[str], ValueError]
@@ -47,7 +47,7 @@ class FunctionCall:
     def emit(
         self, operation: str, *inputs: Node, constant: Any = None, shape: Sequence[int] | None = None, **options: Any
     ) -> Node:
-        """Append a node that computes the result, or a part of it of the given shape."""
+        """Append a node that computes the result, or a part of it with the given shape."""
         tensors = {}
         if isinstance(constant, Constant):
             tensors["constant"] = constant.key
@@ -57,14 +57,14 @@ class FunctionCall:
         return self.record(operation, inputs, options, tensors, shape)
 
     def dims(self, rank: int, dims: Any) -> list[int]:
-        """Dimensions counted from the front; the batch is refused."""
+        """Dimensions counted from the front. Refuses the batch."""
         found = [dim % rank for dim in (dims if isinstance(dims, tuple | list) else (dims,))]
         if 0 in found or not found:
             raise self.refuse(f"works along dim={dims}, the examples of a batch: use dim=1 or later ones")
         return found
 
     def known(self, sizes: Sequence[Any]) -> None:
-        """Refuse the number of examples among sizes: other batches would be cut otherwise than the two that are run."""
+        """Refuse the number of examples among sizes: it would cut other batches differently from the two examples."""
         if BATCH in sizes:
             raise self.refuse("uses the batch size as another dimension: write a literal")
 
@@ -75,7 +75,7 @@ def _rank(x: Node) -> int:
 
 
 def _join(call: FunctionCall, operation: str, *inputs: Any, **options: Any) -> Node:
-    """Several tensors, example by example."""
+    """A function of several tensors, example by example."""
     for x in inputs:
         if not isinstance(x, Node):
             raise call.refuse("joins a tensor with a constant: only sums and products with constants have a rule")
@@ -85,7 +85,7 @@ def _join(call: FunctionCall, operation: str, *inputs: Any, **options: Any) -> N
 
 
 def _with_constant(call: FunctionCall, operation: str, x: Node, constant: Any, **options: Any) -> Node:
-    """A tensor and a number, parameter or buffer that is the same for every example."""
+    """A function of a tensor and a number, parameter or buffer that is the same for every example."""
     if not isinstance(x, Node):
         raise call.refuse(f"has the operand {_named(x)}: it works on one tensor at a time")
     if isinstance(constant, Constant):
@@ -114,12 +114,12 @@ def _sum(call: FunctionCall, a: Any, b: Any, alpha: int, sign: int) -> Node:
 
 
 def read_add(call: FunctionCall, input: Any, other: Any, *, alpha: int = 1) -> Node:  # noqa: A002 (torch's name)
-    """A sum, with a constant a shift."""
+    """A sum; with a constant, a shift."""
     return _sum(call, input, other, alpha, 1)
 
 
 def read_subtract(call: FunctionCall, input: Any, other: Any, *, alpha: int = 1) -> Node:  # noqa: A002
-    """A difference, with a constant a shift."""
+    """A difference; with a constant, a shift."""
     return _sum(call, input, other, alpha, -1)
 
 
@@ -148,7 +148,7 @@ def read_concatenate(call: FunctionCall, tensors: Sequence[Any], dim: int = 0) -
 
 
 def read_parts(call: FunctionCall, x: Node, size: Any, dim: int = 0) -> tuple[Node, ...]:
-    """``chunk`` and ``split``: the results say where the cuts are."""
+    """``chunk`` and ``split``; the results tell where the cuts are."""
     (axis,) = call.dims(_rank(x), dim)
     call.known(size if isinstance(size, tuple | list) else [size])
     pieces, start = [], 0
@@ -201,7 +201,7 @@ def read_reshape(call: FunctionCall, input: Node, *shape: Any) -> Node:  # noqa:
 
 
 def read_permute(call: FunctionCall, input: Node, *dims: Any) -> Node:  # noqa: A002
-    """Another order of the dimensions behind the batch."""
+    """Another order of the dimensions after the batch."""
     order = [d % _rank(input) for d in (dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims)]
     if order[0] != 0:
         raise call.refuse("moves the batch: keep it first")
@@ -227,7 +227,7 @@ def read_hypot(call: FunctionCall, input: Any, other: Any) -> Node:  # noqa: A00
 
 
 def read_size(call: FunctionCall, input: Node | Constant, dim: int | None = None) -> Any:  # noqa: A002
-    """Sizes, the first of which is the number of examples."""
+    """Sizes; the first is the number of examples."""
     sizes = tuple(input.tensor.shape) if isinstance(input, Constant) else (BATCH, *(input.shape or ()))
     return sizes if dim is None else sizes[dim]
 

@@ -1,7 +1,7 @@
-"""From a baked network to the graph of its operations, refusing what has no rule.
+"""From a baked network to the graph of its operations. Operations without a rule are refused.
 
-``torch.fx`` records the forward pass, entering modules that have no rule of their own;
-:mod:`lconvnet.bounds.graph_builder` turns each recorded call into nodes.
+``torch.fx`` records the forward pass and enters modules that have no rule. :mod:`lconvnet.bounds.graph_builder` turns
+each recorded call into nodes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace
 
     Args:
         network: a module with a rule, or one whose forward pass calls such modules and the functions of
-            :mod:`lconvnet.bounds.operations`, nested as you like.
-        input_shape: shape of one input without the batch, such as ``(C, H, W)``; a graph with function calls needs it.
+            :mod:`lconvnet.bounds.operations`, nested to any depth.
+        input_shape: shape of one input without the batch, such as ``(C, H, W)``; required if there are function calls.
 
     Raises:
         ValueError: names a module or call that has no rule or is unsound as configured, or a shape that does not fit.
@@ -59,9 +59,9 @@ def trace(network: nn.Module, input_shape: Sequence[int] | None = None) -> Trace
 
 
 def in_float64(network: nn.Module, graph: Graph) -> nn.Module:
-    """A copy in float64 and eval mode whose graph is the same.
+    """A copy in float64 and eval mode with the same graph.
 
-    Raises ``ValueError`` if its numbers are others, as those of a forward pass that computes them from a buffer.
+    Raises ``ValueError`` if a number in the graph differs, for example if the forward pass computes it from a buffer.
     """
     with torch.inference_mode(False):  # a copy made in inference mode could not be differentiated
         copy = deepcopy(network).double().eval()
@@ -74,7 +74,7 @@ def in_float64(network: nn.Module, graph: Graph) -> nn.Module:
 
 
 class _Holder(nn.Module):
-    """Makes the network itself a module that the recorder meets."""
+    """Holds the network, so that the recorder meets it as a module."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ class _Holder(nn.Module):
 
 
 def _recorded(network: nn.Module) -> tuple[fx.Graph, set[str]]:
-    """The calls of a forward pass, and the modules that were entered for them."""
+    """The calls of a forward pass, and the modules that were entered."""
     recorder = _Recorder()
     try:
         return recorder.trace(_Holder(network)), recorder.entered
-    except Exception as error:  # whatever a foreign forward pass raises when its input has no values
+    except Exception as error:  # a foreign forward pass may raise anything if its input has no values
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"network ({type(network).__name__}) cannot be traced by torch.fx: {reason}; its forward pass must not "
@@ -98,13 +98,13 @@ def _recorded(network: nn.Module) -> tuple[fx.Graph, set[str]]:
 
 
 def _state(network: nn.Module) -> list[Any]:
-    """What a forward pass must leave as it is."""
+    """The state that a forward pass must not change."""
     tensors = [(name, id(tensor), version(tensor)) for name, tensor in tensors_of(network).items()]
     return [*tensors, *((name, plain_attributes(module)) for name, module in network.named_modules())]
 
 
 class _Value(fx.Proxy):
-    """A tensor that is being recorded; ``x += y`` would be recorded as ``x = x + y``, which other names do not see."""
+    """A tensor that is being recorded. It refuses ``x += y``: other names would not see a recorded ``x = x + y``."""
 
     def _refuse(self, other: Any) -> Any:
         raise TypeError("a tensor is changed in place, as by x += y: write x = x + y")
@@ -114,7 +114,7 @@ class _Value(fx.Proxy):
 
 
 class _Recorder(fx.Tracer):
-    """Enters sequences and modules of users that have no rule, and notes in which module each call happens."""
+    """Enters sequences and user modules without a rule, and notes the module in which each call happens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,12 +146,12 @@ class _Recorder(fx.Tracer):
 
 
 def _learns() -> tuple[bool, bool]:
-    """The mode that gradients are in."""
+    """The current gradient mode."""
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def _refuse_altered(module: nn.Module, name: str) -> None:
-    """A hook or a replaced method makes a module compute something that its type does not tell."""
+    """Refuse a hook or a replaced method, because the module's type does not describe it."""
     if method := altered(module):
         raise ModuleCall(name, module).refuse(
             f"has a forward hook or a replaced {method}, so its type says nothing: remove it, or bake the model"
@@ -159,7 +159,7 @@ def _refuse_altered(module: nn.Module, name: str) -> None:
 
 
 def _refuse_training(module: nn.Module, name: str) -> None:
-    """A forward pass that was read must be the one that is deployed."""
+    """Refuse training mode: the traced forward pass must be the deployed one."""
     if module.training and type(module) is not nn.Sequential:
         raise ModuleCall(name, module).refuse(
             "is in training mode, in which its forward pass may differ: call network.eval() first"

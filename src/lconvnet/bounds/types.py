@@ -1,8 +1,7 @@
-"""What a network is read as, and what a bound on it is made of.
+"""Types of the graph of a network and of the bounds on it.
 
-A graph is pure data: a flat list of nodes in the order of their evaluation. It can be written as JSON and read by a
-program that has neither torch nor this package. A chain of modules is the graph in which every node reads the one
-before it.
+A graph is pure data: a flat list of nodes in the order of evaluation. It can be written as JSON, and a program without
+torch and this package can read it. In a chain of modules every node reads the one before it.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ Method = Literal["auto", "spectrum"]
 size."""
 
 CERTIFYING_LEVELS = ("analytic",)
-"""Levels from which a radius may be derived. "analytic": an upper bound on the network in real arithmetic, computed in
-float64 and rounded outward; the rounding of a forward pass is not part of it."""
+"""Levels from which a radius may be derived. "analytic": an upper bound for the network in real arithmetic, computed in
+float64 and rounded outward, without the rounding of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class Node:
             ``"MaxMin"``; in full if it was registered), or a function (``"add"``).
         inputs: names of the nodes that it reads.
         module: path of the module that computes it, or that calls the function.
-        options: what it computes with besides tensors: numbers, strings, lists of those.
-        tensors: names of its weights and constants in the network's ``state_dict``, by their role.
-        shape: of its output without the batch; None if the size of the input is unknown.
+        options: its parameters besides tensors: numbers, strings, lists of those.
+        tensors: names of its weights and constants in the network's ``state_dict``, by role.
+        shape: shape of its output without the batch; None if the size of the input is unknown.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in order, the first being the input; ``output`` names the one that is returned.
+    """Nodes in order, beginning with the input; ``output`` names the node that is returned.
 
     >>> Graph((Node("input", "input"), Node("0", "ReLU", ("input",))), "0").is_chain
     True
@@ -69,7 +68,7 @@ class Graph:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every node reads just the one before it."""
+        """Whether every node reads only the one before it."""
         return all(node.inputs == (before.name,) for before, node in zip(self.nodes, self.nodes[1:], strict=False))
 
     def to_json(self) -> str:
@@ -93,11 +92,11 @@ def _node(inputs: list[str], shape: list[int] | None, **rest: Any) -> Node:
 
 
 class AppliedFunction(nn.Module):
-    """A registered function with its arguments behind the tensor, as a module: ``function(x, *arguments, **keywords)``.
+    """A registered function with its arguments, as a module: ``function(x, *arguments, **keywords)``.
 
     Attributes:
         function: the torch function or method of tensors.
-        arguments: those behind the tensor.
+        arguments: positional arguments after the tensor.
         keywords: pairs of name and value, sorted.
     """
 
@@ -112,7 +111,7 @@ class AppliedFunction(nn.Module):
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """A module at its place in a network, with the circular padding before it, and its input shape if that is known."""
+    """A module at its place in a network, with the circular padding before it, and its input shape if known."""
 
     name: str
     module: nn.Module
@@ -121,18 +120,18 @@ class ModuleCall:
 
     @property
     def parts(self) -> nn.Sequential:
-        """What runs: padding, then module."""
+        """The padding, if any, and then the module."""
         return nn.Sequential(self.module) if self.padding is None else nn.Sequential(self.padding, self.module)
 
     def refuse(self, problem: str) -> ValueError:
-        """The error that names this module."""
+        """An error that names this module."""
         kind = (self.module.function if isinstance(self.module, AppliedFunction) else type(self.module)).__name__
         return ValueError(f"network module {self.name!r} ({kind}) {problem}")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A graph with the modules behind its nodes and the constants that its functions read, by their keys."""
+    """A graph with the modules of its nodes and the constants that its functions read, by key."""
 
     graph: Graph
     calls: Mapping[str, ModuleCall]
@@ -144,10 +143,10 @@ class LayerBound:
     """Bounds on the Lipschitz constant of one operation, in l2.
 
     Attributes:
-        name: of the node: the path of the module in the network, such as ``"conv1"`` or ``"block.0"``.
-        upper: never below the constant; of an operation with several inputs, the constant in all of them together.
-        lower: never above it, from power iteration; None if the size of the input is unknown.
-        method: where ``upper`` comes from.
+        name: name of the node: the path of the module in the network, such as ``"conv1"`` or ``"block.0"``.
+        upper: never below the constant; if an operation has several inputs, the constant in all of them together.
+        lower: never above the constant, from power iteration; None if the size of the input is unknown.
+        method: the source of ``upper``.
         reach: upper bound on the constant from the network's input to the output of this operation.
     """
 
@@ -164,14 +163,14 @@ class Bound:
 
     Attributes:
         upper: never below the constant. It certifies.
-        lower: reached by the Jacobian at some input, or None. It only diagnoses.
-        layers: one entry for every operation, in order.
+        lower: attained by the Jacobian at some input, or None. It only diagnoses.
+        layers: one entry per operation, in order.
         level: what ``upper`` accounts for; only :data:`CERTIFYING_LEVELS` certify.
-        input_shape: the shape, without the batch, that the bound was computed for. None: it holds for every
-            size at which each circular convolution meets an image whose sides are multiples of its stride.
-        fingerprint: of the network that it was computed for (:func:`lconvnet.bounds.fingerprint`), the only
-            one that it certifies. Empty: none.
-        program: of the forward pass as it was read at ``input_shape``; it must be the same, too.
+        input_shape: the shape, without the batch, of the bound. If None, the bound holds at every size for which the
+            sides of the input of each circular convolution are multiples of its stride.
+        fingerprint: hash of the only network that the bound certifies (:func:`lconvnet.bounds.fingerprint`). If empty,
+            it certifies none.
+        program: hash of the forward pass as traced at ``input_shape``, which must also be the same.
 
     >>> layers = LayerBound("a", 4.0, None, "exact"), LayerBound("b", 0.5, None, "exact")
     >>> Bound(2.0, None, layers).body_upper
@@ -188,7 +187,7 @@ class Bound:
 
     @property
     def body_upper(self) -> float:
-        """Upper bound of what the last operation reads, if that is one tensor."""
+        """Upper bound of the input of the last operation, if that is one tensor."""
         before = self.layers[:-1]
         reach = before[-1].reach if before else 1.0
         return product_up(layer.upper for layer in before) if reach is None else reach

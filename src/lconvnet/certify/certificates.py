@@ -1,11 +1,11 @@
-"""Certified radii: no l2 perturbation below it can change the answer.
+"""Certified radii: no l2 perturbation below the radius can change the answer.
 
-What the levels account for:
+The levels are:
 
-- "estimate": nothing. Norms from power iteration, margins as they were computed. It certifies nothing.
+- "estimate": norms from power iteration and margins as computed. It certifies nothing.
 - "analytic": proven norms, and the rounding of the evaluation. The network in real arithmetic keeps its answer.
-- "sound": that, and the rounding of the deployed network anywhere in the ball. So does the network as it runs, in the
-  dtype of its weights and in any order of summation.
+- "sound": also the rounding of the deployed network anywhere in the ball. The network as it runs keeps its answer, in
+  the dtype of its weights and in any order of summation.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ from lconvnet.ops.hooks import require_module
 from lconvnet.ops.images import check_eps, check_images, check_labels
 
 WIDER = 1 + 2.0**-40
-"""Linear margins are bounded over a ball of this times the radius, so that "radius > eps" holds at eps itself."""
+"""Linear margins are bounded over a ball larger by this factor, so that "radius > eps" holds at eps itself."""
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """One certificate for each of N images, on the CPU.
+    """Certificates of N images, on the CPU.
 
     Attributes:
         label: the answer, int64 ``(N,)``.
         margin: its logit minus the runner-up's, float64 ``(N,)``, as evaluated.
-        radius: l2 over pixels in [0, 1], float64 ``(N,)``: no perturbation of a smaller norm changes the
-            answer. 0: nothing is certified.
+        radius: l2 over pixels in [0, 1], float64 ``(N,)``: no perturbation of a smaller norm changes the answer. A
+            radius of 0 certifies nothing.
         level: what the radius accounts for: "analytic" or "sound", or "estimate", which certifies nothing.
-        reason: why, in words, an array of NumPy ``(N,)``. "certified" ("estimated" at level "estimate"): the radius
-            is above 0. Else the first of these that holds:
+        reason: a NumPy array ``(N,)`` of words. If the radius is above 0, "certified" ("estimated" at level
+            "estimate"). Else the first of these that holds:
 
             - "logits not finite": NaN or infinity.
             - "tie": another class has the same logit.
             - "no finite bound": the bound of the network is infinite.
-            - "overflow": at this image some number on the way may exceed half of the largest of its dtype.
+            - "overflow": some number in the forward pass may exceed half of the largest number of its dtype.
             - "margin below rounding": rounding alone may undo the margin.
-            - "radius below underflow": hardware that reads subnormal pixels as 0 moves the image as far; at level
-              "estimate", the quotient is 0.
+            - "radius below underflow": hardware that reads subnormal pixels as 0 may move the image by as much; at
+              level "estimate", the quotient is 0.
     """
 
     label: Tensor
@@ -88,23 +88,22 @@ def certify(
 ) -> Certificates:
     """Certify the answers of a baked network.
 
-    Radii are as large as a float64 evaluation proves them. Where only decisions at some radii are asked for, a float32
-    network is evaluated as it is, about four times as fast on a CPU, and those images again in float64 that its proven
-    rounding leaves open.
+    Radii are those that a float64 evaluation proves. If you only need decisions at some radii, pass them as `eps`. A
+    float32 network is then evaluated in float32, about four times as fast on a CPU, and in float64 only for images
+    whose decision the proven rounding leaves open.
 
     Args:
         network: a baked network with at least two logits.
-        images: ``(N, C, H, W)`` (or whatever the network takes), floats in [0, 1].
+        images: ``(N, C, H, W)``, or another shape that the network takes; floats in [0, 1].
         level: "analytic", "sound" or "estimate"; see :mod:`lconvnet.certify.certificates`.
-        eps: radii at which a decision is wanted: ``radius > eps`` is what it would be without them, but radii may be
-            smaller, and labels may be those of float32.
-        bound: from :func:`lconvnet.lipschitz_bound` of this network; None computes it at the size of the
-            images.
-        batch_size: images evaluated at once, at most: fewer if they would take more than half a gigabyte.
+        eps: radii that need a decision. Each ``radius > eps`` is the same as without `eps`, but radii may be smaller,
+            and labels may be those of float32.
+        bound: from :func:`lconvnet.lipschitz_bound` of this network; None computes it at the size of the images.
+        batch_size: images evaluated at once, at most; fewer if they would take more than half a gigabyte.
 
     Raises:
-        ValueError: images that are not floats in [0, 1] or do not fit, a network in half precision, a bound
-            that does not certify this network, with these weights, at this size.
+        ValueError: for images that are not floats in [0, 1] or do not fit, a network in half precision, or a bound that
+            does not certify this network with these weights at this size.
 
     >>> network = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> _ = network[0].weight.data.copy_(torch.eye(2))
@@ -165,7 +164,7 @@ def _checked_count(batch_size: int) -> int:
 
 
 def _fitting(traced: Trace) -> int:
-    """How many images to evaluate at once in float64, their patches laid out as convolutions do."""
+    """How many images to evaluate at once in float64, with the patches that convolutions lay out."""
     widest = max(math.prod(node.shape or ()) for node in traced.graph.nodes)
     patches = [
         operation.module.weight[0].numel() * math.prod((traced.graph[name].shape or ())[1:])
@@ -177,7 +176,7 @@ def _fitting(traced: Trace) -> int:
 
 
 def _decided(certifier: Certifier, images: Tensor, eps: Sequence[float], batch_size: int) -> Radii:
-    """The network evaluated as it is, and in float64 if that leaves an eps open."""
+    """Evaluate in the network's dtype, then in float64 the images for which that leaves an eps open."""
     found = certifier.radii(images, torch.float32, batch_size)
     undecided = found.open(eps)
     if bool(undecided.any()):
@@ -188,7 +187,7 @@ def _decided(certifier: Certifier, images: Tensor, eps: Sequence[float], batch_s
 
 
 def _refuse_half_precision(network: nn.Module) -> None:
-    """The float64 copy would certify other arithmetic than what runs, with three digits at best."""
+    """Refuse half precision: the float64 copy would certify other arithmetic than the one that runs."""
     for name, tensor in chain(network.named_parameters(), network.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -197,7 +196,7 @@ def _refuse_half_precision(network: nn.Module) -> None:
 
 
 def check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
-    """Refuse a bound of another kind, of another network, or for another size of image."""
+    """Refuse a bound that does not certify, or that belongs to another network or image size."""
     if not isinstance(bound, Bound):
         raise ValueError(f"bound is a {type(bound).__name__}: use lipschitz_bound(network)")
     if bound.level not in CERTIFYING_LEVELS:
@@ -226,11 +225,10 @@ def check_bound(bound: Bound, network: nn.Module, traced: Trace) -> None:
 
 
 def _estimated(logits: Tensor, bound: Bound) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Label, margin, ``margin / (sqrt(2) prod_l lower_l)`` and the codes of the reasons: norms from power iteration,
-    rounding ignored.
+    """Label, margin, ``margin / (sqrt(2) prod_l lower_l)`` and the codes of the reasons; rounding is ignored.
 
-    If the graph is not a product of layers, the network's own lower bound takes its place. Raises ``ValueError`` if the
-    bound has none.
+    If a layer has no lower bound, the lower bound of the whole network replaces the product. Raises ``ValueError`` if
+    there is none.
     """
     lowers = [layer.lower for layer in bound.layers if layer.lower is not None]
     if len(lowers) < len(bound.layers):
@@ -250,7 +248,7 @@ def _estimated(logits: Tensor, bound: Bound) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def certified_accuracy(certificates: Certificates, labels: Tensor, eps: float) -> float:
-    """Fraction of images with the right answer and a radius above eps, strictly.
+    """Fraction of images with the right answer and a radius strictly above eps.
 
         #{ n : label_n = labels_n and radius_n > eps } / N
 
@@ -276,7 +274,7 @@ def certified_accuracy(certificates: Certificates, labels: Tensor, eps: float) -
 
 
 def linear_margins(network: nn.Module, images: Tensor, labels: Tensor, eps: float, *, batch_size: int = 16) -> Tensor:
-    """The smallest margin's lower bound over the ball of radius `eps` around each image, float64 ``(N,)``.
+    """A lower bound on the smallest margin over the ball of radius `eps` around each image, float64 ``(N,)``.
 
     Args:
         network, images, labels, eps: see :func:`lconvnet.bounds.linear.margin_bounds`.
@@ -293,7 +291,7 @@ def linear_margins(network: nn.Module, images: Tensor, labels: Tensor, eps: floa
 
 
 def certified_at(certificates: Certificates, margins: Tensor, eps: float) -> Certificates:
-    """The certificates with a radius just above `eps` if the linear bounds of the answer's margins are positive.
+    """Raise a radius to just above `eps` if the linear bound of the answer's margin is positive.
 
     >>> why = np.array(["no finite bound"] * 2)
     >>> known = Certificates(torch.tensor([0, 1]), torch.ones(2), torch.zeros(2), "analytic", why)

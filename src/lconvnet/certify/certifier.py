@@ -1,19 +1,20 @@
 """From logits to radii.
 
-With i the answer, m_j = f_i - f_j as evaluated, t at least the norm of the image, and
+Let i be the answer, m_j = f_i - f_j as evaluated, t at least the norm of the image, and
 
-    Lambda_ij = min(sqrt(2) L, L_body |w_i - w_j|, L_i + L_j)
+    Lambda_ij = min(sqrt(2) L, L_body |w_i - w_j|, L_i + L_j).
 
-(the second if the logits are those of a dense layer with rows w, scaled and shifted at most, the third if every
-one is the output of a network of its own, with the constant L_i),
-the margin of the network in real arithmetic is at least m_j - e_ij t - e0_ij at the image, falls by at most Lambda_ij r
-within the radius r, and the deployed network deviates by at most E_ij (t + r) + E0_ij there (none of it at level
-"analytic"). So the answer stays the same up to
+The second term applies if the logits come from a dense layer with rows w, at most scaled and shifted. The third applies
+if each logit is the output of a separate network, with the constant L_i.
+
+At the image, the margin of the network in real arithmetic is at least m_j - e_ij t - e0_ij. Within the radius r it
+falls by at most Lambda_ij r, and the deployed network deviates by at most E_ij (t + r) + E0_ij (at level "analytic"
+these are 0). So the answer stays the same up to
 
     r = min_j (m_j - (e_ij + E_ij) t - e0_ij - E0_ij) / (Lambda_ij + E_ij).
 
 Hardware may read subnormal pixels as 0, which moves an image of n pixels by less than sqrt(n) times the least normal
-number; so much is taken off the radius.
+number. The radius is reduced by that much.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ from lconvnet.ops.float64 import row_norms, to_float64
 from lconvnet.ops.rounding import UNIT_ROUNDOFF, gamma, product_up
 
 ONEDNN = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
-"""Variables of the environment that oneDNN reads, and torch does not report."""
+"""Environment variables that oneDNN reads and torch does not report."""
 
 PLAIN = ("none", "ieee", "highest", "strict", False)
-"""Values of the settings under which float32 is float32."""
+"""Values of the settings that keep float32 arithmetic in float32."""
 
 
 def runs_as_sums(network: nn.Module) -> bool:
-    """Whether the network's float32 products are ordinary sums of float32: on a CPU whose precision nobody lowered.
+    """Whether the network's float32 products are ordinary sums of float32: on a CPU with unreduced precision.
 
-    There oneDNN convolves directly (``alg:convolution_direct`` in its own log), and in float32 unless torch or its
-    environment variable says otherwise. Accelerators may take TensorFloat-32 or Winograd kernels.
+    There oneDNN convolves directly (``alg:convolution_direct`` in its log), and in float32 unless torch or its
+    environment variable says otherwise. Accelerators may use TensorFloat-32 or Winograd kernels.
 
     >>> runs_as_sums(nn.Linear(2, 2))
     True
@@ -57,10 +58,10 @@ def runs_as_sums(network: nn.Module) -> bool:
 
 
 def refuse_other_sums(network: nn.Module) -> None:
-    """Raise ``ValueError`` if a float32 network may be rounded otherwise than level "sound" accounts for.
+    """Raise ``ValueError`` if the rounding of a float32 network may differ from the one that level "sound" covers.
 
-    cuDNN convolves in TensorFloat-32 unless that is forbidden, and with Winograd or Fourier kernels if it likes;
-    oneDNN multiplies in bfloat16 if it is allowed to. Of other accelerators nothing is known.
+    cuDNN convolves in TensorFloat-32 unless a setting forbids it, and may choose Winograd or Fourier kernels. oneDNN
+    multiplies in bfloat16 if a setting allows it. Other accelerators are refused.
 
     >>> refuse_other_sums(nn.Linear(2, 2))
     """
@@ -79,15 +80,15 @@ def _devices(network: nn.Module, dtype: torch.dtype | None = None) -> set[str]:
 
 
 def _lowered(device: str) -> list[str]:
-    """The settings that let float32 products on a device be other than sums of float32."""
+    """The settings under which float32 products on a device may not be sums of float32."""
     if device not in ("cpu", "cuda"):
         return [f"the device {device!r}"]
     return [f"{name} = {value!r}" for name, value in _settings(device).items() if value not in PLAIN]
 
 
 def _settings(device: str) -> dict[str, Any]:
-    """What oneDNN or cuDNN is told about float32, and torch is: one setting before 2.9, one per operation since."""
-    backends: Any = torch.backends  # torch declares half of these
+    """The float32 settings of torch and of oneDNN or cuDNN: one before torch 2.9, one per operation since."""
+    backends: Any = torch.backends  # torch declares only some of these
     if device == "cpu":
         told: dict[str, Any] = {name: os.environ.get(name, "strict").lower() for name in ONEDNN}
         places = ("mkldnn", "mkldnn.conv", "mkldnn.matmul")
@@ -133,7 +134,7 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
         labels: ``(B,)``, integers.
 
     Returns:
-        ``(B, classes)`` in the dtype of the logits; negative where another class is ahead.
+        ``(B, classes)`` in the dtype of the logits; negative if class j is ahead.
 
     >>> import torch
     >>> margins(torch.tensor([[3.0, 1.0]]), torch.tensor([0])).tolist()
@@ -146,8 +147,7 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The smallest margin of each example: top-1 minus runner-up when the answer is right, negative when it
-    is wrong.
+    """The smallest margin of each example: top-1 minus runner-up if the answer is right, negative if it is wrong.
 
     >>> import torch
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])).tolist()
@@ -169,25 +169,25 @@ Reason = Literal[
     "margin below rounding",
     "radius below underflow",
 ]
-"""Why a radius is what it is; see :class:`lconvnet.certify.Certificates`."""
+"""The reason for a radius; see :class:`lconvnet.certify.Certificates`."""
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
-"""A reason's place here is its code."""
+"""The index of a reason is its code."""
 
 ROUNDINGS = 16 * UNIT_ROUNDOFF
-"""More than the float64 operations on one margin, error or radius can change, relatively."""
+"""More than the relative error of the float64 operations on one margin, error or radius."""
 
 PAIR = 80
-"""Bytes that a pair of classes takes in all that is computed of it."""
+"""Bytes per pair of classes in the whole computation."""
 
 
 class Radii(NamedTuple):
-    """Answers of N images with what an evaluation proves about them.
+    """Answers of N images and what an evaluation proves about them.
 
     Attributes:
         label, margin, radius: as in :class:`lconvnet.certify.Certificates`.
         reason: codes, int8.
-        ceiling: no evaluation, however exact, gives a larger radius.
+        ceiling: no evaluation, even an exact one, gives a larger radius.
     """
 
     label: Tensor
@@ -197,15 +197,15 @@ class Radii(NamedTuple):
     ceiling: Tensor
 
     def open(self, eps: Sequence[float]) -> Tensor:
-        """Images for which a better evaluation may decide ``radius > eps`` otherwise: ``(N,)``."""
+        """Images for which a better evaluation may change a decision ``radius > eps``: ``(N,)``."""
         return torch.stack([(self.radius <= value) & ~(self.ceiling <= value) for value in eps]).any(dim=0)
 
 
 def reason_codes(radius: Tensor, positive: Reason, causes: dict[Reason, Tensor]) -> Tensor:
     """The codes of the reasons of N radii, int8 ``(N,)``.
 
-    `positive` is the reason of every radius above 0, and of no other; `causes` say where each holds, ``(N,)``, and the
-    first counts. If none does, the radius underflows.
+    `positive` is the reason of every radius above 0. For the others, `causes` say where each reason holds, ``(N,)``;
+    the first that holds counts. If none holds, the radius underflows.
 
     >>> ties = torch.tensor([True, False, False])
     >>> [REASONS[code] for code in reason_codes(torch.tensor([0, 0, 0.5]), "certified", {"tie": ties})]
@@ -220,7 +220,7 @@ def reason_codes(radius: Tensor, positive: Reason, causes: dict[Reason, Tensor])
 
 @dataclass(eq=False)
 class Certifier:
-    """Certifies a network at one size of image, in the dtype that it is deployed in."""
+    """Certifies a network at one image size, in the dtype in which it is deployed."""
 
     network: nn.Module
     graph: Graph
@@ -232,7 +232,7 @@ class Certifier:
 
     @classmethod
     def of(cls, network: nn.Module, traced: Trace, bound: Bound, images: Tensor, level: Level) -> Certifier:
-        """The certifier of a network that was traced on images of this shape."""
+        """The certifier of a network that was traced at the shape of these images."""
         tensors = tensors_of(network)
         classes_of(traced.graph)
         if level == "sound":
@@ -241,7 +241,7 @@ class Certifier:
         return cls(network, traced.graph, tensors, bound, level, _dtype(network, images, level))
 
     def radii(self, images: Tensor, dtype: torch.dtype, batch_size: int) -> Radii:
-        """Evaluate in float32, as the network is, or in float64, once its rounding is known to be bounded."""
+        """Evaluate in the network's dtype or in float64, after a check that the rounding has a bound."""
         for used in (dtype, self.dtype) if self.level == "sound" else (dtype,):
             self._budget(used)
         network = self._double if dtype == torch.float64 else self.network
@@ -302,7 +302,7 @@ class Certifier:
 
 
 def _dtype(network: nn.Module, images: Tensor, level: Level) -> torch.dtype:
-    """That of the network's weights; of the images if it has none."""
+    """The dtype of the network's weights, or of the images if it has none."""
     dtypes = {tensor.dtype for tensor in chain(network.parameters(), network.buffers()) if tensor.is_floating_point()}
     if len(dtypes) > 1 and level == "sound":
         raise ValueError(f"network has weights of {len(dtypes)} dtypes, so its arithmetic is not known: use one dtype")
@@ -310,9 +310,9 @@ def _dtype(network: nn.Module, images: Tensor, level: Level) -> torch.dtype:
 
 
 class Pairs:
-    """A table of pairs of classes, float64 ``(classes, classes)``, of which a row is made when it is asked for.
+    """A table of pairs of classes, float64 ``(classes, classes)``. Each row is computed on demand.
 
-    Rows are kept, as many as fit into a part of `allowance.BYTES`.
+    The table keeps as many rows as fit into a part of `allowance.BYTES`.
 
     >>> Pairs(lambda label: torch.eye(3, dtype=torch.float64)[label], 3)[torch.tensor([2, 0])].tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
@@ -333,15 +333,15 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Budget:
-    """For an image of norm t <= reach, ``f_i - f_j`` of a float network and of the one in real arithmetic are at most
-    ``slope[i, j] t + offset[i, j]`` apart; beyond, numbers may overflow."""
+    """A bound on rounding: for an image of norm t <= reach, ``f_i - f_j`` of the float network differs from its value
+    in real arithmetic by at most ``slope[i, j] t + offset[i, j]``. Beyond `reach`, numbers may overflow."""
 
     slope: Pairs
     offset: Pairs
     reach: float
 
     def at(self, norms: Tensor, labels: Tensor) -> Tensor:
-        """The error at images of these norms, answered by these labels: ``(N, classes)``."""
+        """The error at images of these norms with these labels as answers: ``(N, classes)``."""
         return (self.slope[labels] * norms[:, None] + self.offset[labels]) * INFLATION
 
 
@@ -367,7 +367,7 @@ def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: tor
     b = W.new_zeros(len(W)) if bias is None else tensors[bias].detach().cpu().double().abs()
     rounding, underflow, A = arithmetic.gamma(W.shape[1]), 2 * arithmetic.underflow(W.shape[1]), W.abs()
     apart = Pairs(lambda i: row_norms(W - W[i]), classes)
-    sums = Pairs(lambda i: row_norms(A + A[i]), classes)  # of the rows' absolute values, from above
+    sums = Pairs(lambda i: row_norms(A + A[i]), classes)  # upper bounds, of the rows' absolute values
 
     def slope(i: int) -> Tensor:
         return (apart.row(i) * body.error.slope + rounding * sums.row(i) * body.norm.slope) * INFLATION
@@ -380,9 +380,9 @@ def budget(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor], dtype: tor
 
 
 def refuse_subnormal(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ``ValueError`` for a weight or constant below the normal numbers: hardware may read it as 0.
+    """Raise ``ValueError`` for a subnormal weight or constant: hardware may read it as 0.
 
-    A running variance only counts if that is seen beside the eps that it is added to.
+    A running variance counts only if it could change the sum with its eps.
     """
     for node in graph.nodes:
         for role, key in node.tensors.items():
@@ -398,7 +398,7 @@ def refuse_subnormal(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
 
 
 def classes_of(graph: Graph) -> int:
-    """The number of logits; raises ``ValueError`` unless the output is a row of two or more."""
+    """The number of logits; ValueError unless the output is a row of at least two."""
     shape = graph[graph.output].shape
     if shape is None or len(shape) != 1 or shape[0] < 2:
         raise ValueError(
@@ -408,14 +408,14 @@ def classes_of(graph: Graph) -> int:
 
 
 def _reach(peak: AffineBound, arithmetic: Arithmetic) -> float:
-    """Up to which norm of the image nothing exceeds half of the largest number."""
+    """The norm of the image up to which no number exceeds half of the largest one."""
     room = (arithmetic.largest / 2 - peak.offset) * (1 - 2.0**-40)
     return room / peak.slope if peak.slope > 0 else math.inf
 
 
 def find_head(graph: Graph, bound: Bound) -> tuple[str, float] | None:
-    """The weight of the dense layer with nothing behind it but what treats all logits alike, and the constant of all
-    before it times the scaling behind it; None if no layer is one."""
+    """The weight of the dense layer that gives the logits, and the constant of all before it times the scaling after
+    it. Only nodes that treat all logits alike may follow; None if there is no such layer."""
     layers = {layer.name: layer for layer in bound.layers}
     node, factors = graph[graph.output], []
     while _is_uniform(node, graph):
@@ -437,9 +437,9 @@ def _is_uniform(node: Node, graph: Graph) -> bool:
 
 
 def logit_constants(graph: Graph, bound: Bound) -> Tensor | None:
-    """The constant of each logit, ``(classes,)``, if every one is the output of a network of its own, else None.
+    """The constant of each logit, ``(classes,)``, if every one is the output of a separate network, else None.
 
-    The difference of two then has at most the sum of theirs (Qian & Wegman 2019): 2 for two 1-Lipschitz logits.
+    The constant of a difference is at most the sum of the two (Qian & Wegman 2019): 2 for two 1-Lipschitz logits.
     """
     layers, end = {layer.name: layer for layer in bound.layers}, graph[graph.output]
     logits = [graph[name] for name in end.inputs] if end.operation == "concatenate" else []

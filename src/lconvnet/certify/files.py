@@ -1,8 +1,9 @@
-"""Certificates as files: JSON with all that somebody needs to prove the radius again from the weights.
+"""Certificates as files: JSON with everything needed to prove the radius again from the weights.
 
-Besides the claim a file holds its witnesses: for every layer a bound on its norm, and if it sums products, on the
-norm of its absolute weights. Bounds that were computed are loosened by 2^-30, so that a checker with other algorithms
-can confirm each of them in float64; radii follow from the loosened ones. Floats are hexadecimal strings, hence exact.
+Besides the claim, a file holds its witnesses: for every layer a bound on its norm, and for a layer that sums products
+also a bound on the norm of its absolute weights. Computed bounds are loosened by 2^-30, so that a checker with other
+algorithms can confirm each of them in float64. Radii follow from the loosened bounds. Floats are hexadecimal strings,
+which are exact.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from lconvnet.ops.rounding import up
 
 FORMAT = "lconvnet-certificate-1"
 SLACK = 2.0**-30
-"""By which computed bounds are loosened, relatively."""
+"""The relative amount by which computed bounds are loosened."""
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
-"""Names of the safetensors format."""
+"""Names in the safetensors format."""
 
 
 def loosened(bound: Bound, graph: Graph) -> Bound:
     """The bound with every computed layer larger by :data:`SLACK`, carried through the graph as a checker does.
 
-    Sums add up how far their terms move, all else takes the root of the sum of squares; so the parts of a split tensor
-    count as whole ones, and the result can be larger than that of :func:`lconvnet.lipschitz_bound`.
+    Sums add the reaches of their terms; every other operation takes the root of the sum of squares. So each part of a
+    split tensor counts like the whole, and the result can exceed that of :func:`lconvnet.lipschitz_bound`.
 
     >>> from lconvnet.bounds import LayerBound, Node
     >>> layers = LayerBound("a", 1.0, 1.0, "exact"), LayerBound("b", 1.0, None, "gram")
@@ -62,7 +63,7 @@ def loosened(bound: Bound, graph: Graph) -> Bound:
 
 
 def finite(radius: float, pixels: int) -> float:
-    """The radius, or if it is infinite (a constant network) twice the diagonal of the cube that holds all images.
+    """The radius, or twice the diagonal of the cube of all images if the radius is infinite (a constant network).
 
     >>> finite(0.5, 16), finite(math.inf, 16)
     (0.5, 8.0)
@@ -73,8 +74,8 @@ def finite(radius: float, pixels: int) -> float:
 def encoded_model(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     """A network with branches as a safetensors file for the checker: its tensors and its graph.
 
-    :func:`lconvnet.save` writes sequences of layers, which the checker reads too; this says what any other network
-    computes, and cannot be loaded as a module.
+    The checker also reads the sequences of layers that :func:`lconvnet.save` writes. This file describes any other
+    network, and cannot be loaded as a module.
     """
     traced = trace(network, input_shape)
     description = {"format": "lconvnet-graph-1", "graph": _graph(traced.graph)}
@@ -84,17 +85,17 @@ def encoded_model(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
 def certificate_documents(
     network: nn.Module, images: Tensor, *, bound: Bound, level: Level, sources: Sequence[Mapping[str, Any]]
 ) -> tuple[Certificates, Iterator[dict[str, Any]]]:
-    """Certify images, and say so in one JSON-able document for each.
+    """Certify images and return one JSON-able document per image.
 
     Args:
         network, images, level: as for :func:`lconvnet.certify`; images are float32 or float64.
         bound: of this network at this size.
-        sources: for each image where it comes from, for people to read.
+        sources: the source of each image, for people to read.
 
-    An infinite radius, that of a constant network, is written as twice the diagonal of [0, 1]^n, where all images are.
+    An infinite radius (of a constant network) is written as twice the diagonal of [0, 1]^n, which holds all images.
 
     Raises:
-        ValueError: level "estimate", which certifies nothing, and whatever :func:`lconvnet.certify` refuses.
+        ValueError: for level "estimate", which certifies nothing, and as :func:`lconvnet.certify`.
     """
     if level == "estimate":
         raise ValueError("level='estimate' certifies nothing, so there is no certificate to write: use 'sound'")
@@ -134,7 +135,7 @@ def _tensors(network: nn.Module, traced: Trace) -> dict[str, Tensor]:
 
 
 def layer_claims(graph: Graph, bound: Bound, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """For every operation its bound, the method, and the norm of its absolute weights if it sums products."""
+    """For every operation its bound, the method and, if it sums products, the norm of its absolute weights."""
     shapes = {node.name: node.shape or () for node in graph.nodes}
     claims = []
     for layer in bound.layers:
@@ -160,13 +161,13 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
                 f"network tensor {name!r} is {tensor.dtype}: a certificate is about tensors of "
                 f"{', '.join(map(str, DTYPES))}; convert it"
             )
-        about = json.dumps([name, DTYPES[tensor.dtype], list(tensor.shape)])  # one line, whatever the name
+        about = json.dumps([name, DTYPES[tensor.dtype], list(tensor.shape)])  # one line for any name
         digest.update(f"{about}\n".encode() + _little_endian(tensor))
     return digest.hexdigest()
 
 
 def encoded(image: Tensor) -> dict[str, Any]:
-    """The pixels to the last bit.
+    """The exact pixels.
 
     >>> encoded(torch.zeros(1, dtype=torch.float32))
     {'dtype': 'F32', 'shape': [1], 'data': 'AAAAAA=='}
@@ -176,7 +177,7 @@ def encoded(image: Tensor) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What made a certificate, for people to read."""
+    """The versions of the software that made a certificate, for people to read."""
     packages = {name: metadata.version(name) for name in ("lconvnet", "torch", "numpy")}
     return {**packages, "python": platform.python_version()}
 

@@ -1,4 +1,4 @@
-"""A kernel is a module whose ``forward()`` returns the weight of a linear map with norm at most 1."""
+"""Kernels: modules that return the weight of a linear map with norm at most 1."""
 
 from lconvnet.kernels.base import DenseKernel, Kernel, Promise
 from lconvnet.kernels.bcop import BCOP, FixedBCOP

@@ -14,7 +14,7 @@ from lconvnet.ops.orthogonalize import Engine
 
 
 class Promise(Enum):
-    """What a kernel says about the singular values of its linear map, before any bound has measured them."""
+    """What a kernel promises about the singular values of its linear map, before any bound measures them."""
 
     ORTHOGONAL = "all singular values are 1"
     LIPSCHITZ = "no singular value exceeds 1"
@@ -27,11 +27,11 @@ class Kernel(nn.Module, ABC):
     Attributes:
         promise: the guarantee of the method, under circular padding for convolutions; by default the weakest.
         sound_padding: padding modes under which the promise's upper half (norm at most 1, or the estimate) holds; by
-            default circular only.
+            default only circular.
         bias_fan: a layer draws its bias uniformly within 1 / sqrt(inputs) or 1 / sqrt(outputs) of its weight.
-        frozen: the weight stays as it was drawn, and so does the bias of its layer.
-        engine: what makes its matrices orthogonal, if anything does; None is chosen by device and dtype at each call,
-            and baking keeps what is chosen for the current parameters.
+        frozen: the weight keeps its initial value, and so does the bias of its layer.
+        engine: the orthogonalisation engine, for kernels that use one. None chooses by device and dtype at each call;
+            baking uses the choice for the current parameters.
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
@@ -45,7 +45,7 @@ class Kernel(nn.Module, ABC):
         """The weight: ``(out_channels, in_channels, k, k)`` for a stride-1 convolution, ``(out, in)`` for dense."""
 
     def reset_parameters(self) -> None:
-        """Draw the free parameters anew. Raises ValueError if the kernel has some and does not say how."""
+        """Draw the free parameters again. Raises ValueError if the kernel has some and does not define how."""
         if next(self.parameters(), None) is not None:
             raise ValueError(f"{type(self).__name__} does not say how to draw its parameters: define reset_parameters")
 
@@ -55,10 +55,10 @@ class DenseKernel(Kernel):
 
 
 def draw_orthogonal_(W: Tensor) -> None:
-    """Fill matrices ``(..., m, n)``, in place, with semi-orthogonal ones times 1 / sqrt(n), Haar distributed.
+    """Fill matrices ``(..., m, n)``, in place, with Haar distributed semi-orthogonal ones times 1 / sqrt(n).
 
-    The scale changes no weight that is orthogonalised, only how far a step of the optimiser turns it: Adam moves
-    every entry by about its learning rate. Source: the initial values of Li et al. 2019.
+    The scale does not change an orthogonalised weight. It only changes how far a step of the optimiser turns it: Adam
+    moves every entry by about its learning rate. Source: the initial values of Li et al. 2019.
 
     >>> import torch
     >>> W = torch.empty(2, 3, 4)
@@ -79,7 +79,7 @@ def draw_uniform_(W: Tensor) -> None:
 
 
 def remember(kernel: Kernel, **statistics: Tensor) -> None:
-    """Write values into the buffers of these names, refusing a transform that would lose or mix them up."""
+    """Write values into the buffers of these names. Refuses a transform that would lose or mix them up."""
     for name, value in statistics.items():
         try:
             kernel.get_buffer(name).copy_(value.detach())
@@ -93,14 +93,14 @@ def remember(kernel: Kernel, **statistics: Tensor) -> None:
 
 
 def require_positive(**sizes: int) -> None:
-    """Refuse a size that is not a positive integer, by its name."""
+    """Refuse a size that is not a positive integer; the error names it."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name}={size!r} must be a positive integer")
 
 
 def require_input_size(input_size: tuple[int, int] | None, method: str) -> tuple[int, int]:
-    """The image size that a method depends on; None is refused."""
+    """The image size that a method depends on. Refuses None."""
     if input_size is None:
         raise ValueError(f"input_size=None: {method} depends on the image size, so pass input_size=(height, width)")
     require_positive(height=input_size[0], width=input_size[1])

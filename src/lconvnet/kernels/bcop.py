@@ -2,7 +2,7 @@
 
     K = H [] B(P_1, Q_1) [] ... [] B(P_{k-1}, Q_{k-1}),       P_j = R_j R_j^T of rank floor(c / 2), c = max(ci, co)
 
-with H the polar factor of a free matrix and R_j an orthonormal basis of the columns of a free one. The circular
+where H is the polar factor of a free matrix and R_j an orthonormal basis of the columns of a free one. The circular
 convolution is orthogonal at every image size; under zero padding its norm is at most 1.
 """
 
@@ -23,13 +23,13 @@ class BCOP(Kernel):
 
     Args:
         in_channels, out_channels: channels ci and co.
-        kernel_size: side k of the kernel; even sizes borrow one more pixel before than after.
-        input_size: accepted so that all kernels are built alike; the construction holds at every size.
+        kernel_size: side k of the kernel; an even k pads one more pixel before than after.
+        input_size: ignored, because the construction holds at every size; all kernels accept it.
         engine: orthogonalisation engine of H, by default chosen by device and dtype.
 
     Parameters:
-        H: ``(min(ci, co), c)``, becomes the channel mixing factor.
-        R: ``(2(k - 1), c, floor(c / 2))``, becomes the bases of the projectors P_1, Q_1, P_2, ...
+        H: ``(min(ci, co), c)``, for the channel mixing factor.
+        R: ``(2(k - 1), c, floor(c / 2))``, for the bases of the projectors P_1, Q_1, P_2, ...
 
     >>> BCOP(3, 8, 3)().shape
     torch.Size([8, 3, 3, 3])
@@ -68,12 +68,12 @@ class BCOP(Kernel):
         H = orthogonalize(self.H, self.engine)
         with torch.autocast(H.device.type, enabled=False):
             X = block_orthogonal_kernel(H, self.R.to(H.dtype))
-        # X is (k, k, thin, wide) with the vertical tap second: the published kernel exchanges the two axes
+        # X is (k, k, thin, wide) with the vertical tap second, because the published kernel exchanges the two axes
         return X.permute(3, 2, 1, 0) if self.in_channels <= self.out_channels else X.permute(2, 3, 1, 0)
 
 
 class FixedBCOP(BCOP):
-    """BCOP with its random initial value frozen: the paper's control for how much training the kernel matters.
+    """BCOP frozen at its random initial value, the paper's control for the effect of training the kernel.
 
     A layer with this kernel freezes its bias, too.
     """

@@ -1,11 +1,12 @@
-"""Weights from one orthogonal matrix: the polar factor of a free one, or what another engine makes of it.
+"""Weights from one orthogonal matrix: the polar factor of a free one, or the result of another engine.
 
 - Dense layers, ``W = polar(V)`` with V in R^{out x in} (Anil, Lucas & Grosse 2019; all networks of Li et al. 2019):
-  orthonormal rows if out <= in, orthonormal columns otherwise. The Björck engine makes it Björck orthonormalisation;
-  the Cholesky engine the Cholesky dense layer (Hu et al. 2023): as orthogonal, cheaper, another function of V.
+  orthonormal rows if out <= in, orthonormal columns otherwise. With the Björck engine this is Björck
+  orthonormalisation; with the Cholesky engine it is the Cholesky dense layer (Hu et al. 2023), which is as orthogonal
+  and cheaper but another function of V.
 - Reshaped kernel orthogonalisation, RKO, ``K = polar(W) / k`` with W in R^{co x ci k^2} (Li et al. 2019, section 5;
   Miyato et al. 2018 for the reshaping). Cutting an image into k x k patches repeats each pixel at most k^2 times, so
-  that map has norm at most k. The convolution is 1-Lipschitz under circular and zero padding, but not orthogonal unless
+  this map has norm at most k. The convolution is 1-Lipschitz under circular and zero padding, and orthogonal only if
   k = 1.
 """
 
@@ -63,7 +64,7 @@ class RKO(Kernel):
     Args:
         in_channels, out_channels: channels ci and co.
         kernel_size: side k of the kernel.
-        input_size: accepted so that all kernels are built alike; the bound holds at every size.
+        input_size: ignored, because the bound holds at every size; all kernels accept it.
         engine: orthogonalisation engine, by default chosen by device and dtype.
 
     >>> RKO(3, 8, 3)().shape

@@ -2,13 +2,13 @@
 
     v = T^T u / |T^T u|,   u = T v / |T v|,   s = <u, T v>,   K = W / max(1, s)
 
-with T the linear map whose weight is W: a matrix, or the circular convolution by W at the layer's image size. ``s`` is
-a lower bound on the norm of T, so the result may exceed 1 slightly: certificates must divide by a bound of the baked
+where T is the linear map with weight W: a matrix, or the circular convolution by W at the layer's image size. ``s`` is
+a lower bound on the norm of T, so the norm of K may exceed 1 slightly: certificates must divide by a bound of the baked
 network.
 
-A circular convolution maps every Fourier mode to itself, so iterates that are exactly constant over the image stay
-constant for ever, whatever another mode grows to. Each call therefore starts a little away from the last iterate, in
-a direction that has every mode; the iterations take it back if nothing else has grown.
+A circular convolution maps every Fourier mode to itself. So an iterate that is exactly constant over the image stays
+constant for ever, even if another mode grows. Each call therefore starts a little away from the last iterate, in a
+direction that contains every mode. If no other mode has grown, the iterations undo this.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from lconvnet.kernels.base import (
 from lconvnet.ops import circular
 from lconvnet.ops.products import unit_scaled
 
-WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised too
-NUDGE = 1e-3  # how far from the last iterate a call starts; the estimate loses at most its square
+WARM_UP = 50  # power iterations at construction, so that an untrained layer is normalised, too
+NUDGE = 1e-3  # distance from the last iterate at which a call starts; the estimate loses at most its square
 
 
 class PowerIterated(Kernel):
     """Weight ``W`` divided by its estimated norm if that exceeds 1.
 
-    In training mode every call runs ``iterations`` power iterations and stores the divisor; in eval mode the stored
-    divisor is used and nothing changes. The gradient flows through ``s`` with u and v held constant.
+    In training mode every call runs ``iterations`` power iterations and stores the divisor. Eval mode uses the stored
+    divisor and changes nothing. The gradient flows through ``s`` with u and v held constant.
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
@@ -75,14 +75,14 @@ class PowerIterated(Kernel):
     @staticmethod
     @abstractmethod
     def _direction(u: Tensor) -> Tensor:
-        """A direction shaped as u, of norm at most 1, with a part in every mode of T."""
+        """A direction shaped like u, of norm at most 1, with a part in every mode of T."""
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw W as PyTorch does, and estimate its norm."""
         draw_uniform_(self.W)
         self.u.normal_()
-        if not self.W.is_meta:  # where there are no numbers to estimate
+        if not self.W.is_meta:  # a meta tensor has no numbers
             self.factor.copy_(self._estimate(WARM_UP).clamp_min(1))
 
     def _estimate(self, iterations: int) -> Tensor:
@@ -147,7 +147,7 @@ class OSSN(PowerIterated):
 
     @staticmethod
     def _direction(u: Tensor) -> Tensor:
-        """One pixel, which has every frequency, with another value in every channel."""
+        """One pixel, which contains every frequency, with a different value in every channel."""
         _, channels, height, width = u.shape
         return F.pad(_generic(channels, u).view(1, channels, 1, 1), (0, width - 1, 0, height - 1))
 
@@ -189,7 +189,7 @@ class SpectralNorm(PowerIterated, DenseKernel):
 
 
 def _generic(n: int, like: Tensor) -> Tensor:
-    """A vector (n) of norm at most 1 without structure: sin 1, sin 2, ... over the root of n."""
+    """A vector (n) without structure, of norm at most 1: sin 1, sin 2, ... over the root of n."""
     return torch.arange(1, n + 1, device=like.device, dtype=like.dtype).sin() / n**0.5
 
 

@@ -2,8 +2,8 @@
 
     K = W / (k f),      f = sqrt(min(|W W^T|_inf, |W^T W|_inf)) >= |W|_2,       W reshaped to co x ci k^2
 
-with ``|.|_inf`` the largest absolute row sum. Rigorous under circular and zero padding, loose, no iteration. A dense
-weight is the case k = 1.
+where ``|.|_inf`` is the largest absolute row sum. It is rigorous under circular and zero padding, loose, and needs no
+iteration. A dense weight is the case k = 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _DividedByNormEstimate(Kernel):
         draw_uniform_(self.W)
 
     def forward(self) -> Tensor:
-        # f squares the entries, so these are scaled by a power of two, on which the quotient does not depend
+        # f squares the entries, so these are scaled by a power of two, which cancels in the quotient
         W = self.W.to(torch.promote_types(self.W.dtype, torch.float32))
         W = unit_scaled(W.flatten(1)).view_as(W)
         f = norm_estimate(W)
@@ -43,7 +43,7 @@ class RKL2NE(_DividedByNormEstimate):
     Args:
         in_channels, out_channels: channels ci and co.
         kernel_size: side k of the kernel.
-        input_size: accepted so that all kernels are built alike; the bound holds at every size.
+        input_size: ignored, because the bound holds at every size; all kernels accept it.
 
     >>> RKL2NE(3, 8, 3)().shape
     torch.Size([8, 3, 3, 3])
@@ -66,7 +66,7 @@ class RKL2NE(_DividedByNormEstimate):
 
 
 class L2NE(_DividedByNormEstimate, DenseKernel):
-    """1-Lipschitz dense weight ``(out_features, in_features)`` divided by the same bound on its norm.
+    """1-Lipschitz dense weight ``(out_features, in_features)`` divided by a bound on its norm.
 
     >>> L2NE(8, 4)().shape
     torch.Size([4, 8])
@@ -85,7 +85,7 @@ class L2NE(_DividedByNormEstimate, DenseKernel):
 
 
 def norm_estimate(W: Tensor) -> Tensor:
-    """f of the head of this file, an upper bound on the norm of W reshaped to ``(out, rest)``, or 1/2 if that is more.
+    """The larger of 1/2 and f of the module's formula, an upper bound on the norm of W reshaped to ``(out, rest)``.
 
     >>> round(float(norm_estimate(torch.ones(2, 3))) ** 2, 4)
     6.0

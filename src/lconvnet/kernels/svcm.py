@@ -2,7 +2,7 @@
 
 The kernel is trained freely and projected in place from time to time. One pass clips the singular values of the
 transfer matrices at the layer's image size to at most 1, returns to the image domain and keeps the k x k support. The
-two projections alternate, so the result only nearly satisfies both: certificates must divide by a bound.
+two projections alternate, so the result satisfies both only approximately: certificates must divide by a bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lconvnet.ops.fourier import transfer_matrices
 
 
 def clip_and_mask(K: Tensor, size: tuple[int, int]) -> Tensor:
-    """One pass: singular values above 1 on the h x w frequency grid become 1, taps outside the support become 0."""
+    """One pass: singular values above 1 on the h x w frequency grid become 1; taps outside the support become 0."""
     U, s, Vh = torch.linalg.svd(transfer_matrices(K, size), full_matrices=False)
     clipped = ((U * s.clamp_max(1).unsqueeze(-2)) @ Vh).unflatten(0, (size[0], -1))
     return torch.fft.irfft2(clipped.permute(2, 3, 0, 1), s=size)[..., : K.shape[-2], : K.shape[-1]]
@@ -70,7 +70,7 @@ class SVCM(Kernel):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Alternate the two projections ``passes`` times on the raw kernel, in place; not differentiated."""
+        """Alternate the two projections ``passes`` times on the raw kernel, in place and without a gradient."""
         K = self.W.detach()
         for _ in range(self.passes):
             K = clip_and_mask(K, self.size)

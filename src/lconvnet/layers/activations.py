@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from lconvnet.kernels.base import require_positive
 from lconvnet.ops.sorting import group_sort, max_min
 
-# one call each for torch.fx, whose values have no sizes to check
+# torch.fx records each as one call, because its values have no sizes to check
 fx.wrap("max_min")
 fx.wrap("group_sort")
 
@@ -76,7 +76,7 @@ class FullSort(nn.Module):
 
 
 class Abs(nn.Module):
-    """Absolute value; on rotated pairs the same as MaxMin.
+    """Absolute value; MaxMin up to a rotation of the pairs.
 
     >>> Abs()(torch.tensor([-1.0, 2.0])).tolist()
     [1.0, 2.0]

@@ -1,4 +1,4 @@
-"""A layer owns a kernel: its weight is what the kernel returns, evaluated at every call."""
+"""Base of the layers that own a kernel, and what they share."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lconvnet.ops.orthogonalize import default_engine
 class ConstrainedLayer(nn.Module, ABC):
     """Base of the layers whose weight comes from a kernel.
 
-    The kernel is evaluated at every call, in training and in eval mode alike. Nothing is remembered between calls, so
-    no change of a parameter leaves an old weight behind, and every transform of a call sees the parameters.
-    :func:`lconvnet.bake` evaluates once: use its result for inference.
+    The kernel is evaluated at every call, in training and in eval mode. Nothing is cached between calls, so a weight is
+    never out of date, and every transform of a call sees the parameters. :func:`lconvnet.bake` evaluates the kernel
+    once: use its result for inference.
 
     Raises:
-        ValueError: at a call, if the kernel returns anything but a floating-point tensor of :attr:`weight_shape`; on a
-            CPU also if that is not finite. Transforms, compiled code and accelerators, which would wait for the host,
-            do not look: there NaN comes out.
+        ValueError: at a call, if the kernel does not return a floating-point tensor of :attr:`weight_shape`; on a CPU
+            also if that tensor is not finite. Transforms, compiled code and accelerators (where a check would wait for
+            the host) do not check and return NaN.
     """
 
     def __init__(self, kernel: Kernel, inputs: int, outputs: int, bias: bool) -> None:
@@ -46,7 +46,7 @@ class ConstrainedLayer(nn.Module, ABC):
         self._reset_bias()
 
     def reset_parameters(self) -> None:
-        """Draw the kernel's parameters and the bias anew."""
+        """Draw the kernel's parameters and the bias again."""
         self.kernel.reset_parameters()
         self._reset_bias()
 
@@ -65,7 +65,7 @@ class ConstrainedLayer(nn.Module, ABC):
         return self.current_weight().clone()
 
     def current_weight(self) -> Tensor:
-        """What the kernel returns for the current parameters, in their dtype; it may be a parameter itself (SVCM)."""
+        """The kernel's weight for the current parameters, in their dtype; it may be a parameter itself (SVCM)."""
         with self.naming_what_is_not_finite():
             weight, like = self.checked(self.kernel()), _first(self)
         return weight if like is None else weight.to(like.dtype)
@@ -74,7 +74,7 @@ class ConstrainedLayer(nn.Module, ABC):
         """The weight evaluated in float64 and then rounded once to the dtype of the parameters.
 
         Raises:
-            ValueError: if the kernel is not a function of its parameters alone, but random.
+            ValueError: if the kernel is random and not a function of its parameters alone.
         """
         self.require_finite()
         with torch.no_grad():
@@ -90,7 +90,7 @@ class ConstrainedLayer(nn.Module, ABC):
             return weight.to(self.current_weight() if like is None else like)
 
     def checked(self, weight: Tensor) -> Tensor:
-        """The same tensor, if it can be this layer's weight."""
+        """Return the tensor if it can be this layer's weight."""
         found = f"{weight.dtype} of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)
         if isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == self.weight_shape:
             if not _seen_not_finite(weight):
@@ -103,7 +103,7 @@ class ConstrainedLayer(nn.Module, ABC):
 
     @contextmanager
     def naming_what_is_not_finite(self) -> Iterator[None]:
-        """Blame an error of the kernel on this layer and its first tensor that is not finite, if there is one."""
+        """If the kernel fails and a tensor is not finite, raise an error that names this layer and that tensor."""
         try:
             yield
         except ValueError:
@@ -111,7 +111,7 @@ class ConstrainedLayer(nn.Module, ABC):
             raise
 
     def require_finite(self) -> None:
-        """Raise ``ValueError`` that names this layer and its first tensor that is not finite, if one is seen."""
+        """Raise ``ValueError`` that names this layer and its first tensor known to hold NaN or infinity, if any."""
         for name, tensor in chain(self.named_parameters(), self.named_buffers()):
             if _seen_not_finite(tensor):
                 raise ValueError(
@@ -120,7 +120,7 @@ class ConstrainedLayer(nn.Module, ABC):
                 )
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """What ``torch.jit.script`` calls first."""
+        """Refuse ``torch.jit.script``, which calls this first."""
         raise ValueError(
             f"{type(self).__name__}({self.extra_repr()}) computes its weight from free parameters, which torch.jit "
             "cannot keep: lconvnet.bake(model) is plain layers"
@@ -139,10 +139,10 @@ class ConstrainedLayer(nn.Module, ABC):
 
 
 def built(kernel: Callable[..., Kernel], *sizes: int, **options: Any) -> Kernel:
-    """The kernel of a layer from its constructor, which need not know the options that are None.
+    """Build the kernel of a layer. The constructor need not accept options that are None.
 
     Raises:
-        ValueError: for a constructor that cannot take the arguments, or builds something other than a kernel.
+        ValueError: if the constructor cannot take the arguments, or builds something other than a kernel.
     """
     if isinstance(kernel, nn.Module):
         raise ValueError(f"kernel is a built {type(kernel).__name__}: pass its constructor, or a partial of it")
@@ -163,20 +163,20 @@ def built(kernel: Callable[..., Kernel], *sizes: int, **options: Any) -> Kernel:
 
 
 def _first(module: nn.Module) -> Tensor | None:
-    """The first floating-point parameter or buffer of a module, whose dtype and device it has."""
+    """The first floating-point parameter or buffer of a module, which tells its dtype and device."""
     tensors = chain(module.parameters(), module.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
 
 def _seen_not_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds NaN or infinity; only on a CPU and in a plain call, where looking costs nothing."""
+    """Whether a tensor holds NaN or infinity. It checks only on a CPU and in a plain call, where this costs nothing."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu" or not plain_call(tensor) or not tensor.numel():
         return False
     return tensor.is_floating_point() and not all(isfinite(end) for end in tensor.detach().aminmax())
 
 
 def _settled(kernel: Kernel) -> Kernel:
-    """A copy in eval mode on the CPU, with the engines that the original has by its device and dtype."""
+    """A copy in eval mode on the CPU, with the engines that the original uses on its device and in its dtype."""
     kernel = deepcopy(kernel).eval()
     for part in kernel.modules():
         if isinstance(part, Kernel) and part.engine is None and (like := _first(part)) is not None:
@@ -188,8 +188,8 @@ Layer = TypeVar("Layer", bound=ConstrainedLayer)
 
 
 def one_call(forward: Callable[[Layer, Tensor], Tensor]) -> Callable[[Layer, Tensor], Tensor]:
-    """A ``forward`` that ``torch.fx`` records as one call of its layer, as it does those of ``torch.nn``, and that
-    ``torch.jit.trace`` refuses."""
+    """Decorate a ``forward``: ``torch.fx`` records it as one call of its layer, as it does for ``torch.nn``, and
+    ``torch.jit.trace`` refuses it."""
 
     @wraps(forward)
     def called(layer: Layer, x: Tensor) -> Tensor:

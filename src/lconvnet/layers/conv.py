@@ -37,8 +37,8 @@ class LipschitzConv2d(ConstrainedLayer):
         in_channels, out_channels: channels.
         kernel_size: side k, a multiple of ``stride``.
         stride: s; the image sides must be multiples of it.
-        padding_mode: "circular" (orthogonal kernels stay orthogonal) or "zeros" (norm at most 1 where the kernel's
-            method is sound under it). Reflect and replicate padding increase the norm and are refused.
+        padding_mode: "circular" (orthogonal kernels stay orthogonal) or "zeros" (norm at most 1 if the kernel's method
+            is sound under zero padding). Reflect and replicate padding increase the norm and are refused.
         bias: whether to learn an additive bias.
         kernel: constructor of the kernel, called with the sizes of the equivalent stride-1 convolution.
         input_size: image side or (height, width), needed by kernels that depend on it (OSSN, SVCM).
@@ -47,8 +47,7 @@ class LipschitzConv2d(ConstrainedLayer):
     Shapes: ``(B, in_channels, h, w)`` to ``(B, out_channels, h / s, w / s)``.
 
     Raises:
-        ValueError: for a size that cannot be built or a padding that is not sound, and in ``forward`` for an image
-            whose shape does not fit.
+        ValueError: for an impossible size or an unsound padding, and in ``forward`` for an image of the wrong shape.
 
     >>> LipschitzConv2d(3, 8, 4, stride=2)(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 8, 16, 16])
@@ -142,7 +141,7 @@ class LipschitzConv2d(ConstrainedLayer):
             padding=inside,
             padding_mode="circular" if inside and self.padding_mode == "circular" else "zeros",
             bias=self.bias is not None,
-            device="meta",  # where nothing is drawn
+            device="meta",  # draws no random numbers
         )
         self.fill(conv, circular.to_strided(self.exact_weight(), self.stride))
         if before == after:

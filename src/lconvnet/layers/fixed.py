@@ -1,5 +1,5 @@
-"""Layers without parameters that multiply distances by at most a known constant: moving, repeating and pooling pixels,
-scaling, normalisation, and branches that meet again."""
+"""Layers without parameters and with a known Lipschitz constant: they move, repeat and pool pixels, scale, normalise,
+and join branches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lconvnet.kernels.base import require_positive
 
 
 class _WithFactor(nn.Module):
-    """A layer of one positive integer."""
+    """A layer with one positive integer as its argument."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class _WithFactor(nn.Module):
 
 
 class InvertibleDownsampling(_WithFactor):
-    """``(B, C, h, w)`` to ``(B, C s^2, h / s, w / s)``: an isometry (Jacobsen et al. 2018), channels as PixelUnshuffle.
+    """``(B, C, h, w)`` to ``(B, C s^2, h / s, w / s)``, an isometry (Jacobsen et al. 2018). Channels as PixelUnshuffle.
 
     >>> InvertibleDownsampling(2)(torch.zeros(1, 3, 4, 4)).shape
     torch.Size([1, 12, 2, 2])
@@ -48,9 +48,9 @@ class InvertibleUpsampling(_WithFactor):
 
 
 class NearestUpsampling(_WithFactor):
-    r"""Every pixel as factor x factor equal ones: ``(B, C, h, w)`` to ``(B, C, h s, w s)``.
+    r"""Repeat every pixel s x s times: ``(B, C, h, w)`` to ``(B, C, h s, w s)``.
 
-    Multiplies every l2 distance by exactly s, since each squared difference occurs s^2 times; s enters the
+    It multiplies every l2 distance by exactly s, because each squared difference occurs s^2 times; s enters the
     Lipschitz bound. The paper's CIFAR-10 critics begin with s = 2.
 
     >>> NearestUpsampling(2)(torch.tensor([[[[1.0, 2.0]]]])).tolist()
@@ -62,9 +62,9 @@ class NearestUpsampling(_WithFactor):
 
 
 class NormPool(_WithFactor):
-    """The l2 norm of each s x s window, windows side by side: ``(B, C, h, w)`` to ``(B, C, h / s, w / s)``.
+    """The l2 norm of each s x s window, without overlap: ``(B, C, h, w)`` to ``(B, C, h / s, w / s)``.
 
-    1-Lipschitz, since a norm is and the windows share no pixel (norm-pooling of Qian & Wegman 2019).
+    It is 1-Lipschitz because a norm is and the windows share no pixel (norm-pooling of Qian & Wegman 2019).
 
     >>> NormPool(2)(torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]])).item()
     5.0
@@ -102,23 +102,23 @@ def _normalized(x: Tensor, mean: list[float], std: list[float]) -> Tensor:
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:
-    """One number per channel; ``torch.tensor`` would go through float32 when it is scripted."""
+    """One number per channel; a scripted ``torch.tensor`` would round to float32."""
     return torch.stack([torch.full((1, 1), value, dtype=like.dtype, device=like.device) for value in values])
 
 
-fx.wrap("_normalized")  # one call for torch.fx, whose values have no sizes to check
+fx.wrap("_normalized")  # torch.fx records one call, because its values have no sizes to check
 
 
 class Normalize(nn.Module):
-    r"""``y_c = (x_c - mean_c) / std_c`` for each channel c, so that images stay in [0, 1] and radii in pixels.
+    r"""``y_c = (x_c - mean_c) / std_c`` for each channel c. As a layer it keeps images in [0, 1] and radii in pixels.
 
-    Multiplies l2 distances by at most ``1 / min_c std_c``.
+    It multiplies l2 distances by at most ``1 / min_c std_c``.
 
     Args:
         mean, std: one number per channel, std positive.
 
-    Shapes: ``(B, C, H, W)`` to the same. Raises `ValueError` for lists of different lengths and a std that is not
-    positive, and in ``forward`` for another number of channels.
+    Shapes: ``(B, C, H, W)`` to the same. Raises `ValueError` if the lengths differ or a std is not positive, and in
+    ``forward`` for another number of channels.
 
     >>> Normalize((0.5,), (0.25,))(torch.ones(1, 1, 1, 1)).item()
     2.0
@@ -142,7 +142,7 @@ class Normalize(nn.Module):
 class Sum(nn.Module):
     """``y = sum_b f_b(x)``: a residual block if one branch is the shortcut.
 
-    Its constant is at most the sum of theirs.
+    The Lipschitz constant is at most the sum of those of the branches.
 
     >>> Sum(nn.Identity(), nn.Identity())(torch.ones(1, 1)).item()
     2.0
@@ -162,7 +162,7 @@ class Sum(nn.Module):
 class Concat(nn.Module):
     """``y = (f_1(x), ..., f_n(x))`` along the channels.
 
-    Its constant is at most the root of the sum of their squares.
+    The Lipschitz constant is at most the root of the sum of squares of those of the branches.
 
     >>> Concat(nn.Identity(), nn.ReLU())(torch.ones(1, 1)).tolist()
     [[1.0, 1.0]]

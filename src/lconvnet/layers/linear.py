@@ -15,7 +15,7 @@ from lconvnet.layers.constrained import ConstrainedLayer, built, one_call
 from lconvnet.ops.orthogonalize import LINEAR, orthogonal_linear
 from lconvnet.ops.whitening import cholesky
 
-FULL = (torch.float32, torch.float64)  # what factors are computed in
+FULL = (torch.float32, torch.float64)  # dtypes in which factors are computed
 
 
 class LipschitzLinear(ConstrainedLayer):
@@ -53,7 +53,7 @@ class LipschitzLinear(ConstrainedLayer):
             raise ValueError(
                 f"{type(self).__name__}: input of shape {tuple(x.shape)}: expected (..., {self.in_features})"
             )
-        if _is_known(self.kernel) and self.kernel.V.dtype in FULL:  # then the factor need not be formed
+        if _is_known(self.kernel) and self.kernel.V.dtype in FULL:  # then no factor is formed
             with self.naming_what_is_not_finite():
                 return orthogonal_linear(x, self.checked(self.kernel.V), self.bias, self.kernel.engine)
         return F.linear(x, self.current_weight(), self.bias)
@@ -63,7 +63,7 @@ class LipschitzLinear(ConstrainedLayer):
         return self.out_features, self.in_features
 
     def bake(self) -> nn.Module:
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")  # nothing is drawn
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")  # draws nothing
         self.fill(plain, self.exact_weight())
         return plain
 
@@ -72,8 +72,8 @@ class LipschitzLinear(ConstrainedLayer):
 
 
 def _is_known(kernel: nn.Module) -> TypeGuard[Orthogonal]:
-    """Whether calling a kernel makes the factor of its V by an engine of ours and does nothing else."""
-    # `altered` would say it, too, but the compiler cannot follow it
+    """Whether a call of the kernel only makes the factor of its V by an engine of ours."""
+    # `altered` would tell, too, but the compiler cannot follow it
     changed = kernel._forward_hooks or kernel._forward_pre_hooks or "forward" in vars(kernel)
     return type(kernel) is Orthogonal and not changed and any(kernel.engine is engine for engine in (None, *LINEAR))
 

@@ -1,4 +1,4 @@
-"""The paper's networks as functions that take the convolution, the dense layer and the activation as callables."""
+"""The paper's networks as functions of their parts, and the baselines they are compared with."""
 
 from lconvnet.models import baselines
 from lconvnet.models.baselines import kw_large, kw_resnet, kw_small, qw_convnet

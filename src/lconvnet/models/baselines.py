@@ -1,15 +1,15 @@
-"""What our networks are compared with: unconstrained parts with the signatures of ours, and published networks.
+"""Baselines for our networks: unconstrained parts with the signatures of ours, and published networks.
 
 **KW**, Wong, Schmidt, Metzen & Kolter, "Scaling provable adversarial defenses" (NeurIPS 2018): unconstrained
-convolutions with zero padding, ReLU, and for CIFAR-10 an input normalisation, which is part of the network here: images
-are in [0, 1], and radii are l2 in pixels. Linear bounds prove their robustness (`lconvnet.bounds.linear`); the product
-of the norms of the layers proves hardly anything for them.
+convolutions with zero padding and ReLU, and for CIFAR-10 an input normalisation. That is part of the network here, so
+images are in [0, 1] and radii are l2 in pixels. Linear bounds prove their robustness (`lconvnet.bounds.linear`); the
+product of the layers' norms proves almost nothing for them.
 
-**QW**, Qian & Wegman, "L2-nonexpansive neural networks" (ICLR 2019), their models 3 and 4, one network of which model 4
-is trained on adversarial images as well: convolutions and dense layers whose weight is divided by a bound on its norm
-(kernels/rkl2ne.py), two-sided ReLU, norm-pooling, and then a small dense network of its own for every class. So each
-logit alone is 1-Lipschitz, a pair of logits has the constant sqrt(2), their difference the constant 2, and the
-certified radius is r = min_j (f_i - f_j) / 2.
+**QW**, Qian & Wegman, "L2-nonexpansive neural networks" (ICLR 2019), models 3 and 4: one network, which model 4 also
+trains on adversarial images. Convolutions and dense layers divide their weight by a bound on its norm
+(kernels/rkl2ne.py). Two-sided ReLU and norm-pooling follow, and a separate small dense network per class. So each logit
+alone is 1-Lipschitz, a pair of logits has the constant sqrt(2), their difference the constant 2, and the certified
+radius is r = min_j (f_i - f_j) / 2.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def unconstrained_conv(
     *,
     input_size: int | tuple[int, int] | None = None,
 ) -> nn.Conv2d:
-    """Plain convolution with zero padding and its native stride, halving or keeping the image size as ours does."""
+    """Plain convolution with zero padding and an ordinary stride. Its output has the same size as ours."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=(kernel_size - stride + 1) // 2)
 
 
@@ -57,10 +57,10 @@ zero_padded_conv = partial(RKL2NEConv2d, padding_mode="zeros")
 
 
 def unconstrained_critic(in_channels: int, image_size: int | tuple[int, int], width: int = 64) -> nn.Sequential:
-    """The DCGAN discriminator without batch normalisation and sigmoid: what WGAN and WGAN-GP train.
+    """The DCGAN discriminator without batch normalisation and sigmoid, the critic of WGAN and WGAN-GP.
 
-    `models.dcgan_critic` without constraints and with LeakyReLU(0.2) (Radford et al. 2016). Gulrajani et al. 2017
-    (section 4) leave the normalisation out, for their penalty is about one image at a time.
+    It is `models.dcgan_critic` without constraints and with LeakyReLU(0.2) (Radford et al. 2016). Gulrajani et al. 2017
+    (section 4) omit the normalisation because their penalty treats each image alone.
 
     >>> import torch
     >>> unconstrained_critic(3, 32, width=8)(torch.zeros(2, 3, 32, 32)).shape
@@ -78,14 +78,14 @@ def kw_small(
     mean: Sequence[Number] | None = None,
     std: Sequence[PositiveFloat] | None = None,
 ) -> nn.Sequential:
-    """Two convolutions (16, 32 channels, 4x4, stride 2) and dense layers 100 and the classes.
+    """Two convolutions (16, 32 channels, 4x4, stride 2), then dense 100 and the classes.
 
     Args:
         in_channels: channels of the image.
-        image_size: side or (height, width); extended by zeros to a multiple of 4, and to 8 at least.
+        image_size: side or (height, width), extended by zeros to a multiple of 4, at least 8.
         classes: number of logits.
-        mean, std: input normalisation, one number per channel, `CIFAR10_MEAN` and `CIFAR10_STD` in the published
-            networks for CIFAR-10; None for none.
+        mean, std: input normalisation, one number per channel; None for none. The published networks for CIFAR-10 use
+            `CIFAR10_MEAN` and `CIFAR10_STD`.
 
     >>> import torch
     >>> kw_small(3, 32, 10, mean=CIFAR10_MEAN, std=CIFAR10_STD)(torch.zeros(2, 3, 32, 32)).shape
@@ -103,7 +103,7 @@ def kw_large(
     mean: Sequence[Number] | None = None,
     std: Sequence[PositiveFloat] | None = None,
 ) -> nn.Sequential:
-    """Four convolutions (32, 32, 64, 64 channels) and dense layers 512, 512 and the classes; arguments as `kw_small`.
+    """Four convolutions (32, 32, 64, 64 channels), then dense 512, 512 and the classes; arguments as in `kw_small`.
 
     >>> import torch
     >>> kw_large(1, 28, 10)(torch.zeros(2, 1, 28, 28)).shape
@@ -122,9 +122,9 @@ def kw_resnet(
     std: Sequence[PositiveFloat] | None = None,
 ) -> nn.Sequential:
     """A 3x3 convolution, four residual blocks (16, 16, 32, 64 channels; the last two halve the image), dense 1000 and
-    the classes; arguments as `kw_small`, image sides multiples of 4.
+    the classes; arguments as in `kw_small`, image sides multiples of 4.
 
-    A block is ``relu(shortcut(x) + conv(relu(conv(x))))``, its shortcut a 1x1 convolution, or a 2x2 one of stride 2.
+    A block is ``relu(shortcut(x) + conv(relu(conv(x))))``. Its shortcut is a 1x1 convolution, or a 2x2 one of stride 2.
 
     >>> import torch
     >>> kw_resnet(3, 8, 10)(torch.zeros(2, 3, 8, 8)).shape
@@ -149,10 +149,10 @@ _UNCONSTRAINED = {"conv": unconstrained_conv, "linear": unconstrained_linear, "a
 
 
 def _block(before: int, channels: int, stride: int) -> Sum:
-    """Shortcut first, then the two convolutions; the first one is 4x4 if it halves the image."""
+    """Shortcut first, then the two convolutions, the first of them 4x4 if it halves the image."""
     body = Layers(conv1=nn.Conv2d(before, channels, stride + 2, stride, padding=1), relu=nn.ReLU())
     body["conv2"] = nn.Conv2d(channels, channels, 3, padding=1)
-    shortcut = Layers(conv=nn.Conv2d(before, channels, stride, stride))  # drawn last
+    shortcut = Layers(conv=nn.Conv2d(before, channels, stride, stride))  # initialised last
     return Sum(nn.Sequential(shortcut), nn.Sequential(body))
 
 
@@ -175,11 +175,11 @@ def qw_convnet(
     conv: Part = zero_padded_conv,
     linear: Part = L2NELinear,
 ) -> nn.Sequential:
-    """Convolutions with two-sided ReLU and 2x2 norm-pooling, then a hidden dense layer for every class.
+    """Convolutions with two-sided ReLU and 2x2 norm-pooling, then one hidden dense layer per class.
 
     Args:
         in_channels: channels of the image.
-        image_size: side or (height, width); extended by zeros so that every pooling divides it.
+        image_size: side or (height, width), extended by zeros so that every pooling divides it.
         classes: number of logits.
         channels: of each convolution, before the activation doubles them.
         hidden: width of each class's hidden layer, before the activation doubles it.

@@ -1,9 +1,9 @@
-"""The networks of the paper (Li et al. 2019, appendix) as functions of their parts, and the generator of its critic.
+"""The networks of the paper (Li et al. 2019, appendix) as functions of their parts, and a generator for the critic.
 
-``conv`` is called as ``conv(in_channels, out_channels, kernel_size, stride, input_size=(h, w))``, ``linear`` as
-``linear(in_features, out_features)`` and ``activation`` without arguments. Every network is an ``nn.Sequential``.
-Images are extended by zeros, an isometry, to sides that every stride divides. The paper's dense layers are
-``OrthogonalLinear``; the default is as orthogonal, trains as well and costs a fraction.
+The functions call ``conv(in_channels, out_channels, kernel_size, stride, input_size=(h, w))``,
+``linear(in_features, out_features)`` and ``activation()``. Every network is an ``nn.Sequential``. Zeros extend images
+to sides that every stride divides, which is an isometry. The paper's dense layers are ``OrthogonalLinear``; the default
+is as orthogonal, trains as well and costs a fraction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Layers = OrderedDict[str, nn.Module]
 
 SMALL = ((16, 4, 2), (32, 4, 2))
 LARGE = ((32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2))
-START = 4  # side of the image that a generator projects its latent vector to
+START = 4  # side of the image to which a generator projects its latent vector
 
 
 def mlp(
@@ -35,7 +35,7 @@ def mlp(
     linear: Part = CholeskyLinear,
     activation: Part = MaxMin,
 ) -> nn.Sequential:
-    """Fully connected network; with the default widths the paper's FC-3. Images are flattened first.
+    """Fully connected network on flattened images; with the default widths, the paper's FC-3.
 
     >>> import torch
     >>> mlp(784, 10, widths=(16, 16))(torch.zeros(2, 1, 28, 28)).shape
@@ -59,7 +59,7 @@ def small_convnet(
 
     Args:
         in_channels: channels of the image.
-        image_size: side or (height, width); extended by zeros to a multiple of 4, and to 8 at least.
+        image_size: side or (height, width), extended by zeros to a multiple of 4, at least 8.
         classes: number of logits.
 
     >>> import torch
@@ -105,9 +105,9 @@ def dcgan_critic(
 
     Args:
         in_channels: channels of the image.
-        image_size: side or (height, width); extended by zeros to a multiple of 16, and to 32 at least.
+        image_size: side or (height, width), extended by zeros to a multiple of 16, at least 32.
         classes: number of outputs, 1 for a critic.
-        width: channels of the first convolution, doubled by each of the others (Radford et al. 2016).
+        width: channels of the first convolution; each further one doubles them (Radford et al. 2016).
 
     >>> dcgan_critic(3, 32).linear1
     LipschitzLinear(
@@ -124,18 +124,18 @@ def dcgan_critic(
 class DCGANGenerator(nn.Sequential):
     r"""Latent vectors to images: a projection to 4×4, then transposed 4×4 convolutions of stride 2.
 
-    With $n = \log_2(\text{image size}/4)$ doublings the projection has $2^{n-1}\,$`width` channels, halved by every
-    doubling; batch normalisation and ReLU after all but the last convolution (Radford, Metz & Chintala, ICLR 2016,
-    figure 1, which is `width=128` at 64×64). The last activation is a sigmoid, since images are in [0, 1] here. The
-    paper's are in [-1, 1], with tanh; as $(1+\tanh a)/2 = \mathrm{sigmoid}(2a)$ the images are the same, and distances
-    between them half as large.
+    With $n = \log_2(\text{image size}/4)$ doublings the projection has $2^{n-1}\,$`width` channels, and every doubling
+    halves them. Batch normalisation and ReLU follow all but the last convolution (Radford, Metz & Chintala, ICLR 2016,
+    figure 1, which is `width=128` at 64×64). The last activation is a sigmoid because images are in [0, 1] here; in the
+    paper it is tanh, for images in [-1, 1]. Since $(1+\tanh a)/2 = \mathrm{sigmoid}(2a)$, the images are the same and
+    distances between them are half as large.
 
-    In training mode an image depends on its whole batch, in eval mode on its latent vector alone.
+    In training mode an image depends on its whole batch, in eval mode only on its latent vector.
 
     Args:
-        latent: dimension of the latent vectors, standard normal.
+        latent: dimension of the latent vectors, which are standard normal.
         channels: 1 or 3, channels of the images.
-        image_size: side of the images, a power of two from 8 on; 32 and 64 in the paper.
+        image_size: side of the images, a power of two of at least 8; 32 and 64 in the paper.
         width: channels before the last convolution.
 
     Shapes: ``(B, latent)`` to ``(B, channels, image_size, image_size)``. Raises `ValueError` for anything else.
@@ -167,7 +167,7 @@ class DCGANGenerator(nn.Sequential):
 
 
 def _upsampling(latent: int, channels: int, doublings: int, width: int) -> Layers:
-    """The layers by name; a bias before a batch normalisation would do nothing."""
+    """The layers by name, without biases before a batch normalisation, which would cancel them."""
     wide = width * 2 ** (doublings - 1)
     layers = Layers(unflatten=nn.Unflatten(1, (latent, 1, 1)))
     layers["project"] = nn.ConvTranspose2d(latent, wide, START, bias=False)
@@ -182,14 +182,14 @@ def _upsampling(latent: int, channels: int, doublings: int, width: int) -> Layer
 
 
 def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width from one side or two, refusing what is not an image."""
+    """Height and width from one side or two. Refuses what is not an image size."""
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     require_positive(image_height=height, image_width=width)
     return height, width
 
 
 def padded(image_size: int | tuple[int, int], multiple: int, smallest: int) -> tuple[Layers, tuple[int, int]]:
-    """Extend images to multiples of a side that are at least the smallest one; the layer, if needed, and the sides."""
+    """Extend images to multiples of a side, at least `smallest`: the padding layer, if needed, and the new sides."""
     sides = image_sides(image_size)
     height, width = (-(-max(side, smallest) // multiple) * multiple for side in sides)
     rows, columns = height - sides[0], width - sides[1]
@@ -208,7 +208,7 @@ def conv_stack(
     """Convolutions given as (channels, kernel size, stride), an activation after each, and a flattening.
 
     Returns:
-        The named layers and the number of features they end with.
+        The named layers and the number of output features.
     """
     require_positive(in_channels=in_channels)
     strides = [1, *accumulate((stride for _, _, stride in layout), mul)]

@@ -1,13 +1,13 @@
 """Block convolution with the elementary factors of orthogonal convolutions (Xiao et al. 2018; Li et al. 2019).
 
 Matrix-valued kernels compose by ``(A [] B)[i] = sum_p A[p] B[i - p]``. The elementary orthogonal factor along one
-axis is ``P + (I - P) z`` with a symmetric projector P onto a column span; a 2 x 2 factor is one along each axis, its
-four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). ``P = Y Y^T`` is of twice the size of the basis Y and never
+axis is ``P + (I - P) z`` with a symmetric projector P onto a column span. A 2 x 2 factor has one along each axis; its
+four blocks are PQ, P(I - Q), (I - P)Q, (I - P)(I - Q). ``P = Y Y^T`` is twice as large as the basis Y and is never
 formed: ``Z = X P = (X Y) Y^T``, and with ``D = dl/dZ``
 
     dl/dY = X^T (D Y) + D^T (X Y).
 
-Where Y is a contraction, since its columns were nearly dependent, so is the factor: it is ``p + (1 - p) z`` on the
+If its columns were nearly dependent, Y is a contraction. Then so is the factor: it is ``p + (1 - p) z`` on the
 eigenvectors of P, with eigenvalues p between 0 and 1.
 """
 
@@ -38,7 +38,7 @@ def append_factor(kept: Tensor, moved: Tensor, dim: int) -> Tensor:
 
 
 def _expanded(H: Tensor, bases: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The kernel, and X and X Y for each factor, which its gradient needs."""
+    """The kernel, and for its gradient X and X Y of each factor."""
     X, saved = H[None, None], []
     for index, Y in enumerate(bases.unbind()):
         C = _rows(X) @ Y
@@ -64,7 +64,7 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
     @gradient_of(_kernel)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         _, bases, *saved = ctx.saved_tensors
-        gradients = bases.new_empty(bases.shape)  # contiguous, which the bases need not be
+        gradients = bases.new_empty(bases.shape)  # contiguous; the bases need not be
         for index in reversed(range(len(bases))):
             Y, X, C, dim = bases[index], saved[2 * index], saved[2 * index + 1], index % 2
             last = grad.narrow(dim, 1, X.shape[dim])
@@ -76,7 +76,7 @@ class _BlockOrthogonalKernel(torch.autograd.Function):
 
 
 def _rows(X: Tensor) -> Tensor:
-    """The rows of all taps below each other: products of two matrices are cheaper to call than of four dimensions."""
+    """The rows of all taps stacked: one product of two matrices is cheaper to call than one of four dimensions."""
     return X.flatten(0, -2)
 
 
@@ -84,13 +84,13 @@ def block_orthogonal_kernel(H: Tensor, R: Tensor) -> Tensor:
     """The kernel ``H [] B(P_1, Q_1) [] ... [] B(P_{k-1}, Q_{k-1})`` (Li et al. 2019, algorithm 1).
 
     Args:
-        H: semi-orthogonal ``(m, n)``, m <= n; being the thin side, it is multiplied first.
+        H: semi-orthogonal ``(m, n)``, m <= n. It is the thin side, so it is multiplied first.
         R: ``(2(k - 1), n, r)``; the columns of consecutive pairs span the ranges of P_j (first axis) and Q_j (second
             axis).
 
     Returns:
-        Kernel ``(k, k, m, n)`` whose polyphase matrix has orthonormal rows at every frequency, as far as :func:`whiten`
-        finds orthonormal bases, and norm at most 1 whatever R is.
+        Kernel ``(k, k, m, n)``. Its polyphase matrix has norm at most 1 for every R, and orthonormal rows at every
+        frequency if :func:`whiten` finds orthonormal bases.
 
     Raises:
         ValueError: if R is not finite (on an accelerator, NaN instead).

@@ -2,15 +2,15 @@
 
     y[o, p] = sum_{i, a} K[o, i, a] x[i, s p + a - b],        b = s floor(k / 2s), indices modulo the image size,
 
-for a stride s that divides k: ``s (k/s // 2)`` pixels are borrowed before and ``s ((k/s - 1) // 2)`` after. On the
-torus the adjoint is again a padded convolution, so the gradient of the image pads the (smaller) gradient of the output
-and never forms that of the padded image.
+for a stride s that divides k. The image is extended by ``s (k/s // 2)`` pixels before and ``s ((k/s - 1) // 2)`` after.
+On the torus the adjoint is again a padded convolution. So the gradient of the image pads the smaller gradient of the
+output and never forms the gradient of the padded image.
 
 A strided convolution is one of stride 1 on the pixel-unshuffled image, with the rearranged kernel
 
     K'[o, (i, r), q] = K[o, i, s q + r],        r in {0..s-1}^2.
 
-Both have the same singular values, so a stride costs no unshuffling of the image and no looseness in a bound.
+Both have the same singular values, so a stride needs no unshuffling and makes no bound looser.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lconvnet.ops.derivatives import plain_call
 
 
 def padding(kernel_size: int, stride: int = 1) -> tuple[int, int]:
-    """Pixels borrowed before and after.
+    """Pixels added before and after.
 
     >>> padding(3), padding(2), padding(4, stride=2)
     ((1, 1), (1, 0), (2, 0))
@@ -35,7 +35,7 @@ def padding(kernel_size: int, stride: int = 1) -> tuple[int, int]:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels last on a CPU, whose convolutions would otherwise copy into such a layout and back."""
+    """Channels last on a CPU: its convolutions would otherwise copy into that layout and back."""
     return torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
 
 
@@ -68,7 +68,7 @@ def _continued(x: Tensor, before: int, after: int, dim: int) -> Tensor:
 
 
 class _Conv2d(torch.autograd.Function):
-    """Also returns the padded image, so that a second derivative finds the way from there to the image."""
+    """Also returns the padded image, so that a second derivative can pass from it to the image."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, K: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ def _parameter_gradients(
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """What autocast does to an argument of a convolution."""
+    """Cast an argument of a convolution as autocast does."""
     return x if x.dtype == torch.float64 else x.to(dtype)
 
 
@@ -126,7 +126,7 @@ def conv2d(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) ->
         stride: s.
 
     Returns:
-        ``(B, co, h / s, w / s)``, on a CPU with the channels last in memory.
+        ``(B, co, h / s, w / s)``; on a CPU, channels last in memory.
 
     >>> conv2d(torch.arange(4.0).reshape(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).flatten().tolist()
     [6.0, 6.0, 6.0, 6.0]
@@ -143,8 +143,8 @@ def conv2d(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) ->
 def conv2d_adjoint(y: Tensor, K: Tensor, stride: int = 1) -> Tensor:
     """Adjoint of :func:`conv2d` without bias: ``<conv2d(x, K), y> = <x, conv2d_adjoint(y, K)>``.
 
-    ``y`` is (B, co, h / s, w / s), the result (B, ci, h, w): the transposed convolution of ``y`` with the padding
-    exchanged, without the k - s rows and columns at either end that a longer image would have had.
+    ``y`` is (B, co, h / s, w / s) and the result (B, ci, h, w). It is the transposed convolution of ``y`` with the two
+    paddings exchanged, cropped by the k - s extra rows and columns at either end.
     """
     before, after = padding(K.shape[-1], stride)
     return F.conv_transpose2d(pad(y, after // stride, before // stride), K, stride=stride, padding=K.shape[-1] - stride)
@@ -153,8 +153,8 @@ def conv2d_adjoint(y: Tensor, K: Tensor, stride: int = 1) -> Tensor:
 def to_strided(K: Tensor, stride: int) -> Tensor:
     """Kernel ``(co, ci s^2, k, k)`` on the unshuffled image to ``(co, ci, s k, s k)`` with stride s.
 
-    Channels of the unshuffled image are ordered as in :class:`torch.nn.PixelUnshuffle`. On a CPU the result has its
-    channels last in memory, as convolutions there take it.
+    Channels of the unshuffled image are ordered as in :class:`torch.nn.PixelUnshuffle`. On a CPU the result is channels
+    last in memory, the layout that convolutions expect there.
 
     >>> to_strided(torch.zeros(6, 12, 2, 2), 2).shape
     torch.Size([6, 3, 4, 4])
@@ -162,7 +162,7 @@ def to_strided(K: Tensor, stride: int) -> Tensor:
     if stride == 1:
         return K
     out_channels, channels, k, _ = K.shape
-    # taps first, as kernels are made: the gradient then arrives in that order and is not copied again
+    # taps first, the order in which kernels are built: the gradient then arrives in that order and needs no copy
     phases = K.permute(2, 3, 0, 1).reshape(k, k, out_channels, channels // stride**2, stride, stride)
     if memory_format(K) == torch.contiguous_format:
         return phases.permute(2, 3, 0, 4, 1, 5).reshape(out_channels, -1, stride * k, stride * k)
@@ -171,7 +171,7 @@ def to_strided(K: Tensor, stride: int) -> Tensor:
 
 
 def to_unshuffled(K: Tensor, stride: int | tuple[int, int]) -> Tensor:
-    """Inverse of :func:`to_strided`; strides along height and width may differ, and zeros fill a side up to a multiple.
+    """Inverse of :func:`to_strided`. The two strides may differ; zeros extend each side to a multiple of its stride.
 
     >>> to_unshuffled(torch.zeros(6, 3, 3, 3), 2).shape, to_unshuffled(torch.zeros(6, 3, 3, 3), (1, 2)).shape
     (torch.Size([6, 12, 2, 2]), torch.Size([6, 6, 3, 2]))
@@ -187,7 +187,7 @@ def to_unshuffled(K: Tensor, stride: int | tuple[int, int]) -> Tensor:
 
 
 def is_conv2x2(x: Tensor, K: Tensor, stride: int) -> bool:
-    """Whether an image (B, ci, h, w), unshuffled by a stride, has 2 x 2 pixels and the kernel as many taps.
+    """Whether an image (B, ci, h, w) unshuffled by a stride has 2 x 2 pixels, and the kernel 2 x 2 taps.
 
     >>> x = torch.zeros(1, 3, 4, 4)
     >>> is_conv2x2(x, torch.zeros(8, 12, 2, 2), stride=2), is_conv2x2(x, torch.zeros(8, 3, 2, 2), stride=1)
@@ -197,14 +197,14 @@ def is_conv2x2(x: Tensor, K: Tensor, stride: int) -> bool:
 
 
 def conv2x2(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """The map of :func:`conv2d` on the torus of 2 x 2 pixels, where signs make it four products of matrices.
+    """:func:`conv2d` on the torus of 2 x 2 pixels: four matrix products, after a change of signs.
 
     The characters of Z_2 x Z_2 are ``chi_f(p) = (-1)^{f . p}``. With ``S = (chi_f(p))``, for which ``S S^T = 4 I``,
 
         y[p] = b + sum_a K[a] x[p + a - 1]    becomes    (S y)_f = 4 b [f = 0] + (sum_a chi_f(a - 1) K[a]) (S x)_f,
 
-    one product per frequency. A critic's last convolution is one of these. Any number of derivatives; under autocast
-    the products are in half precision.
+    one product per frequency. A critic's last convolution has this size. It can be differentiated any number of times;
+    under autocast the products are in half precision.
 
     Args:
         x: ``(B, ci, 2 s, 2 s)``.
@@ -213,13 +213,13 @@ def conv2x2(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) -
         stride: s.
 
     Returns:
-        ``(B, co, 2, 2)``, in memory pixels first.
+        ``(B, co, 2, 2)``, pixels first in memory.
 
     >>> conv2x2(torch.arange(4.0).reshape(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).flatten().tolist()
     [6.0, 6.0, 6.0, 6.0]
     """
     out_channels, channels = K.shape[:2]
-    batch = x.shape[0]  # not len(x), which a recorded graph takes for a constant
+    batch = x.shape[0]  # not len(x): a recorded graph would treat it as a constant
     pixels = x.reshape(batch, channels // stride**2, 2, stride, 2, stride).permute(2, 4, 0, 1, 3, 5)
     S = _signs(x)
     u = _mix(S, pixels, batch, channels)
@@ -230,7 +230,7 @@ def conv2x2(x: Tensor, K: Tensor, bias: Tensor | None = None, stride: int = 1) -
 
 
 def _signs(like: Tensor) -> Tensor:
-    """The matrix S, made on the device so that nothing is copied to it."""
+    """The matrix S, built on the device so that nothing is copied to it."""
     index = torch.arange(4, device=like.device)
     common = index[:, None] & index
     return (1 - 2 * ((common ^ (common >> 1)) & 1)).to(like.dtype)

@@ -1,8 +1,8 @@
-"""Hand-written gradients as shortcuts, which only plain calls take.
+"""Hand-written gradients as shortcuts for plain calls.
 
-A function made of PyTorch's own operations can be differentiated again, forwards and in batches, and can be traced. A
-hand-written gradient is faster, but serves one plain gradient only. So each one has such a function beside it, which
-takes over if more may be asked for: no transform sees the shortcut.
+A function of PyTorch's own operations can be differentiated twice, in forward mode and in batches, and can be traced. A
+hand-written gradient is faster but gives only one plain gradient. So each has such a function beside it, which takes
+over if the caller may need more: no transform sees the shortcut.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.autograd import forward_ad
 
 
 def plain_call(*tensors: Tensor | None) -> bool:
-    """Whether no transform of ``torch.func``, no derivative in forward mode, no trace and no export sees these.
+    """Whether the tensors are free of ``torch.func`` transforms, forward-mode derivatives, traces and exports.
 
-    A compiler follows hand-written gradients, so it gets them; an exported program would lose them.
+    A compiler keeps hand-written gradients, so it may use them; an exported program would lose them.
 
     >>> x = torch.ones(2)
     >>> plain_call(x), torch.func.vmap(lambda row: row + plain_call(row))(x).tolist()
@@ -27,7 +27,7 @@ def plain_call(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting()
-    recording = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0  # the latter as by make_fx
+    recording = torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0  # make_fx does the latter
     if recording or torch._C._are_functorch_transforms_active():
         return False
     return not any(t is not None and _watched(t) for t in tensors)
@@ -40,11 +40,11 @@ def _watched(tensor: Tensor) -> bool:
 
 
 def gradient_of(function: Callable[..., Tensor]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a hand-written ``backward`` that of ``function``, which takes over if the gradient is not a plain one.
+    """Decorate a hand-written ``backward`` of ``function``; ``function`` takes over if the gradient is not a plain one.
 
-    The saved tensors must begin with the inputs that are tensors; other inputs come last, as ``ctx.constants``.
-    Autocast is off: `backward` may be called inside a region of it, and a compiler calls it in that of the forward pass
-    (`torch.amp.custom_bwd` is for one device type).
+    The saved tensors must begin with the tensor inputs; other inputs come last, as ``ctx.constants``. Autocast is off:
+    `backward` may run inside an autocast region, and a compiler runs it in the region of the forward pass.
+    (`torch.amp.custom_bwd` serves one device type only.)
     """
 
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
-"""What bounds need of float64: weights as exact numbers, norms from above, and subnormal numbers that are kept.
+"""Float64 for bounds: weights as exact numbers, upper bounds on norms, and a check that subnormal numbers survive.
 
-A row is brought near 1 by a power of two, which is exact, before its entries are squared: what underflows then is
-nothing beside the largest entry.
+Before the entries of a row are squared, an exact power of two brings it near 1. What underflows then is negligible
+beside the largest entry.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 from lconvnet.ops.rounding import gamma
 
 LEAST = 5e-324  # the least positive float64
-GRAIN = 32768  # entries that torch gives to one thread at least
-STEP = 1024  # one entry in so many is subnormal, since these are slow
+GRAIN = 32768  # least number of entries that torch gives one thread
+STEP = 1024  # one entry in STEP is subnormal, because these are slow
 
 
 def to_float64(tensor: Tensor, name: str = "weight") -> Tensor:
-    """The same numbers in float64 on the CPU, where matrix products are plain sums; refuses NaN and infinity.
+    """The same numbers in float64 on the CPU, where matrix products are plain sums. Refuses NaN and infinity.
 
     >>> to_float64(torch.ones(2)).dtype
     torch.float64
@@ -36,7 +36,7 @@ def to_float64(tensor: Tensor, name: str = "weight") -> Tensor:
 def row_norms(A: Tensor) -> Tensor:
     """Upper bounds on the l2 norms of the rows of ``(m, n)`` in float64: ``(m,)``; 0 for a row of zeros.
 
-    Each entry may have been rounded a few times before.
+    The bound allows for a few earlier roundings of each entry.
 
     >>> row_norms(torch.tensor([[3e-200, 4e-200], [0.0, 0.0]], dtype=torch.float64)).tolist()
     [5.0000000000000063e-200, 0.0]
@@ -48,21 +48,21 @@ def row_norms(A: Tensor) -> Tensor:
 
 
 def rescaled(G: Tensor) -> tuple[Tensor, Tensor]:
-    """Each of ``(F, ...)`` with its largest entry near 1, by an exact power of two, whose exponent ``(F,)`` follows."""
+    """Scale each of ``(F, ...)`` by an exact power of two to a largest entry near 1; also the exponents ``(F,)``."""
     shift = torch.frexp(G.abs().flatten(1).amax(dim=1)).exponent.long().clamp(-1000, 1000)
     return G * power_of_two(-shift).reshape(-1, *[1] * (G.ndim - 1)), shift
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
-    """Exactly ``2^exponent`` in float64 for exponents in [-1022, 1023]: written into the bits, since ``torch.ldexp``
-    rounds to float32."""
+    """Exactly ``2^exponent`` in float64 for exponents in [-1022, 1023], set bit by bit: ``torch.ldexp`` rounds to
+    float32."""
     return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
 def refuse_flushing() -> None:
     """Raise ``ValueError`` if a thread replaces subnormal numbers by 0, as after ``torch.set_flush_denormal(True)``.
 
-    Threads that were started meanwhile keep doing so when it is switched off.
+    Threads that started under that setting keep flushing after it is switched off.
 
     >>> refuse_flushing()
     """
@@ -75,7 +75,7 @@ def refuse_flushing() -> None:
 
 
 def _flushed(entries: int) -> bool:
-    """Whether a product in any thread is 0; its bits are compared, since a comparison may replace them, too."""
+    """Whether a product in any thread is 0. It compares bits, because a comparison of floats may flush, too."""
     numbers = torch.ones(entries, dtype=torch.float64)
     numbers[::STEP] = LEAST
     return bool(((numbers * 1.0).view(torch.int64)[::STEP] == 0).any())

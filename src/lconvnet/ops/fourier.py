@@ -2,7 +2,7 @@
 
     K_hat(w) = sum_a K[:, :, a] exp(-i <w, a>),        w = 2 pi (u / height, v / width),
 
-on the half plane v <= width / 2; the rest is conjugate, as K is real. No image is too small for a kernel.
+on the half plane v <= width / 2; the rest is conjugate because K is real. The image may be smaller than the kernel.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 WELL_CONDITIONED = 1e-8
-"""If the extreme eigenvalues of a Gram matrix have a larger ratio, it gives the singular values without real loss."""
+"""Least ratio of the extreme eigenvalues at which a Gram matrix gives the singular values without real loss."""
 
-CHUNKS_PER_WORKER = 4  # at least: workers then end together although some matrices take longer
-CHUNK_ELEMENTS = 2**19  # at most: what a chunk needs stays near the processor; one matrix may be larger
+CHUNKS_PER_WORKER = 4  # at least: then workers finish together even if some matrices take longer
+CHUNK_ELEMENTS = 2**19  # at most, so that a chunk fits into the cache; a single matrix may be larger
 
 
 def phases(size: tuple[int, int], taps: tuple[int, int], step: int) -> Iterator[Tensor]:
@@ -55,9 +55,9 @@ def by_taps(K: Tensor) -> Tensor:
 
 
 def transfer_matrices(K: Tensor, size: tuple[int, int]) -> Tensor:
-    """``K_hat``, ``(height (width // 2 + 1), co, ci)``, complex, of the precision of K: one axis after the other.
+    """``K_hat``, ``(height (width // 2 + 1), co, ci)``, complex, in the precision of K.
 
-    For the few taps of a kernel, two products are faster than the transform of a kernel filled up to the image.
+    One product per axis: for few taps this is faster than the Fourier transform of a kernel padded to the image.
 
     Raises:
         ValueError: for an image without pixels.
@@ -78,8 +78,8 @@ def circular_singular_values(K: Tensor, size: tuple[int, int]) -> Tensor:
         size: image size (h, w).
 
     Returns:
-        Float64 tensor of ``h w min(co, ci)`` values, off by at most ``1e4 n eps / 2`` of the largest, n = min(co, ci),
-        and by round-off typically: not rounded outward.
+        Float64 tensor of ``h w min(co, ci)`` values, not rounded outward. The error is at most ``1e4 n eps / 2`` of the
+        largest, n = min(co, ci), and typically round-off.
 
     >>> circular_singular_values(torch.ones(1, 1, 2, 2) / 4, (2, 2)).round(decimals=12).tolist()
     [1.0, 0.0, 0.0, 0.0]
@@ -92,8 +92,8 @@ def circular_singular_values(K: Tensor, size: tuple[int, int]) -> Tensor:
 def _singular_values(A: Tensor) -> Tensor:
     """Singular values of ``(N, m, n)`` matrices, unordered: roots of the eigenvalues of the smaller Gram matrix.
 
-    Several times faster than a decomposition of A. An eigenvalue is off by ``n eps`` of the largest at most, hence its
-    root by ``n eps cond(A) / 2``; if the condition number exceeds 1e4, A itself is decomposed.
+    Several times faster than a decomposition of A. An eigenvalue is off by at most ``n eps`` of the largest, so its
+    root by ``n eps cond(A) / 2``. If the condition number exceeds 1e4, A itself is decomposed.
     """
     scale = A.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     A = A / scale
@@ -107,8 +107,8 @@ def _singular_values(A: Tensor) -> Tensor:
 def map_batch(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """``function(batch)`` for a function that treats the N matrices of ``(N, m, n)`` one by one, one thread each.
 
-    A decomposition of a few hundred rows gains nothing from a second thread, so the batch is spread over the threads.
-    An accelerator has its own batched routines, and a gradient is recorded in the calling thread: both get one call.
+    A decomposition of a few hundred rows gains nothing from a second thread, so the threads share the batch. An
+    accelerator has batched routines, and a gradient is recorded in the calling thread: both get one call.
     """
     workers = torch.get_num_threads()
     if workers == 1 or batch.requires_grad or batch.device.type != "cpu" or len(batch) < 2:
@@ -118,4 +118,4 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return torch.cat(list(pool.map(function, batch.split(max(1, size)))))
     finally:
-        torch.set_num_threads(workers)  # a worker's setting is its own, but later threads would inherit it
+        torch.set_num_threads(workers)  # each worker has its own setting, but later threads would inherit it

@@ -1,4 +1,4 @@
-"""What makes a module compute something else than its class says."""
+"""Hooks and replaced methods, with which a module computes something other than its class says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules import module as every
 
 
 def altered(module: nn.Module) -> str:
-    """The method of this one module that was replaced, "forward" where it has a forward hook; empty where nothing was.
+    """The name of a method that this module replaces, "forward" if it has a forward hook, else an empty string.
 
     >>> relu = nn.ReLU()
     >>> altered(relu)
@@ -28,14 +28,14 @@ def altered(module: nn.Module) -> str:
 
 
 def _replaces(value: Any, module: nn.Module, name: str) -> bool:
-    """Whether an attribute hides a method of the class, other than by that method itself, as Fabric leaves it."""
+    """Whether an attribute hides a method of the class. Fabric leaves the method itself there, which does not count."""
     method = getattr(type(module), name, None)
     own = getattr(value, "__func__", None) is method and getattr(value, "__self__", None) is module
     return callable(method) and not own
 
 
 def require_module(network: Any, name: str = "network") -> None:
-    """Raise ``ValueError`` for what is not a module, or holds one under a name by which it cannot be found.
+    """Raise ``ValueError`` if this is not a module, or holds one under a name that cannot be looked up.
 
     >>> require_module([nn.ReLU()])
     Traceback (most recent call last):
@@ -55,13 +55,13 @@ def require_module(network: Any, name: str = "network") -> None:
 
 
 def require_numbers(module: nn.Module, name: str = "network") -> None:
-    """Raise ``ValueError`` where a tensor of a module is on the meta device."""
+    """Raise ``ValueError`` if a tensor of a module is on the meta device."""
     if any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())):
         raise ValueError(f"{name} is on the meta device, where weights have no numbers: load them first")
 
 
 def refuse_global_hooks() -> None:
-    """Raise ``ValueError`` where a hook on all modules changes what each of them computes."""
+    """Raise ``ValueError`` if a global hook changes the output of every module."""
     if every._global_forward_hooks or every._global_forward_pre_hooks:
         raise ValueError(
             "torch.nn.modules.module has a global forward hook, so no module's type says what it computes: remove it"
@@ -69,8 +69,8 @@ def refuse_global_hooks() -> None:
 
 
 def refuse_foreign(network: nn.Module) -> None:
-    """Raise ``ValueError`` where a call need not be what a module's class and numbers say: global hooks, modules that
-    were compiled, tensors of a class or a layout of their own, which bring their own functions."""
+    """Raise ``ValueError`` if a call may differ from what a module's class and numbers say: global hooks, compiled
+    modules, and tensors of another class or layout, which bring their own functions."""
     refuse_global_hooks()
     for name, module in network.named_modules():
         if module._compiled_call_impl is not None:

@@ -1,4 +1,4 @@
-"""What a batch of images must be before anything is claimed about it."""
+"""Checks of images, labels and radii before anything is claimed about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAST_SIDE = 8  # of an image; smaller ones may be features
 
 
 def check_images(images: Tensor) -> Tensor:
-    """Return the images, or say what is wrong with them: floats in [0, 1], shape ``(B, ...)``, no NaN.
+    """Return the images: floats in [0, 1], shape ``(B, ...)``, no NaN. ValueError says what is wrong.
 
     >>> check_images(torch.zeros(2, 1, 4, 4)).shape
     torch.Size([2, 1, 4, 4])
@@ -45,7 +45,7 @@ def check_images(images: Tensor) -> Tensor:
 
 
 def channels_last(shape: Sequence[int]) -> bool:
-    """Whether a shape can only be meant as `(B, H, W, C)`: a network of dense layers would take that for other pixels.
+    """Whether a shape can only mean `(B, H, W, C)`; dense layers would read its pixels in the wrong order.
 
     >>> channels_last((8, 32, 32, 3)), channels_last((8, 3, 32, 32)), channels_last((8, 64, 3, 3))
     (True, False, False)
@@ -54,7 +54,7 @@ def channels_last(shape: Sequence[int]) -> bool:
 
 
 def check_labels(labels: Tensor, images: int) -> Tensor:
-    """Return the labels, or say what is wrong with them: one integer class for each image.
+    """Return the labels: one integer class per image. ValueError says what is wrong.
 
     >>> check_labels(torch.tensor([3, 1]), 2).tolist()
     [3, 1]
@@ -74,7 +74,7 @@ def check_labels(labels: Tensor, images: int) -> Tensor:
 
 
 def check_eps(eps: float) -> float:
-    """Return the l2 radius as a float, refusing NaN, infinity, negative numbers and what is not one number.
+    """Return the l2 radius as a float. Refuses NaN, infinity, negative numbers and anything but one number.
 
     >>> check_eps(1)
     1.0
@@ -88,7 +88,7 @@ def check_eps(eps: float) -> float:
 
 
 def is_finite_number(value: object) -> bool:
-    """Whether this is one finite real number: a Python or NumPy number or a tensor of one element, but no text.
+    """Whether this is one finite real number: a Python or NumPy number or a one-element tensor, but not text.
 
     >>> [is_finite_number(value) for value in (1, torch.tensor(0.5), "0.5", None, True, math.inf)]
     [True, True, False, False, False, False]
@@ -97,7 +97,7 @@ def is_finite_number(value: object) -> bool:
         return False
     try:
         return (not isinstance(value, Tensor) or value.numel() == 1) and math.isfinite(value)
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer beyond the range of floats
         return False
 
 

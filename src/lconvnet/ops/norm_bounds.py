@@ -13,8 +13,8 @@ the final 2^t-th root,
 
     |G|_2 <= |G_t|_F^(2^-t),        relative slack at most r^(2^-(t+1)) - 1 with r the rank.
 
-G is rescaled by powers of two, which is exact, and the exponents are kept as integers; the root is t square roots, each
-followed by a step upward; what the products can have lost is added at the end.
+G is rescaled by powers of two, which is exact, and the exponents are kept as integers. The root is t square roots, each
+followed by a step upward. A bound on the rounding of the products is added at the end.
 
 Sources: Delattre et al. 2023 (matrices) and 2024 (kernels), Pfister & Bresler 2019 (grids).
 """
@@ -43,8 +43,8 @@ def self_correlation(G: Tensor) -> Tensor:
         G: kernel ``(p, q, kh, kw)``.
 
     Returns:
-        ``(p, p, 2 kh - 1, 2 kw - 1)``; lag 0 sits in the middle. Only half the lags are summed, the others
-        are their transposes.
+        ``(p, p, 2 kh - 1, 2 kw - 1)`` with lag 0 in the middle. Only half the lags are summed; the others are their
+        transposes.
 
     >>> self_correlation(torch.ones(1, 1, 1, 2)).flatten().tolist()
     [1.0, 2.0, 1.0]
@@ -65,15 +65,15 @@ def residual_bound(weight: Tensor, *, stride: int = 1) -> float:
     """The bound ``sqrt(1 + rho)`` on the norm of a matrix or a convolution, tight if it is nearly orthogonal.
 
     Args:
-        weight: matrix ``(m, n)`` or kernel ``(co, ci, kh, kw)``, any floating dtype; read as exact numbers.
-        stride: stride of the convolution. The unshuffled kernel is then bounded: this holds for zero padding, and for
-            circular padding if both sides of the image are multiples of the stride.
+        weight: matrix ``(m, n)`` or kernel ``(co, ci, kh, kw)`` of any floating dtype, read as exact numbers.
+        stride: stride of the convolution. The bound is that of the unshuffled kernel. It holds for zero padding, and
+            for circular padding if both sides of the image are multiples of the stride.
 
     Returns:
-        The bound, rounded outward; infinite when the numbers are too large for the formula.
+        The bound, rounded outward; infinite if the numbers are too large for the formula.
 
     Raises:
-        ValueError: for another number of dimensions, and an empty, non-float or non-finite weight.
+        ValueError: for another number of dimensions, or an empty, non-float or non-finite weight.
 
     >>> 1 <= residual_bound(torch.eye(8)) < 1 + 1e-14
     True
@@ -98,7 +98,7 @@ def residual_bound(weight: Tensor, *, stride: int = 1) -> float:
 
 
 def as_kernel(weight: Tensor, stride: int = 1) -> Tensor:
-    """A matrix as a 1 x 1 kernel, a strided kernel as its polyphase kernel.
+    """Return a matrix as a 1 x 1 kernel, and a strided kernel as its polyphase kernel.
 
     >>> as_kernel(torch.zeros(3, 2)).shape, as_kernel(torch.zeros(4, 2, 3, 3), 2).shape
     (torch.Size([3, 2, 1, 1]), torch.Size([4, 8, 2, 2]))
@@ -113,7 +113,7 @@ def dense_bound(matrix: Tensor, *, steps: int = 20) -> float:
 
     Args:
         matrix: ``(m, n)``.
-        steps: t; 20 leaves 3e-6 for rank 512, even if all singular values are nearly the same.
+        steps: t; the slack at 20 is 3e-6 for rank 512, even if all singular values are nearly equal.
 
     >>> 1 <= dense_bound(torch.eye(4)) < 1 + 1e-6
     True
@@ -129,7 +129,7 @@ def circular_bound(K: Tensor, size: tuple[int, int], *, steps: int = 12) -> floa
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
-        size: (h, w); an axis with one tap needs one frequency only.
+        size: (h, w); an axis with one tap needs only one frequency.
 
     >>> 1 <= circular_bound(torch.ones(1, 1, 2, 2) / 4, (8, 8)) < 1 + 1e-12
     True
@@ -143,14 +143,14 @@ def circular_bound(K: Tensor, size: tuple[int, int], *, steps: int = 12) -> floa
 
 
 def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 10) -> float:
-    """A bound on ``sup_w |K_hat(w)|_2``, so for every image size, circular or zero padded, from N x N frequencies.
+    """A bound on ``sup_w |K_hat(w)|_2`` from N x N frequencies: for every image size, circular or zero padded.
 
         |K|_sup <= M_N prod_axes min( 1 / cos(pi t / 2),  (1 - t)^(-1/2) ),        t = (k - 1) / N
 
-    with M_N the maximum over the grid. The first holds because Re v* K_hat u is, up to a shift, a trigonometric
-    polynomial of degree (k - 1) / 2: within delta of its maximum it is at least cos((k - 1) delta / 2) times that
-    (M. Riesz; Ehlich & Zeller 1964), and a frequency of the grid lies within pi / N. The second (Pfister & Bresler
-    2019) is better below N = 2 (k - 1).
+    where M_N is the maximum over the grid. The first factor holds because Re v* K_hat u is, up to a shift, a
+    trigonometric polynomial of degree (k - 1) / 2. Within delta of its maximum it is at least cos((k - 1) delta / 2)
+    times that maximum (M. Riesz; Ehlich & Zeller 1964), and a frequency of the grid lies within pi / N. The second
+    factor (Pfister & Bresler 2019) is better below N = 2 (k - 1).
 
     Args:
         K: kernel ``(co, ci, kh, kw)``, stride 1.
@@ -167,12 +167,12 @@ def grid_bound(K: Tensor, *, grid: int = 64, steps: int = 10) -> float:
 
 
 def _between(t: float) -> float:
-    """How much larger than on the grid a polynomial may be between its points."""
+    """The factor for one axis: how far the maximum may exceed that on the grid."""
     return 1 / math.cos(math.pi * t / 2) if t <= 0.5 else 1 / math.sqrt(1 - t)
 
 
 def kernel_space_bound(K: Tensor, *, steps: int = 3) -> float:
-    """A bound on ``sup_w |K_hat(w)|_2``, so for every image size, circular or zero padded (Delattre et al. 2024).
+    """A bound on ``sup_w |K_hat(w)|_2``: for every image size, circular or zero padded (Delattre et al. 2024).
 
         |K|_sup <= (max_i sum_{j, s} |H_ij(s)|)^(2^-t),        H the t-fold self-correlation
 
@@ -203,12 +203,12 @@ def kernel_space_bound(K: Tensor, *, steps: int = 3) -> float:
 
 
 def unfolding_bound(K: Tensor, *, steps: int = 12) -> float:
-    """A bound on ``sup_w |K_hat(w)|_2``, so for every image size, circular or zero padded (Singla & Feizi 2021).
+    """A bound on ``sup_w |K_hat(w)|_2``: for every image size, circular or zero padded (Singla & Feizi 2021).
 
         |K|_sup <= sqrt(kh kw) min(|R|, |S|, |T|, |U|)_2
 
-    with the unfoldings (co kh, ci kw), (co kw, ci kh), (co, ci kh kw), (co kh kw, ci), their norms from Gram iteration.
-    Exact for a reshaped orthogonal kernel (RKO).
+    with the unfoldings (co kh, ci kw), (co kw, ci kh), (co, ci kh kw), (co kh kw, ci) and their norms from Gram
+    iteration. Exact for a reshaped orthogonal kernel (RKO).
 
     >>> 1 <= unfolding_bound(torch.ones(1, 1, 2, 2) / 4) < 1 + 1e-12
     True
@@ -228,8 +228,8 @@ def unfolding_bound(K: Tensor, *, steps: int = 12) -> float:
 def spectrum_bound(weight: Tensor, size: tuple[int, int]) -> float:
     """The largest singular value of ``K_hat(w)`` at all frequencies of an h x w image by SVD, rounded outward.
 
-    An upper bound given that LAPACK's singular values, which are backward stable, are within 32 max(m, n) u of the
-    norm (Sedghi et al. 2019).
+    It is an upper bound if LAPACK's backward-stable singular values are within 32 max(m, n) u of the norm (Sedghi et
+    al. 2019).
 
     Args:
         weight: kernel ``(co, ci, kh, kw)``, stride 1, or matrix ``(m, n)``; a matrix ignores the size.
@@ -247,15 +247,15 @@ def spectrum_bound(weight: Tensor, size: tuple[int, int]) -> float:
 def _largest_norm(G: Tensor, steps: int, known: float = 0.0) -> float:
     """An upper bound on the largest norm among the matrices ``(F, m, n)``, or ``known`` if that is larger.
 
-    A matrix whose bound after i products is below ``known``, or below what another one certainly reaches (its own bound
-    over ``r^(2^-(i+1))``), is not squared further; the bound it had counts.
+    A matrix is not squared further if its bound after i products is below ``known``, or below the norm that another
+    matrix certainly has (that one's bound over ``r^(2^-(i+1))``). Its last bound counts.
     """
     if steps < 0:
         raise ValueError(f"steps={steps} must not be negative")
     longer, rank = max(G.shape[-2:]), min(G.shape[-2:])
-    # Relative error of a computed |G|_F, and of all products together: each weighs half of the one before it.
+    # Relative error of a computed |G|_F, and of all products together: each weighs half as much as the one before.
     norm_error, slack = gamma(2 * rank * longer + 8), 2 * rank * gamma(4 * longer + 4)
-    G, exponent = rescaled(G if G.shape[-2] >= G.shape[-1] else G.mT)  # products have the smaller side
+    G, exponent = rescaled(G if G.shape[-2] >= G.shape[-1] else G.mT)  # so that products have the smaller side
     largest = known
     for i in range(steps + 1):
         bounds = _root(torch.linalg.matrix_norm(G) * (1 + norm_error), exponent, i) * (1 + slack + norm_error)
@@ -289,7 +289,7 @@ def _transfer_chunks(K: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def _transfer_error(K: Tensor) -> float:
-    """What rounding can have changed in a ``K_hat(w)``: 30 u for a phase and u for every addition, times their sum."""
+    """A bound on the rounding error of ``K_hat(w)``: 30 u per phase and u per addition, times the absolute sum."""
     taps = K.shape[2] * K.shape[3]
     total = float(row_norms(by_taps(K)).sum())
     return (32 + 4 * taps) * UNIT_ROUNDOFF * total if taps > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Types of the numbers that options take. Python callers are not held to them; a configuration is."""
+"""Types of the numbers that options take. A configuration is checked against them; Python callers are not."""
 
 import re
 from fractions import Fraction as Exact
@@ -10,7 +10,7 @@ QUOTIENT = re.compile(r"([-+]?[0-9]{1,40}(?:\.[0-9]{1,40})?) ?/ ?([0-9]{1,40}(?:
 
 
 def quotient(value: Any) -> Any:
-    """Return the float nearest to a fraction; anything else as it is. Raises ValueError for a division by zero.
+    """Return the float nearest to a fraction, and anything else unchanged. Raises ValueError for a division by zero.
 
     >>> quotient("36/255"), quotient("a/b"), quotient(2)
     (0.1411764705882353, 'a/b', 2)

@@ -1,30 +1,30 @@
-"""Orthogonalisation as an engine: which algorithm makes a matrix orthogonal.
+"""Engines: the algorithms that make a matrix orthogonal.
 
-An engine is a function from a matrix to a semi-orthogonal one with the same row space (column space, if tall): its
-polar factor for all but ``cholesky``. Near singular matrices every engine is a contraction and continuous.
+An engine is a function from a matrix to a semi-orthogonal one with the same row space (column space, if tall). For all
+but ``cholesky`` it is the polar factor. Near singular matrices every engine is a contraction and continuous.
 ``orthogonalize`` picks one by device and dtype and runs it with autocast disabled in at least float32.
 
-**The polar factor through eigenvalues**, with its implicit gradient, for any matrix, singular ones included.
+**The polar factor through eigenvalues**, with its implicit gradient, for any matrix, even a singular one.
 The polar factor of a wide matrix W (m <= n) is the nearest semi-orthogonal matrix,
 
     U = R W,        R = f(S),   S = W W^T,        f(x) = x^{-1/2} for x >= rho,       rho = RIDGE |S|_F.
 
 Below rho, where W is nearly singular, f is the Taylor polynomial at rho, ``(1 + t/2 + 3/8 t^2) / sqrt(rho)`` with
-``t = 1 - x / rho``: what a quintic Newton-Schulz step makes of ``W / sqrt(rho)``. So U is a contraction and a smooth
-function of W with slopes below ``2 / sqrt(rho)``; a direction that vanishes in a singular matrix is lost and found
-again. RIDGE is part of the function, hence the same in float32 and float64.
+``t = 1 - x / rho``: a quintic Newton-Schulz step on ``W / sqrt(rho)``. So U is a contraction and a smooth function of W
+with slopes below ``2 / sqrt(rho)``. A direction that W loses at a singular matrix can come back. RIDGE is part of the
+function, so it is the same in float32 and float64.
 
-Only S is decomposed, S = Q diag(x) Q^T, and only m x m matrices are needed to differentiate f,
+Only S is decomposed, S = Q diag(x) Q^T, and the derivative of f needs only m x m matrices,
 
-    dl/dS = Q [ (Q^T dl/dR Q)_{ij} (f(x_i) - f(x_j)) / (x_i - x_j) ] Q^T + what rho changes,     dl/dW = 2 dl/dS W,
+    dl/dS = Q [ (Q^T dl/dR Q)_{ij} (f(x_i) - f(x_j)) / (x_i - x_j) ] Q^T + (term of rho),     dl/dW = 2 dl/dS W,
 
-with divided differences in closed form. Forming U costs five m^2 n products, forward and backward together; applying it
-to B vectors as ``x U^T = (x W^T) R`` costs two, and R is never formed: with z = x W^T and g = dl/d(z R),
-``Q^T dl/dR Q = (z Q)^T (g Q)`` needs products with B rows only.
+with divided differences in closed form. Forming U costs five m^2 n products, forward and backward together. Applying it
+to B vectors as ``x U^T = (x W^T) R`` costs two and never forms R: with z = x W^T and g = dl/d(z R), the product
+``Q^T dl/dR Q = (z Q)^T (g Q)`` has only B rows.
 
 Derivatives of an eigen-decomposition divide by differences of eigenvalues, which are 0 for a multiple of an orthogonal
-matrix. If more than a plain gradient is asked for, R is made by iterations of sums and inverses, which PyTorch
-differentiates any number of times (Higham 2008, chapters 5 and 6):
+matrix. If the caller needs more than a plain gradient, iterations of sums and inverses compute R. PyTorch can
+differentiate these any number of times (Higham 2008, chapters 5 and 6):
 
     sign:            X <- (c X + (c X)^{-1}) / 2                                  (Newton, scaled by Byers & Xu 2008)
     inverse root:    Y <- (Y + Z^{-1}) / 2,   Z <- (Z + Y^{-1}) / 2               (Denman & Beavers 1976)
@@ -46,8 +46,8 @@ from lconvnet.ops.products import NOT_FINITE, frobenius_norm, gram, unit_scaled
 from lconvnet.ops.whitening import cholesky, cholesky_linear
 
 RIDGE = 2.0**-16
-RESOLUTION = 2.0**-40  # eigenvalues nearer to 0, relative to the norm, get a number between -1 and 1 as their sign
-ROOT_STEPS = 14  # nine bring roots of condition numbers up to 2^16 within a factor of 2 of 1, each later one squares
+RESOLUTION = 2.0**-40  # eigenvalues nearer to 0, relative to the norm, get a "sign" between -1 and 1
+ROOT_STEPS = 14  # nine reach a factor of 2 for condition numbers up to 2^16; each later one squares the error
 
 
 class _Roots(NamedTuple):
@@ -62,8 +62,8 @@ class _Roots(NamedTuple):
     def of(cls, W: Tensor) -> _Roots:
         """Roots for a matrix whose largest entry is in [1/2, 1), or that is 0.
 
-        Eigenvalues are raised by two roundings of their norm: in float32, norms of U then exceed 1 by at most 1e-4, as
-        measured up to 512 x 4096.
+        Eigenvalues are raised by two roundings of their norm. In float32, norms of U then exceed 1 by at most 1e-4
+        (measured up to 512 x 4096).
         """
         try:
             x, Q = torch.linalg.eigh(gram(W))
@@ -88,8 +88,8 @@ class _Roots(NamedTuple):
 def _divided_differences(x: Tensor, rho: Tensor) -> Tensor:
     """``(f(x_i) - f(x_j)) / (x_i - x_j)``, and the derivative where the two are equal.
 
-    f is a function of ``max(x, rho)`` plus one of ``min(x, rho)``: the mean of their divided differences, weighted by
-    how much of the way from x_i to x_j lies above rho.
+    f is a function of ``max(x, rho)`` plus one of ``min(x, rho)``. So this is the mean of their divided differences,
+    weighted by the share of the interval from x_i to x_j that lies above rho.
     """
     h, t = torch.maximum(x, rho).sqrt(), (1 - x / rho).clamp_min(0)
     rows, columns = h.unsqueeze(-1), h.unsqueeze(-2)
@@ -98,7 +98,7 @@ def _divided_differences(x: Tensor, rho: Tensor) -> Tensor:
     way = (x.unsqueeze(-1) - x.unsqueeze(-2)).abs()
     part = (torch.maximum(x, rho).unsqueeze(-1) - torch.maximum(x, rho).unsqueeze(-2)).abs()
     share = torch.where(way > 0, part / way, (x >= rho).to(x.dtype).unsqueeze(-1))
-    return share * above + (1 - share) * below  # in this order: below may be by far the larger one
+    return share * above + (1 - share) * below  # in this order: below may be far larger
 
 
 def _positive_part(S: Tensor) -> Tensor:
@@ -200,8 +200,8 @@ def polar_eigh(W: Tensor) -> Tensor:
         W: matrices ``(..., m, n)``, float32 or float64.
 
     Returns:
-        The same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, provided that the smallest singular value s has
-        ``s^2 >= 2^-16 |W W^T|_F``; else a contraction. The residual is about ``eps * cond(W)^2`` in float32, and
+        The same shape. If the smallest singular value s has ``s^2 >= 2^-16 |W W^T|_F``, then ``U U^T = I`` for m <= n
+        and ``U^T U = I`` else; otherwise U is a contraction. The residual is about ``eps * cond(W)^2`` in float32, and
         round-off in float64.
 
     Raises:
@@ -221,23 +221,23 @@ def polar_eigh(W: Tensor) -> Tensor:
 
 Engine = Callable[[Tensor], Tensor]
 
-# products with the result of an engine that never form it
+# functions that multiply by the result of an engine and never form it
 LINEAR: dict[Engine, Callable[[Tensor, Tensor], Tensor]] = {polar_eigh: polar_linear, cholesky: cholesky_linear}
 
 
 def default_engine(W: Tensor) -> Engine:
-    """Eigen-decomposition on a CPU and in float64; Polar Express, which is products only, on an accelerator."""
+    """Eigen-decomposition on a CPU and in float64; Polar Express, which needs only products, on an accelerator."""
     if W.device.type == "cpu" or W.dtype == torch.float64:
         return polar_eigh
     return polar_express
 
 
 def orthogonalize(W: Tensor, engine: Engine | None = None) -> Tensor:
-    """A semi-orthogonal matrix, computed in at least float32 whatever autocast says.
+    """A semi-orthogonal matrix, computed in at least float32, also under autocast.
 
     Args:
         W: matrices ``(..., m, n)``; half precision is promoted to float32.
-        engine: the algorithm; by default the polar factor, by the one that suits the device and the dtype of ``W``.
+        engine: the algorithm; by default one for the polar factor that suits the device and the dtype of ``W``.
 
     >>> orthogonalize(2 * torch.eye(3, dtype=torch.bfloat16)).dtype
     torch.float32
@@ -256,7 +256,7 @@ def orthogonal_linear(x: Tensor, W: Tensor, bias: Tensor | None = None, engine: 
     amplifies them.
 
     Args:
-        x: ``(..., n)``, of the dtype of W but for autocast.
+        x: ``(..., n)``, of the dtype of W except under autocast.
         W: one matrix ``(m, n)``, float32 or float64.
         bias: ``(m,)`` or None.
         engine: as in :func:`orthogonalize`.

@@ -1,15 +1,15 @@
-"""Polynomial iterations towards the polar factor: Björck's of any order, and Polar Express. Products only.
+"""Polynomial iterations towards the polar factor: Björck's of any order, and Polar Express. They need only products.
 
-Both are made of odd polynomials of a matrix X, where ``S = X X^T - a I``,
+Both consist of odd polynomials of a matrix X, where ``S = X X^T - a I``,
 
     Y = (c_0 I + p(S)) X,     p(S) = c_1 S + ... + c_d S^d = P_1,     P_k = S (c_k I + P_{k+1}),
 
-which map every singular value s to ``s (c_0 + c_1 (s^2 - a) + ... + c_d (s^2 - a)^d)``. About a = 1, where singular
-values gather, high powers stay small and so does their rounding. With ``D = dl/dY`` and ``M = D X^T + X D^T``
+which map every singular value s to ``s (c_0 + c_1 (s^2 - a) + ... + c_d (s^2 - a)^d)``. Singular values gather near 1,
+so with a = 1 high powers and their rounding stay small. With ``D = dl/dY`` and ``M = D X^T + X D^T``
 
     dl/dX = (c_0 I + P_1) D + L_1 X,        L_k = c_k M + M P_{k+1} + S L_{k+1},        L_d = c_d M,
 
-five products for a quintic, where recorded operations need six.
+five products for a quintic; PyTorch's recorded operations need six.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TAYLOR = (15 / 8, -10 / 8, 3 / 8)
 
 
 def odd_polynomial(X: Tensor, coefficients: Coefficients, about: float = 0.0) -> Tensor:
-    """``(c_0 I + c_1 S + ... + c_d S^d) X`` with ``S = X X^T - a I``, whose gradient does not feel autocast.
+    """``(c_0 I + c_1 S + ... + c_d S^d) X`` with ``S = X X^T - a I``. Its gradient ignores autocast.
 
     Args:
         X: wide matrices ``(..., m, n)``, float32 or float64.
@@ -153,10 +153,10 @@ def residual(W: Tensor) -> Tensor:
 
 
 def finished(U: Tensor) -> Tensor:
-    """Two more steps of order 1 in float64 if all rows are orthonormal up to 2^-14, fading to none from 2^-13 on.
+    """Two more steps of order 1 in float64 if all rows are orthonormal up to 2^-14, fading out at 2^-13.
 
-    They change U by less than rounding to float32 does to a factor that far from orthogonal, so float32 skips them
-    and the function is the same one.
+    At that distance from orthogonal, the steps change U by less than rounding to float32 does. So float32 skips them,
+    and the function is still the same.
 
     Args:
         U: wide matrices ``(..., m, n)`` with singular values of at most 1.
@@ -175,8 +175,8 @@ def _quintic(coefficients: Quintic, s: float) -> float:
 def _remez(low: float, high: float) -> Quintic:
     """The odd quintic that deviates least from 1 on [low, high], by equi-oscillation at four points.
 
-    ``a + b t + c t^2 = (1 -+ E) / s`` with ``t = s^2`` at all four of them fixes E, since the third divided difference
-    of a quadratic is 0. Plain numbers throughout, which a compiler can follow.
+    The equations ``a + b t + c t^2 = (1 -+ E) / s`` with ``t = s^2`` at all four points fix E, because the third
+    divided difference of a quadratic is 0. Python numbers throughout, so that a compiler can follow.
     """
     q, r = (3 * low + high) / 4, (low + 3 * high) / 4
     error = math.inf
@@ -198,7 +198,7 @@ def _remez(low: float, high: float) -> Quintic:
 
 
 def _optimal_step(low: float, high: float) -> Quintic:
-    """One cushioned step for [low, high], recentred so that the image of the interval is centred at 1."""
+    """One cushioned step for [low, high], scaled so that the image of the interval is centred at 1."""
     inner = max(low, CUSHION * high)
     if inner / high >= 1 - 5e-6:
         a, b, c = TAYLOR
@@ -237,7 +237,7 @@ def polar_express(W: Tensor, *, iterations: int = 8, cubic_steps: int = 1, lower
         W: matrices ``(..., m, n)``; singular values below ``lower`` end below 1.
         iterations: quintic steps, three products each.
         cubic_steps: closing steps of order 1, at least one.
-        lower: smallest singular value, relative to the Frobenius norm, that the coefficients are optimal for.
+        lower: smallest singular value, relative to the Frobenius norm, for which the coefficients are optimal.
 
     Raises:
         ValueError: if ``iterations`` or ``cubic_steps`` is below 1, or ``lower`` outside (0, 1).

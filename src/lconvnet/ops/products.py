@@ -1,6 +1,6 @@
-"""Products of symmetric and triangular matrices, block by block, so that no half is computed twice or is zero.
+"""Products of symmetric and triangular matrices by blocks: no half is computed twice, and no zeros are multiplied.
 
-Products of rows square the range of their entries, so these are brought to at most 1 before.
+Products of rows square the range of their entries, so the entries are first scaled to at most 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NOT_FINITE = "a matrix to be made orthogonal holds NaN or infinity: load weights
 
 
 def blocks(size: int) -> list[tuple[int, int]]:
-    """Where neighbouring blocks of a side begin, and their sizes.
+    """The first index and the size of each block of a side.
 
     >>> blocks(BLOCK + 1)
     [(0, 128), (128, 1)]
@@ -29,8 +29,8 @@ def blocks(size: int) -> list[tuple[int, int]]:
 def unit(W: Tensor) -> Tensor:
     """The powers of two ``(..., 1, 1)`` that bring the largest entry of matrices into [1/2, 1).
 
-    What is below ``LEAST`` counts as nearly 0 and stays below 1/2, in every dtype, since gradients grow as weights
-    shrink. For zeros it is 1/2.
+    Entries below ``LEAST`` count as nearly 0 and stay below 1/2, in every dtype, because gradients grow as weights
+    shrink. For a matrix of zeros the power is 1/2.
 
     >>> unit(torch.tensor([[3.0, 4.0]])).item()
     0.125
@@ -41,7 +41,7 @@ def unit(W: Tensor) -> Tensor:
 
 
 def unit_scaled(W: Tensor) -> Tensor:
-    """Matrices times their :func:`unit`, a constant for the gradient; for functions that ignore scale.
+    """Matrices times their :func:`unit`, which the gradient treats as a constant. For functions that ignore scale.
 
     >>> unit_scaled(torch.tensor([[3.0e30, 4.0e30]])), unit_scaled(torch.zeros(1, 2))
     (tensor([[0.5916, 0.7889]]), tensor([[0., 0.]]))
@@ -50,7 +50,7 @@ def unit_scaled(W: Tensor) -> Tensor:
 
 
 def gram(X: Tensor) -> Tensor:
-    """The lower triangle of ``X X^T``, ``(..., m, m)``; above it stands no result.
+    """The lower triangle of ``X X^T``, ``(..., m, m)``. Entries above it are undefined.
 
     >>> gram(torch.tensor([[3.0, 4.0]]))
     tensor([[25.]])
@@ -84,7 +84,7 @@ class _Square(torch.autograd.Function):
 
 
 def square(X: Tensor) -> Tensor:
-    """``X X^T``, whole, with a gradient that does not feel autocast.
+    """The whole ``X X^T``, with a gradient that ignores autocast.
 
     >>> square(torch.tensor([[3.0, 4.0]]))
     tensor([[25.]])

@@ -1,7 +1,7 @@
 """Outward rounding for bounds that are computed in float64.
 
-Every upper bound of this package is the exact value of a formula plus what rounding can have taken away from
-it. The tools are Higham's constant for ``n`` rounded operations,
+Every upper bound of this package covers the exact value of a formula: it adds the most that rounding can have lost. The
+tools are Higham's constant for ``n`` rounded operations,
 
     g(n) = n u / (1 - n u),        u = 2^-53  (float64),
 
@@ -19,17 +19,17 @@ UNIT_ROUNDOFF = 2.0**-53
 """Half the distance from 1 to the next float64."""
 
 LONGEST = 800
-"""Digits that any float64 and its decimals have together, with room."""
+"""More digits than any float64 has before and after the point together."""
 
 
 class TooManyError(ValueError):
-    """More rounded operations than the analysis holds for."""
+    """More rounded operations than the analysis covers."""
 
 
 def gamma(operations: float, unit: float = UNIT_ROUNDOFF) -> float:
     """Relative error that ``operations`` roundings can add up to: ``n u / (1 - n u)``, by default in float64.
 
-    Raises `TooManyError` where the estimate no longer holds (``n u >= 1/2``).
+    Raises `TooManyError` if the estimate does not hold (``n u >= 1/2``).
 
     >>> gamma(1000) < 1.2e-13
     True
@@ -62,7 +62,7 @@ def down(value: float) -> float:
 
 
 def float_up(value: int | float | Fraction) -> float:
-    """The least float64 that is not below a number of at least 0, such as an integer, of NumPy too, or a fraction.
+    """The least float64 that is not below a non-negative number: an integer (also of NumPy), a float or a fraction.
 
     >>> float_up(2**53 + 1) - 2**53, float_up(Fraction(1, 2)), float_up(10**400)
     (2.0, 0.5, inf)
@@ -76,7 +76,7 @@ def float_up(value: int | float | Fraction) -> float:
 
 
 def rounded_up(value: float | Decimal, digits: int) -> str:
-    """A number with so many decimals, rounded upward, so that a printed upper bound is still one.
+    """A number with `digits` decimals, rounded upward, so that a printed upper bound stays an upper bound.
 
     >>> rounded_up(1.0000001, 6), rounded_up(1.0, 6)
     ('1.000001', '1.000000')
@@ -85,7 +85,7 @@ def rounded_up(value: float | Decimal, digits: int) -> str:
 
 
 def rounded_down(value: float | Decimal, digits: int) -> str:
-    """A number with so many decimals, rounded downward, so that a printed radius or lower bound is still one.
+    """A number with `digits` decimals, rounded downward, so that a printed radius or lower bound stays valid.
 
     >>> rounded_down(0.12349, 3), rounded_down(-0.5, 0)
     ('0.123', '-1')
@@ -101,9 +101,9 @@ def _rounded(value: float | Decimal, digits: int, rounding: str) -> str:
 
 
 def percent_down(fraction: float) -> str:
-    """A fraction that is known for certain of so many images, as a percentage rounded downward.
+    """A proven fraction of images as a percentage, rounded downward.
 
-    57 of 100 images are 57 %, though the nearest float is below 0.57: its shortest decimal is rounded.
+    The shortest decimal of the float is rounded, so 57 of 100 images are 57 % although the nearest float is below 0.57.
 
     >>> percent_down(0.57), percent_down(2 / 3)
     ('57.00%', '66.66%')
@@ -112,7 +112,7 @@ def percent_down(fraction: float) -> str:
 
 
 def percent_up(fraction: float) -> str:
-    """The same upward: what an attack leaves is above what is robust.
+    """A fraction as a percentage, rounded upward: for accuracy under attack, an upper bound on robust accuracy.
 
     >>> percent_up(0.57), percent_up(2 / 3)
     ('57.00%', '66.67%')
@@ -121,7 +121,7 @@ def percent_up(fraction: float) -> str:
 
 
 def decimal(value: float) -> Decimal:
-    """The shortest decimal number that is read as this float.
+    """The shortest decimal number that parses to this float.
 
     >>> decimal(0.1)
     Decimal('0.1')
@@ -130,7 +130,7 @@ def decimal(value: float) -> Decimal:
 
 
 def decimals(value: float, digits: int = 6) -> int:
-    """After how many decimals a number shows so many digits, 0 for what is large.
+    """The number of decimals that shows `digits` significant digits of a number; 0 for a large one.
 
     >>> decimals(0.001234), decimals(1.5), decimals(1e9)
     (8, 5, 0)
@@ -142,7 +142,7 @@ def decimals(value: float, digits: int = 6) -> int:
 def product_up(factors: Iterable[float]) -> float:
     """An upper bound of the product of non-negative floats: every inexact multiplication is rounded upward.
 
-    A zero factor gives zero (the map is constant), also beside an infinite one.
+    A zero factor gives zero, even beside an infinite one: the map is constant.
 
     >>> product_up([2.0, 0.5, 3.0])
     3.0
@@ -173,7 +173,7 @@ def sum_up(terms: Iterable[float]) -> float:
 
 
 def quotient_up(numerator: float, denominator: float) -> float:
-    """An upper bound of the quotient of two non-negative floats; infinite where the denominator is zero.
+    """An upper bound of the quotient of two non-negative floats; infinite if the denominator is zero.
 
     >>> quotient_up(1.0, 4.0), quotient_up(1.0, 3.0) * 3 >= 1
     (0.25, True)
@@ -186,7 +186,7 @@ def quotient_up(numerator: float, denominator: float) -> float:
 
 
 def root_up(square: Fraction | int) -> float:
-    """The square root of a rational number, rounded upward: exact where it is a float.
+    """The square root of a rational number, rounded upward; exact if it is a float.
 
     >>> root_up(Fraction(9, 4)), Fraction(root_up(2)) ** 2 >= 2
     (1.5, True)

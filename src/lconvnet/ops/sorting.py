@@ -1,4 +1,4 @@
-"""Sorting activations: permutations of the channels, hence norm preserving and free of rounding (Anil et al. 2019)."""
+"""Sorting activations permute the channels, so they preserve norms and round nothing (Anil et al. 2019)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class _MaxMin(torch.autograd.Function):
         if plain_call(grad) and grad.stride() != ctx.strides:
             grad = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
         a, b = grad.chunk(2, ctx.dim)
-        # with weights 0 and 1 the interpolation is an exact choice where a - b is finite, and faster than torch.where
+        # with weights 0 and 1 the interpolation chooses exactly if a - b is finite, and is faster than torch.where
         weight = swapped.to(grad.dtype)
         return torch.cat([torch.lerp(a, b, weight), torch.lerp(b, a, weight)], ctx.dim), None
 
 
 def _exchanged(x: Tensor, dim: int) -> Tensor:
-    """The same in operations that PyTorch differentiates and compilers fuse; an odd size cannot be split."""
+    """MaxMin in operations that PyTorch differentiates and compilers fuse; the size must be even."""
     dim = dim % x.ndim
     a, b = x.unflatten(dim, (2, -1)).unbind(dim)
     swapped = a < b
@@ -52,7 +52,7 @@ def max_min(x: Tensor, dim: int = 1) -> Tensor:
     >>> max_min(torch.tensor([[1.0, 2.0, 3.0, 0.0]])).tolist()
     [[3.0, 2.0, 1.0, 0.0]]
     """
-    if not torch.jit.is_tracing() and x.shape[dim] % 2:  # a trace would keep the answer
+    if not torch.jit.is_tracing() and x.shape[dim] % 2:  # a trace would fix the answer
         raise ValueError(f"MaxMin pairs channels, but dimension {dim} has size {x.shape[dim]}: use an even width")
     if not torch.jit.is_scripting():  # noqa: SIM102 - what is scripted ends here
         if plain_call(x) and not torch.compiler.is_compiling():

@@ -1,23 +1,23 @@
-"""Orthonormal basis of a span by Cholesky whitening, for any matrix, singular ones included.
+"""Orthonormal basis of a span by Cholesky whitening, for any matrix, even a singular one.
 
     U = (I + rho/2 A A^T) A X,       A = L^{-1},       X X^T + rho I = L L^T,       rho = RIDGE |X X^T|_F.
 
-``A X X^T A^T = I - rho A A^T``, so A X has the singular values ``sqrt(1 - t)`` with t between 0 and ``rho |A|^2``; the
-first factor is a step of Björck's, which makes them ``sqrt(1 - t) (1 + t / 2) = 1 - 3/8 t^2 - ...``. So U is a
-contraction whose rows are orthonormal up to t^2, and a smooth function of X with slopes below ``2 / sqrt(rho)``; a
-direction that vanishes in a singular matrix is lost and found again. RIDGE lies above what rounding to float32 adds to
-a Gram matrix; it is part of the function, hence the same in float64.
+``A X X^T A^T = I - rho A A^T``, so A X has the singular values ``sqrt(1 - t)`` with t between 0 and ``rho |A|^2``. The
+first factor is a Björck step, which turns them into ``sqrt(1 - t) (1 + t / 2) = 1 - 3/8 t^2 - ...``. So U is a
+contraction with rows orthonormal up to t^2, and a smooth function of X with slopes below ``2 / sqrt(rho)``. A direction
+that X loses at a singular matrix can come back. RIDGE exceeds what rounding to float32 adds to a Gram matrix. It is
+part of the function, so it is the same in float64.
 
-Rows are multiplied without forming U. With ``B = (I + rho/2 A A^T) A``
+Products with U do not form it. With ``B = (I + rho/2 A A^T) A``
 
     y = z B^T = v A^T,    v = z + rho/2 a A,   a = z A^T,       dl/dz = dv + rho/2 b A,   b = dv A^T,   dv = dl/dy A,
 
     dl/d(X X^T + rho I) = -K / 2,       K = A^T C A,
 
 where C is symmetric with the lower triangle of ``(dl/dy)^T y + rho/2 (a^T b + b^T a)``, and ``dl/d rho`` is the sum of
-``a b / 2`` less half the trace of K. A wide dense layer has ``z = x X^T``, a tall one ``y = (x B) X``, the mirror
-image. Either costs two products with X, the half one of its Gram matrix and that of the gradient. The inverse A is
-formed, by blocks: products with it are faster than triangular solves.
+``a b / 2`` minus half the trace of K. A wide dense layer has ``z = x X^T``; a tall one is the mirror image with
+``y = (x B) X``. Either costs two products with X, half a product for the Gram matrix and one for its gradient. The
+inverse A is formed by blocks, because products with it are faster than triangular solves.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Factor(NamedTuple):
         return torch.addcmul(v, self.rho / 2, a @ self.A), a
 
     def through(self, C: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """K from C, a and b of the equations above, with what rho changes."""
+        """K from C, a and b of the equations above, plus the term of rho."""
         cross = b.mT @ a
         K = congruence(self.A, C + self.rho / 2 * (cross + cross.mT))
         by_rho = (a * b).sum((-2, -1)) - K.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -63,7 +63,7 @@ class _Factor(NamedTuple):
 
 
 def _cholesky(S: Tensor) -> Tensor:
-    """Cholesky factor; on an accelerator, which asking whether it exists would stall, NaN if it does not."""
+    """Cholesky factor. If it does not exist, an accelerator returns NaN, because a check would stall it."""
     if S.device.type != "cpu":
         return _cholesky_or_nan(S)
     try:
@@ -80,7 +80,7 @@ def _cholesky_or_nan(S: Tensor) -> Tensor:
 def _inverse_factor(S: Tensor) -> Tensor:
     """A with ``A S A^T = I``, lower triangular, from the lower triangle of S.
 
-    By halves, ``L_21 = S_21 A_11^T`` and ``A_21 = -A_22 L_21 A_11``: most of it is products.
+    By halves, ``L_21 = S_21 A_11^T`` and ``A_21 = -A_22 L_21 A_11``: most of the work is products.
     """
     m = S.shape[-1]
     if m <= BLOCK or S.device.type != "cpu":
@@ -185,8 +185,8 @@ def whiten(R: Tensor) -> Tensor:
         R: ``(..., n, r)``, r <= n, float32 or float64.
 
     Returns:
-        The same shape: ``Y^T Y = I`` up to the square of ``t = 2^-18 |R^T R|_F / s^2``, s the smallest singular value,
-        in float64 up to round-off if that is below 2^-14; a contraction if columns are dependent.
+        The same shape: ``Y^T Y = I`` up to t^2, where ``t = 2^-18 |R^T R|_F / s^2`` and s is the smallest singular
+        value; in float64 up to round-off if t^2 is below 2^-14. A contraction if columns are dependent.
 
     Raises:
         ValueError: if R is not finite (on an accelerator, NaN instead).
@@ -205,8 +205,8 @@ def cholesky(W: Tensor) -> Tensor:
 
         U = L^{-1} W,      W W^T = L L^T,      regularised as in :mod:`lconvnet.ops.whitening`.
 
-    Not the polar factor: it depends on the order of the rows, and is a parametrisation of its own (the Cholesky dense
-    layer of LiResNet, Hu et al. 2023), several times cheaper.
+    Not the polar factor: it depends on the order of the rows. It is another parametrisation (the Cholesky dense layer
+    of LiResNet, Hu et al. 2023) and several times cheaper.
 
     Args:
         W: matrices ``(..., m, n)``, float32 or float64.
@@ -215,7 +215,7 @@ def cholesky(W: Tensor) -> Tensor:
         The same shape: ``U U^T = I`` if m <= n, else ``U^T U = I``, as :func:`whiten` makes it.
 
     Raises:
-        ValueError: if W is not finite. On an accelerator, NaN instead.
+        ValueError: if W is not finite (on an accelerator, NaN instead).
 
     >>> torch.allclose(cholesky(torch.tensor([[2.0, 0.0, 0.0], [1.0, 3.0, 0.0]])), torch.eye(2, 3), atol=1e-4)
     True

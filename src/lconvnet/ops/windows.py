@@ -1,9 +1,9 @@
-"""Linear functionals of images that each see a small window: coefficients there instead of on the whole image.
+"""Linear functionals of images that each see a small window: coefficients are stored for the window only.
 
 A functional of a convolution's output depends on a window of its input. With P positions on a grid and n functionals at
-each, coefficients have the shape ``(B, P, n, C, h, w)``; the window of position (i, j) starts at row
-``i stride - offset``, and what lies outside the image counts as zero. One position whose window is the image is the
-dense case.
+each, coefficients have the shape ``(B, P, n, C, h, w)``. The window of position (i, j) starts at row
+``i stride - offset``; pixels outside the image count as zero. In the dense case there is one position, and its window
+is the image.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Window:
-    """Where windows lie: `count` of them along height and width, every `stride` pixels, the first one `offset` before
-    the image, each of `size` pixels."""
+    """Where windows lie: `count` of them along height and width, `size` pixels each, every `stride` pixels. The first
+    one starts `offset` pixels before the image."""
 
     count: Pair
     stride: Pair
@@ -43,7 +43,7 @@ class Window:
 
 
 def pixels(shape: Pair) -> Window:
-    """One window for each pixel of an image."""
+    """One window per pixel of an image."""
     return Window(shape, (1, 1), (0, 0), (1, 1))
 
 
@@ -67,13 +67,13 @@ def extract(images: Tensor, window: Window) -> Tensor:
 
 
 def moved(coefficients: Tensor, window: Window, target: Window) -> Tensor:
-    """The coefficients on larger windows around the same positions, or cut to smaller ones."""
+    """The coefficients on larger windows at the same positions, or cropped to smaller ones."""
     corner = _pair(b - a for a, b in zip(window.offset, target.offset, strict=True))
     return _placed(coefficients, corner, target.size)
 
 
 def gathered(coefficients: Tensor, window: Window, sides: Pair) -> Tensor:
-    """The coefficients of all positions on the whole image, ``(B, 1, P n, C, H, W)``; those outside are dropped."""
+    """The coefficients of all positions on the whole image, ``(B, 1, P n, C, H, W)``, without those outside it."""
     starts = [(i, j) for i in range(window.count[0]) for j in range(window.count[1])]
     corners = [
         _pair(n * s - o for n, s, o in zip(start, window.stride, window.offset, strict=True)) for start in starts
@@ -83,7 +83,7 @@ def gathered(coefficients: Tensor, window: Window, sides: Pair) -> Tensor:
 
 
 def _placed(images: Tensor, corner: Pair, sides: Pair) -> Tensor:
-    """Images of given sides, zero but for these at a corner; what lies outside, in part or wholly, is dropped.
+    """Place images at a corner of images of zeros with the given sides. Parts that lie outside are dropped.
 
     >>> _placed(torch.ones(1, 2), (0, -1), (1, 3)).tolist(), _placed(torch.ones(1, 1), (2, 0), (1, 1)).tolist()
     ([[1.0, 0.0, 0.0]], [[0.0]])

@@ -1,4 +1,4 @@
-"""Baked networks on disk: one safetensors file with weights, architecture and bound, and never any code."""
+"""Baked networks on disk."""
 
 from lconvnet.saving.architecture import architecture
 from lconvnet.saving.files import Description, describe, encode, load, save

@@ -1,8 +1,8 @@
-"""The architecture of a network as data, and how a user's own classes join.
+"""The architecture of a network as data, including classes of the user.
 
-Building from such data imports nothing by name, and every size in it is bounded. An operation is saved as the arguments
-of its constructor (:attr:`lconvnet.bounds.operations.Operation.save`), each an attribute of the same name; a class of a
-user that was not registered as its attributes, tensors and modules.
+Building a network from this data imports nothing by name, and every size in it is bounded. An operation is saved as the
+arguments of its constructor (:attr:`lconvnet.bounds.operations.Operation.save`), each read from the attribute of the
+same name. An instance of an unregistered class of the user is saved as its attributes, tensors and modules.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lconvnet.bounds.operations import MODULES, REGISTERED, Pad, qualified, save
 from lconvnet.layers import ConstrainedLayer
 
 Classes: TypeAlias = Mapping[str, type[nn.Module]]
-"""Classes of users by their qualified names, the only ones that a file can name."""
+"""Classes of the user by their qualified names. A file can name no others."""
 
 
 class Entry(BaseModel):
@@ -49,27 +49,27 @@ MODULES_SAVED: Mapping[type[nn.Module], Mapping[str, Any]] = {
     **{kind: record.save for kind, record in MODULES.items() if record.save is not None},
     nn.CircularPad2d: {"padding": tuple[Pad, Pad, Pad, Pad]},
 }
-"""Built-in modules with the types of the arguments that are saved; a circular padding belongs to its convolution."""
+"""Built-in modules with the types of their saved arguments, and the circular padding that precedes a convolution."""
 
 
 MOST = 10_000
-"""Layers of one sequence."""
+"""Largest number of layers in one sequence."""
 
 
 def unique(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    """Return the entries; ValueError for two of one name, of which a sequence would keep one."""
+    """Return the entries; ValueError if two have the same name, because a sequence would keep only one."""
     if len({entry.name for entry in entries}) < len(entries):
         raise ValueError("two layers share a name")
     return entries
 
 
-if TYPE_CHECKING:  # at run time below, where the classes are known
+if TYPE_CHECKING:  # defined below at run time, once the classes exist
     Layer: TypeAlias = Entry
     Layers: TypeAlias = tuple[Entry, ...]
 
 
 class Container(Entry):
-    """Modules by their names: in order, or as a class of a user holds them."""
+    """Modules by name: in order, or as a class of the user holds them."""
 
     op: Literal["sequence", "list", "dict"]
     layers: Layers
@@ -134,8 +134,8 @@ def _own_attributes(held: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
 
 
 def _hides(kind: type[nn.Module], name: str) -> bool:
-    """Whether an attribute would take the place of what every module has, or of a method or property of the class,
-    and the class itself never does that."""
+    """Whether an attribute would hide a member of ``nn.Module``, or a method or property of the class, and no function
+    of the class assigns it."""
     held = getattr_static(kind, name, None)
     taken = hasattr(nn.Module, name) or callable(held) or hasattr(type(held), "__get__")
     return taken and not any(name in _assigned(base) for base in kind.__mro__ if not issubclass(nn.Module, base))
@@ -148,7 +148,7 @@ def _assigned(kind: type) -> set[str]:
 
 
 class Own(Entry):
-    """A module of a user's class, as a copy has it: no constructor runs, its attributes are set."""
+    """A module of a class of the user, restored like a copy: no constructor runs, and its attributes are set."""
 
     op: Literal["own"] = "own"
     kind: Annotated[str, Field(max_length=256)]
@@ -159,8 +159,8 @@ class Own(Entry):
     absent: tuple[str, ...] = ()  # names of modules that are None
 
     def build(self, classes: Classes) -> nn.Module:
-        """Return the module; ValueError for a class that was neither given nor registered, or a name that hides one of
-        its methods."""
+        """Return the module; ValueError if its class was neither given nor registered, or if a name hides one of its
+        methods."""
         registered = {record.name: kind for kind, record in REGISTERED.items() if isinstance(kind, type)}
         kind = classes.get(self.kind, registered.get(self.kind))
         if kind is None:
@@ -204,14 +204,14 @@ class Own(Entry):
 
 
 class Registered(Entry):
-    """A module whose class a user registered with the types of its constructor arguments."""
+    """A module of a class that the user registered with the types of its constructor arguments."""
 
     op: Literal["registered"] = "registered"
     kind: Annotated[str, Field(max_length=256)]
     arguments: Mapping[str, JsonValue]
 
     def build(self, classes: Classes) -> nn.Module:
-        """Return the module; ValueError for a class that was not registered, or for arguments of other types."""
+        """Return the module; ValueError if its class was not registered, or if arguments have other types."""
         found = (kind for kind, record in REGISTERED.items() if record.save is not None and record.name == self.kind)
         kind = next(found, None)
         if kind is None:
@@ -253,7 +253,7 @@ def _stored(tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
 
 
 def _coded(value: Any, path: str) -> JsonValue:
-    """Plain data as JSON, a tuple told from a list."""
+    """Plain data as JSON that distinguishes a tuple from a list."""
     if isinstance(value, tuple | list):
         items: list[JsonValue] = [_coded(item, path) for item in value]
         return {"tuple": items} if isinstance(value, tuple) else items
@@ -287,7 +287,7 @@ ENTRIES: Mapping[type[nn.Module], type[Entry]] = {
     layers.Sum: _made(layers.Sum, "sum", {}, Branches),
     layers.Concat: _made(layers.Concat, "concat", {}, Branches),
 }
-"""How each module that a file can hold is written."""
+"""The entry class of each module that a file can hold."""
 
 if not TYPE_CHECKING:
     Layer = Annotated[Union[tuple(dict.fromkeys((*ENTRIES.values(), Own, Registered)))], Field(discriminator="op")]  # noqa: UP007
@@ -311,7 +311,7 @@ def known_classes(classes: Iterable[type[nn.Module]]) -> Classes:
 
 
 def architecture(network: nn.Module, classes: Iterable[type[nn.Module]] = ()) -> tuple[Entry, ...]:
-    """Return the operations of a baked network in order; ValueError names the layer that is not one of them.
+    """Return the operations of a baked network in order; ValueError names a layer that cannot be saved.
 
     >>> [entry.op for entry in architecture(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))]
     ['flatten', 'linear']
@@ -323,8 +323,8 @@ def architecture(network: nn.Module, classes: Iterable[type[nn.Module]] = ()) ->
 
 
 def entries(module: nn.Module, path: str, classes: Classes) -> tuple[Entry, ...]:
-    """Return the modules of a module, by their names in it."""
-    # Not named_children: it leaves out a module that is used a second time.
+    """Return the entries of a module's own modules, in order."""
+    # Not named_children: it omits a module that is used a second time.
     return tuple(
         _entry(name, child, f"{path}.{name}" if path else name, classes)
         for name, child in module._modules.items()
@@ -347,13 +347,13 @@ def _entry(name: str, module: nn.Module, path: str, classes: Classes) -> Entry:
 
 
 def problem(error: ValidationError) -> str:
-    """What is wrong, and where, in one line."""
+    """The first error and its place, in one line."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _way(module: nn.Module) -> str:
-    """What to do about a module that is none of the operations."""
+    """Advice for a module that is not one of the operations."""
     kind = type(module)
     if kind.__module__.startswith("torch."):
         known = ", ".join(sorted(known.__name__ for known in ENTRIES))
@@ -365,7 +365,7 @@ def _way(module: nn.Module) -> str:
 
 
 def _unbaked(module: nn.Module) -> str:
-    """The advice to bake, for what that changes."""
+    """The advice to bake, if baking would replace the module; else an empty string."""
     if isinstance(module, ConstrainedLayer):
         return "save takes baked networks only, use bake(model)"
     if type(module).__name__ == "OptimizedModule":

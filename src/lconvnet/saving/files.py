@@ -1,11 +1,11 @@
-"""Baked networks as one safetensors file: weights, architecture and bound, nothing that could run code.
+"""Baked networks as one safetensors file: weights, architecture and bound, and nothing that could run code.
 
-The architecture is JSON in the file's metadata, a list of operations from the literal table
-`lconvnet.saving.architecture.ENTRIES`: loading never imports anything by name. Whatever is read is hostile
-until validated: sizes are bounded, the operations are first built without memory and their shapes compared
-with the stored tensors, weights must be finite. The stored bound is a note for people; who certifies computes
-it again from the weights (`lconvnet.lipschitz_bound`), which takes milliseconds. How much memory one image takes in a
-saved network is counted from shapes alone, before anything is computed.
+The architecture is JSON in the file's metadata, a list of operations from the table
+`lconvnet.saving.architecture.ENTRIES`: loading never imports anything by name. A file counts as hostile until it is
+validated. Sizes are bounded, the operations are first built without memory and their shapes compared with the stored
+tensors, and weights must be finite. The memory that one image takes in the network is counted from shapes alone, before
+anything is computed. The stored bound is a note for people; to certify, compute it again from the weights
+(`lconvnet.lipschitz_bound`), which takes milliseconds.
 
 >>> import tempfile, torch
 >>> from torch import nn
@@ -47,10 +47,10 @@ MAXIMAL_METADATA = 1_000_000
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 EACH = 32
-"""Bytes of a number: two images in float64, alone and in a batch, as they are when a network is read and certified."""
+"""Bytes per number: reading and certifying a network holds two images in float64, alone and in a batch."""
 
 PATCH = 16
-"""Bytes of a number in a patch: two images in float64."""
+"""Bytes per number in a patch: two images in float64."""
 
 
 def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -69,7 +69,7 @@ class RecordedBound(BaseModel):
 
 
 class Description(BaseModel):
-    """What a saved file says of itself: architecture, shape of one input, such as (C, H, W), bound, notes."""
+    """The metadata of a saved file: architecture, shape of one input such as (C, H, W), bound and notes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     format: Literal["lconvnet-network-1"] = FORMAT
@@ -81,7 +81,7 @@ class Description(BaseModel):
 
 
 Notes = Mapping[str, str | int | float | None]
-"""What else a file keeps for people."""
+"""Further metadata for people to read."""
 
 
 def save(
@@ -94,15 +94,23 @@ def save(
     notes: Notes | None = None,
     classes: Sequence[type[nn.Module]] = (),
 ) -> None:
-    """Write a baked network with its architecture and bound, atomically, if what will be read is the same network.
+    """Write a baked network with its architecture and bound, atomically, after a check that the file restores it.
 
-    `bound` is computed if it is not given; `input_shape` is the shape of one input without the batch, such as
-    (C, H, W), `class_names` has a name for each output. `classes` are those of your own that the network holds; each
-    instance is kept as its numbers, texts, lists of those, tensors and modules, and `load` needs the classes again.
-    Those that `lconvnet.register_operation` was given with `save` are known without. Raises ValueError for a module
-    that is none of the baked operations, or that a file would not give back as it is, for a bound of another network or
-    another shape, and for names that are not one for each output, and `atomic.WriteError` if the file cannot be
-    written.
+    Args:
+        network: a baked network.
+        path: of the file.
+        bound: of the network; computed if it is not given.
+        input_shape: of one input without the batch, such as (C, H, W).
+        class_names: one name per output.
+        notes: further metadata for people to read.
+        classes: classes of your own in the network. An instance is saved as its numbers, strings, lists of those,
+            tensors and modules, and `load` needs the classes again. Classes that were given to
+            `lconvnet.register_operation` with `save` are known already.
+
+    Raises:
+        ValueError: if a module is not a baked operation, if a file would not restore it exactly, if the bound belongs
+            to another network or shape, or if there is not one name per output.
+        atomic.WriteError: if the file cannot be written.
     """
     data = encode(network, bound=bound, input_shape=input_shape, class_names=class_names, notes=notes, classes=classes)
     atomic.write_bytes(atomic.as_path(path), data)
@@ -117,7 +125,7 @@ def encode(
     notes: Notes | None = None,
     classes: Sequence[type[nn.Module]] = (),
 ) -> bytes:
-    """Return the bytes that `save` writes, a function of the arguments alone."""
+    """Return the bytes that `save` writes. They depend on the arguments alone."""
     try:
         operations = architecture(network, classes)
     except RecursionError:
@@ -174,7 +182,7 @@ def _check_bound(bound: Bound, network: nn.Module, shape: tuple[int, ...] | None
 
 
 def _check_names(source: str, network: nn.Module, description: Description) -> None:
-    """Refuse another number of names than the network has outputs, if the shape of an input tells their number."""
+    """Refuse class names if there is not one per output. The check needs to know the input shape."""
     names, shape = description.class_names, description.input_shape
     found = None if names is None or shape is None else outputs(network, shape)
     if names is not None and found not in (None, (len(names),)):
@@ -183,7 +191,7 @@ def _check_names(source: str, network: nn.Module, description: Description) -> N
 
 
 def _check_same(network: nn.Module, read: nn.Module) -> None:
-    """Refuse a network that is not the one that its file gives back, module by module."""
+    """Refuse a network that differs from the one that its file restores, module by module."""
     pairs = zip_longest(*(part.named_modules(remove_duplicate=False) for part in (network, read)), fillvalue=("", None))
     for (name, module), (other_name, other) in pairs:
         if module is None or other is None or name != other_name or type(module) is not type(other):
@@ -207,10 +215,10 @@ def _check_same(network: nn.Module, read: nn.Module) -> None:
 def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Sequential:
     """Return the network saved at `path`, in eval mode, without gradients, on the CPU.
 
-    `classes` are those of your own that the file may hold: it never imports one. Raises ValueError for a file that is
-    missing, truncated, pickled, foreign, or inconsistent, or that holds a class that is not given, and if one image
-    of its `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`). Of a file
-    without `input_shape` only its weights are counted.
+    `classes` are classes of your own that the file may hold; it never imports one. Raises ValueError if the file is
+    missing, truncated, pickled, foreign or inconsistent, if it holds a class that is not given, or if one image of its
+    `input_shape` would take more memory than a file of its size may cause (`lconvnet.allowance`). If the file has no
+    `input_shape`, only its weights count.
     """
     path = atomic.as_path(path)
     description, tensors = _read(path)
@@ -222,25 +230,25 @@ def load(path: str | Path, *, classes: Sequence[type[nn.Module]] = ()) -> nn.Seq
 
 
 def _built(source: str, description: Description, classes: Sequence[type[nn.Module]]) -> nn.Sequential:
-    """The network of a description, without numbers and without memory."""
+    """The network of a description on the meta device, which takes no memory."""
     try:
         with torch.device("meta"):
             return build(description.architecture, known_classes(classes)).eval()
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:  # whatever is no such module
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:  # no such module
         raise ValueError(
             f"{source} has an architecture that is refused: {error.args[0] if error.args else error}"
         ) from None
 
 
 def _filled(source: str, network: nn.Sequential, tensors: Mapping[str, Tensor]) -> nn.Sequential:
-    """The same network with these tensors, which it shares."""
+    """The network with these tensors, shared and not copied."""
     _check_tensors(source, network.state_dict(), tensors)
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.requires_grad_(False)
 
 
 def describe(path: str | Path) -> Description:
-    """Return what the file says of itself, validated but not proved: the bound is as recorded at saving."""
+    """Return the metadata of a file, validated but not proved: the bound is the one recorded at saving."""
     return _read(atomic.as_path(path))[0]
 
 
@@ -259,7 +267,7 @@ def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
 
 
 def _what_it_is(path: Path) -> str:
-    """Say why a file is not safetensors; asked only then, because any first byte may start a valid header."""
+    """Say why a file that failed to load is not safetensors. (Any first byte may start a valid header.)"""
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith((b"\x80", b"PK\x03\x04")):
@@ -277,7 +285,7 @@ def _parse(source: str, metadata: str) -> Description:
 
 
 def _check_tensors(source: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse other shapes than those of the architecture, other dtypes than floats for floats, and NaN."""
+    """Refuse shapes that differ from the architecture, non-float dtypes for floats, and numbers that are not finite."""
     needed, found = ({name: tuple(tensor.shape) for name, tensor in named.items()} for named in (expected, tensors))
     for name in sorted(needed.keys() | found.keys()):
         if needed.get(name) != found.get(name):
@@ -292,10 +300,10 @@ def _check_tensors(source: str, expected: Mapping[str, Tensor], tensors: Mapping
 
 
 def require_room(network: nn.Module, input_shape: tuple[int, ...], size: int, what: str) -> None:
-    """Raise `ValueError` if an image in a network of `size` bytes takes more than is allowed, or shapes do not tell.
+    """Raise `ValueError` if one image in a network of `size` bytes takes more memory than allowed, or is not countable.
 
-    What is counted is what is alive at once of all that torch computes, whichever module asks for it, with the patches
-    that a convolution lays out as a matrix.
+    The count covers all tensors that are alive at once, in any module, and the patches that a convolution lays out as a
+    matrix.
     """
     about = f"{what}: an image of shape {tuple(input_shape)} in it"
     counting = _Counting(size, about)
@@ -316,7 +324,7 @@ def outputs(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]
     >>> outputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2))
     (3,)
     """
-    with suppress(Exception):  # whatever a foreign forward pass raises for an input without values
+    with suppress(Exception):  # a foreign forward pass may raise anything for an input without values
         return tuple(_shapes(network, input_shape).shape[1:])
     return None
 
@@ -324,17 +332,17 @@ def outputs(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]
 @torch.no_grad()
 def _shapes(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     """The output of one image, without its numbers."""
-    tensors = chain(network.named_parameters(), network.named_buffers())  # a tied one once
+    tensors = chain(network.named_parameters(), network.named_buffers())  # a tied tensor appears once
     held = {name: value.to("meta") for name, value in tensors}
     dtype = next((value.dtype for value in held.values() if value.is_floating_point()), None)
     return torch.func.functional_call(network, held, (torch.empty(1, *input_shape, device="meta", dtype=dtype),))
 
 
 class _Counting(TorchDispatchMode):
-    """Hears of every operation, and refuses what would be alive at once if that is too much."""
+    """Sees every operation and refuses one if the tensors alive at once would take too much memory."""
 
     class TooLargeError(ValueError):
-        """More than is allowed."""
+        """More memory than allowed."""
 
     def __init__(self, size: int, what: str) -> None:
         super().__init__()
@@ -352,14 +360,14 @@ class _Counting(TorchDispatchMode):
         return result
 
     def need(self, size: int) -> None:
-        """Raise `TooLargeError` for so many bytes."""
+        """Raise `TooLargeError` if `size` bytes are too many."""
         allowance.require(size, self.size, self.what, self.TooLargeError)
 
 
 def _patches(function: Any, args: Any, result: Any) -> int:
-    """Numbers of the matrix that a convolution multiplies with: a patch for each pixel of the smaller side.
+    """Entries of the matrix of patches in a convolution: one patch per pixel of the smaller side.
 
-    Of groups that of the next one is made before that of the last one is given back.
+    With groups, two such matrices exist at once: the next is made before the last is freed.
     """
     if function is not torch.ops.aten.convolution.default:
         return 0
