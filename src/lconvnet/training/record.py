@@ -139,7 +139,7 @@ class GeneratorEpoch(Row):
 
 @dataclass(frozen=True)
 class CriticEpoch(Row):
-    """A hundred steps of a Wasserstein critic: the difference of its means, averaged over their batches."""
+    """A hundred steps of a Wasserstein critic, with the difference of its means on the batch of each."""
 
     FORMAT: ClassVar[int | str] = "lconvnet-estimate-1"
     differences: tuple[float, ...]
