@@ -1,4 +1,4 @@
-"""A command as a process: exit codes, signals, and one line for each error that the user can correct.
+"""A command as a process: exit codes, signals, and one line per error that the user can correct.
 
 Exit codes: 0 done, 2 the user's input (one line on standard error), 3 interrupted and resumable, 1 a bug or a
 contradicted certificate.

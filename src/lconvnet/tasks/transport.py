@@ -34,10 +34,10 @@ def transport(real: Tensor, fake: Tensor, *, weights: tuple[Weights, Weights] = 
             n·m numbers and about n^3 operations: 1,000 samples take a few seconds, 5,000 minutes.
         weights: non-negative `(n,)` and `(m,)`, scaled to sum 1; None: equal.
 
-        Raises: ValueError: shapes or weights do not fit, a value is not finite, integers lie 2^53 apart, 8-bit pixels
-        meet values
-            outside [0, 1], distances are too unequal for float64 to resolve the result, or a library is missing (extra
-            `wasserstein`).
+    Raises:
+        ValueError: shapes or weights do not fit, a value is not finite, integers lie 2^53 apart, 8-bit pixels meet
+            values outside [0, 1], distances are too unequal for float64 to resolve the result, or a library is missing
+            (extra `wasserstein`).
 
     >>> transport(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]]))
     1.5

@@ -36,7 +36,7 @@ SIGNALS = (signal.SIGINT, *NOTICES)
 SAME_WISH = 1.0  # seconds
 
 
-class Interrupted(RuntimeError):  # noqa: N818 (not an error of anybody)
+class Interrupted(RuntimeError):  # noqa: N818 (a stop on request, not an error)
     """Training stopped on request, after saving its state. A command should exit with code 3."""
 
 
