@@ -1,4 +1,4 @@
-"""The command `lconvnet`: which commands there are, each a plain function in a module of this folder."""
+"""The command `lconvnet`: its subcommands, each a plain function in a module of this folder."""
 
 from typing import NoReturn
 

@@ -1,4 +1,4 @@
-"""The commands `lconvnet certify | verify`: radii of single images, as files that somebody else can check."""
+"""The commands `lconvnet certify | verify`: radii of single images, in files that others can check."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder for one certific
 
 @dataclass(frozen=True)
 class Subjects:
-    """Images with what they are called, and what must be said of them; of a data set with their true labels."""
+    """Images with their names and any warnings about them; images of a data set also with their true labels."""
 
     images: Tensor
     sources: list[dict[str, Any]]
@@ -58,7 +58,7 @@ def certify_command(
 ) -> None:
     """Certify image files or images of a data set: MODEL is a run folder or a model.safetensors.
 
-    A set is read and divided as the run says: its test images are not among those that it was trained on.
+    A set is read and divided as in the run, so its test images are not among the run's training images.
     """
     radii = [check_eps(value) for value in eps or ()]
     run = find_run(model) if model.is_dir() or is_started(model.parent) else None
@@ -141,7 +141,7 @@ def _accuracies(found: Certificates, subjects: Subjects, eps: Sequence[float]) -
 def _certified(
     network: nn.Module, subjects: Subjects, bound: Bound, level: Level, out: Path | None
 ) -> tuple[Certificates, int]:
-    """Certify, and write what is certified; the same certificate is written anew, one of something else refused."""
+    """Certify and write the certificates. An equal certificate is rewritten; one with other content is refused."""
     if out is None:
         return certify(network, subjects.images, level=level, bound=bound), 0
     found, certificates = certificate_documents(
@@ -157,7 +157,7 @@ def _certified(
 
 
 def _refuse_others(out: Path, first: Mapping[str, Any], subjects: Subjects) -> None:
-    """Refuse a folder with certificates of another network, level or image, which would be lost or mixed in."""
+    """Refuse a folder with certificates of another network, level or image: they would be lost or mixed."""
     common = {key: first[key] for key in ("format", "level", "network")}
     for path in sorted(out.glob("[0-9]" * 5 + ".json")):
         i, wanted = int(path.stem), common
@@ -175,7 +175,7 @@ def _refuse_others(out: Path, first: Mapping[str, Any], subjects: Subjects) -> N
 def _rows(
     found: Certificates, subjects: Subjects, names: Sequence[str] | None, eps: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """What is shown of each image; if its true label is known, also whether the answer is right."""
+    """The values to show per image; if its true label is known, also whether the answer is right."""
     rows = []
     for i, source in enumerate(subjects.sources):
         label, row = int(found.label[i]), dict(source)

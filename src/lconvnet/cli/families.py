@@ -1,6 +1,6 @@
-"""The commands `lconvnet generate | sweep | status | submit`: families described, run, watched, queued.
+"""The commands `lconvnet generate | sweep | status | submit`: generate, run, watch and queue families of runs.
 
-A sweep shows one live table on a terminal, and elsewhere one log line per event.
+A sweep shows a live table on a terminal, and one log line per event elsewhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STOPPING = "stopping: every run saves where it stands; Ctrl-C once more kills th
 
 
 class Log:
-    """One line for every event, through `logging`."""
+    """One log line per event."""
 
     def says(self, run: Path, line: str) -> None:
         logger.info("%s: %s", run, line)
@@ -47,7 +47,7 @@ class Log:
 
 @dataclass
 class Board:
-    """A live table: the runs that are being worked on: since when, and what each said last."""
+    """A live table of the runs in progress, with start time and last message."""
 
     plan: Plan
     active: dict[Path, tuple[float, str]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Board:
 
 @contextlib.contextmanager
 def watched(plan: Plan, console: Console, *, quiet: bool) -> Iterator[Watcher]:
-    """Yield what hears of a sweep and shows it; nothing where `quiet`."""
+    """Yield a watcher that shows a sweep; it shows nothing if `quiet`."""
     if quiet or not console.is_terminal:
         yield Log()
         return
@@ -141,7 +141,7 @@ def sweep_command(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train and evaluate every run of a family that is not finished, --jobs at a time; the same command goes on."""
+    """Train and evaluate every unfinished run of a family, --jobs at a time; the same command resumes it."""
     output.configure_logging(quiet)
     console = output.PlainConsole(stderr=True)
     runs, invalid = family_runs(folder, changes or (), console)
@@ -161,7 +161,7 @@ def sweep_command(
 
 
 def status_command(folder: Folder, as_json: options.Json = False) -> None:
-    """Show how far every run in and below FOLDER is, and why those that failed did."""
+    """Show the progress of every run in and below FOLDER, and why failed runs failed."""
     rows = [status(path) for path in family.run_folders(folder)]
     if not rows:
         raise ValueError(f"{folder} holds no cfg.yaml, nor does any folder below it; name the folder of a family")
@@ -173,11 +173,10 @@ def status_command(folder: Folder, as_json: options.Json = False) -> None:
 
 
 def family_runs(folder: Path, changes: Sequence[str], console: Console) -> tuple[list[Path], dict[Path, str]]:
-    """Return the runs in and below a folder, those of templates generated first, and the combinations that are
-    invalid."""
+    """Return the runs in and below a folder, after generating those of templates, and the invalid combinations."""
     if not folder.is_dir() or any(path.name == family.TEMPLATE for path in files_below(folder)):
         generated = family.generate(folder, changes)
-        show_generated(replace(generated, invalid={}), console)  # named among what came of the others
+        show_generated(replace(generated, invalid={}), console)  # the sweep's summary names the invalid ones
         others = set(family.run_folders(folder)) - {*generated.runs, *generated.invalid, *generated.orphaned}
         return sorted([*generated.runs, *others]), generated.invalid
     runs = family.run_folders(folder)
@@ -188,7 +187,7 @@ def family_runs(folder: Path, changes: Sequence[str], console: Console) -> tuple
 
 
 def show_generated(generated: Generated, console: Console) -> None:
-    """Say how many configurations were written, and which were not and why."""
+    """Show how many configurations were written, and which were not and why."""
     lists = {name: len(value) for name, value in vars(generated).items() if value}
     total = len(generated.runs) + len(generated.invalid)
     console.print(f"{total} runs: " + ", ".join(f"{number} {name}" for name, number in lists.items()))
@@ -204,7 +203,7 @@ def show_generated(generated: Generated, console: Console) -> None:
 
 
 def show_summary(plan: sweep.Plan, outcomes: Mapping[Path, sweep.Outcome], console: Console) -> None:
-    """Say what ended how; everything that did not end well by name."""
+    """Show how the runs ended, and name each that did not end well."""
     for run in plan.running:
         console.print(f"running: {run}: another process works on it")
     for name, reasons in (("invalid", plan.invalid), ("failed", _failed(outcomes))):

@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NoAttacks = Annotated[bool, typer.Option("--no-attacks", help="Clean and certifi
 
 
 def number(text: str | float) -> float:
-    """Return the number that an option is given as."""
+    """Return the number given as an option."""
     try:
         return reading.number(str(text))
     except ValueError as error:
@@ -39,6 +39,6 @@ def number(text: str | float) -> float:
 
 
 def overrides(changes: Sequence[str] | None, data_dir: str | None) -> list[str]:
-    """Return all changes to the configuration; a folder name is quoted, so that it is read as it is."""
+    """Return all changes to the configuration; a folder name is quoted, so that it is read literally."""
     place = None if data_dir is None else json.dumps(data_dir, ensure_ascii=False)
     return [*(changes or ()), *([] if place is None else [f"data.directory={place}"])]

@@ -1,4 +1,4 @@
-"""What commands show: tables and progress on a console, one line of JSON on standard output."""
+"""The output of commands: tables and progress on a console, one line of JSON on standard output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROUNDING = "certified accuracy is rounded down, attacked accuracy up: they may d
 
 
 class PlainConsole(Console):
-    """Shows text as it is: without markup, and with what is not printable as an escape."""
+    """Shows plain text: without markup, and with unprintable characters escaped."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -44,7 +44,7 @@ class PlainConsole(Console):
 
 
 class _PlainFormatter(logging.Formatter):
-    """The same for the log."""
+    """Escapes unprintable characters in the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))
@@ -90,7 +90,7 @@ def evaluation_progress(quiet: bool) -> Iterator[robustness.Report]:
 
 
 def show_outcome(found: Outcome, *, as_json: bool) -> None:
-    """Show what a command found; facts go to standard output alone, if they are asked for."""
+    """Show the result of a command; with JSON, standard output has only the facts."""
     console = PlainConsole(stderr=as_json)
     if found.text:
         console.print(found.text)
@@ -101,7 +101,7 @@ def show_outcome(found: Outcome, *, as_json: bool) -> None:
 
 
 def show_results(results: Mapping[str, Any], path: Path, console: Console) -> None:
-    """Show results.yaml as tables, one for each section, with one row for each eps."""
+    """Show results.yaml as tables, one per section, with one row per eps."""
     for section, title in SECTIONS.items():
         if section in results:
             console.print(accuracy_table(title, results[section]), soft_wrap=False)
@@ -114,7 +114,7 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console) -> No
 
 
 def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Table:
-    """Return clean, certified and attacked accuracy, one row for each eps."""
+    """Return clean, certified and attacked accuracy, one row per eps."""
     attacks = sorted({key for row in rows.values() for key in row if key.endswith("-ub")}, reverse=True)
     table = Table("eps", "clean", "certified", *(f"under {key.removesuffix('-ub')}" for key in attacks), title=title)
     for eps, row in rows.items():
@@ -125,7 +125,7 @@ def accuracy_table(title: str, rows: Mapping[float, Mapping[str, float]]) -> Tab
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    """Show a plain table, on a wide line if nobody limits the width."""
+    """Show a plain table; if the width is not limited, on wide lines."""
     console.width = console.width if console.is_terminal else PIPED_WIDTH
     table = Table(*header)
     for row in rows:
@@ -134,7 +134,7 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Co
 
 
 def show_report(report: Written, *, as_json: bool = False) -> None:
-    """Show tables, what was read and written, and what was not."""
+    """Show tables, the files read and written, and those that could not be."""
     configure_logging(quiet=True)
     console = PlainConsole(stderr=as_json)
     console.width = console.width if console.is_terminal else PIPED_WIDTH
@@ -158,7 +158,7 @@ def show_report(report: Written, *, as_json: bool = False) -> None:
 
 
 def show_named(named: Named) -> None:
-    """Show which results.yaml were written, from what, and which results could not be used."""
+    """Show which results.yaml were written, from which files, and which results could not be used."""
     configure_logging(quiet=True)
     console = PlainConsole()
     for path, source in named.written.items():
@@ -169,7 +169,7 @@ def show_named(named: Named) -> None:
 
 
 def show_certificates(rows: Sequence[Mapping[str, Any]], level: str, bound: float, console: Console) -> None:
-    """Show one line for each image: whether the answer is right, if that is known, and why a radius is 0."""
+    """Show one line per image: whether the answer is right, if that is known, and why a radius is 0."""
     for row in rows:
         truth = ""
         if "correct" in row:
@@ -192,7 +192,7 @@ def _class(name: str | None, label: int) -> str:
 
 
 def show_accuracies(measured: Mapping[str, Any], count: int, note: str, console: Console) -> None:
-    """Show clean and certified accuracy of images whose true labels are known, and the note on them."""
+    """Show clean and certified accuracy of images with known labels, and the note on them."""
     if measured:
         certified = "".join(
             f", certified {percent_down(value)} at {eps}" for eps, value in measured["certified_accuracy"].items()

@@ -1,4 +1,4 @@
-"""A command as a process: exit codes, signals, and one line for whatever the user can put right.
+"""A command as a process: exit codes, signals, and one line per error that the user can correct.
 
 Exit codes: 0 done, 2 the user's input (one line on standard error), 3 interrupted and resumable, 1 a bug or a
 contradicted certificate.
@@ -28,7 +28,7 @@ TYPERS_INTERRUPT = 130
 
 
 def invoke(application: typer.Typer, arguments: Sequence[str] | None = None) -> int:
-    """Run an application and return its exit code; whatever the user can put right becomes one line."""
+    """Run an application and return its exit code; an error that the user can correct becomes one line."""
     try:
         code = application(arguments, standalone_mode=False)
         return interrupted() if code == TYPERS_INTERRUPT else int(code or 0)
@@ -41,7 +41,7 @@ def invoke(application: typer.Typer, arguments: Sequence[str] | None = None) -> 
     except ContradictionError as error:
         return fail(str(error), 1)
     except OSError as error:
-        # WriteError and our own messages are complete; the operating system's are put in order.
+        # WriteError and our own messages are complete; messages of the operating system are rearranged.
         known = error.strerror is None or error.filename is None
         return fail(str(error) if known else f"{error.filename}: {error.strerror}", 2)
     except ValueError as error:
@@ -51,13 +51,12 @@ def invoke(application: typer.Typer, arguments: Sequence[str] | None = None) -> 
 
 
 def interrupted() -> int:
-    """Say how to go on; once, where a signal stops several processes."""
+    """Tell the user how to continue; only once if a signal stops several processes."""
     return fail(RESUMABLE, 3) if is_first_process() else 3
 
 
 def raised_here(error: Exception) -> bool:
-    """Return whether this package raised the error on purpose, rather than a library that met a bug of
-    ours."""
+    """Return whether this package raised the error on purpose, and not a library because of a bug of ours."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return bool(frames) and PACKAGE in Path(frames[-1][0].f_code.co_filename).parents
 
@@ -69,7 +68,7 @@ def fail(message: str, code: int) -> int:
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Treat SIGTERM and SIGUSR1 as Ctrl-C, so that a cancelled job says how to go on."""
+    """Treat SIGTERM and SIGUSR1 as Ctrl-C, so that a cancelled job tells the user how to continue."""
     raise KeyboardInterrupt
 
 
@@ -81,6 +80,6 @@ def start(application: typer.Typer) -> NoReturn:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader went away (`| head`); nothing is left to say.
+        # The reader has closed the pipe (`| head`), so nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

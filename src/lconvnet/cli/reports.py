@@ -1,4 +1,4 @@
-"""The commands `lconvnet tables | plot | import`: what was measured, as tables and pictures, and runs of others."""
+"""The commands `lconvnet tables | plot | import`: results as tables and pictures, and import of original runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lconvnet.ops.rounding import decimals, rounded_up
 from lconvnet.report import export
 from lconvnet.report.pictures import draw
 
-NOTICEABLE = 1e-3  # of a singular value: nearer to 1, a scale off by a few percent moves it by less than this
+NOTICEABLE = 1e-3  # distance of a singular value from 1; if nearer, a scale error of a few percent moves it by less
 
 
 def tables_command(
@@ -43,7 +43,7 @@ def import_command(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder to write; OLD stays as it is.")],
     as_json: options.Json = False,
 ) -> None:
-    """Write what OLD holds as the run folder NEW: cfg.yaml, weights, record and the baked network with its bound."""
+    """Convert the run OLD to the run folder NEW: cfg.yaml, weights, record and the baked network with its bound."""
     found = importing.import_run(old, new)
     upper = rounded_up(found.bound.upper, 9)
     output.PlainConsole(stderr=as_json).print(

@@ -1,4 +1,4 @@
-"""The commands `lconvnet train | evaluate`: arguments in, functions called, results shown.
+"""The commands `lconvnet train | evaluate`: they read arguments, call functions and show results.
 
 Standard output carries results only, and with --json exactly one line.
 """
@@ -30,8 +30,8 @@ def train_command(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train the experiment CFG describes; checkpoints, record and model.safetensors go to its folder or to
-    --out. With --from it starts from the weights of another run, such as one that is to be trained for longer."""
+    """Train the experiment in CFG. Checkpoints, record and model.safetensors go to its folder or to --out. With
+    --from it starts from the weights of another run, for example to train that run for longer."""
     given = options.overrides(changes, data_dir)
     train(cfg, given, out=out, weights=weights, resume=resume, as_json=as_json and not test, quiet=quiet)
     if test:
@@ -48,9 +48,9 @@ def evaluate_command(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure a trained run on the test images and write its results.yaml and examples.parquet; the same command goes
-    on with an interrupted evaluation, and trains nothing. RUN may hold weights that others published (runs/baselines).
-    With --data the images of another folder are measured, into a folder of their own below RUN.
+    """Measure a trained run on the test images and write its results.yaml and examples.parquet. The same command
+    resumes an interrupted evaluation; it trains nothing. RUN may hold weights that others published (runs/baselines).
+    With --data it measures the images of another folder and writes into a separate folder below RUN.
     """
     given = options.overrides(changes, data_dir if other is None else None)
     adopt(run, given)
@@ -67,7 +67,7 @@ def train(
     quiet: bool,
     weights: Path | None = None,
 ) -> None:
-    """Train and say what came out."""
+    """Train and show the result."""
     output.configure_logging(quiet)
     experiment, folder = load_any(cfg, changes), RunFolder(out or cfg.parent)
     asked = Asked(source=cfg, weights=weights, resume=resume, progress=not quiet)
@@ -84,7 +84,7 @@ def evaluate(
     other: str | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Measure what was trained, on the images of the folder `other` if one is named, and say what came out."""
+    """Measure a trained run, on the images of the folder `other` if one is named, and show the result."""
     output.configure_logging(quiet)
     experiment = load_any(folder.config, changes) if folder.is_configured else None
     task = task_of(experiment)

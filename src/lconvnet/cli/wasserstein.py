@@ -1,4 +1,4 @@
-"""The command `lconvnet wasserstein`: a certified lower bound on the distance of two distributions."""
+"""The command `lconvnet wasserstein`: a certified lower bound on the distance between two distributions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lconvnet.ops.rounding import decimal, decimals, rounded_down, rounded_up
 from lconvnet.tasks.estimates import draw
 from lconvnet.tasks.wasserstein import RATE
 
-FEW = 1000  # held-out samples, below which an interval is called wide for want of them
+FEW = 1000  # below so many held-out samples, a wide interval is blamed on their number
 SIDE = "A folder of images, a .parquet or .npy file, a generator's .safetensors, or the name of a data set."
 Support = Annotated[
     tuple[str, str] | None,
@@ -61,7 +61,7 @@ def wasserstein_command(
 
 
 def write(found: wasserstein.Estimate, out: Path) -> list[Path]:
-    """Write the critic and the pictures beside the record; the paths."""
+    """Write the critic and the pictures beside the record; return the paths."""
     shape = tuple(found.samples[0].shape[1:])
     image_shape = (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
     critic = out / "critic.safetensors"
@@ -70,7 +70,7 @@ def write(found: wasserstein.Estimate, out: Path) -> list[Path]:
 
 
 def show(found: wasserstein.Estimate, files: list[Path], console: Console) -> None:
-    """Say what was found, what it covers, and where it is written."""
+    """Show the estimate, its assumptions, and the files written."""
     confidence, count = decimal((1 + found.confidence) / 2), " and ".join(map(str, found.held_out))
     if found.guaranteed:
         least = interval(found.guaranteed)[0]

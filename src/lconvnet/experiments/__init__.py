@@ -1,2 +1,1 @@
-"""Experiments as data: a typed configuration, the run folder it fills, and what training and evaluation write
-there."""
+"""Experiments as data: a typed configuration, the run folder it fills, and the results of training and evaluation."""

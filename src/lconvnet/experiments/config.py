@@ -1,4 +1,4 @@
-"""The typed configuration of an experiment: frozen sections, one for each of a `cfg.yaml`.
+"""The typed configuration of an experiment: one frozen section per section of a `cfg.yaml`.
 
 Types are strict (`"6"` is not a number, `true` is not 1) and unknown keys are refused. All eps are l2 distances between
 images with pixels in [0, 1]. A classifier has no `task`; `task: wasserstein` estimates a distance, `task: gan` trains a
@@ -42,7 +42,7 @@ from lconvnet.training.schedules import Exponential, OneCycle
 Shape = tuple[int, int, int]
 Precision = Literal["32-true", "bf16-mixed"]
 Free = dict[str, Any]
-"""The keys of an experiment's sections that a run may be gone on with otherwise; True: all."""
+"""The keys of an experiment's sections that a resumed run may change; True: all."""
 
 if TYPE_CHECKING:
     Conv = str
@@ -57,16 +57,16 @@ else:
     Linear = Literal[tuple(options.LINEARS)]
     Activation = Literal[tuple(options.ACTIVATIONS)]
     Augmentation = Literal[tuple(options.AUGMENTATIONS)]
-    # The other options of these are for Python: what they say would be the same in every configuration here.
+    # The hidden options are for Python: they would have the same value in every configuration here.
     Loss = options.value_of(options.LOSSES, hidden=frozenset({"lipschitz", "p"}))
     Optimizer = options.value_of(options.OPTIMIZERS)
     Schedule = options.value_of(options.SCHEDULES, hidden=frozenset({"start", "end"}))
 
 
 class RealImages(Section):
-    """Which images: the training part of a named set, or all below a folder or in a parquet file, labelled or not.
+    """The training images of a named set, or all images below a folder or in a parquet file, labelled or not.
 
-    `image_size` (a side) and `channels` convert; `limit` keeps so many images.
+    `image_size` (side length) and `channels` convert the images; `limit` keeps that many.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -88,11 +88,11 @@ class RealImages(Section):
 
 
 class Data(Section):
-    """Which images: a named set or the path of a folder or parquet file, where to look, what is held out.
+    """Images of a named set, or of a folder or parquet file by its path, and how they are split.
 
-    The keys are the arguments of `lconvnet.data.load`: `validation` and `test` are counts or fractions, null for its
-    defaults, `validation` 0 to train on every training image and keep the last epoch; `image_size` (a side) and
-    `channels` convert; `limit` keeps so many images of each part, for quick trials.
+    The keys are the arguments of `lconvnet.data.load`. `validation` and `test` are counts or fractions; null takes its
+    defaults. With `validation` 0 a run trains on every training image and keeps the last epoch. `image_size` (side
+    length) and `channels` convert the images. `limit` keeps that many images of each part, for quick trials.
     """
 
     name: Annotated[str, Field(min_length=1)] = "digits"
@@ -110,7 +110,7 @@ class Data(Section):
 
 
 class Parts(Section):
-    """What networks are made of: dense layers and an activation."""
+    """The parts of a network: dense layers and an activation."""
 
     linear: Linear = default(models.mlp, "linear")
     activation: Activation = default(models.mlp, "activation")
@@ -161,7 +161,8 @@ class Dense(Parts, Network):
 
 
 class Convnet(Dense):
-    """A network of convolutions; `padding_mode` null is circular, and zeros for `unconstrained`, which has no other."""
+    """A network of convolutions; `padding_mode` null is circular, except for `unconstrained`, which allows only
+    zeros."""
 
     architecture: str
     conv: Conv = default(models.small_convnet, "conv")
@@ -181,7 +182,7 @@ class Convnet(Dense):
 
 
 def _base_of(network: Callable[..., Any]) -> type[Chosen]:
-    """A network that takes an activation is made of our parts."""
+    """The section for a network; one that takes an activation is made of our parts."""
     keys = arguments(network)
     return Network if "activation" not in keys else Convnet if "conv" in keys else Dense
 
@@ -189,7 +190,7 @@ def _base_of(network: Callable[..., Any]) -> type[Chosen]:
 class Critic(Parts):
     """The paper's DCGAN critic: four strided convolutions, `width` channels after the first, and one dense output.
 
-    With `upsampling` s every pixel becomes s × s equal ones first (paper: 2 on CIFAR-10), which the bound accounts for.
+    With `upsampling` s every pixel first becomes s × s equal ones (paper: 2 on CIFAR-10); the bound accounts for this.
     """
 
     conv: Conv = default(models.dcgan_critic, "conv")
@@ -231,12 +232,12 @@ class Generator(Section):
 
 
 class Adversary(Chosen):
-    """What a generator is trained against: a critic, and how it is kept in bounds, one of `lconvnet.gan`'s ways."""
+    """The adversary of a generator: a critic, and one of the ways in `lconvnet.gan` to keep it in bounds."""
 
     name: str
 
     def objective(self) -> gan.Objective:
-        """Return how the critic is kept in bounds."""
+        """Return the objective that keeps the critic in bounds."""
         return self.call(**self.options())
 
     @model_validator(mode="after")
@@ -278,14 +279,14 @@ else:
 
 
 class Loop(Section):
-    """What the loop of every task may be given: `clip_gradient`, the largest norm of the gradient of an update, and
-    `ema`, the decay of an average of the weights that is kept in their place."""
+    """Options of every task's loop: `clip_gradient`, the largest norm of an update's gradient, and `ema`, the decay of
+    a moving average that replaces the weights."""
 
     younger: ClassVar[frozenset[str]] = frozenset({"clip_gradient", "ema"})
 
     @model_serializer(mode="wrap")
     def _without_younger_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older releases did not know, so that records stay comparable."""
+        """Leave out options that older releases did not have, so that records stay comparable."""
         fields = type(self).model_fields
         unset = {key for key in self.younger if getattr(self, key) == fields[key].default}
         return {key: value for key, value in handler(self).items() if key not in unset}
@@ -294,8 +295,8 @@ class Loop(Section):
 class Training(Loop):
     """The loop: epochs, batch size (over all processes), steps between projections and between checkpoints, device.
 
-    `select_eps` is the radius at which certified accuracy on the validation images chooses the epoch; null is that of
-    the loss. `devices` is the number of processes on one machine, each with its share of every batch.
+    `select_eps` is the radius whose certified accuracy on the validation images chooses the epoch; null takes the
+    radius of the loss. `devices` is the number of processes on one machine, each with its share of every batch.
     """
 
     epochs: PositiveInt = 6
@@ -311,7 +312,7 @@ class Training(Loop):
 
 
 class Experiment(Section):
-    """One experiment, complete: the same configuration and seed give the same record."""
+    """One complete experiment: the same configuration and seed give the same record."""
 
     task: ClassVar[str] = "classification"
     free: ClassVar[Free] = {"evaluation": True, "data": {"directory"}, "training": {"accelerator"}}
@@ -326,7 +327,7 @@ class Experiment(Section):
 
 
 class Steps(Loop):
-    """The loop: optimiser steps, samples of each distribution in one, steps between checkpoints."""
+    """The loop: optimiser steps, samples of each distribution per step, steps between checkpoints."""
 
     younger: ClassVar[frozenset[str]] = frozenset({"devices", "precision", "clip_gradient", "ema"})
     steps: PositiveInt = 2000
@@ -339,9 +340,10 @@ class Steps(Loop):
 
 
 class HeldOut(Section):
-    """What the estimate is made of: samples that training never sees (of each distribution), and its confidence.
+    """The data of the estimate: samples of each distribution that training never sees, and the confidence.
 
-    `transport` compares with the exact transport between so many of them (extra `wasserstein`; 2,000 take ten seconds).
+    `transport` is the number of these samples whose exact transport is compared with the estimate (extra `wasserstein`;
+    2,000 take ten seconds).
     """
 
     samples: Annotated[int, Field(ge=2)] = 4096
@@ -358,7 +360,7 @@ class HeldOut(Section):
 
 
 class WassersteinExperiment(Section):
-    """A certified lower bound on the Wasserstein-1 distance between images and others, such as a generator's.
+    """A certified lower bound on the Wasserstein-1 distance between images and other samples, such as a generator's.
 
     `generated` is the path of a generator's weights (`lconvnet.gan`), a folder of images, a parquet file or an array.
     """
@@ -376,8 +378,8 @@ class WassersteinExperiment(Section):
 
 
 class Epochs(Loop):
-    """The loop: epochs of `steps_per_epoch` generator steps, each after `critic_steps` of the critic; a grid of samples
-    after every epoch."""
+    """The loop: epochs of `steps_per_epoch` generator steps, each after `critic_steps` of the critic. Every epoch ends
+    with a grid of samples."""
 
     younger: ClassVar[frozenset[str]] = frozenset({"devices", "precision", "clip_gradient", "ema"})
     epochs: PositiveInt = 200
@@ -392,7 +394,7 @@ class Epochs(Loop):
 
 
 class GanExperiment(Section):
-    """A generator trained against a critic on images; `optimizer` is of both, by default that of the critic's paper."""
+    """A generator trained against a critic on images; both use `optimizer`, by default that of the critic's paper."""
 
     free: ClassVar[Free] = {"data": {"directory"}, "training": {"epochs"}}
     task: Literal["gan"]
@@ -407,14 +409,14 @@ class GanExperiment(Section):
 def settings(experiment: Experiment | WassersteinExperiment | GanExperiment) -> dict[str, Any]:
     """Return the part of an experiment's configuration that determines the weights, as JSON-able values.
 
-    How the network is evaluated, where the images lie, the devices and the checkpoints are left out.
+    It leaves out the evaluation, the location of the images, the devices and the checkpoints.
     """
     outside = experiment.free | {"training": experiment.free["training"] | {"devices", "checkpoint_every"}}
     return experiment.model_dump(mode="json", exclude=outside)
 
 
 def _drawn(seed: int, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Make a network whose initial weights are a function of `seed`; ValueError if they do not fit in memory."""
+    """Make a network whose initial weights are a function of `seed`; ValueError if it does not fit in memory."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

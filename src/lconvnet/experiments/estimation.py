@@ -1,7 +1,7 @@
-"""What a run with `task: wasserstein` does: train a critic, and report the distance that it certifies.
+"""A run with `task: wasserstein`: it trains a critic and reports the certified distance.
 
-The folder gets the files of `lconvnet.wasserstein.estimate`, model.safetensors (the baked critic) and results.yaml,
-with the original's keys: `loss` is minus the critic's mean difference, before its division by the constant.
+The folder gets the files of `lconvnet.wasserstein.estimate`, model.safetensors (the baked critic) and results.yaml
+with the original's keys: `loss` is minus the critic's mean difference, before the division by its constant.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def run(
     resume: bool = False,
     progress: bool = True,
 ) -> Estimate:
-    """Train the critic of an experiment in its folder, or go on with it, and write what it certifies.
+    """Train the critic of an experiment in its folder, or continue, and write its certified estimate.
 
     The first weights are those of the run `weights`, if given. With `resume` a finished run returns its estimate again.
-    Raises ValueError for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to
-    stop, and `Diverged`.
+    Raises ValueError for errors that the user can correct, `lconvnet.training.Interrupted` after a checkpoint if asked
+    to stop, and `Diverged`.
     """
     with training(experiment, folder, "estimate", weights=weights, resume=resume):
         real = experiment.data.load().images
@@ -81,26 +81,27 @@ def run(
 
 
 def evaluate(experiment: WassersteinExperiment, folder: RunFolder, *, progress: bool = True) -> Estimate:
-    """Measure again what the trained critic of a folder certifies, and write it.
+    """Measure and write the certified estimate of a folder's trained critic again.
 
-    Raises ValueError if it is not trained to its end, or imported: its samples did not come with it.
+    Raises ValueError if the training is unfinished, or if the critic was imported: its samples are not available.
     """
     folder.refuse_if_imported(UNSAMPLED)
-    found = recorded(folder)  # the last file of a training
+    found = recorded(folder)  # training writes this file last
     if found is None or found.settings.get("steps", 0) < experiment.training.steps:
         raise folder.unfinished(f"of {experiment.training.steps} steps")
     return run(experiment, folder, resume=True, progress=progress)
 
 
 def distribution(path: str) -> Generated | str:
-    """Return what `wasserstein.estimate` takes for a path: the sampler of a generator's .safetensors, else the path."""
+    """Return an argument for `wasserstein.estimate`: for a generator's .safetensors its sampler, else the path."""
     return Generated(gan.load_generator(path)) if path.endswith(".safetensors") else path
 
 
 def compare(found: Estimate, count: int) -> dict[str, Any]:
-    """Return the exact transport between the first held-out samples of each side, and what the critic certifies of it.
+    """Return the exact transport between the first held-out samples of each side, and the critic's certified value on
+    them.
 
-    Raises `crosscheck.ContradictionError` where the critic, which is 1-Lipschitz, is above.
+    Raises `crosscheck.ContradictionError` if the value of the critic, which is 1-Lipschitz, is larger.
     """
     exact = wasserstein.transport(*(side[:count] for side in found.samples))
     high, low = (side[:count].mean() for side in found.values)
@@ -130,8 +131,9 @@ def _write(
 def results(found: Estimate) -> dict[str, Any]:
     """Return the content of results.yaml: the original's keys, then ours.
 
-    `distance` is the critic's mean difference over L, an estimate of a lower bound, `distance_interval` its confidence
-    interval and what that `assumes`, `distance_guaranteed` the one for every number of samples, all in `units`.
+    `distance` is the critic's mean difference over L, which estimates a lower bound. `distance_interval` is its
+    confidence interval with its assumptions, `assumes`. `distance_guaranteed` is the interval for every number of
+    samples. All are in `units`.
     """
     weighted = {name for name, part in found.critic.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
     norms = {f"sanity_check/{part.name}-l2-norm": part.upper for part in found.bound.layers if part.name in weighted}

@@ -1,7 +1,7 @@
-"""What is measured of a trained network, and by which attacks: sections whose keys are options of `lconvnet.attacks`.
+"""The measurements and attacks of an evaluation: sections whose keys are options of `lconvnet.attacks`.
 
-`pgd`, `fgsm`, `apgd`, `square` and `autoattack` search a ball of radius eps, the others look for the shortest
-perturbation, once for every eps. `boundary_attack` and `pointwise` are called as in the original's results.
+`pgd`, `fgsm`, `apgd`, `square` and `autoattack` search a ball of radius eps. The others look for the shortest
+perturbation, once for all eps. `boundary_attack` and `pointwise` have the names of the original's results.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ from lconvnet.ops.numbers import PositiveFloat, PositiveInt
 
 
 class Attack(Chosen):
-    """What every attack shares: at which eps (default: all of the evaluation's), on how many images.
+    """The options of every attack: its eps (by default all of the evaluation's) and its images.
 
-    With `mini`, only the first `mini_test_size` test images are attacked, as the original does with slow attacks.
+    With `mini` only the first `mini_test_size` test images are attacked, as in the original's slow attacks.
     """
 
     name: str
@@ -29,17 +29,17 @@ class Attack(Chosen):
 
     @property
     def by_gradient(self) -> bool:
-        """Whether it follows the gradient, and can find none."""
+        """Whether the attack follows the gradient, which may be zero."""
         return self.call.by_gradient
 
     @property
     def within_ball(self) -> bool:
-        """Whether it searches a ball of radius eps; otherwise it looks for the shortest perturbation."""
+        """Whether the attack searches a ball of radius eps; otherwise it looks for the shortest perturbation."""
         return "eps" in arguments(self.call)
 
     @property
     def norm_name(self) -> str:
-        """The norm that eps is measured in."""
+        """The norm of eps."""
         return "l2"
 
     @property
@@ -49,29 +49,29 @@ class Attack(Chosen):
 
     @property
     def place(self) -> tuple[str, bool]:
-        """Norm and images, which decide the section of results.yaml that it is in."""
+        """Norm and images, which choose the section of results.yaml."""
         return self.norm_name, self.mini
 
     def made_with(self) -> str:
-        """The library behind it with its version, "" for this package's own; MissingExtraError if it is absent."""
+        """The attack's library and version, "" for this package's own attacks; MissingExtraError if it is absent."""
         if not (library := self.call.library):
             return ""
         require(library, "attacks")
         return f"{library} {version(library)}"
 
     def apart(self, others: Sequence["Attack"], *, without: set[str]) -> str:
-        """`(OPTION=VALUE, ...)` of the options that differ among the attacks of this name; "" if none does."""
+        """`(OPTION=VALUE, ...)` with the options that differ among the attacks of this name; "" if none does."""
         options = [one.model_dump(mode="json", exclude=without | {"name"}) for one in others if one.name == self.name]
         own = self.model_dump(mode="json")
         differing = [key for key in own if any(key in one and one[key] != own[key] for one in options)]
         return f"({', '.join(f'{key}={_short(own[key])}' for key in differing)})" if differing else ""
 
     def radii(self, evaluation: "Evaluation") -> tuple[float, ...]:
-        """The eps it is asked for."""
+        """The eps at which the attack is evaluated."""
         return self.eps or evaluation.eps
 
     def runs(self, evaluation: "Evaluation") -> tuple[float | None, ...]:
-        """The eps of each of its runs; None for the one that looks for the shortest perturbation."""
+        """The eps of each run of the attack; None for the one that looks for the shortest perturbation."""
         return self.radii(evaluation) if self.within_ball else (None,)
 
     def run(self, network: nn.Module, images: Tensor, labels: Tensor, eps: float | None, seed: int) -> AttackResult:
@@ -82,7 +82,7 @@ class Attack(Chosen):
 
 
 class Normed(Attack):
-    """An attack in l2 or l-infinity; the latter needs eps of its own, for the evaluation's are l2."""
+    """An attack in l2 or l-infinity; the latter needs its own eps, because those of the evaluation are l2."""
 
     norm: Literal["l2", "linf"] = "l2"
 
@@ -114,10 +114,10 @@ else:
 
 
 class Evaluation(Section):
-    """What is measured on the test images: certified accuracy at each eps (and each of an attack's), and attacks.
+    """The measurements on the test images: certified accuracy at each eps (and each of an attack's), and attacks.
 
-    At each eps of `linear_bounds` ReLU networks are also certified by linear bounds, for which a product of norms is
-    of little use.
+    At each eps of `linear_bounds`, ReLU networks are also certified by linear bounds, because a product of norms says
+    little about them.
     """
 
     eps: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)] = (1.58,)
@@ -142,12 +142,12 @@ class Evaluation(Section):
         return self
 
     def key(self, attack: Attack) -> str:
-        """What an attack is called in results.yaml and tables: its name, with what sets it apart from others there."""
+        """The name of an attack in results.yaml and tables, with the options that set it apart from others there."""
         others = [other for other in self.attacks if other.place == attack.place]
         return attack.name + attack.apart(others, without={"eps", "mini", "norm"})
 
     def column(self, attack: Attack) -> str:
-        """What an attack is called in examples.parquet: name and norm, with what sets it apart from others there; the
-        eps of an attack within a ball is named by whoever asks."""
+        """The name of an attack in examples.parquet: name and norm, with the options that set it apart from others
+        there. The caller adds the eps of an attack within a ball."""
         others = [other for other in self.attacks if other.label == attack.label]
         return attack.label + attack.apart(others, without={"eps"} if attack.within_ball else set())

@@ -1,5 +1,4 @@
-"""The two things a run does: train, and evaluate what was trained. Both read the configuration and fill the
-run folder."""
+"""Training and evaluation of a run. Both read the configuration and fill the run folder."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ logger = logging.getLogger("lconvnet")
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of a training: its record, the baked network of the best epoch with its bound, and where it is
-    saved."""
+    """The result of a training: its record, the baked network of the best epoch with its bound, and the saved file."""
 
     record: Record[Epoch]
     network: nn.Module
@@ -43,7 +41,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The end of an evaluation: all test images' certificates, and the content of results.yaml."""
+    """The result of an evaluation: certificates of all test images, and the content of results.yaml."""
 
     certificates: Certificates
     bound: Bound
@@ -62,19 +60,19 @@ def train(
 ) -> Trained:
     """Train the experiment in its folder and save the baked network of the epoch that is best on validation.
 
-    The complete configuration is written to the folder's cfg.yaml, unless that is the `source` it was read from: then
-    the experiment must be the one stated there, for nothing else would say what was trained. The seed is
-    set before the network is built. The first weights are those of the run `weights`, if given (see `origin`). With
-    `resume` a run continues from its last checkpoint, or starts where there is none; without, a folder that holds a run
-    is refused. Of several processes only the first returns. Raises ValueError for what the user can put right, and
-    `lconvnet.training.Interrupted` after a checkpoint when asked to stop.
+    The folder's cfg.yaml gets the complete configuration. If cfg.yaml is the `source` of the experiment, it stays and
+    must state this experiment, because nothing else says what was trained. The seed is set before the network is built.
+    The first weights are those of the run `weights`, if given (see `origin`). With `resume` a run continues from its
+    last checkpoint, or starts if there is none. Without it a folder that holds a run is refused. Of several processes
+    only the first returns. Raises ValueError for errors that the user can correct, and `lconvnet.training.Interrupted`
+    after a checkpoint if asked to stop.
     """
     own = source if source and source.resolve() == folder.config.resolve() else None
     if own:
         _require_stated(own, experiment)  # before anything is written
     with training(experiment, folder, "train", weights=weights, resume=resume) as longer:
         if own:
-            _require_stated(own, experiment)  # from here on nobody generates another one in its place
+            _require_stated(own, experiment)  # from here on no other process can replace it
         splits = experiment.data.load(seed=experiment.seed)
         if is_first_process():
             logger.info("read %r", splits)
@@ -103,7 +101,7 @@ def train(
             **dict(longer.training),
         )
         if not is_first_process():
-            raise SystemExit(0)  # the first one saves and says what came out
+            raise SystemExit(0)  # the first process saves and reports the result
         return _save_best(model, record, splits, folder)
 
 
@@ -123,14 +121,14 @@ def evaluate(
     attacks: bool = True,
     report: robustness.Report = lambda what, done, count: None,
 ) -> Evaluated:
-    """Measure the best epoch of a run on the test images; write results.yaml and examples.parquet, and
-    model.safetensors where it is not that network already. Every batch is recorded as it is done; a second call
-    goes on from there.
+    """Measure the best epoch of a run on the test images. Write results.yaml and examples.parquet, and
+    model.safetensors unless it holds that network already.
 
-    The images must be those of the training, or test images might be among the trained ones; an unfinished run is
-    measured with a warning. What was trained is read from record.json, how to evaluate from cfg.yaml; `overrides` may
-    change `evaluation` and `data.directory`. Raises ValueError for what the user can put right and
-    `crosscheck.ContradictionError` where an attack breaks a certificate.
+    Each batch is recorded when it is done, and a second call continues from there. The images must be those of the
+    training; otherwise test images might be among the trained ones. An unfinished run is measured with a warning.
+    record.json says what was trained, cfg.yaml how to evaluate; `overrides` may change `evaluation` and
+    `data.directory`. Raises ValueError for errors that the user can correct, and `crosscheck.ContradictionError` if an
+    attack breaks a certificate.
     """
     require("pyarrow.parquet", "data")
     experiment = trained_experiment(folder, overrides)
@@ -159,7 +157,7 @@ def measure(
     attacks: bool,
     report: robustness.Report,
 ) -> Evaluated:
-    """Measure a network on images, with records and results in `folder`, as an evaluation says; `about` goes to the
+    """Measure a network on images as the evaluation says, with records and results in `folder`; `about` is added to the
     results."""
     subject = robustness.EvaluationTarget(
         trained.network,
@@ -192,8 +190,8 @@ def _baked(experiment: Experiment, record: Record[Epoch], splits: Splits, folder
 
 
 def saved_network(record: Record[Epoch], folder: RunFolder) -> Trained:
-    """Return the network of model.safetensors: what an import wrote, whose weights need not be those of our kernels to
-    the last digit, or what was baked of the best epoch. Raises ValueError where it is missing, or of another epoch."""
+    """Return the network of model.safetensors: the baked best epoch, or an imported network, whose weights may differ
+    from our kernels' in the last digit. Raises ValueError if it is missing or of another epoch."""
     if not folder.model.exists():
         way = "import it again" if record.is_baked else f"lconvnet evaluate {folder.path} writes it"
         raise CheckpointError(f"{folder.model}, the network of this run, is missing; {way}")
@@ -222,7 +220,7 @@ def _attack(
 
 
 def _stated(experiment: Experiment) -> dict[str, Any]:
-    """What cfg.yaml must state of a run: everything but where it runs and where the images lie."""
+    """The part of a run's experiment that cfg.yaml must state: all but the devices and the location of the images."""
     return settings(experiment) | {"evaluation": experiment.evaluation.model_dump(mode="json")}
 
 
@@ -243,7 +241,7 @@ def _load_recorded_best(model: nn.Module, record: Record[Epoch], folder: RunFold
 
 
 def _save_best(model: nn.Module, record: Record[Epoch], splits: Splits, folder: RunFolder) -> Trained:
-    network = bake(model).cpu()  # in this order, for engines are chosen by device
+    network = bake(model).cpu()  # in this order, because the device chooses the engine
     bound = lipschitz_bound(network, input_shape=splits.image_shape)
     notes = {"data": splits.name, "epoch": record.kept_epoch}
     shape = splits.image_shape
@@ -253,7 +251,7 @@ def _save_best(model: nn.Module, record: Record[Epoch], splits: Splits, folder: 
 
 
 def _chosen(record: Record[Epoch], held: int) -> str:
-    """Who or what chose the epoch."""
+    """How the epoch was chosen."""
     if "imported" in record.settings:
         return "epoch chosen by whoever trained the imported weights"
     return f"epoch chosen on {held} others ({record.chosen_by})" if held else "the last epoch, no validation images"

@@ -1,5 +1,5 @@
-"""What the keys of a configuration take: overrides that fit them, and validation errors as one clear line with the
-key, its value, the nearest or the allowed names."""
+"""Explanations of configuration keys: overrides that fit them, and each validation error as one line with the key, its
+value, and the nearest or the allowed names."""
 
 import difflib
 import re
@@ -66,7 +66,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 def walk(root: type[BaseModel], location: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
     """Return the dotted key path that a user wrote for `location`, and the section that holds its last key.
 
-    pydantic's locations also name the chosen member of a union; those entries are taken out again.
+    pydantic's locations also name the chosen member of a union; those entries are removed.
     """
     path, owner, candidates = "", root, [root]
     for entry in location:
@@ -103,7 +103,7 @@ def values(annotation: Any) -> list[Any]:
 
 
 def tags(section: type[BaseModel]) -> tuple[str, tuple[str, ...]]:
-    """Return the type key of a section of a union and the names it answers to, or ("", ()) without one."""
+    """Return the type key of a union's section and the names it accepts, or ("", ()) without one."""
     for key in TAGS:
         field = section.model_fields.get(key)
         if field is not None and get_origin(field.annotation) is Literal:
@@ -112,7 +112,7 @@ def tags(section: type[BaseModel]) -> tuple[str, tuple[str, ...]]:
 
 
 def nearest(word: str, allowed: Sequence[str]) -> str:
-    """Return a question that names the closest allowed word, or an empty text.
+    """Return a question that suggests the closest allowed word, or an empty text.
 
     >>> nearest("epoch", ["epochs", "seed"])
     "did you mean 'epochs'? "
@@ -122,12 +122,12 @@ def nearest(word: str, allowed: Sequence[str]) -> str:
 
 
 def choice(path: str, value: object, allowed: Sequence[str]) -> str:
-    """Return the line for a value that is none of the allowed names."""
+    """Return the line for a value that is not an allowed name."""
     return f"{path} is {short(value)}; {nearest(str(value)[:40], allowed)}Allowed: {', '.join(allowed)}"
 
 
 def _unknown(path: str, owner: type[BaseModel], value: object, root: type[BaseModel]) -> str:
-    """The line for a key that is not known here, but may be one elsewhere."""
+    """The line for a key that is unknown here, with the nearest known key, here or elsewhere."""
     key = path.rpartition(".")[2]
     members = ((name, section) for name, field in root.model_fields.items() for section in sections(field.annotation))
     elsewhere = [f"{name}.{key}" for name, section in members if key in section.model_fields]
@@ -147,10 +147,10 @@ def _expected(problem: Mapping[str, Any]) -> str:
 
 
 def open_to(changes: Mapping[str, Any], given: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """Return what a file of such a kind gives, made ready for overrides.
+    """Return the values of a file, prepared for overrides of an experiment of this kind.
 
-    The default of a section that only they name is written out, and the keys of a section that the member they choose
-    does not know are dropped.
+    If only the overrides name a section, its default is written out. If they choose a member of a union, the keys that
+    the member does not know are dropped.
     """
     defaults = kind.model_construct().model_dump(mode="json")
     kept = {name: defaults[name] for name in changes if isinstance(defaults.get(name), dict)} | dict(given)
@@ -166,7 +166,7 @@ def open_to(changes: Mapping[str, Any], given: Mapping[str, Any], kind: type[Bas
 
 
 def typed(value: Any, annotation: Any) -> Any:
-    """Return nested values in which every `Written` is what its key takes."""
+    """Return nested values with every `Written` converted to the type of its key."""
     if isinstance(value, Mapping):
         fields = next((member.model_fields for member in sections(annotation) if _is_chosen(member, value)), {})
         return {key: typed(inner, fields[key].annotation if key in fields else None) for key, inner in value.items()}

@@ -1,9 +1,9 @@
 """Families of experiments: `template.yaml`, the grammar of its choices, and the folders of its runs.
 
-A key `key|label: value` is one of the choices for `key`; all keys of a mapping that share what stands before the bar
-are alternatives, and every combination of choices is a run, whose path joins the labels in the order of the file.
-Choices nest: those inside a chosen value follow its label and multiply only its branch. A key in brackets,
-`[name]|label: {...}`, puts the keys of its mapping in its own place.
+A key `key|label: value` is one of the choices for `key`. All keys of a mapping with the same text before the bar are
+alternatives. Every combination of choices is a run, whose path joins the labels in the order of the file. Choices nest:
+those inside a chosen value follow its label and multiply only its branch. A key in brackets, `[name]|label: {...}`, is
+replaced by the keys of its mapping.
 
     optimizer:
       name: adam
@@ -12,10 +12,9 @@ Choices nest: those inside a chosen value follow its label and multiply only its
     seed|first: 0
     seed|second: 1
 
-:func:`generate` may be called again and again, and nothing is ever lost. A generated cfg.yaml carries a digest of
-itself in its first lines, so that the next generation knows whether anybody edited it, and the overrides it was made
-with, which stay with the run until others are given. What is there is replaced only if it is a generated file,
-untouched, of a run that has not started.
+:func:`generate` may be called again, and nothing is ever lost. The first lines of a generated cfg.yaml hold a digest of
+the file, so that the next generation detects edits. They also hold the overrides of the run, which stay until others
+are given. A file is replaced only if it was generated, is unedited, and its run has not started.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ WIDTH = 100
 
 MAXIMAL_RUNS = 100_000
 MAXIMAL_ENTRIES = 2_000_000
-"""Keys of all combinations together, those of inner choices with them; a run has about a hundred."""
+"""Largest number of keys of all combinations together, with those of inner choices; a run has about a hundred."""
 
 LONGEST_LABEL = 255  # bytes
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One combination: the labels that were chosen, in order, and the value without any choice in it."""
+    """One combination: the chosen labels, in order, and the value without any choice in it."""
 
     labels: tuple[str, ...]
     value: Any
@@ -70,8 +69,8 @@ class Choice:
 def expand(template: Mapping[str, Any]) -> list[Choice]:
     """Return all combinations of the choices of a template, the first choice varying slowest.
 
-    No two share a path, and none lies in the folder of another. Raises ValueError for a label that is not the name of a
-    folder, for a key that is both fixed and a choice, and for more than 100,000 runs.
+    No two share a path, and none lies in the folder of another. Raises ValueError for a label that is not a valid
+    folder name, for a key that is both fixed and a choice, and for more than 100,000 runs.
 
     >>> template = {"model": {"conv|BCOP": "bcop", "conv|RKO": "rko"}, "seed|A": 0, "seed|B": 1}
     >>> [choice.path for choice in expand(template)]
@@ -84,7 +83,7 @@ def expand(template: Mapping[str, Any]) -> list[Choice]:
 
 
 def _size(value: Any, place: str) -> tuple[int, int, int]:
-    """What an expansion makes, found without making it: runs, keys of each, entries of all, inner ones with them.
+    """The size of an expansion, found without making it: runs, keys per run, and entries in total with inner ones.
 
     ValueError if it is too large.
     """
@@ -141,7 +140,7 @@ def _is_folder_name(label: str) -> bool:
 
 
 def _merged(keys: list[str], items: tuple[Choice, ...], place: str) -> dict[str, Any]:
-    """The mapping of one combination; the keys of a bracketed one stand in its place."""
+    """The mapping of one combination; the keys of a bracketed mapping replace it."""
     merged: dict[str, Any] = {}
     for key, item in zip(keys, items, strict=True):
         bracketed = _is_bracketed(key)
@@ -164,10 +163,10 @@ def _at(place: str, key: str) -> str:
 
 @dataclass
 class Generated:
-    """What a generation did, as paths of run folders; `kept` and `invalid` with the reason.
+    """The result of a generation, as paths of run folders; `kept` and `invalid` with the reason.
 
     `overridden` are the overrides that runs keep from an earlier generation. `orphaned` folders hold a configuration or
-    a run that no template expands to; they are left alone.
+    a run that no template expands to; they are not touched.
     """
 
     added: list[Path] = field(default_factory=list)
@@ -187,10 +186,10 @@ class Generated:
 def generate(folder: str | Path, overrides: Sequence[str] = ()) -> Generated:
     """Write a cfg.yaml for every combination of every template.yaml in and below `folder`.
 
-    `overrides` such as `training.epochs=3` apply to all runs and are written into their configurations; a run keeps
-    those of an earlier generation if none are given. A run that has started, or whose cfg.yaml was written or edited
-    by hand, keeps what it has. An invalid combination is reported and not written; the others are. Raises ValueError
-    if there is no template, or one cannot be expanded, and for overrides that make two runs the same experiment.
+    `overrides` such as `training.epochs=3` apply to all runs and are written into their configurations. Without them a
+    run keeps those of an earlier generation. A run that has started, or whose cfg.yaml was written or edited by hand,
+    stays unchanged. An invalid combination is reported and not written; the others are written. Raises ValueError if
+    there is no template, if one cannot be expanded, and for overrides that make two runs the same experiment.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -215,7 +214,7 @@ def run_folders(folder: str | Path) -> list[Path]:
 
 
 def _planned(templates: Sequence[Path], overrides: Sequence[str]) -> dict[Path, tuple[Path, Choice]]:
-    """Return every run with its template and its choice; ValueError if two of them would be one."""
+    """Return every run with its template and its choice; ValueError if two of them coincide."""
     planned: dict[Path, tuple[Path, Choice]] = {}
     for template in templates:
         with naming(template):
@@ -234,7 +233,7 @@ def _planned(templates: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
 
 
 def _require_distinct(runs: Iterable[Path]) -> None:
-    """Raise ValueError for folders that differ in case or coding alone, which are one on some systems."""
+    """Raise ValueError for folders that differ only in case or Unicode form: on some systems they are the same."""
     known: dict[str, Path] = {}
     for run in runs:
         for place in (run, *run.parents):
@@ -247,7 +246,7 @@ def _require_distinct(runs: Iterable[Path]) -> None:
 
 
 def _require_different(choices: Sequence[Choice], overrides: Sequence[str]) -> None:
-    """Raise ValueError if an override undoes a choice, for the labels would then be wrong."""
+    """Raise ValueError if an override undoes a choice, because the labels would then be wrong."""
     keys = [text.partition("=")[0].strip().split(".") for text in overrides]
     seen: dict[str, tuple[str, Any]] = {}
     for choice in choices:
@@ -273,7 +272,7 @@ def _without(values: Any, key: Sequence[str]) -> Any:
 
 
 def _generate(run: Path, template: Path, choice: Choice, overrides: Sequence[str], result: Generated) -> None:
-    """Write the configuration of one run, or say why there is none."""
+    """Write the configuration of one run, or record why it is invalid."""
     try:
         atomic.refuse_links(template.parent, run / CONFIG)
         RunFolder(run).refuse_links()
@@ -289,7 +288,7 @@ def _generate(run: Path, template: Path, choice: Choice, overrides: Sequence[str
 
 
 def _place(run: Path, text: str, result: Generated) -> None:
-    """Put a configuration where it belongs, or say why the one that is there stays."""
+    """Write a configuration to its place, or record why the existing one stays."""
     path = run / CONFIG
     if not path.exists():
         if _has_started(run):
@@ -306,7 +305,7 @@ def _place(run: Path, text: str, result: Generated) -> None:
 
 
 def _replace(run: Path, text: str, result: Generated) -> None:
-    """Write the configuration of a run anew unless it has started, or is just about to."""
+    """Rewrite the configuration of a run unless it has started or is about to start."""
     try:
         with undisturbed(RunFolder(run)):
             if _has_started(run):
@@ -358,6 +357,7 @@ def _digest(body: str) -> str:
 
 
 def _has_started(run: Path) -> bool:
-    """Whether anything was computed; a run that only failed, such as for want of its data, has not."""
+    """Whether anything was computed; a run that only failed, for example because its data is missing, has not
+    started."""
     found = [run / name for name in ("record.json", "results.yaml", "model.safetensors")]
     return any(path.exists() for path in found) or any((run / "checkpoints").glob("[!.]*"))

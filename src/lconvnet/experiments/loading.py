@@ -1,8 +1,7 @@
-"""From a YAML file and `key=value` overrides to a validated `Experiment`, with one clear line for what is
-wrong.
+"""From a YAML file and `key=value` overrides to a validated `Experiment`, with one clear line per error.
 
-A file in the grammar of the original LConvNet is translated (`lconvnet.experiments.original`).
-What a plain value of an override stands for depends on its key: `data.name=0123` is a folder, `seed=0123` is refused.
+A file in the grammar of the original LConvNet is translated (`lconvnet.experiments.original`). The key of an override
+decides the meaning of a plain value: `data.name=0123` is a folder, `seed=0123` is refused.
 """
 
 import contextlib
@@ -25,8 +24,8 @@ TASKS: Mapping[str, type[AnyExperiment]] = {"wasserstein": WassersteinExperiment
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Return the classifier described by the file `path`, with `overrides` such as `training.epochs=3`.
 
-    Where an override chooses another member of a union (`loss.name=...`), keys of the file that the new
-    member does not know are dropped; keys given as overrides never are.
+    If an override chooses another member of a union (`loss.name=...`), keys of the file that the new member does not
+    know are dropped. Keys given as overrides are never dropped.
 
     Raises ValueError for a file that is missing, too large, not YAML or not a valid experiment.
     """
@@ -35,7 +34,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> AnyExperiment:
-    """As `load`, whatever the task is."""
+    """Like `load`, for any task."""
     with naming(Path(path)):
         return parse_any(read(Path(path)), overrides)
 
@@ -53,7 +52,7 @@ def parse(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experimen
 
 
 def parse_any(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyExperiment:
-    """As `parse`, whatever the task is: `task` wasserstein or gan, or none for a classifier."""
+    """Like `parse`, for any task: `task` is wasserstein or gan, or absent for a classifier."""
     merged = merge(values, overrides)
     kind = _kind(merged)
     try:

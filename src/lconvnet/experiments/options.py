@@ -1,8 +1,8 @@
-"""Where YAML meets Python: the tables of names, and the sections that the options of a callable make.
+"""The link between YAML and Python: tables of names, and sections made from the options of a callable.
 
-An option is said once, by the callable that takes it. `one_of(LOSSES)` is the type of a key such as
-`loss: {name: hinge, eps: 1.5}`: one of a table's callables by its name, with its own options, their types and defaults
-beside it. A new loss, attack, network or layer is usable from YAML as soon as it stands in its table.
+Only the callable itself defines its options. `one_of(LOSSES)` is the type of a key such as
+`loss: {name: hinge, eps: 1.5}`: one of a table's callables by its name, with its own options, their types and defaults.
+A new loss, attack, network or layer is usable from YAML as soon as it is in its table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -93,18 +93,18 @@ PARTS = {"conv": CONVS, "linear": LINEARS, "activation": ACTIVATIONS}
 
 
 class Section(BaseModel):
-    """A section of a configuration: frozen, strict, closed to unknown keys, without NaN or infinity."""
+    """A section of a configuration: frozen and strict, without unknown keys, NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Chosen(Section):
-    """The section of a callable; its keys are the options."""
+    """The section of a callable, with its options as keys."""
 
     call: ClassVar[Callable[..., Any]]
 
     def options(self) -> dict[str, Any]:
-        """The arguments that the section states."""
+        """The arguments stated by the section."""
         return {key: getattr(self, key) for key in type(self).model_fields if key in arguments(self.call)}
 
 
@@ -114,7 +114,7 @@ def arguments(call: Callable[..., Any]) -> Mapping[str, Parameter]:
 
 
 def default(call: Callable[..., Any], key: str) -> Any:
-    """Return the default of an option; a layer by its name.
+    """Return the default of an option; for a layer, its name.
 
     >>> default(models.mlp, "widths"), default(models.mlp, "linear")
     ((1024, 1024, 1024), 'cholesky')
@@ -131,9 +131,10 @@ def one_of(
     hidden: frozenset[str] = frozenset(),
     more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
-    """Return the type of a key that takes one of a table's callables: a section, which `tag` tells from the others.
+    """Return the type of a key that takes one of a table's callables: a union of sections, distinguished by `tag`.
 
-    Its keys are those of the `base` that a callable has, the options that are neither there nor `hidden`, and `more`.
+    A section's keys are those of the callable's `base`, the options that are neither in `base` nor `hidden`, and
+    `more`.
     """
     sections = [
         _section(name, call, tag, base(call), hidden, (more or {}).get(name, {})) for name, call in table.items()
@@ -142,7 +143,7 @@ def one_of(
 
 
 def value_of(table: Table, *, hidden: frozenset[str] = frozenset()) -> Any:
-    """Return the type of a key whose value is what the callable makes, such as a frozen dataclass, with its options.
+    """Return the type of a key whose value is the callable's result, such as a frozen dataclass, with its options.
 
     >>> loss = value_of(LOSSES, hidden=frozenset({"lipschitz", "p"}))
     >>> chosen(loss, name="hinge", eps=0.5)
@@ -175,7 +176,7 @@ def value_of(table: Table, *, hidden: frozenset[str] = frozenset()) -> Any:
 
 
 def chosen(kind: Any, **values: Any) -> Any:
-    """Return the section, or the value, of such a type that a file would state with these keys."""
+    """Return the section or value of such a type that a file with these keys would state."""
     return TypeAdapter(kind).validate_python(values)
 
 
@@ -198,7 +199,7 @@ def _section(
 
 
 def _in_yaml(annotation: Any) -> Any:
-    """The type of an option as a file can state it: a list for a sequence, and no callables."""
+    """The type of an option in a file: a list for a sequence, and no callables."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Sequence:
         return Annotated[tuple[inner[0], ...], Strict(False), Field(min_length=1)]

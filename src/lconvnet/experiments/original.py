@@ -1,9 +1,9 @@
-"""Configurations in the original's grammar, read as ours.
+"""Configurations in the original's grammar, translated into ours.
 
-There a value is `{<type>: NAME, <init>: BOOL, argument: ...}`: a callable by its registered name with its arguments,
-called when the file is read or kept as a partial application; `<list>` holds positional arguments, and the keys of
-`[submodules]` stand in its place. Here the names are a closed set, each read by one function: nothing is evaluated or
-imported by name. What has no equal here is refused with its place in the file.
+There a value is `{<type>: NAME, <init>: BOOL, argument: ...}`: a callable by its registered name with its arguments. It
+is called when the file is read, or kept as a partial application. `<list>` holds positional arguments, and
+`[submodules]` is replaced by its keys. Here the names are a closed set, each read by one function: nothing is evaluated
+or imported by name. A value without an equal here is refused with its place in the file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Shape = tuple[int, int, int]
 IMAGES: Mapping[str, Shape] = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "stl10": (3, 96, 96)}
 CLASSES = 10
 MAXIMAL_WEIGHTS = 2**28  # of a dense network; the paper's has 2^22
-MAXIMAL_IMAGE = 2**20  # numbers of a critic's image; the paper's has 12,288
-STEPS = 20  # of Björck's iteration in every layer; it stands for its limit, and an import cuts it off after as many
+MAXIMAL_IMAGE = 2**20  # numbers per image of a critic; the paper's has 12,288
+STEPS = 20  # of Björck's iteration in every layer; they stand for its limit, and an import stops after as many
 STEPS_PER_EPOCH = 100  # of the original's critics
 EPSILON = 1e-6  # constants such as sqrt(2) are written with twelve digits
 MISSING = object()
@@ -45,7 +45,7 @@ def translate(values: Mapping[str, Any]) -> Values:
 
 
 def network(values: Mapping[str, Any]) -> tuple[Shape, int]:
-    """Return the shape (C, H, W) of the images that the network of an old configuration takes, and its outputs."""
+    """Return the image shape (C, H, W) that the network of an old configuration takes, and its number of outputs."""
     translate(values)
     net = values["trainer"]["net"]
     if "dataset_name" in net:
@@ -58,7 +58,7 @@ def network(values: Mapping[str, Any]) -> tuple[Shape, int]:
 
 
 class Node:
-    """A typed value of an old configuration with its place in the file; its arguments are taken one by one."""
+    """A typed value of an old configuration with its place in the file; `take` removes its arguments one by one."""
 
     def __init__(self, value: Any, place: str) -> None:
         if not isinstance(value, Mapping) or not isinstance(value.get("<type>"), str):
@@ -73,18 +73,18 @@ class Node:
         return f"{self.place}.{key}" if self.place else key
 
     def take(self, key: str, default: Any = MISSING) -> Any:
-        """Return an argument and strike it off."""
+        """Return an argument and remove it."""
         value = self.arguments.pop(key, default)
         if value is MISSING:
             raise ValueError(f"{self.at(key)} is missing; {self.type} needs it")
         return value
 
     def node(self, key: str) -> Node:
-        """Return an argument that is a typed value itself."""
+        """Return an argument that is itself a typed value."""
         return Node(self.take(key), self.at(key))
 
     def nodes(self, key: str) -> list[Node]:
-        """Return the typed values of an argument that lists them, none if it is absent."""
+        """Return the typed values of an argument that lists them; none if it is absent."""
         values = self._checked(key, [], "a list", lambda found: isinstance(found, list))
         return [Node(value, f"{self.at(key)}[{i}]") for i, value in enumerate(values)]
 
@@ -93,7 +93,7 @@ class Node:
         return self._checked(key, default, "a number", _is_number)
 
     def numbers(self, key: str) -> list[Any]:
-        """Return an argument that lists numbers, at least one."""
+        """Return an argument that lists at least one number."""
         return self._checked(key, MISSING, "a list of numbers", _are_numbers)
 
     def flag(self, key: str, default: Any = MISSING) -> bool:
@@ -107,14 +107,14 @@ class Node:
         return value
 
     def only(self, **expected: Any) -> None:
-        """Refuse another value than the one that has an equal here; an absent one is that value."""
+        """Refuse any value but the one that has an equal here; an absent argument has that value."""
         for key, value in expected.items():
             found = self.take(key, value)
             if found != value or isinstance(found, bool) != isinstance(value, bool):
                 raise ValueError(f"{self.at(key)} is {short(found)}; of {self.type} only {short(value)} can be read")
 
     def choose(self, readers: Mapping[str, Callable[[Node], Any]]) -> Any:
-        """Return what the reader of this type makes of it, all arguments taken."""
+        """Return the result of the reader for this type, which must take all arguments."""
         if self.type not in readers:
             raise ValueError(choice(self.at("<type>"), self.type, list(readers)))
         found = readers[self.type](self)
@@ -124,7 +124,7 @@ class Node:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number that float64 has a place for."""
+    """Whether a value is a number in the range of float64."""
     return type(value) in (int, float) and not abs(value) > MAXIMUM
 
 
@@ -148,10 +148,10 @@ def _classifier_run(root: Node, trainer: Node) -> Values:
     data, shape = root.node("dataloaders").choose(loader)
     evaluation = _evaluation(root.nodes("post_steps"))
     evaluation["mini_test_size"] = data.pop("mini_test_size")
-    root.number("test_batch_size")  # changes no result; ours is chosen for speed
+    root.number("test_batch_size")  # does not change results; ours is chosen for speed
     net = trainer.node("net")
     model = net.choose(dict.fromkeys(NETWORKS, lambda node: NETWORKS[node.type](node, shape)))
-    if model["architecture"].startswith("kw"):  # whose product of norms certifies nothing
+    if model["architecture"].startswith("kw"):  # its product of norms certifies nothing
         evaluation["linear_bounds"] = evaluation["eps"]
     criteria = {"multi_margin_loss_eps": _hinge, "cross_entropy": lambda node: _cross_entropy(evaluation["eps"])}
     step = {"classification_step": lambda node: node.node("criterion").choose(criteria)}
@@ -195,7 +195,7 @@ def _critic_run(root: Node, trainer: Node) -> Values:
 
 
 def _sized(name: str, network: Values, shape: Shape) -> Values:
-    """Images of the side that the critic takes: smaller than stored, or every pixel repeated."""
+    """Images at the side length that the critic takes: smaller than stored, or with every pixel repeated."""
     stored, (channels, side, _) = IMAGES[name], shape
     data = {"name": name} | ({"channels": channels} if channels != stored[0] else {})
     if side < stored[1]:
@@ -298,7 +298,7 @@ def _hinge(node: Node) -> Values:
 
 
 def _cross_entropy(eps: Sequence[float]) -> Values:
-    """Plain cross-entropy: no offset, temperature 1; `eps` only says what a validation certifies."""
+    """Plain cross-entropy: no offset, temperature 1; `eps` only sets the radii that a validation certifies."""
     return {"name": "offset-cross-entropy", "eps": max(eps), "temperature": 1.0, "offset": 0.0}
 
 
@@ -323,7 +323,7 @@ def _dense(node: Node) -> Values:
 
 
 def _group_sort(node: Node) -> Values:
-    """GroupSort: pairs in the fast implementation are MaxMin, the larger one first."""
+    """GroupSort: pairs in the fast implementation are MaxMin, larger value first."""
     node.only(axis=1)
     size, fast = node.number("group_size"), node.flag("new_impl", False)
     return {"activation": "maxmin"} if fast and size == 2 else {"activation": "groupsort", "group_size": size}
@@ -333,7 +333,7 @@ ACTIVATIONS = {"GroupSort": _group_sort, "ReLU": lambda node: {"activation": "re
 
 
 def _layer(name: str, **only: Any) -> Callable[[Node], str]:
-    """A layer by its name here, with the only options that can be read."""
+    """A reader of a layer with the only options that can be read."""
 
     def read(node: Node) -> str:
         node.only(**only)
@@ -376,7 +376,7 @@ def _mlp(node: Node, shape: Shape) -> Values:
 
 
 def critic(node: Node) -> tuple[Values, Shape]:
-    """Return a critic and the shape of the images that it takes."""
+    """Return a critic and its image shape."""
     node.only(scaling=1.0, out_channels=1)
     channels, sides = node.number("in_channels"), node.numbers("input_spatial_shape")
     if len(sides) != 2 or sides[0] != sides[1]:
@@ -397,7 +397,7 @@ def _kw(node: Node, shape: Shape) -> Values:
 
 
 def _qian(node: Node, shape: Shape) -> Values:
-    """Qian & Wegman 2019, by the number of their model; its widths are not in the file, but as in runs/baselines."""
+    """Qian & Wegman 2019, by the number of their model; its widths come from runs/baselines, as the file lacks them."""
     _require_images(node, shape)
     channels = (32, 64, 128) if shape == IMAGES["cifar10"] else (32, 64)
     return {"architecture": "qw", "channels": channels, "published": node.number("model_index")}

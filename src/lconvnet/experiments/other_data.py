@@ -1,7 +1,7 @@
-"""Images that are not a run's own: a labelled folder (`lconvnet evaluate RUN --data FOLDER`), and single files.
+"""Images from outside a run: a labelled folder (`lconvnet evaluate RUN --data FOLDER`), and single files.
 
-Records and results lie in other-data/NAME-FINGERPRINT/ below the run, under names of their own: its own evaluation is
-not touched, and no table takes one for the other.
+Records and results go to other-data/NAME-FINGERPRINT/ below the run, under separate names. The run's own evaluation is
+not touched, and no table confuses the two.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def evaluate_on(
 ) -> Evaluated:
     """Measure the saved network of a run on the labelled images of a folder, parquet file or named set.
 
-    Their classes are the run's, by name; they are converted as the run's own are. What the run was trained on is
-    compared with them, and noted. `overrides` may change `evaluation`. Raises ValueError for what the user can put
-    right and `crosscheck.ContradictionError` if an attack breaks a certificate.
+    Their classes are matched with the run's by name, and they are converted like the run's images. They are compared
+    with the run's training images, and any overlap is noted. `overrides` may change `evaluation`. Raises ValueError for
+    errors that the user can correct, and `crosscheck.ContradictionError` if an attack breaks a certificate.
     """
     require("pyarrow.parquet", "data")
     experiment, record = trained_experiment(folder, overrides), load_record(folder.path)
@@ -83,8 +83,8 @@ def _place(folder: RunFolder, images: Images) -> RunFolder:
 
 
 def _trained_on(images: Images, experiment: Experiment, record: Record, folder: RunFolder) -> str:
-    """How many images the run, or one it started from, was trained on or chosen by, in words; or that nobody knows,
-    if its own are gone."""
+    """A sentence with the number of images that the run, or one it started from, was trained on or chosen by. It says
+    "not known" if the run's own images are gone."""
     unknown = "whether the network was trained on any of them is not known"
     if "imported" in record.settings:
         return f"{unknown}: its weights were imported"
@@ -103,9 +103,9 @@ def _trained_on(images: Images, experiment: Experiment, record: Record, folder: 
 def read_images(paths: Sequence[str | Path], shape: tuple[int, ...]) -> Tensor:
     """Return float32 images (N, C, H, W) in [0, 1], each of the network's shape (C, H, W).
 
-    Grey and colour are converted to the network's channels; a size is never changed, because the certificate
-    holds for the pixels the network sees. Raises ValueError for a file that is missing, unreadable, of
-    another size, or an array with NaN or values outside [0, 1].
+    Grey and colour are converted to the network's channels. A size is never changed, because the certificate holds for
+    the pixels that the network sees. Raises ValueError for a file that is missing, unreadable, or of another size, and
+    for an array with NaN or values outside [0, 1].
     """
     return torch.cat([_read(Path(path), shape) for path in paths])
 

@@ -1,12 +1,12 @@
-"""YAML files and `key=value` overrides as nested values, in time and memory that their size bounds.
+"""YAML files and `key=value` overrides as nested values, in time and memory bounded by their size.
 
-Files are read without Python objects, tags, aliases (`${key}` refers to another key instead) and keys that come twice;
-they may not exceed 1 MB or 20 levels.
+Files may not contain Python objects, tags, aliases (`${key}` refers to another key instead) or repeated keys. They may
+not exceed 1 MB or 20 levels.
 
 A plain value means the same in a file, in `--set key=value` and in an option. It is null (or ~, or nothing), true or
-false, a whole number without leading zeros, or a decimal number (`.nan` and `.inf` with them, which nearly every key
-refuses). Everything else is text: `0123`, `1_000`, `0x10`, `1:30`, `on` and dates stay as they stand. If a key takes a
-number that need not be whole, a fraction of two decimal numbers is one too: `36/255`.
+false, a whole number without leading zeros, or a decimal number (including `.nan` and `.inf`, which nearly every key
+refuses). Everything else is text: `0123`, `1_000`, `0x10`, `1:30`, `on` and dates stay unchanged. If a key takes a
+number that need not be whole, it also takes a fraction of two decimal numbers: `36/255`.
 """
 
 import math
@@ -33,7 +33,7 @@ DECIMAL = re.compile(rf"[-+]?(?:{WHOLE}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+
 
 
 def plain(text: str) -> bool | int | float | str | None:
-    """Return what an unquoted text stands for.
+    """Return the value of an unquoted text.
 
     >>> [plain(text) for text in ("1e-3", "7", "true", "~", "0123", "cells #2")]
     [0.001, 7, True, None, '0123', 'cells #2']
@@ -46,7 +46,7 @@ def plain(text: str) -> bool | int | float | str | None:
 
 
 def number(text: str) -> float:
-    """Return the number that an option is given as; ValueError for what is not one.
+    """Return the number given as an option; ValueError for anything else.
 
     >>> number("36/255"), number("1")
     (0.1411764705882353, 1.0)
@@ -58,14 +58,14 @@ def number(text: str) -> float:
 
 
 def short(value: object) -> str:
-    """Return a value as it is written, cut off where it is long."""
+    """Return a value as text, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 MAXIMAL_BYTES = 1_000_000
 MAXIMAL_DEPTH = 20
-MAXIMAL_TOKENS = 40_000  # read in a second or two; the longest of the paper's templates has 300
+MAXIMAL_TOKENS = 40_000  # take a second or two to read; the longest of the paper's templates has 300
 STARTS = (
     yaml.FlowSequenceStartToken,
     yaml.FlowMappingStartToken,
@@ -74,11 +74,11 @@ STARTS = (
 )
 ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 NESTED = ("[", "{", '"', "'")
-"""How the value of an override begins that is a list, a section or quoted; any other is one plain value."""
+"""The first characters of an override's value that is a list, a section or quoted; any other is one plain value."""
 
 
 class Written(str):
-    """A plain value of an override as it was written; what it stands for depends on the type of its key."""
+    """A plain value of an override as text; its meaning depends on the type of its key."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -107,7 +107,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _OverrideLoader(_Loader):
-    """The same, with plain values as they were written."""
+    """Like `_Loader`, with plain values as `Written`."""
 
     plain = Written
 
@@ -121,7 +121,7 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class Dumper(_DUMPER):
-    """Writes what is read again as it was: a text that looks like a number in quotes."""
+    """Writes values so that reading gives them back: a text that looks like a number gets quotes."""
 
 
 Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^{DECIMAL.pattern}$"), list("-+.0123456789"))
@@ -150,7 +150,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `key=value` texts as nested values, later ones over earlier ones, plain values as `Written`.
+    """Return `key=value` texts as nested values, with plain values as `Written`; later ones replace earlier ones.
 
     >>> parse_overrides(["data.name=cells #2", "evaluation.eps=[0.1, 36/255]"])
     {'data': {'name': 'cells #2'}, 'evaluation': {'eps': ['0.1', '36/255']}}
@@ -159,7 +159,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values with others over them; sections are joined, all else is replaced.
+    """Return nested values with others over them: sections are merged, all else is replaced.
 
     >>> overlaid({"a": {"b": 1, "c": 2}, "d": [3]}, {"a": {"b": 4}, "d": []})
     {'a': {'b': 4, 'c': 2}, 'd': []}
@@ -185,7 +185,7 @@ def _value(text: str, source: str) -> Any:
 
 
 def _parsed(text: str, loader: type[_Loader], source: str) -> Any:
-    """The values of a text; ValueError names the source."""
+    """The values in a text; a ValueError names the source."""
     try:
         _check_tokens(text, source)
         reader = loader(text)
@@ -198,7 +198,7 @@ def _parsed(text: str, loader: type[_Loader], source: str) -> Any:
 
 
 def _check_tokens(text: str, source: str) -> None:
-    """Refuse aliases, which can grow without bound, deep nesting, on which the parser's time is quadratic, and tags."""
+    """Refuse tags, aliases, which can grow without bound, and deep nesting, which takes the parser quadratic time."""
     depth = 0
     for number, token in enumerate(yaml.scan(text)):
         depth += isinstance(token, STARTS) - isinstance(token, ENDS)
@@ -219,12 +219,12 @@ def _first_line(error: yaml.YAMLError) -> str:
 
 
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
-EACH = 50  # bytes that any value takes in memory, at least
+EACH = 50  # least memory of any value, in bytes
 KEY = re.compile(r"[\w<>|-]+(?:\.[\w<>|-]+|\[[0-9]{1,9}\])*")
 
 
 def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values with every reference replaced; ValueError for one that is wrong, or a circle of them.
+    """Return nested values with every reference replaced; ValueError for a wrong or circular reference.
 
     >>> resolved({"a": {"b": 3}, "c": "${a.b}", "d": "run-${c}"})
     {'a': {'b': 3}, 'c': 3, 'd': 'run-3'}
@@ -233,13 +233,13 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Resolver:
-    """Replaces references, as long as what they bring in has room."""
+    """Replaces references, within a limit on the memory of their values."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values, self.room = values, MAXIMAL_BYTES
 
     def of(self, value: Any, within: tuple[str, ...]) -> Any:
-        """A value without references; `within` are those that led to it."""
+        """A value without references; `within` are the references that led to it."""
         if within:
             self._pay(value)
         if isinstance(value, Mapping):

@@ -1,21 +1,25 @@
-"""Clean, certified and attacked accuracy of a baked network: records of single images, and what they add up to.
+"""Clean, certified and attacked accuracy of a baked network: records of single images, and their totals.
 
 :func:`certify_all` and :func:`attack_all` keep their records in journals below the run; a second call measures only
-what is missing. Random numbers follow from the seed, the attack and the batch, so an interrupted evaluation ends
-with the records of one that was not. *Certified and attacked can never both hold*: an image whose label is changed by a
-perturbation shorter than its certified radius stops the evaluation, after the evidence has been written.
+what is missing. Random numbers follow from the seed, the attack and the batch, so an interrupted evaluation ends with
+the same records as an undisturbed one. *Certified and attacked can never both hold*: if a perturbation shorter than an
+image's certified radius changes its label, the evaluation writes the evidence and stops.
 
-:func:`accuracies` makes the numbers of `results.yaml` of them, under the original's keys, and :func:`columns` the rows
-of `examples.parquet`. For each eps: `natural` is the clean accuracy, `lb` the certified accuracy (correct and
-radius > eps), `lb_dist` the mean certified radius over all images, 0 for those answered wrongly; for each attack,
-`NAME-ub` is the accuracy that remains (correct and not fooled within eps), `NAME-ub-success-rate` one minus that,
-`NAME-ub-dist` the mean norm that the images answered wrongly within eps needed, 0 for those that were wrong before (0
-if there is none), and, if it goes along the gradient, `NAME-ub-zero-gradient` the number of images that had none. Then
-lb <= NAME-ub <= natural. NAME is that of the attack, with the options in which two of one name differ:
+:func:`accuracies` turns the records into the numbers of `results.yaml`, under the original's keys, and :func:`columns`
+into the rows of `examples.parquet`. For each eps, `natural` is the clean accuracy, `lb` the certified accuracy (correct
+and radius > eps), and `lb_dist` the mean certified radius over all images, 0 for wrong answers. For each attack:
+
+* `NAME-ub`: the accuracy that remains (correct and not fooled within eps)
+* `NAME-ub-success-rate`: one minus `NAME-ub`
+* `NAME-ub-dist`: the mean norm needed for the images answered wrongly within eps, 0 for those that were wrong before (0
+  if there is none)
+* `NAME-ub-zero-gradient`: the number of images without a gradient, if the attack follows it
+
+Then lb <= NAME-ub <= natural. NAME is that of the attack, with the options in which two attacks of one name differ:
 `pgd(steps=20)-ub`.
 
-`adv_robustness` is about all test images, `adv_robustness_mini_eval` about the first few that slow attacks are given;
-`adv_robustness_linf` and `adv_robustness_linf_mini_eval` measure eps in l-infinity: since |x|_2 <= sqrt(d) |x|_inf, an
+`adv_robustness` is about all test images, `adv_robustness_mini_eval` about the first few, which slow attacks use.
+`adv_robustness_linf` and `adv_robustness_linf_mini_eval` measure eps in l-infinity. Since |x|_2 <= sqrt(d) |x|_inf, an
 image is certified there if its radius is above sqrt(d) eps.
 """
 
@@ -51,12 +55,12 @@ logger = logging.getLogger("lconvnet")
 
 
 class ContradictionError(RuntimeError):
-    """An attack succeeded inside a certified radius: an incident, never to be explained away."""
+    """An attack succeeded inside a certified radius. This is an incident and must never be explained away."""
 
 
 @dataclass(frozen=True)
 class Certified:
-    """The images of a batch that are answered rightly, with their places in the test set, margins and radii."""
+    """The rightly answered images of a batch, with their places in the test set, margins and radii."""
 
     index: Tensor
     images: Tensor
@@ -68,11 +72,11 @@ class Certified:
 def check(
     network: nn.Module, bound: Bound, level: str, batch: Certified, result: AttackResult, *, name: str, evidence: Path
 ) -> Tensor:
-    """Return which attacks succeeded; raise ContradictionError, with the evidence on disk, if an image was
-    fooled inside its certified radius, whether or not that is within the attack's eps.
+    """Return which attacks succeeded. Raises ContradictionError, with the evidence on disk, if an image was fooled
+    inside its certified radius, even beyond the attack's eps.
 
-    Certificates are about the network in float64, so there the float64 copy decides: an answer that float32
-    alone gives away is no success.
+    Certificates are about the network in float64, so there the float64 copy decides: a wrong answer in float32 alone
+    does not count.
     """
     length = norms(result.adversarial.double() - batch.images.double())
     inside = (length < batch.radius) & fooled(network, result.adversarial, batch.labels)
@@ -112,7 +116,7 @@ def check(
 
 @torch.no_grad()
 def fooled(network: nn.Module, adversarial: Tensor, labels: Tensor) -> Tensor:
-    """Return which images the network answers otherwise than by their labels."""
+    """Return which images the network labels differently."""
     return network.eval()(adversarial).argmax(dim=1) != labels
 
 
@@ -123,11 +127,11 @@ SEAL_DIGITS = 12
 
 @dataclass(frozen=True)
 class Journal:
-    """Records of single images that outlive a kill: the file `NAME-HASH.jsonl` in `folder`, one JSON line per image.
+    """Records of single images that survive a kill: the file `NAME-HASH.jsonl` in `folder`, one JSON line per image.
 
-    Every row has an `index` and exactly the `columns` (name -> types). The first line states what the records are about
+    Every row has an `index` and exactly the `columns` (name -> types). The first line states the subject of the records
     (`facts`), and its hash is part of the file's name: other weights, images or options go to another file. Nothing is
-    rewritten. Every row carries a hash of itself and of the facts, so what a kill, a bad disk or a hand has changed is
+    rewritten. Every row carries a hash of itself and of the facts. A row damaged by a kill, a bad disk or an edit is
     reported with file and line number, and its image is measured again.
     """
 
@@ -144,7 +148,7 @@ class Journal:
         return hashlib.sha256(json.dumps([self.facts, value], sort_keys=True).encode()).hexdigest()
 
     def read(self) -> dict[int, Row]:
-        """Return the rows by index, the last one where an index comes twice; what cannot be used is logged."""
+        """Return the rows by index, the last one for a repeated index; unusable rows are logged."""
         rows: dict[int, Row] = {}
         for number, line in enumerate(_lines(self.path), start=1):
             found = _parsed(line)
@@ -155,7 +159,7 @@ class Journal:
         return rows
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add rows and wait until the disk has them. Raises `atomic.WriteError` where it is full."""
+        """Add rows and wait until they are on disk. Raises `atomic.WriteError` if the disk is full."""
         begun = self.path.exists() and self.path.stat().st_size
         head = [] if begun else [_dumped({"facts": dict(self.facts)})]
         atomic.append_text(
@@ -188,7 +192,7 @@ def _dumped(value: Any) -> str:
 
 
 Report = Callable[[str, int, int], None]
-"""Hears what is measured, how many images are done, and of how many."""
+"""Receives what is measured, how many images are done, and the total."""
 
 CERTIFICATE = {"label": (int,), "prediction": (int,), "margin": (float,), "radius": (float,), "reason": (str,)}
 LINEAR = {"margin": (float, type(None))}
@@ -197,7 +201,7 @@ OUTCOME = {"success": (bool,), "norm": (float, type(None)), "l2": (float, type(N
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """What is measured: a network with its bound on images, where the records go, and who hears of progress."""
+    """A network with its bound and test images, the place of the records, and the receiver of progress."""
 
     network: nn.Module
     bound: Bound
@@ -216,18 +220,18 @@ class EvaluationTarget:
         """Return the journal of one measurement of this network on these images."""
         about = {"network": fingerprint(self.network), "images": describe_images(self.images)["sha256"]}
         made_with = versions(torch.device("cpu"))
-        del made_with["threads"]  # an evaluation may go on with another number of them
+        del made_with["threads"]  # a resumed evaluation may have another number of them
         common = {"format": 1, "batch_size": self.batch_size, "versions": made_with}
         return Journal(self.folder.evaluation, name, {**common, **about, **facts}, columns)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attack did to the first N images, wrongly answered ones included (success, norm 0).
+    """The effect of an attack on the first N images, wrongly answered ones included (success, norm 0).
 
-    `norm` is that of the successful perturbations in the attack's own norm, infinity elsewhere. For an attack within
-    a ball success means within eps; for one that looks for the shortest perturbation eps is None. `zero_gradient` is
-    true if an attack along the gradient had none to follow.
+    `norm` is that of the successful perturbations in the attack's own norm, infinity elsewhere. For an attack within a
+    ball, success means within eps. For one that looks for the shortest perturbation, eps is None. `zero_gradient` is
+    true if an attack along the gradient found none.
     """
 
     attack: Attack
@@ -237,7 +241,7 @@ class Outcome:
     zero_gradient: Tensor
 
     def radii(self, evaluation: Evaluation) -> tuple[float, ...]:
-        """The eps that it speaks about: its own, or all if it looked for the shortest perturbation."""
+        """The eps for which the outcome counts: its own, or all if the attack looked for the shortest perturbation."""
         return self.attack.radii(evaluation) if self.eps is None else (self.eps,)
 
 
@@ -267,10 +271,10 @@ def certify_all(target: EvaluationTarget) -> Certificates:
 
 
 def certify_linearly(target: EvaluationTarget, certificates: Certificates, eps: float) -> Certificates:
-    """Return the certificates with what linear bounds prove at `eps`, computed batch by batch.
+    """Return the certificates, improved by linear bounds at `eps`, computed batch by batch.
 
-    A row is the smallest lower bound of the answer's margins over the ball; null if it is not a number, or the answer
-    is wrong, which is not asked about as no attack is.
+    A row is the smallest lower bound of the answer's margins over the ball. It is null if the bound is not a number, or
+    the answer is wrong; wrong answers are neither bounded nor attacked.
     """
     journal = target.journal(f"linear@{eps}", {"eps": eps, "level": certificates.level}, LINEAR)
 
@@ -298,7 +302,7 @@ def attack_all(
     journal = target.journal(label, facts, OUTCOME)
 
     def measure(places: range) -> list[Row]:
-        """The rightly answered images are attacked; the others need no perturbation."""
+        """Attack the rightly answered images; the others need no perturbation."""
         images, labels = batch(target.images, places)
         index = torch.arange(places.start, places.stop)
         right = (certificates.label[index] == labels).nonzero().flatten()
@@ -348,7 +352,7 @@ def _complete(
     measure: Callable[[range], list[Row]],
     usable: Callable[[Row], bool] = lambda row: True,
 ) -> list[Row]:
-    """Return the rows of the first `count` images, from the journal if it has the whole batch."""
+    """Return the rows of the first `count` images; whole batches come from the journal if it has them."""
     rows = {index: row for index, row in journal.read().items() if 0 <= index < count and usable(row)}
     for places in target.batches(count):
         if not all(index in rows for index in places):
@@ -368,8 +372,8 @@ def _rows(places: range, columns: Mapping[str, Sequence[Any]]) -> list[Row]:
 def columns(
     certificates: Certificates, labels: Tensor, outcomes: Sequence[Outcome], evaluation: Evaluation
 ) -> dict[str, list[Any]]:
-    """Return one row per image as columns: index, label, prediction, margin, radius, reason, and for every attack
-    `NAME success` and `NAME norm`, null if it was not run or did not succeed."""
+    """Return one row per image as columns: index, label, prediction, margin, radius, reason. Each attack adds `NAME
+    success` and `NAME norm`, null if it was not run or did not succeed."""
     table: dict[str, list[Any]] = {
         "index": list(range(len(labels))),
         "label": labels.tolist(),

@@ -1,17 +1,17 @@
-"""The folder of a run: where each file lies, what may be written, and that nothing in it is ever lost.
+"""The folder of a run: the place of each file, and the rules that protect them. Nothing in it is ever lost.
 
-* cfg.yaml: the configuration (complete where the run was started with another folder as its output)
+* cfg.yaml: the configuration (complete if the run was started with another folder as its output)
 * checkpoints/, logs/, record.json: written by `lconvnet.training`
-* logs/sessions.jsonl: which processes worked on the run, where, with which code, and how they ended
-* logs/output.log: what the processes of a sweep said
+* logs/sessions.jsonl: the processes that worked on the run, with place, code and outcome
+* logs/output.log: the output of a sweep's processes
 * model.safetensors: the baked network of the best epoch
 * results.yaml: the evaluation, in the original's keys
-* examples.parquet: one row for each test image: label, prediction, margin, radius, reason, outcome of each attack
-* evaluation/: the records these two are made of, which a resumed evaluation goes on with
-* other-data/: the same of images of other folders, accuracy.yaml instead of results.yaml
-* evidence/: an attack that contradicted a certificate, if there ever was one
+* examples.parquet: one row per test image: label, prediction, margin, radius, reason, outcome of each attack
+* evaluation/: the records behind these two files, from which a resumed evaluation continues
+* other-data/: the same for images of other folders, with accuracy.yaml instead of results.yaml
+* evidence/: any attack that contradicted a certificate
 
-Another evaluation keeps the older one under a number: results-1.yaml with examples-1.parquet, and so on.
+A new evaluation keeps the older one under a number: results-1.yaml with examples-1.parquet, and so on.
 """
 
 import io
@@ -50,7 +50,7 @@ class RunFolder(TrainingFolder):
 
     @property
     def is_configured(self) -> bool:
-        """Whether there is a cfg.yaml, which as a link may lead nowhere."""
+        """Whether there is a cfg.yaml, even as a broken link."""
         return self.config.exists() or self.config.is_symlink()
 
     @property
@@ -82,7 +82,7 @@ class RunFolder(TrainingFolder):
         return self.path / "evidence"
 
     def refuse_links(self) -> None:
-        """Raise ValueError where what a run writes would land in another folder, before any work is done."""
+        """Raise ValueError, before any work, if a link would send a run's files to another folder."""
         written = ("checkpoints", "logs", "evaluation", "evidence", "samples", "other-data")
         for place in (self.path / name for name in written):
             atomic.refuse_links(self.path, place)
@@ -90,7 +90,7 @@ class RunFolder(TrainingFolder):
                 atomic.refuse_links(place, *(Path(above) / name for name in (*folders, *files)))
 
     def refuse_if_used(self) -> None:
-        """Raise ValueError where a run has left something: a new run must not replace it."""
+        """Raise ValueError if the folder holds files of a run: a new run must not replace them."""
         if is_started(self.path) or self.results.exists() or self.model.exists():
             raise ValueError(
                 f"{self.path} already holds a run, which is never overwritten; "
@@ -98,15 +98,15 @@ class RunFolder(TrainingFolder):
             )
 
     def unfinished(self, done: str) -> ValueError:
-        """Return the error for a run that only training may go on with."""
+        """Return the error for a run that only training may continue."""
         return ValueError(
             f"{self.path} is not trained to its end ({done}), and an evaluation trains nothing; "
             f"go on with it first: lconvnet train {self.config} --resume"
         )
 
     def refuse_if_imported(self, why: str = "cannot be trained further") -> None:
-        """Raise ValueError if the weights come from elsewhere: neither the optimiser's state came with them, nor,
-        for a critic, the samples."""
+        """Raise ValueError if the weights were imported: the optimiser's state is missing and, for a critic, the
+        samples."""
         if origin := recorded_settings(self).get("imported"):
             raise ValueError(
                 f"{self.path} holds weights imported from {origin['file']}, which {why}; "
@@ -114,10 +114,10 @@ class RunFolder(TrainingFolder):
             )
 
     def unlike(self, stated: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-        """Return what differs between configurations of this run.
+        """Return the differences between two configurations of this run.
 
-        Once it has begun the names of its images may, for their fingerprints are compared, and its length, for the
-        learning rates of the steps done are.
+        Once the run has begun, image names may differ, because fingerprints are compared. The length may differ too,
+        because the learning rates of the steps done are compared.
         """
         both = ({"settings": one} for one in (stated, asked))
         outside = OUTSIDE | LENGTH | {("settings", "training", "steps")}
@@ -125,9 +125,9 @@ class RunFolder(TrainingFolder):
         return list(differences(old["settings"], new["settings"]))
 
     def keep_config(self, experiment: AnyExperiment) -> None:
-        """Write the complete configuration if there is none; raise ValueError if there is another one.
+        """Write the complete configuration if there is none; raise ValueError if another one exists.
 
-        Only the first of several processes does.
+        Only the first of several processes writes.
         """
         if not is_first_process():
             return
@@ -137,21 +137,21 @@ class RunFolder(TrainingFolder):
         stated = load_any(self.config)
         same = stated.task == experiment.task
         if other := self.unlike(*map(settings, (stated, experiment))) if same else [f"task: {stated.task!r}"]:
-            change = "" if is_started(self.path) else ", or change the file"  # what a run is made by is fixed
+            change = "" if is_started(self.path) else ", or change the file"  # a started run keeps its configuration
             raise ValueError(
                 f"{self.config} describes another experiment ({'; '.join(other[:5])}), which is never overwritten; "
                 f"choose an empty folder with --out{change}"
             )
 
     def write_model(self, data: bytes) -> None:
-        """Write model.safetensors, unless it is there already with these bytes."""
+        """Write model.safetensors, unless it already has these bytes."""
         if _differs(self.model, data):
             atomic.write_bytes(self.model, data)
 
     def write_evaluation(self, results: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
-        """Write results.yaml and examples.parquet (one row for each test image; needs pyarrow).
+        """Write results.yaml and examples.parquet (one row per test image; needs pyarrow).
 
-        Where either differs from what is there, both older files are kept under the next free number.
+        If either file would change, both older files are kept under the next free number.
         """
         text = yaml.safe_dump(dict(results), sort_keys=False, allow_unicode=True, width=1000)
         files = {self.examples: _parquet(columns), self.results: text.encode()}
@@ -173,7 +173,7 @@ class RunFolder(TrainingFolder):
 def find_run(path: str | Path) -> RunFolder:
     """Return the run folder named by itself or by a file in it such as its cfg.yaml.
 
-    Raises ValueError where there is no such folder, or nothing was trained in it.
+    Raises ValueError if there is no such folder, or nothing was trained in it.
     """
     path = Path(path)
     folder = RunFolder(path if path.is_dir() else path.parent)
@@ -185,13 +185,13 @@ def find_run(path: str | Path) -> RunFolder:
 
 
 def recorded_settings(folder: RunFolder) -> dict[str, Any]:
-    """Return what record.json says a run was trained with, whatever its task; nothing if it says nothing."""
+    """Return the settings in record.json, for any task; empty if it has none."""
     record = recorded(folder)
     return record.settings if record else {}
 
 
 def recorded(folder: RunFolder) -> Record[Any] | None:
-    """Return the record of a run, whatever its task; None if there is none that can be read."""
+    """Return the record of a run, for any task; None if none can be read."""
     try:
         return read_record(folder.path)
     except CheckpointError:
@@ -199,7 +199,7 @@ def recorded(folder: RunFolder) -> Record[Any] | None:
 
 
 def evaluation_values(folder: RunFolder) -> dict[str, Any]:
-    """Return what a run's cfg.yaml says of evaluation and of where the data lie, unvalidated."""
+    """Return the evaluation and data location of a run's cfg.yaml, unvalidated."""
     if not folder.is_configured:
         return {}
     values = merge(read(folder.config))

@@ -1,7 +1,7 @@
-"""What worked on a run, when, on which machine and with which code: logs/sessions.jsonl, two lines a session.
+"""The sessions of a run, with time, machine and code: logs/sessions.jsonl, two lines per session.
 
-A session is one process that trains or evaluates a run. It keeps the file locked while it lives, so that no other
-process works on the same run, and everybody can see that it runs. A session without a last line was killed.
+A session is one process that trains or evaluates a run. It keeps the file locked while it lives. So no other process
+works on the same run, and others can see that it is running. A session without a last line was killed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from lconvnet.training.checks import is_free
 from lconvnet.training.settings import versions
 
 PACKAGE = Path(__file__).parents[1]
-LINES = 2000  # of a sessions file; more are not read
+LINES = 2000  # of a sessions file; the rest is not read
 
 
 @dataclass(frozen=True)
 class Session:
-    """One session as its two lines tell it; `outcome` is "killed" where the second is missing."""
+    """One session, from its two lines; `outcome` is "killed" if the second is missing."""
 
     task: str
     started: str
@@ -51,7 +51,7 @@ class Session:
 def session(folder: RunFolder, task: str) -> Iterator[None]:
     """Record that this process works on a run until the block ends, and how it ended.
 
-    Raises ValueError where another process works on the same run, or a link in its folder leads elsewhere.
+    Raises ValueError if another process works on the same run, or a link in its folder leads elsewhere.
     """
     folder.refuse_links()
     atomic.append_text(folder.sessions, "")
@@ -78,10 +78,10 @@ def session(folder: RunFolder, task: str) -> Iterator[None]:
 def training(
     experiment: AnyExperiment, folder: RunFolder, what: str, *, weights: Path | None, resume: bool
 ) -> Iterator[AnyExperiment]:
-    """A session in which a run is trained, with the experiment as it is to be: at least as long as what is done.
+    """A session that trains a run. Yields the experiment to train, at least as long as the part already done.
 
-    Of several processes only the first records it. Raises ValueError if the folder holds a run that is not to be gone
-    on with, or imported weights, or if no run exists to start from.
+    Of several processes only the first records it. Raises ValueError if the folder holds imported weights or a run that
+    may not be continued, or if there is no run to start from.
     """
     folder.refuse_if_imported()
     if not resume and is_first_process():
@@ -95,11 +95,11 @@ def training(
         longer = {"epochs": done} if free else {}
         yield experiment.model_copy(update={"training": section.model_copy(update=longer)})
         if not is_first_process():
-            raise SystemExit(0)  # the first one saves and says what came out
+            raise SystemExit(0)  # the first process saves and reports the result
 
 
 def _refuse_longer(experiment: AnyExperiment, folder: RunFolder) -> None:
-    """Raise ValueError, with both ways, if a run that has begun is asked to be longer."""
+    """Raise ValueError, with both remedies, if a longer run is asked of one that has begun."""
     found, asked = recorded(folder), dict(experiment.training)
     key = "steps" if "steps" in asked else "epochs"
     done = found.settings.get(key, len(found.epochs)) if found else 0
@@ -118,9 +118,9 @@ def is_running(folder: RunFolder) -> bool:
 
 @contextlib.contextmanager
 def undisturbed(folder: RunFolder) -> Iterator[None]:
-    """Keep processes from beginning to work on a run until the block ends.
+    """Keep processes from beginning work on a run until the block ends.
 
-    Raises ValueError where one works on it. A run without sessions has never been worked on: nothing is created there.
+    Raises ValueError if one works on it. A run without sessions has never been worked on, so nothing is created there.
     """
     with _exclusively(folder) if folder.sessions.exists() else contextlib.nullcontext():
         yield
@@ -132,7 +132,7 @@ def _exclusively(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
 
 
 def sessions(folder: RunFolder) -> list[Session]:
-    """Return the sessions of a run, oldest first; lines that are torn are left out."""
+    """Return the sessions of a run, oldest first, without incomplete lines."""
     if not folder.sessions.exists():
         return []
     found: list[Session] = []
@@ -159,9 +159,9 @@ def _circumstances() -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """The commit of the source tree this package runs from, "+" after it where the tree was changed; "" outside one."""
+    """The commit of the source tree that this package runs from, with "+" if the tree was changed; "" outside one."""
     try:
-        _git("ls-files", "--error-unmatch", "__init__.py")  # the tree around it may be somebody else's
+        _git("ls-files", "--error-unmatch", "__init__.py")  # the surrounding tree may be another project's
         return _git("describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -173,7 +173,7 @@ def _git(*arguments: str) -> str:
 
 
 def _peak_memory() -> dict[str, float]:
-    """Megabytes: resident memory of this process, and of the GPU where there is one."""
+    """Megabytes: resident memory of this process, and memory of the GPU if there is one."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     memory = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
     if torch.cuda.is_available():

@@ -1,11 +1,11 @@
-"""A family of runs as one Slurm job array: one task per run, which saves and queues again when it is interrupted.
+"""A family of runs as one Slurm job array: one task per run, which saves and queues again if it is interrupted.
 
 A notice is SIGUSR1 or SIGTERM: sent before the time limit, by a preemption, or by hand with `scancel --signal`. The
-command then saves and exits with code 3, its task is requeued, and a requeued task goes on with `--resume`. A notice
-may reach the batch script, the command that it runs as a step, or both. How srun behaves decides how the script passes
-it on (Slurm 22.05): it loses a signal in its first 50 ms, so the notice is repeated until the step has ended; at a
-SIGTERM it kills the step, so that gets SIGUSR1 instead; it passes on the exit code of the command, and 128 + N if
-signal N ended it. The exit code and the state of the job then decide whether the task is queued again.
+command then saves and exits with code 3, its task is requeued, and a requeued task continues with `--resume`. A notice
+may reach the batch script, the command that it runs as a step, or both. The script passes it on in a way that suits
+srun (Slurm 22.05). srun loses a signal in its first 50 ms, so the notice is repeated until the step has ended. At a
+SIGTERM srun kills the step, so the step gets SIGUSR1 instead. srun returns the exit code of the command, or 128 + N if
+signal N ended it. This code and the state of the job then decide whether the task is queued again.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ exit "$code"
 
 @dataclass(frozen=True)
 class Submission:
-    """What `submit` did: the id of the job array (None if nothing was left to do), the run of each of its tasks, the
-    runs left out with the reason, and the folder of the logs."""
+    """The result of `submit`: the id of the job array (None if nothing was left to do), the run of each of its tasks,
+    the runs left out with the reason, and the folder of the logs."""
 
     job: int | None
     runs: tuple[Path, ...]
@@ -118,18 +118,18 @@ def submit(
 ) -> Submission:
     """Submit runs as one job array and return its id.
 
-    Each task trains its run, goes on with it (`resume`), evaluates it (`test`), or goes on and then evaluates it
-    (both). Runs that have nothing to do or would refuse to are left out, with the reason.
+    Each task trains its run, continues it (`resume`), evaluates it (`test`), or continues and then evaluates it (both).
+    Runs with nothing to do, and runs that would refuse, are left out with the reason.
 
     Args:
-        runs: folders that hold a cfg.yaml each.
+        runs: folders that each hold a cfg.yaml.
         limit: how many tasks may run at once.
         options: further options of sbatch, such as `["--time=60", "--gres=gpu:1"]`; they override ours.
         logs: folder of the tasks' output and of the script; by default slurm/ in the folder that the runs share.
         notice: seconds before the time limit at which a task is told to save; Slurm may be half a minute early.
 
     Raises:
-        ValueError: there is no Slurm, it refuses the job, or an argument does not fit.
+        ValueError: Slurm is missing or refuses the job, or an argument does not fit.
     """
     if not runs:
         raise ValueError("runs=[]: there is nothing to submit; name at least one run folder")
@@ -178,7 +178,7 @@ def why_not(run: Path, *, resume: bool, test: bool) -> str:
 
 
 def _require(limit: int | None, notice: int, options: Sequence[str]) -> None:
-    """Refuse what would never start, or never end: a task that is told to stop as soon as it starts."""
+    """Refuse a task that would never start, or never end because it is told to stop as soon as it starts."""
     if shutil.which("sbatch") is None:
         raise ValueError("sbatch is not on the PATH; submit on a machine of a Slurm cluster, or use lconvnet train")
     for name, value in (("limit", 1 if limit is None else limit), ("notice", notice)):
@@ -202,7 +202,7 @@ def time_limit(text: str) -> float:
         return math.inf
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
-    first = [0] if not dash and len(parts) < 3 else []  # without days or three parts it begins with the minutes
+    first = [0] if not dash and len(parts) < 3 else []  # without days or three parts the first is minutes
     hours, minutes, seconds = (first + parts + [0, 0])[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
@@ -213,7 +213,7 @@ def _max_array_size() -> int:
 
 
 def _call(command: Sequence[str], text: str = "") -> str:
-    """Return what a command of Slurm prints. Raises ValueError with its own words if it fails."""
+    """Return the output of a Slurm command. Raises ValueError with its own words if it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{command[0]} failed ({done.stderr.strip()}); put that right and submit again")
@@ -221,7 +221,7 @@ def _call(command: Sequence[str], text: str = "") -> str:
 
 
 def script(runs: Sequence[Path], *, resume: bool, test: bool, limit: int | None, notice: int = NOTICE) -> str:
-    """Return the batch script of an array with one task for each run.
+    """Return the batch script of an array with one task per run.
 
     >>> text = script([Path("/runs/my run")], resume=False, test=True, limit=2)
     >>> print(text.splitlines()[1], text.splitlines()[8], sep="; ")

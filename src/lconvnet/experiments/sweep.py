@@ -1,8 +1,7 @@
-"""Run many experiments on this machine, a few at a time, each in a process of its own.
+"""Run many experiments on this machine, a few at a time, each in its own process.
 
-A run that fails, or is killed, concerns no other. What is finished is never run again, so the same call goes on after
-whatever happened: a kill, a full disk, Ctrl-C, a corrected configuration. What a run left in its folder says how far it
-is.
+A failed or killed run does not affect the others. A finished run is never run again. So the same call continues after
+a kill, a full disk, Ctrl-C or a corrected configuration. The files in a run's folder tell its progress.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ STATES: tuple[State, ...] = get_args(State)
 
 @dataclass(frozen=True)
 class Status:
-    """A run at a glance; accuracies are fractions, on the `images` that were evaluated (test, else validation); the
+    """A summary of a run. Accuracies are fractions, on the `images` that were evaluated (test, else validation); the
     certified one is at `eps`.
 
-    finished: trained and evaluated · trained: not evaluated yet · interrupted: stopped or killed, goes on · failed:
-    ended by the error in `detail` · invalid: its cfg.yaml cannot be used · missing: not started.
+    finished: trained and evaluated · trained: not evaluated yet · interrupted: stopped or killed, can be resumed ·
+    failed: ended by the error in `detail` · invalid: its cfg.yaml cannot be used · missing: not started.
     """
 
     path: Path
@@ -58,7 +57,7 @@ class Status:
 
 
 def status(path: str | Path) -> Status:
-    """Return how far the run in the folder `path` is; whatever is damaged there is said in `detail`."""
+    """Return the progress of the run in the folder `path`; `detail` describes any damage there."""
     folder = RunFolder(Path(path))
     past, record = sessions(folder), recorded(folder)
     experiment, error = _experiment(folder, record)
@@ -79,8 +78,8 @@ def status(path: str | Path) -> Status:
 
 
 def is_finished(folder: RunFolder, *, test: bool = True, attacks: bool = True) -> bool:
-    """Whether nothing is left to do: trained to the end and, with `test`, measured as cfg.yaml asks, `attacks`
-    included.
+    """Whether nothing is left to do: the run is trained to the end and, with `test`, measured as cfg.yaml asks,
+    `attacks` included.
 
     Raises ValueError if cfg.yaml cannot be used, or states another experiment than was trained.
     """
@@ -92,7 +91,7 @@ def is_finished(folder: RunFolder, *, test: bool = True, attacks: bool = True) -
 
 
 def _experiment(folder: RunFolder, record: Record[Any] | None) -> tuple[AnyExperiment | None, str]:
-    """What cfg.yaml states, and what is wrong with it."""
+    """The experiment in cfg.yaml, and the error if it is unusable."""
     try:
         experiment = load_any(folder.config)
         task_of(experiment).require_stated(experiment, record)
@@ -102,7 +101,7 @@ def _experiment(folder: RunFolder, record: Record[Any] | None) -> tuple[AnyExper
 
 
 def count(rows: Iterable[Status]) -> dict[State, int]:
-    """Return how many runs are in each state, those that none is in left out."""
+    """Return how many runs are in each state, without empty states."""
     found = [row.state for row in rows]
     return {state: found.count(state) for state in STATES if state in found}
 
@@ -131,14 +130,14 @@ def _state(
 
 
 def _last_line(path: Path) -> str:
-    """Return what a process said last that ended before its session began."""
+    """Return the last message of a process that ended before its session began."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _accuracies(record: Record[Any] | None, results: dict[str, Any]) -> dict[str, Any]:
-    """Return the accuracies of the test images, at the largest eps, else of the validation images, at the first; never
-    one of each."""
+    """Return the accuracies of the test images, at the largest eps, or else those of the validation images, at the
+    first eps; never a mixture."""
     if "accuracy" in results:
         rows = results.get("adv_robustness")
         eps = max(rows) if isinstance(rows, dict) and rows else None
@@ -152,13 +151,13 @@ def _accuracies(record: Record[Any] | None, results: dict[str, Any]) -> dict[str
 
 
 def _numbers(past: list[Session], name: str) -> list[float]:
-    """Return a fact of all sessions that have it."""
+    """Return a fact from all sessions that have it."""
     found = (session.facts.get(name) for session in past)
     return [float(value) for value in found if isinstance(value, int | float)]
 
 
 def _device(record: Record[Any] | None) -> str:
-    """Return where the last session trained: the device, and how many processes where it was more than one."""
+    """Return the device of the last training session, and the number of processes if above one."""
     versions = record.versions if record else {}
     device, processes = versions.get("device", ""), versions.get("processes")
     return f"{device} x {processes}" if processes else device
@@ -185,7 +184,7 @@ INTERRUPTED = 3
 
 @dataclass
 class Plan:
-    """Which runs are to be run, and why the others are not."""
+    """The runs to carry out, and the reasons against the others."""
 
     todo: list[Path] = field(default_factory=list)
     finished: list[Path] = field(default_factory=list)
@@ -195,8 +194,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the process of a run ended: its exit code (negative: the signal that killed it), its last line, and whether
-    it had been asked to stop."""
+    """The end of a run's process: its exit code (negative: the signal that killed it), its last line, and whether it
+    had been asked to stop."""
 
     code: int
     last_line: str
@@ -204,7 +203,7 @@ class Outcome:
 
     @property
     def interrupted(self) -> bool:
-        """Whether it stopped because it was asked to, before or after it could save."""
+        """Whether it stopped on request, before or after it could save."""
         return self.code == INTERRUPTED or (self.asked and self.code < 0)
 
     @property
@@ -216,23 +215,23 @@ class Outcome:
 
 
 class Watcher(Protocol):
-    """Hears of the processes of a sweep; nothing flows back."""
+    """Receives messages about the processes of a sweep and sends nothing back."""
 
     def says(self, run: Path, line: str) -> None:
-        """A run has started, or said something."""
+        """Called when a run has started, or printed a line."""
         ...
 
     def ended(self, run: Path, outcome: Outcome) -> None:
-        """The process of a run has ended."""
+        """Called when the process of a run has ended."""
         ...
 
     def stops(self) -> None:
-        """All processes have been asked to save and stop."""
+        """Called when all processes have been asked to save and stop."""
         ...
 
 
 def plan(runs: Sequence[Path], *, test: bool, attacks: bool) -> Plan:
-    """Sort the folders of runs by what is to be done; `test` asks for an evaluation after the training."""
+    """Sort the folders of runs by what is left to do; `test` asks for an evaluation after the training."""
     result = Plan()
     for path in runs:
         folder = RunFolder(path)
@@ -250,9 +249,9 @@ def plan(runs: Sequence[Path], *, test: bool, attacks: bool) -> Plan:
 def run_all(runs: Sequence[Path], arguments: Sequence[str], watcher: Watcher, *, jobs: int) -> dict[Path, Outcome]:
     """Call `lconvnet train RUN/cfg.yaml --resume` with further `arguments` for every run, `jobs` at a time.
 
-    Each process gets its share of the processors, and one GPU where there are several. On SIGINT, SIGTERM, SIGUSR1 or
-    SIGHUP the processes are asked to save and stop, no other is started, and what has ended is returned; on a second
-    SIGINT they are killed. Raises ValueError for jobs below 1.
+    Each process gets its share of the processors, and one GPU if there are several. On SIGINT, SIGTERM, SIGUSR1 or
+    SIGHUP the processes are asked to save and stop, no further ones start, and the outcomes so far are returned. A
+    second SIGINT kills the processes. Raises ValueError for jobs below 1.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: must be at least 1")
@@ -295,7 +294,7 @@ class _Sweep:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+            start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
             limit=LONGEST_LINE,
         )
         self.processes.add(process)
@@ -310,7 +309,7 @@ class _Sweep:
                 process.terminate()
 
     async def _listen(self, run: Path, process: asyncio.subprocess.Process) -> str:
-        """Show and keep what a process says until it ends; its last line."""
+        """Show and keep the output of a process until it ends; return its last line."""
         last = ""
         with _log(RunFolder(run).output) as keep:
             while process.stderr and (line := await _line(process.stderr)):
@@ -324,7 +323,7 @@ class _Sweep:
         if not self.stopping:
             self.watcher.stops()
         elif number != signal.SIGINT:
-            return  # batch systems send a notice twice, and the state is being saved
+            return  # batch systems send a notice twice, and the processes are already saving
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 if self.stopping:
@@ -335,9 +334,9 @@ class _Sweep:
 
 
 def share(worker: int, jobs: int) -> dict[str, str]:
-    """What the environment of one of so many workers says of its share: threads, and a GPU where there are several.
+    """Environment variables for one worker's share: threads, and a GPU if there are several.
 
-    What the user has set for threads stays.
+    The user's own setting for threads stays.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, available // jobs))}
@@ -347,7 +346,7 @@ def share(worker: int, jobs: int) -> dict[str, str]:
 
 
 def exit_code(outcomes: Mapping[Path, Outcome], plan: Plan, *, complete: bool) -> int:
-    """The code of the whole: 1 a bug or a contradicted certificate, 2 the user's input, 3 not done yet, 0 done."""
+    """The exit code of the sweep: 1 a bug or a contradicted certificate, 2 the user's input, 3 not done yet, 0 done."""
     codes = {outcome.code for outcome in outcomes.values()}
     if 1 in codes:
         return 1
@@ -359,13 +358,13 @@ def exit_code(outcomes: Mapping[Path, Outcome], plan: Plan, *, complete: bool) -
 async def _line(stream: asyncio.StreamReader) -> bytes:
     try:
         return await stream.readline()
-    except ValueError:  # longer than a line can be: take what there is
+    except ValueError:  # the line is longer than the limit: take the part there is
         return await stream.read(LONGEST_LINE)
 
 
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Yield what appends to a log; where that cannot be written, nothing happens."""
+    """Yield a function that appends to a log; it does nothing if the log cannot be written."""
     with contextlib.ExitStack() as stack:
         file = None
         with contextlib.suppress(OSError):

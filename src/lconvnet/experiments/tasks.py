@@ -1,4 +1,4 @@
-"""What the commands can do with an experiment, whatever its task is: train it, measure it, tell how far it is."""
+"""What the commands can do with an experiment of any task: train it, measure it, report its progress."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ def train_generator(
     resume: bool = False,
     progress: bool = True,
 ) -> gan.Record[gan.Epoch]:
-    """Train the generator of an experiment in its folder, or go on with it, on the GPU if there is one.
+    """Train the generator of an experiment in its folder, or continue, on the GPU if there is one.
 
-    With `resume` a finished run returns its record again, whether it has as many epochs as asked for or more, and one
-    that is asked for more goes on. The first weights are those of the run `weights`, if given. Raises ValueError
-    for what the user can put right, `lconvnet.training.Interrupted` after a checkpoint when asked to stop, and
-    `Diverged`.
+    With `resume` a finished run returns its record again if it has at least the epochs asked for; otherwise it
+    continues. The first weights are those of the run `weights`, if given. Raises ValueError for errors that the user
+    can correct, `lconvnet.training.Interrupted` after a checkpoint if asked to stop, and `Diverged`.
     """
     with training(experiment, folder, "train", weights=weights, resume=resume) as longer:
         images = experiment.data.load()
@@ -70,7 +69,7 @@ def train_generator(
 
 
 def finished_record(experiment: GanExperiment, folder: RunFolder) -> gan.Record[gan.Epoch]:
-    """Return the record of a finished training. Raises ValueError if it is not finished, or is of another one."""
+    """Return the record of a finished training. Raises ValueError if it is unfinished, or of another one."""
     folder.keep_config(experiment)
     found = recorded(folder)
     done = len(found.epochs) if found else 0
@@ -84,7 +83,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command was asked for: the first four for a training, the others for an evaluation."""
+    """The options of a command: the first four for a training, the others for an evaluation."""
 
     source: Path | None = None
     weights: Path | None = None
@@ -98,7 +97,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found: a sentence, or the content of a results file as a table, and facts for machines."""
+    """The result of a command: a sentence, or the content of a results file as a table, and facts for machines."""
 
     facts: Mapping[str, Any]
     text: str = ""
@@ -112,20 +111,20 @@ def _not_a_classifier(name: str, folder: RunFolder, asked: Asked) -> Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """The side of a task that the commands see; every experiment they are given is one of this task.
+    """A task as the commands see it. All experiments passed to one are of this task.
 
     Attributes:
         product: the file that a training saves.
-        train: train, or go on, and say what came out; a finished run is told again.
-        evaluate: measure what was trained, or tell how it was; nothing is trained.
-        finished: what to say of a run of which nothing is left to do, perhaps ""; None if something is. It is asked
-            whether to `test`, and with `attacks`.
-        network: the network by itself, for images of a shape: what stands before it, such as an upsampling, has no
+        train: train, or continue, and report the result; for a finished run, report it again.
+        evaluate: measure the trained network, or report the earlier measurement; it trains nothing.
+        finished: the message for a run with nothing left to do, perhaps ""; None if something is left. Its arguments
+            say whether to `test`, and with `attacks`.
+        network: the bare network for images of a shape, without preceding layers such as an upsampling, which have no
             weights.
-        evaluate_on: measure what was trained on images of another folder.
-        require_stated: raise ValueError if a record tells of other settings than the experiment states.
-        outdated: what is wrong with the results of a finished training; empty if nothing is.
-        imported_settings: what the record of an imported run says of its configuration.
+        evaluate_on: measure the trained network on images of another folder.
+        require_stated: raise ValueError if the settings of a record and the experiment differ.
+        outdated: the fault of a finished training's results; empty if there is none.
+        imported_settings: the configuration's part in the record of an imported run.
         unsampled: why imported weights cannot be measured in place; empty if they can.
     """
 
@@ -179,7 +178,7 @@ def _measured(found: execute.Evaluated) -> Outcome:
 
 
 def _require_stated(experiment: Experiment, record: Record[Any] | None) -> None:
-    """Settings that the record does not know are younger than it is; a length that makes no difference may differ."""
+    """Settings absent from the record are younger than it and are ignored; a length without effect may differ."""
     trained = record.settings.get("settings") if record else None
     if isinstance(trained, dict):
         stated = {"settings": _shared(json.loads(json.dumps(settings(experiment))), trained)}
@@ -212,7 +211,7 @@ def _classifier_finished(experiment: Experiment, folder: RunFolder, test: bool, 
 
 def _outdated(experiment: Experiment, folder: RunFolder) -> str:
     results = _read(folder)
-    other = "evaluation" in results and not _answers(results, experiment)  # older ones do not say
+    other = "evaluation" in results and not _answers(results, experiment)  # older results lack the key
     return "results.yaml answers another evaluation than cfg.yaml asks for" if other else ""
 
 
@@ -304,12 +303,12 @@ TASKS: Mapping[str, Task] = {
 
 
 def task_of(experiment: AnyExperiment | None) -> Task:
-    """The task of an experiment; what has no configuration is a classifier."""
+    """The task of an experiment; without a configuration, that of a classifier."""
     return TASKS[experiment.task if experiment else "classification"]
 
 
 def results_of(folder: RunFolder, record: Record[Any] | None) -> dict[str, Any]:
-    """Return results.yaml, empty if there is none of the finished training."""
+    """Return results.yaml; empty if the finished training has none."""
     results = _read(folder)
     return results if record and results.get("finished") and results.get("epoch") == record.kept_epoch else {}
 
@@ -322,5 +321,5 @@ def _read(folder: RunFolder) -> dict[str, Any]:
 
 
 def _answers(results: Mapping[str, Any], experiment: Experiment) -> bool:
-    """Whether results.yaml is of the evaluation that is asked for."""
+    """Whether results.yaml is from the evaluation of this experiment."""
     return results.get("evaluation") == experiment.evaluation.model_dump(mode="json")

@@ -1,7 +1,7 @@
-"""What a run was trained on: the experiment as it was, its images, which must still be those of the training, and
-those of the runs that its first weights came from. How a run starts from the weights of another (`--from`).
+"""The training data of a run: its experiment as it was trained, its images, which must be unchanged, and those of the
+runs that its first weights came from. Also the start of a run from the weights of another (`--from`).
 
-A test image that an ancestor was trained on, or chosen by, is not a test image of the run that goes on from there.
+A test image that trained or chose an ancestor is not a test image of the run that continues from it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ WITH_ARTICLE = {"classification": "a classifier", "wasserstein": "a Wasserstein 
 def begin_from(
     source: Path, folder: RunFolder, experiment: AnyExperiment, networks: Mapping[str, nn.Module]
 ) -> dict[str, Any]:
-    """Put the weights of the run `source` into networks, by the section that describes each; return facts on them.
+    """Put the weights of the run `source` into networks, by the section that describes each; return facts about them.
 
-    Of a classifier they are those of the best epoch, of others the last ones, before any baking. Where the run in
-    `folder` has begun, nothing is read. Raises ValueError if no such run exists, or its networks are others.
+    For a classifier these are the weights of the best epoch, for others the last ones, before any baking. If the run in
+    `folder` has begun, nothing is read. Raises ValueError if there is no such run, or if its networks differ.
     """
     if is_started(folder.path):
         return {"run": str(source)}
@@ -52,13 +52,13 @@ def begin_from(
             )
         load_weights(network, dict(weights[section]), path)
     if is_first_process():
-        atomic.write_json(_intent(folder), {"run": str(source)})  # for a kill before the first checkpoint
+        atomic.write_json(_intent(folder), {"run": str(source)})  # in case of a kill before the first checkpoint
     return {"run": str(source), "file": path.name, **facts, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def require_source(source: Path | None, folder: RunFolder) -> None:
-    """Raise ValueError, before anything is written, if no run exists to start from, or if a run that was to start from
-    another is begun without it."""
+    """Raise ValueError, before anything is written, if there is no run to start from. Also raise it if a run that was
+    to start from another begins without it."""
     if is_started(folder.path):
         return
     if source:
@@ -85,7 +85,7 @@ def _read(run: RunFolder, experiment: AnyExperiment) -> tuple[Path, Weights, dic
 def _require_same_networks(
     run: RunFolder, settings: Mapping[str, Any], experiment: AnyExperiment, networks: Mapping[str, nn.Module]
 ) -> None:
-    """Raise ValueError for another task, and for another network, by the first key that differs."""
+    """Raise ValueError for another task, and for another network, with the first key that differs."""
     stated = _stated(run, settings)
     if stated is None:
         _require_same_architecture(run, settings, networks)
@@ -101,7 +101,7 @@ def _require_same_networks(
 
 
 def _require_same_architecture(run: RunFolder, settings: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
-    """The same of a run that was trained from Python, of which only a fingerprint is known."""
+    """The same check for a run that was trained from Python and has only a fingerprint."""
     for section, network in networks.items():
         recorded = (settings.get(section) or {}).get("architecture")
         if recorded != describe_model(network)["architecture"]:
@@ -112,7 +112,7 @@ def _require_same_architecture(run: RunFolder, settings: Mapping[str, Any], netw
 
 
 def _stated(run: RunFolder, settings: Mapping[str, Any]) -> AnyExperiment | None:
-    """The experiment a run was trained with; None where it was trained from Python."""
+    """The experiment of a run's training; None if it was trained from Python."""
     recorded = settings.get("settings") or {}
     if "model" in recorded:
         return parse_any(recorded)
@@ -124,14 +124,14 @@ def _shapes(weights: Mapping[str, Any], network: nn.Module) -> list[str]:
     return list(differences(old, new))
 
 
-IMPORTED = ("directory",)  # imported weights know nothing of where their images lie but the name
+IMPORTED = ("directory",)  # imported weights know only the name of their images, not the directory
 TRAINED = ("directory", "name")
 
 
 def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment a run was trained with, evaluated as its cfg.yaml and `overrides` say.
+    """Return the experiment that a run was trained with; cfg.yaml and `overrides` set its evaluation.
 
-    Raises ValueError for an override of anything that was fixed by the training.
+    Raises ValueError for an override of a setting that the training has fixed.
     """
     settings = load_record(folder.path).settings
     places = IMPORTED if "imported" in settings else TRAINED
@@ -146,13 +146,13 @@ def trained_experiment(folder: RunFolder, overrides: Sequence[str] = ()) -> Expe
 
 
 def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> tuple[Splits, str]:
-    """Return the images of a set, read and divided as those of a run were, and what must be said of them, if anything.
+    """Return the images of a set, read and divided like those of a run, and a warning about them, if any.
 
-    The run's own images are thereby divided as they were, and none that it was trained on is a test image. Raises
-    ValueError if its own set holds other images by now.
+    The run's own images are divided as in its training, so none of its training images is a test image. Raises
+    ValueError if its own set now holds other images.
     """
     record = load_record(folder.path)
-    if "model" not in (record.settings.get("settings") or {}):  # trained from Python: only the images tell
+    if "model" not in (record.settings.get("settings") or {}):  # trained from Python: only the images are known
         splits = load_data(name, directory=directory)
         _require_same_images(record, splits, folder)
         return splits, ""
@@ -173,7 +173,7 @@ def splits_like(folder: RunFolder, name: str, directory: str | None = None) -> t
 
 
 def require_open(folder: RunFolder, overrides: Sequence[str], open_keys: Sequence[str] = IMPORTED) -> None:
-    """Raise ValueError for an override of anything that was fixed by a run's training, but where its images lie."""
+    """Raise ValueError for an override of a setting that a run's training has fixed, except the place of its images."""
     places = [f"data.{key}" for key in open_keys]
     for section, values in parse_overrides(overrides).items():
         keys = [f"data.{key}" for key in values] if section == "data" and hasattr(values, "keys") else [section]
@@ -186,7 +186,7 @@ def require_open(folder: RunFolder, overrides: Sequence[str], open_keys: Sequenc
 
 
 def own_images(experiment: Experiment, folder: RunFolder) -> Splits:
-    """Return the images of a run, wherever they lie now. Raises ValueError if they are others by now."""
+    """Return the images of a run, from their present location. Raises ValueError if they have changed."""
     try:
         splits = experiment.data.load(seed=experiment.seed)
     except DataError as error:
@@ -207,11 +207,12 @@ def _require_same_images(record: Record, splits: Splits, folder: RunFolder) -> N
 
 
 def _changed(record: Record, splits: Splits, folder: RunFolder) -> list[str]:
-    """What differs between these images and those of a training; of imported weights nobody wrote that down."""
+    """The differences between these images and those of a training; for imported weights there is nothing to
+    compare."""
     if "imported" in record.settings:
         return []
     recorded, found = record.settings.get("data") or {}, describe_splits(splits)
-    if "test" not in recorded:  # of older runs only the others are known
+    if "test" not in recorded:  # older runs recorded only the other parts
         del found["test"]
     parts = [_difference(part, recorded.get(part) or {}, facts) for part, facts in found.items()]
     changed = [line for line in parts if line]
@@ -222,7 +223,7 @@ def _changed(record: Record, splits: Splits, folder: RunFolder) -> list[str]:
 
 
 def _difference(part: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What differs in one part, in words; nothing if its pixels and labels are the same."""
+    """The differences in one part, in words; empty if its pixels and labels are the same."""
     if recorded == found:
         return ""
     before, now = recorded.get("images", "unknown"), found["images"]
@@ -235,13 +236,13 @@ def source_of(record: Record) -> str | None:
 
 
 def inherited_note(record: Record, splits: Splits) -> str:
-    """What must be said of a trained run's own held-out images: as recorded when it began, or as it is found now."""
+    """The warning about a trained run's own held-out images, as recorded at its start or as found now."""
     origin = _origin(record)
     return str(origin["note"]) if "note" in origin else note_on(splits, source_of(record))
 
 
 def note_on(splits: Splits, source: str | Path | None) -> str:
-    """How many held-out images the run `source`, and those before it, were trained on or chosen by, in words."""
+    """A sentence with the number of held-out images that trained or chose the run `source`, or those before it."""
     seen, unknown = seen_by(source, describe_splits(splits))
     parts = {"validation": splits.validation, "test": splits.test}
     counts = {name: count(part, seen) for name, part in parts.items()}
@@ -251,8 +252,8 @@ def note_on(splits: Splits, source: str | Path | None) -> str:
 
 
 def seen_by(source: str | Path | None, known: Mapping[str, Any]) -> tuple[set[bytes], str]:
-    """The images that the run `source`, and those before it, were trained on or chosen by, as digests, and what keeps
-    one from being known, if anything. Nothing is read of a run whose images are those described in `known`."""
+    """Digests of the images that trained or chose the run `source` and those before it, and the reason, if any, why
+    they are not all known. Images already described in `known` are not read."""
     seen = set[bytes]()
     try:
         for record, run in _lineage(source):
@@ -272,7 +273,7 @@ def count(images: Images, seen: set[bytes]) -> int:
 
 
 def trained_or_chosen(own: Splits) -> set[bytes]:
-    """Digests of the images that a run is trained on or chosen by."""
+    """Digests of the images that train or choose a run."""
     return {digest for part in (own.train, own.validation) for digest in digests(part)}
 
 

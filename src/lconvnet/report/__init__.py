@@ -1,4 +1,4 @@
-"""From the results of runs to tables: runs are read into one tidy frame, tables are pivots of it, files come last."""
+"""From the results of runs to tables: runs are read into one tidy frame, tables are its pivots, files come last."""
 
 from lconvnet.report.runs import Found, Run, Skipped, find_runs, measurements
 from lconvnet.report.tables import tables

@@ -1,11 +1,12 @@
-"""What a run is, and how a recipe other than the paper's is called.
+"""The facts of a run, and the names of recipes that differ from the paper's.
 
-A run is what its specification says: what record.json says was trained, or else the cfg.yaml. Only without one (the
-original's cfg.yaml is a program, not data) is the folder's name read, as in `FOLDERS`.
+A run is defined by its specification: record.json says what was trained, or else the cfg.yaml. Only without a
+specification (the original's cfg.yaml is a program, not data) do the facts come from the folder's name, as in
+`FOLDERS`.
 
-The plain name of a method stands for the paper's recipe (Li et al. 2019; for data sets that are not in the paper, the
-package's defaults). Any other recipe is another experiment and is named by what differs: the loss and the number of
-epochs if they do, and of the rest what is needed to tell the experiments apart.
+The plain name of a method stands for the paper's recipe (Li et al. 2019; for data sets outside the paper, the package's
+defaults). Any other recipe is another experiment and is named by its differences: the loss and the number of epochs if
+they differ, and as many other settings as tell the experiments apart.
 """
 
 import itertools
@@ -29,7 +30,7 @@ from lconvnet.training import load_record
 
 MAXIMAL_RECORD_BYTES = 16_000_000
 ORIGINALS_KEY = "<type>"
-# Facts of their own in a table; everything else that determines the weights is the recipe.
+# Facts with their own place in a table; every other setting that determines the weights is the recipe.
 AXES = {"task", "seed", "model.architecture", "model.conv", "model.widths", "critic.conv", "critic.activation"}
 
 FOLDERS = (
@@ -44,7 +45,7 @@ PARTS = {
     "activation": "maxmin|relu",
     "baseline": "kw|qian",
 }
-ITERATIONS = "/n_iters-"  # of a critic's power iteration; the published critics made 10
+ITERATIONS = "/n_iters-"  # of a critic's power iteration; the published critics used 10
 
 SHOWN_ALWAYS = ("loss.name", "training.epochs", "training.steps", "finished")
 UNSPECIFIED = ("specification", "none")
@@ -70,10 +71,10 @@ Recipe = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run is; runs whose facts differ in `trial` alone are repetitions of one experiment.
+    """The facts of a run; runs whose facts differ only in `trial` are repetitions of one experiment.
 
-    `learning_rate` is given if it is the variable of a sweep (critics), otherwise it belongs to the `recipe`: all
-    other settings that determine the weights, as sorted pairs.
+    `learning_rate` is set if it is the variable of a sweep (critics). Otherwise it belongs to the `recipe`: all other
+    settings that determine the weights, as sorted pairs.
     """
 
     task: Literal["robustness", "wasserstein"]
@@ -88,17 +89,17 @@ class Facts:
 
 
 class Variant(NamedTuple):
-    """How a recipe differs from the paper's: `shown` of it is in the label, `full` is all of it."""
+    """The differences between a recipe and the paper's: the label has `shown`; `full` is all of them."""
 
     shown: Recipe
     full: Recipe
 
 
 def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, Recipe]]:
-    """Return the facts of the run in `folder` and the settings of each attack: those of `evaluation`, the section of
-    its results.yaml, or if that has none, of its specification.
+    """Return the facts of the run in `folder` and the settings of each attack. These come from `evaluation`, the
+    section of its results.yaml, or, if that is empty, from its specification.
 
-    Raises ValueError if neither a specification nor the folder's name says what it is.
+    Raises ValueError if neither a specification nor the folder's name defines the run.
     """
     experiment = specification(folder)
     if experiment is None:
@@ -110,7 +111,7 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
         ran = values["evaluation"] if evaluation is None else _stated(evaluation)
         attacks = _attacks(Evaluation.model_validate(ran))
         if "imported" in recorded and values["model"]["architecture"] in labels.NETWORKS:
-            # No seed and no recipe of ours made the weights that a baseline's authors published.
+            # A baseline's authors published its weights, so our seeds and recipes do not apply.
             facts = replace(facts, recipe=(), trial="")
             if published := values["model"].get("published"):
                 facts = replace(facts, architecture=f"Model-{published}", method=labels.BASELINES["qian"])
@@ -120,12 +121,12 @@ def facts_of(folder: Path, evaluation: Any = None) -> tuple[Facts, Mapping[str, 
 
 
 def with_setting(facts: Facts, key: str, value: Any) -> Facts:
-    """Return facts with one more setting in the recipe, which makes them those of another experiment."""
+    """Return facts with one more setting in the recipe, which makes them another experiment."""
     return replace(facts, recipe=tuple(sorted((*facts.recipe, (key, value)))))
 
 
 def specification(folder: Path) -> AnyExperiment | None:
-    """Return the experiment that record.json, or else cfg.yaml, says was trained; None if neither does."""
+    """Return the experiment that record.json, or else cfg.yaml, describes; None if neither does."""
     run, record = RunFolder(folder), folder / "record.json"
     values = read(run.config) if run.is_configured else {ORIGINALS_KEY: None}
     if "task" not in values and record.exists():
@@ -140,7 +141,7 @@ def specification(folder: Path) -> AnyExperiment | None:
 
 
 def facts_of_experiment(experiment: AnyExperiment) -> Facts:
-    """Return the facts that an experiment states.
+    """Return the facts of an experiment.
 
     >>> values = {"data": {"name": "mnist"}, "model": {"architecture": "small", "conv": "rko"}, "seed": 3}
     >>> facts = facts_of_experiment(parse_any(values))
@@ -157,7 +158,7 @@ def facts_of_experiment(experiment: AnyExperiment) -> Facts:
         raise ValueError(f"its cfg.yaml trains a generator (task: {task}), and generators appear in no table")
     network: dict[str, Any] = {"architecture": "critic", **values["critic"]} if "critic" in values else values["model"]
     data = PurePosixPath(experiment.data.name).name or experiment.data.name
-    # Tables name a folder of images by its last part alone, which several folders may share.
+    # Tables name a folder of images by the last part of its path, which several folders may share.
     axes = AXES | ({"data.name"} if data == experiment.data.name else set())
     rate, activation = None, network.get("activation") or "relu"
     if task == "wasserstein":
@@ -224,7 +225,7 @@ def name_of_facts(facts: Facts) -> str:
 def variants(experiments: Iterable[Facts]) -> dict[Facts, Variant]:
     """Name the recipes of experiments so that no two of one data set and network have the same label.
 
-    A label shows `SHOWN_ALWAYS`, and then each setting that tells more experiments apart.
+    A label shows `SHOWN_ALWAYS`, then each setting that tells more experiments apart.
     """
     named: dict[Facts, Variant] = {}
     ordered = sorted(experiments, key=lambda facts: (_family(facts), repr(facts)))
@@ -294,7 +295,7 @@ def _method(network: Mapping[str, Any]) -> str:
 
 
 def _stated(evaluation: Any) -> Any:
-    """The evaluation of a results.yaml; those that name no loss are older than the key, and climbed cross-entropy."""
+    """The evaluation of a results.yaml; attacks without a loss predate that key and used cross-entropy."""
     if not isinstance(evaluation, Mapping) or not isinstance(evaluation.get("attacks"), list):
         return evaluation
     older = {name: {"loss": "cross-entropy"} for name in ("pgd", "fgsm")}
@@ -314,7 +315,7 @@ def _attacks(evaluation: Evaluation) -> Mapping[str, Recipe]:
 
 @cache
 def _patterns() -> list[re.Pattern[str]]:
-    """What the paths of `FOLDERS` match."""
+    """The regular expressions for the paths of `FOLDERS`."""
     named = (re.sub(r"\{(\w+)\}", lambda part: f"(?P<{part[1]}>{PARTS.get(part[1], '[^/]+')})", f) for f in FOLDERS)
     return [re.compile(f"(?:.*/)?{pattern}") for pattern in named]
 

@@ -1,7 +1,7 @@
-"""How data sets, methods, architectures, radii and attacks are called in tables, and in the original's folders.
+"""Labels of data sets, methods, architectures, radii and attacks in tables and in the original's folders.
 
-A name that has no label here appears as it is. Radii are l2 over pixels in [0, 1]; two that differ by at most 1e-6 are
-one, for 36/255 is written 0.1411764706 in some files.
+A name without a label here appears unchanged. Radii are l2 over pixels in [0, 1]. Two that differ by at most 1e-6 are
+equal, because some files have 0.1411764706 for 36/255.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ def folder_of(label: str, folders: Mapping[str, str]) -> str:
 
 
 def same_eps(a: float, b: float) -> bool:
-    """Return whether two radii are one.
+    """Return whether two radii are equal.
 
     >>> same_eps(0.1411764706, 36 / 255), same_eps(0.3, 0.31)
     (True, False)
@@ -82,7 +82,7 @@ def same_eps(a: float, b: float) -> bool:
 
 
 def eps_label(eps: float) -> str:
-    """Return a radius as it is written in papers.
+    """Return a radius as papers write it.
 
     >>> eps_label(1.58), eps_label(0.1411764706), eps_label(0.1)
     ('1.58', '36/255', '0.1')

@@ -1,6 +1,7 @@
-"""Pictures of runs: accuracy against radius, singular values of every layer, images beside their nearest adversary.
+"""Pictures of runs: accuracy by radius, singular values of every layer, images beside their nearest adversary.
 
-Every figure is a matplotlib `Figure` (extra `plots`), a pure function of numbers; `draw` reads run folders and writes.
+Every figure is a matplotlib `Figure` (extra `plots`) and a pure function of numbers. Only `draw` reads run folders and
+writes files.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BINS = 60
 
 @dataclass(frozen=True)
 class Examples:
-    """A run's examples.parquet as a pandas frame, a row for each test image, and the run's name in the legend."""
+    """A run's examples.parquet as a pandas frame, one row per test image, and the run's name in the legend."""
 
     title: str
     frame: Any
@@ -53,7 +54,8 @@ class Examples:
         return [name for name in names if "-linf" not in name]
 
     def part(self, name: str) -> str:
-        """How many images an attack was given, if those are not all; their accuracy alone is another one."""
+        """A note with the number of attacked images, if not all were attacked: then their accuracy is not that of
+        all."""
         given = self.frame[f"{name} success"].notna()
         return "" if given.all() else f" (first {given.sum()})"
 
@@ -100,10 +102,10 @@ def read_examples(folder: RunFolder, title: str) -> Examples:
 
 
 def accuracy_curves(runs: Sequence[Examples]) -> Any:
-    """Certified accuracy (lines), and accuracy left by every attack, against the l2 radius, one colour per run.
+    """Certified accuracy (lines), and accuracy left by every attack, by l2 radius, one colour per run.
 
     The true robust accuracy of a run lies between its line and its attacks. Attacks that look for the shortest
-    perturbation give a broken line, attacks within a ball a marker at its radius.
+    perturbation give a broken line; attacks within a ball give a marker at its radius.
     """
     figure, grid = _figure(7.5, 5.4)
     axes = grid[0, 0]
@@ -146,7 +148,7 @@ def singular_value_histograms(layers: Mapping[str, Tensor]) -> Any:
 def adversarial_grid(
     images: Tensor, adversarial: Tensor, captions: Sequence[str], adversarial_captions: Sequence[str]
 ) -> Any:
-    """Rows of images above the nearest adversary that was found for them, and their difference.
+    """Rows of images above the nearest adversary found for them, and the difference.
 
     Args:
         images: ``(N, C, H, W)`` in [0, 1].
@@ -174,7 +176,7 @@ def adversarial_grid(
 
 
 def _nearest(folder: RunFolder, network: nn.Module, count: int, overrides: Sequence[str]) -> Any:
-    """The first rightly answered test images with their radius, and the nearer of what DDN and DeepFool find."""
+    """The first rightly answered test images with their radius, and the nearer adversary of DDN and DeepFool."""
     experiment = trained_experiment(folder, overrides)
     splits = own_images(experiment, folder)
     images, labels = batch(splits.test, range(min(len(splits.test), 10 * count)))
@@ -207,7 +209,7 @@ def _nearest(folder: RunFolder, network: nn.Module, count: int, overrides: Seque
 
 
 def _titles(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest endings of the paths that tell them apart."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         titles = ["/".join(part[-depth:]) for part in parts]

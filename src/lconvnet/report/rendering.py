@@ -1,7 +1,7 @@
-r"""A table, and how it is written: for the terminal, as Markdown, CSV, LaTeX and PDF.
+r"""A table and its output formats: terminal, Markdown, CSV, LaTeX and PDF.
 
-The LaTeX document needs plain `pdflatex` with booktabs only. A table that is wider or higher than the page is scaled
-down; one with many columns or rows is continued in pieces, so that it stays readable and nothing is cut off.
+The LaTeX document needs only plain `pdflatex` with booktabs. A table that is wider or higher than the page is scaled
+down. One with many columns or rows continues in pieces, so that it stays readable and nothing is cut off.
 """
 
 import csv
@@ -29,7 +29,7 @@ from lconvnet.ops.rounding import decimal, rounded_down, rounded_up
 from lconvnet.visible import printable
 
 Side = Literal["nearest", "down", "up"]
-NOISE = 5  # decimals of a percentage that files keep: the original's are sums in float32
+NOISE = 5  # decimals of a percentage that files keep, because the original's are sums in float32
 
 CSV_HEADER = ("table", "row", "column", "mean", "std", "n", "best", "missing")
 MARKDOWN_MARK, LATEX_MARK = "<!-- written by lconvnet tables -->", "% written by lconvnet tables"
@@ -37,7 +37,7 @@ PDF_MARK = b"lconvnet tables"
 INDENT, BORDER, TERMINAL_HEAD = "  ", 3, 16
 LATEX_COLUMNS, LATEX_ROWS, LATEX_HEAD = 10, 36, 20
 BREAKABLE_SLASH = r"/\allowbreak{}"
-# Uncompressed objects let a PDF say who wrote it.
+# Without compressed objects, a PDF shows its creator in plain text.
 PREAMBLE = rf"""{LATEX_MARK}
 \documentclass[a4paper,10pt]{{article}}
 \usepackage[landscape,margin=15mm]{{geometry}}
@@ -71,11 +71,11 @@ INSTALL = "install it (Debian: apt-get install texlive-latex-base texlive-latex-
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and population standard deviation over `n` seeds, in the printed unit; without a mean it is missing.
+    """Mean and population standard deviation over `n` seeds, in the printed unit; without a mean the cell is missing.
 
-    `side` is where the number of a single seed is rounded to: down what is proved at least, up what is at most; a mean
-    of several is a statistic, and rounded to the nearest. `fill` says what would fill a missing cell: a command if one
-    exists, nothing if nobody asks for it.
+    `side` is the rounding direction for a single seed: down for a proved minimum, up for a maximum. A mean of several
+    is a statistic and is rounded to the nearest. `fill` is the remedy for a missing cell: a command if one exists, else
+    a sentence; empty if the cell is not expected.
     """
 
     mean: float | None = None
@@ -87,7 +87,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """What is printed; one seed has no deviation.
+        """The printed text; a single seed has no deviation.
 
         >>> Cell(72.41, 0.22, 5).text, Cell(60.14, 0.0, 1).text, Cell().text
         ('72.41 ± 0.22', '60.14', '—')
@@ -139,7 +139,7 @@ class Table:
 
     @property
     def fills(self) -> dict[str, str]:
-        """What fills the missing cells, each with the places it fills."""
+        """The remedies for the missing cells, each with the places it fills."""
         found: dict[str, dict[str, list[str]]] = {}
         for row in self.rows:
             for column, cell in zip(self.columns, row.cells, strict=True):
@@ -152,7 +152,7 @@ class Table:
 
     @property
     def headed(self) -> Iterator[tuple[str, Row]]:
-        """Each row with its block, which is empty below the first row of it."""
+        """Each row with its block; the block is empty below its first row."""
         for above, row in zip((None, *self.rows), self.rows, strict=False):
             yield "" if above and above.block == row.block else row.block, row
 
@@ -163,7 +163,7 @@ class Table:
 
 
 def summarize(values: Iterable[float], side: Side = "nearest") -> Cell:
-    """Return the cell of one value for each seed.
+    """Return the cell of one value per seed.
 
     >>> summarize([1.0, 3.0])
     Cell(mean=2.0, std=1.0, n=2, best=False, fill='', side='nearest')
@@ -181,9 +181,9 @@ def without_empty(table: Table) -> Table:
 
 
 def with_best(table: Table) -> Table:
-    """Return the table with the highest cells marked: of each row, or of each column within a block.
+    """Return the table with the highest cells marked, of each row or of each column within a block.
 
-    Cells that print the same mean are equal; a cell that is compared with nothing is not marked.
+    Cells that print the same mean are equal; a cell without others to compare is not marked.
     """
     if table.compared == "row":
         return replace(table, rows=tuple(replace(row, cells=_marked(row.cells)) for row in table.rows))
@@ -198,9 +198,9 @@ def with_best(table: Table) -> Table:
 
 
 def terminal(table: Table, width: int) -> Group:
-    """Return a table for the terminal, with its caption, notes and what would fill the missing cells.
+    """Return a table for the terminal, with its caption, notes and the remedies for missing cells.
 
-    If it is wider than `width` it is continued below with the next columns: no number is ever cut.
+    If it is wider than `width`, the remaining columns follow below: no number is ever cut.
     """
     fills = [f"missing: {places}\n    {fill}" for fill, places in table.fills.items()]
     below = map(_text, (*table.notes, *fills))
@@ -208,13 +208,13 @@ def terminal(table: Table, width: int) -> Group:
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Return a Markdown document: best cells bold, what would fill the missing ones below."""
+    """Return a Markdown document: best cells in bold, remedies for missing cells below each table."""
     return "\n".join([MARKDOWN_MARK, "", "# Tables", "", *map(_markdown_table, tables)])
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """Return all cells in long form, a line each, numbers exact; of a missing one, `missing` is what would fill it, or
-    `not run`.
+    """Return all cells in long form, one line per cell, with exact numbers. For a missing cell, `missing` is its remedy
+    or `not run`.
 
     >>> table = Table("1", "", ("BCOP",), (Row("MNIST", "Clean", (Cell(97.5, 0.25, 2),)),))
     >>> print(to_csv([table]).splitlines()[1])
@@ -239,7 +239,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return text that Markdown shows as it is, on one line.
+    r"""Return text that Markdown shows unchanged, on one line.
 
     >>> escape_markdown("a|b_c*d")
     'a\\|b\\_c\\*d'
@@ -248,7 +248,7 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    r"""Return text that LaTeX prints as it is; letters that its fonts lack lose their accents or become code points.
+    r"""Return text that LaTeX prints unchanged; letters missing from its fonts lose accents or become code points.
 
     >>> print(escape_latex("50% of a_b & ε"))
     50\% of a\_b \& $\varepsilon$
@@ -265,7 +265,7 @@ def escape_latex(text: str) -> str:
 
 
 class NoPdfError(RuntimeError):
-    """The document could not be compiled; the message says why and what to do."""
+    """The document could not be compiled; the message gives the reason and the remedy."""
 
 
 def compile_pdf(document: str) -> bytes:
@@ -278,7 +278,7 @@ def compile_pdf(document: str) -> bytes:
     if program is None:
         raise NoPdfError(f"pdflatex is not installed; {INSTALL}")
     command = [program, "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
-    # Fixed dates: equal documents give equal files.
+    # A fixed date: equal documents give equal files.
     paranoid = {"openin_any": "p", "openout_any": "p", "SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}
     options = {"env": {**os.environ, **paranoid}, "stdin": subprocess.DEVNULL, "timeout": PDF_SECONDS}
     with tempfile.TemporaryDirectory() as name:
@@ -296,7 +296,7 @@ def compile_pdf(document: str) -> bytes:
 
 
 def _is_command(fill: str) -> bool:
-    """Whether what fills a cell can be typed; otherwise it is a sentence."""
+    """Whether a remedy is a command to type; otherwise it is a sentence."""
     return fill.startswith(("python ", "lconvnet "))
 
 
@@ -318,7 +318,7 @@ def _text(content: str, style: str = "") -> Text:
 
 
 def _grid(table: Table) -> RichTable:
-    """One grid, in which each block has a line of its own."""
+    """One grid, in which each block has its own line."""
     heads = (_text("\n".join(_wrapped(name, TERMINAL_HEAD))) for name in table.columns)
     grid = RichTable(RichColumn(no_wrap=True), *(RichColumn(head, justify="right", no_wrap=True) for head in heads))
     for block, row in table.headed:
@@ -331,7 +331,7 @@ def _grid(table: Table) -> RichTable:
 
 
 def _fitting(table: Table, width: int) -> Iterator[Table]:
-    """Yield the table in groups of columns that fit beside the labels, at least one in each."""
+    """Yield the table in groups of columns that fit beside the labels, at least one column per group."""
     start = BORDER + 1 + max((max(len(row.block), len(INDENT + row.label)) for row in table.rows), default=0)
     first, used = 0, start
     for place, name in enumerate(table.columns):
@@ -374,7 +374,7 @@ def _latex_table(table: Table) -> str:
     fills = [r"\textbf{Missing, and what fills it:}\par"] if table.fills else []
     for fill, places in table.fills.items():
         said = escape_latex(fill)
-        if _is_command(fill):  # in typewriter, which may be broken behind its slashes
+        if _is_command(fill):  # in typewriter, with line breaks allowed after slashes
             said = rf"{{\ttfamily {said.replace('/', BREAKABLE_SLASH)}}}"
         fills.append(rf"{said}: {escape_latex(places)}\par")
     return "\n\n".join([*parts, r"{\footnotesize\raggedright", *notes, *fills, "}"])

@@ -1,8 +1,8 @@
-"""Every run below a folder: its results.yaml, validated, and all of them as one tidy data frame.
+"""Every run below a folder: each results.yaml, validated, and all of them as one tidy data frame.
 
 For each radius, `lb` is the certified accuracy, `NAME-ub` the accuracy under an attack, `natural` the clean accuracy. A
-file in which lb <= NAME-ub <= natural does not hold contradicts itself and is refused, as is a number that is not
-finite and an accuracy outside [0, 1].
+file that violates lb <= NAME-ub <= natural contradicts itself and is refused. So are numbers that are not finite, and
+accuracies outside [0, 1].
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger("lconvnet")
 
 NAME = "results.yaml"
 TRAINED = {"record.json", "model.safetensors"}
-ROUNDING = 1e-6  # accuracies of some files are float32 means
+ROUNDING = 1e-6  # accuracies in some files are float32 means
 NORMS = ("l2", "linf")
 # Norm of eps, and whether only the first test images were used → key of results.yaml.
 SECTIONS = {
@@ -42,8 +42,8 @@ W1, W1_OVER_L = "W1", "W1/L"
 
 
 class Measurement(NamedTuple):
-    """A number of a results.yaml: what it is, under which attack, and the radius and its norm (None, l2 if it has no
-    radius); `mini` if only the first test images were used."""
+    """A number of a results.yaml: its measure, its attack, and its radius with the norm (None and l2 without a radius);
+    `mini` if only the first test images were used."""
 
     measure: str
     value: float
@@ -54,7 +54,7 @@ class Measurement(NamedTuple):
 
     @property
     def place(self) -> tuple[str, ...]:
-        """The keys under which a results.yaml holds it.
+        """The keys of the number in a results.yaml.
 
         >>> Measurement("ub", 0.5, "pgd", 1.58, mini=True).place
         ('adv_robustness_mini_eval', '1.58', 'pgd-ub')
@@ -65,7 +65,7 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder below the one that was read, what it is, what was measured, how its attacks were set."""
+    """One run: its folder relative to the one that was read, its facts, its measurements, its attacks' settings."""
 
     path: str
     facts: Facts
@@ -83,7 +83,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds, sorted by path; `unmeasured` are trained networks without results.yaml."""
+    """The runs of a folder, sorted by path; `unmeasured` are trained networks without results.yaml."""
 
     folder: Path
     runs: tuple[Run, ...]
@@ -91,13 +91,13 @@ class Found:
     unmeasured: tuple[str, ...] = ()
 
     def report_skipped(self) -> None:
-        """Warn of every file that was not used."""
+        """Warn about every file that was not used."""
         for skipped in self.skipped:
             logger.warning("not used: %s: %s", self.folder / skipped.path, skipped.reason)
 
 
 def find_runs(folder: str | Path) -> Found:
-    """Return the runs below `folder`; one that is corrupt is skipped with its reason, the rest is used.
+    """Return the runs below `folder`; a corrupt one is skipped with its reason, and the others are used.
 
     results-1.yaml and so on are older evaluations and are not read. Links to folders are not followed. Raises
     ValueError if there is no such folder, or no usable run below it.
@@ -130,14 +130,14 @@ def find_runs(folder: str | Path) -> Found:
 
 
 def measurements(runs: Iterable[Run]) -> DataFrame:
-    """Return all that was measured as one tidy frame: a row for each run, measure, eps and attack.
+    """Return all measurements as one tidy frame: one row per run, measure, eps and attack.
 
-    Columns: `run` (its path), the facts of the run, `recipe` (how it differs from the paper's, as labels say it) and
-    `recipe_in_full`, then `measure` (of an attack: ub, ub-dist, …), `value` (accuracies are fractions), `attack`, `eps`
-    (0 if there is none; radii within 1e-6 are one), `norm`, `mini`, and `settings` of the attack. A critic has `W1` and
-    `W1/L` among its measures. Repetitions of an experiment differ in `run` and `trial` alone.
+    Columns: `run` (its path), the facts of the run, `recipe` (its differences from the paper's as in labels) and
+    `recipe_in_full`, then `measure` (for an attack: ub, ub-dist, …), `value` (accuracies are fractions), `attack`,
+    `eps` (0 without a radius; radii within 1e-6 are equal), `norm`, `mini`, and `settings` of the attack. A critic has
+    `W1` and `W1/L` among its measures. Repetitions of an experiment differ only in `run` and `trial`.
     """
-    import pandas as pd  # takes a third of a second, which other commands need not wait for
+    import pandas as pd  # takes a third of a second, so only the commands that use it import it
 
     ordered = sorted(runs, key=lambda run: (run.facts.trial, run.path))
     named = variants({replace(run.facts, trial="") for run in ordered})
@@ -160,7 +160,7 @@ def measurements(runs: Iterable[Run]) -> DataFrame:
 
 
 def parse_results(values: Mapping[str, Any]) -> tuple[Measurement, ...]:
-    """Return what the nested values of a results.yaml hold; ValueError names the key that is wrong.
+    """Return the numbers in the nested values of a results.yaml; a ValueError names the faulty key.
 
     >>> parse_results({"loss": 0.5, "adv_robustness": {0.3: {"lb": 0.25}}})[1]
     Measurement(measure='lb', value=0.25, attack='', eps=0.3, norm='l2', mini=False)
@@ -195,7 +195,7 @@ def _row(where: str, values: Any) -> Mapping[str, float]:
         raise ValueError(f"{where} is {_short(values)}; it should map names such as lb to numbers")
     row = {key: _number(f"{where}: {key}", value, key) for key, value in values.items()}
     for key in filter(lambda key: key.endswith("-ub"), row):
-        # Certified and attacked can never both hold; an attack does not raise the accuracy.
+        # Certified and attacked can never both hold, and an attack cannot raise the accuracy.
         for low, high in (("lb", key), (key, "natural")):
             if row.get(low, 0.0) > row.get(high, 1.0) + ROUNDING:
                 raise ValueError(f"{where}: {low} is {row[low]} and {high} is {row[high]}; they contradict each other")
@@ -219,7 +219,7 @@ def _short(value: object) -> str:
 
 
 def _distances(run: Run) -> Iterator[Measurement]:
-    """What follows from a critic's results: its value is minus its loss."""
+    """The measures of a critic: its value is minus its loss."""
     found = {known.measure: known.value for known in run.measurements if known.eps is None}
     if run.facts.task == "wasserstein":
         yield Measurement(W1, -found["loss"])
@@ -228,14 +228,14 @@ def _distances(run: Run) -> Iterator[Measurement]:
 
 
 def _read_run(path: Path, folder: Path) -> Run | Skipped:
-    """Read one run, or say why not."""
+    """Read one run, or return the reason why it is skipped."""
     try:
         values = read(path)
         found = parse_results(values)
         facts, attacks = facts_of(path.parent, values.get("evaluation"))
         if facts.task == "robustness" and found[0].measure != "accuracy":
             raise ValueError("it has no accuracy, which every classifier has")
-        if values.get("finished") is False:  # one that was stopped is another experiment than one that was not
+        if values.get("finished") is False:  # a stopped run is another experiment than a finished one
             facts = with_setting(facts, "finished", False)
         return Run(_text(path.parent.relative_to(folder)), facts, found, attacks)
     except OSError as error:
@@ -248,5 +248,5 @@ def _read_run(path: Path, folder: Path) -> Run | Skipped:
 
 
 def _text(path: Path) -> str:
-    """A path as text that can be written, whatever bytes its name has."""
+    """A path as printable text, for any bytes in its name."""
     return os.fsencode(path.as_posix()).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Every table, a pivot of the frame of all measurements.
+"""All tables, as pivots of the frame of all measurements.
 
 Tables 1 to 4 follow the published numbers of the paper (Li et al. 2019); the numbers 7 to 9 are assigned by content.
 
@@ -8,7 +8,7 @@ Tables 1 to 4 follow the published numbers of the paper (Li et al. 2019); the nu
 * 4a, 4b: lower bounds on the Wasserstein distance, STL-10 and CIFAR-10
 
 Accuracies are percentages. The mean is over seeds, the deviation is the population's. Runs with another recipe than the
-paper's have columns of their own. A new row or column is one more `Line` of a table below.
+paper's have their own columns. To add a row or column, add a `Line` to a table below.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from lconvnet.report.facts import Facts, name_of_facts
 from lconvnet.report.rendering import Cell, Row, Table, summarize, with_best, without_empty
 from lconvnet.report.runs import NORMS, W1, W1_OVER_L, Run, measurements
 
-Frame = Any  # a pandas.DataFrame, whose own annotations say too little of its columns to be checked
+Frame = Any  # a pandas.DataFrame, whose own annotations are too vague about its columns for checks
 Key = tuple[Any, ...]
 PAPER_METHODS = ("OSSN", "RKO", "SVCM", "BCOP")
 ALL_METHODS = ("OSSN", "RKO", "SVCM", "RK-L2NE", "BCOP-Fixed", "BCOP")
 CRITIC_METHODS = ("OSSN", "RKO", "BCOP")
 CRITIC_RATES = {"MaxMin": 0.0001, "ReLU": 0.001}  # the published ones
-NETWORK = ("data", "architecture", "method", "recipe")  # tells the experiments with classifiers apart
-CRITIC = (*NETWORK, "activation")  # and those with critics, but for the learning rate
+NETWORK = ("data", "architecture", "method", "recipe")  # tells experiments with classifiers apart
+CRITIC = (*NETWORK, "activation")  # tells experiments with critics apart, except for the learning rate
 DISTANCES = (W1, W1_OVER_L)
 MEASURE = ("measure", "attack", "eps", "norm", "mini")
 
@@ -49,14 +49,14 @@ PUBLISHED = (
 )
 
 
-# In which order the table of all attacks has its rows.
+# The order of rows in the table of all attacks.
 ARCHITECTURES = ("FC-3", "Small", "Large")
 METHODS = (*labels.CONVS.values(), *labels.LINEARS.values(), *labels.PUBLISHED)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row or column to be filled: its label (a row's `block` stands above it), and which part of the frame it is."""
+    """A row or column to fill: its label (below the row's `block`), and the part of the frame that it shows."""
 
     label: str
     at: Mapping[str, Any]
@@ -64,7 +64,7 @@ class Line:
 
 
 def measure(label: str, key: str, *, attack: str = "", mini: bool = False) -> Line:
-    """Return the line of a measure; `mini` if only the first test images are meant."""
+    """Return the line of a measure; `mini` restricts it to the first test images."""
     return Line(label + (MINI_MARK if mini else ""), {"measure": key, "attack": attack, "mini": mini})
 
 
@@ -77,7 +77,7 @@ def attack(name: str, *, mini: bool = False) -> Line:
     return measure(labels.attack_label(name), "ub", attack=name, mini=mini)
 
 
-WHOLE = {"attack": "", "mini": False, "eps": 0.0, "norm": "l2"}  # of what is measured at no radius
+WHOLE = {"attack": "", "mini": False, "eps": 0.0, "norm": "l2"}  # of measures without a radius
 CLEAN = Line("Clean", {"measure": "accuracy", **WHOLE})
 CERTIFIED = measure("Provable", "lb")
 MINI_CLEAN, MINI_CERTIFIED = measure("Clean", "natural", mini=True), measure("Provable", "lb", mini=True)
@@ -91,7 +91,7 @@ FOUR_ATTACKS = (
 
 
 def tables(runs: Iterable[Run], root: str = "runs") -> tuple[Table, ...]:
-    """Return every table that has at least one value; `root` is where the runs' paths begin, for commands."""
+    """Return every table that has at least one value; `root` is the folder of the runs, for commands."""
     runs = tuple(runs)
     if not runs:
         return ()
@@ -148,7 +148,7 @@ class Averages:
     def table(
         self, number: str, title: str, rows: Sequence[Line], columns: Sequence[Mapping[str, str]], *notes: str
     ) -> Table:
-        """Return a table of these rows; each network's column is followed by the other recipes of the same network."""
+        """Return a table of these rows; the columns of other recipes follow the column of the same network."""
         given = [key for key in ("data", "architecture") if key in rows[0].at]
         concerned = [found for found in self.each if all(any(row.at[k] == found[k] for row in rows) for k in given)]
         wide = [
@@ -161,7 +161,7 @@ class Averages:
         return Table(number, title, tuple(line.label for line in wide), self.pivot(rows, wide), notes=(*unique, *notes))
 
     def pivot(self, rows: Sequence[Line], columns: Sequence[Line]) -> tuple[Row, ...]:
-        """Return the rows of a table: at each row and column the cell of what both stand for, or else a missing one."""
+        """Return the rows of a table, with one cell per row and column; it may be missing."""
         keys, filled = (*self.network, *MEASURE), []
         for row in rows:
             places = [{**row.at, **column.at} for column in columns]
@@ -170,8 +170,8 @@ class Averages:
         return tuple(filled)
 
     def missing_cell(self, at: Mapping[str, Any]) -> Cell:
-        """Return a cell that says what would fill it: the command that trains and evaluates the run, or evaluates it
-        again. Commands are suggested only for the paper's cells, and for runs that are there."""
+        """Return a cell with its remedy: the command that trains and evaluates the run, or evaluates it again. Commands
+        are suggested only for the paper's cells, and for runs that exist."""
         found = self.experiments.get(tuple(at[key] for key in self.network))
         if at["norm"] != "l2" or (found is None and at["recipe"]):
             return Cell()
@@ -195,19 +195,19 @@ class Averages:
         return f"{command}  # with {name} under evaluation.attacks of its cfg.yaml"
 
     def _cell(self, found: Frame, at: Mapping[str, Any]) -> Cell:
-        """Missing if an attack was set differently in some of the runs."""
+        """Missing if an attack had other settings in some of the runs."""
         if len(set(found["settings"])) > 1:
             where = ", ".join(f"{self.root}/{run}" for run in found["run"])
             different = f"{at['attack']} was set differently in these runs"
             return Cell(fill=f"{different}; lconvnet evaluate each with the same: {where}")
         is_distance = at["measure"] in DISTANCES
-        # What is certified is a lower bound of what is true, what an attack leaves an upper one.
+        # A certified accuracy is a lower bound of the true one; an attacked accuracy is an upper bound.
         side = "down" if at["measure"] == "lb" or is_distance else "up" if at["attack"] else "nearest"
         return summarize(found["value"] * (1 if is_distance else PERCENT), side)
 
 
 def averages(runs: Iterable[Run], eps: float, columns: Sequence[Line]) -> dict[str, Cell]:
-    """Return the means over runs that repeat one classifier, by the columns' labels, at an l2 radius."""
+    """Return the means over repetitions of one classifier, by the columns' labels, at an l2 radius."""
     frame: Frame = measurements(runs)
     at = {key: frame[key].iloc[0] for key in NETWORK} | {"eps": eps, "norm": "l2"}
     (row,) = Averages(frame, "").pivot([Line("", at)], columns)
@@ -215,7 +215,7 @@ def averages(runs: Iterable[Run], eps: float, columns: Sequence[Line]) -> dict[s
 
 
 def to_train(facts: Facts) -> str:
-    """Return the command that trains and evaluates a run of the paper, or what stands in for one.
+    """Return the command that trains and evaluates a run of the paper, or a replacement for it.
 
     >>> to_train(Facts("robustness", "mnist", "Large", "RKO", "MaxMin", "A"))
     'python -m lconvnet.run --cfg runs/adv-rob-mnist/large/RKO/multi-trial-A/cfg.yaml  # then again with --test'
@@ -229,8 +229,8 @@ def to_train(facts: Facts) -> str:
 def attack_table(number: str, classifiers: Averages) -> Table:
     """Return every attack on every network, by data set, radius (l2 unless another norm is named) and architecture.
 
-    A network that was never attacked is listed at all its radii. Provable <= attacked <= clean holds in every row (each
-    results.yaml is refused if it does not).
+    A network that was never attacked has rows at all its radii. Provable <= attacked <= clean holds in every row,
+    because each results.yaml that violates it is refused.
     """
     experiments = sorted(
         classifiers.each,
@@ -261,9 +261,10 @@ def critic_table(number: str, data: str, frame: Frame, root: str) -> Table:
     """Return the lower bounds on the Wasserstein-1 distance between images and a generator's samples.
 
     A critic's value W1 is a lower bound only after division by the critic's Lipschitz constant L; both are shown. Each
-    cell is at the learning rate with the largest mean of W1/L: the largest W1 itself would choose critics that
-    diverged, with L up to 1e11. The held-out samples that choose the rate are those of the number shown, for the
-    original's files hold no other: a cell that chose among several leans upward.
+    cell is at the learning rate with the largest mean of W1/L. The largest W1 itself would choose critics that
+    diverged, with L up to 1e11. The same held-out samples choose the rate and give the number, because the original's
+    files hold no
+    others: a cell chosen among several rates is biased upward.
     """
     critics = frame[(frame["task"] == "wasserstein") & (frame["data"] == data)]
     bounds = critics[critics["measure"] == W1_OVER_L]
@@ -288,7 +289,7 @@ def critic_table(number: str, data: str, frame: Frame, root: str) -> Table:
 
 
 def _recipe_note(label: str, experiment: Mapping[str, Any]) -> str:
-    """How a recipe differs from the paper's, empty if its label says all of it."""
+    """The differences between a recipe and the paper's; empty if its label names them all."""
     if experiment["recipe_in_full"] == experiment["recipe"]:
         return ""
     return f"{label}, {experiment['data']}, {experiment['architecture']}: {experiment['recipe_in_full']}"
@@ -317,7 +318,7 @@ def _fits(experiment: Mapping[str, Any], at: Mapping[str, Any]) -> bool:
 
 
 def _attacked(experiment: Mapping[str, Any], norm: str, classifiers: Averages) -> list[Line]:
-    """A line for each radius at which an experiment was attacked, or else for all that it has."""
+    """One line per radius at which an experiment was attacked, or else per radius that it has."""
     at = {key: experiment[key] for key in NETWORK}
     found = classifiers.experiments[tuple(at.values())]
     found = found[(found["norm"] == norm) & (found["eps"] > 0)]

@@ -1,8 +1,8 @@
-"""The files of a report, in a folder `tables` below the runs unless another is named.
+"""The files of a report, by default in a folder `tables` below the runs.
 
 table.md, table.tex, table.csv and table.pdf; consolidated.json and consolidated.csv with the facts and metrics of every
-run. They are written again each time; a file of that name that is somebody else's is never touched. The original's
-commands write what its scripts expect: table.tex beside the runs, and a results.yaml in each of their folders.
+run. Each report rewrites them; a foreign file of that name is never touched. The original's commands write the files
+that its scripts expect: table.tex beside the runs, and a results.yaml in each of their folders.
 """
 
 import csv
@@ -29,7 +29,7 @@ FOLDER = "tables"
 FORMAT = "lconvnet consolidated 1"
 FIRST = ("path", "task", "data", "norms", "architecture", "method", "activation", "learning_rate", "trial", "specified")
 RENDERERS = {"table.md": rendering.markdown, "table.tex": rendering.latex, "table.csv": rendering.to_csv}
-# What a file of ours begins with; a PDF has it further inside.
+# The first bytes of our files; a PDF has a further mark inside.
 MARKS: Mapping[str, bytes] = {
     "table.md": rendering.MARKDOWN_MARK.encode(),
     "table.tex": rendering.LATEX_MARK.encode(),
@@ -46,7 +46,7 @@ NUMBERED = re.compile(r"results-(\d+)")
 
 @dataclass(frozen=True)
 class Written:
-    """What was read, the tables, the files written, and a note if one could not be."""
+    """The runs read, the tables, the files written, and a note if one could not be."""
 
     found: Found
     tables: tuple[Table, ...]
@@ -56,7 +56,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Named:
-    """The results.yaml files written, each with the file it is a copy of; how many were there; what is unusable."""
+    """The results.yaml written, each with its source; the number of those already there; and unusable results."""
 
     written: dict[Path, Path]
     present: int
@@ -64,10 +64,11 @@ class Named:
 
 
 def export(folder: str | Path, out: str | Path | None = None, readme: str | Path | None = None) -> Written:
-    """Write the tables of the runs below `folder` as Markdown, LaTeX, CSV and, if pdflatex is installed, PDF, the
-    facts and metrics of every run as consolidated.json and consolidated.csv, and the figures of the table in `readme`.
+    """Write the tables of the runs below `folder` as Markdown, LaTeX, CSV and, if pdflatex is installed, PDF. Also
+    write the facts and metrics of every run as consolidated.json and consolidated.csv, and update the table in
+    `readme`.
 
-    Raises ValueError if there is no run, or a foreign file in the way.
+    Raises ValueError if there is no run, or if a foreign file is in the way.
     """
     found = find_runs(folder)
     made = tables(found.runs, str(folder))
@@ -86,9 +87,9 @@ def export(folder: str | Path, out: str | Path | None = None, readme: str | Path
 
 
 def export_tex(folder: str | Path, out: str | Path | None = None) -> Written:
-    """Write the tables of the runs below `folder` as its table.tex, where the original's `export` wrote its own.
+    """Write the tables of the runs below `folder` as its table.tex, the place used by the original's `export`.
 
-    Raises ValueError if there is no run, no table that they belong to, or a foreign file in the way.
+    Raises ValueError if there is no run, if no table contains them, or if a foreign file is in the way.
     """
     found = find_runs(folder)
     made = tables(found.runs, str(folder))
@@ -99,7 +100,7 @@ def export_tex(folder: str | Path, out: str | Path | None = None) -> Written:
 
 
 def consolidated(found: Found) -> dict[str, str]:
-    """Return consolidated.json, with the files that were not used and why, and consolidated.csv, a row for each run."""
+    """Return consolidated.json, with unused files and the reasons, and consolidated.csv, one row per run."""
     entries = [_entry(run) for run in found.runs]
     skipped = [{"path": item.path, "reason": item.reason} for item in found.skipped]
     values = {"format": FORMAT, "runs": entries, "skipped": skipped}
@@ -123,9 +124,9 @@ def consolidated(found: Found) -> dict[str, str]:
 def with_results(readme: Path, found: Found) -> str:
     """Return a Markdown file with the figures in its table of results brought up to date.
 
-    The table's last column, CFG, names the folder of a configuration beside the file. Its runs fill the columns epochs,
-    seeds, clean, certified and those that are called as an attack is (with a star: on the first test images only). What
-    else a row says is written by hand and stays, as does a row of which nothing is found.
+    The table's last column, CFG, names the folder of a configuration beside the file. The runs of that folder fill the
+    columns epochs, seeds, clean, certified and those named after an attack (with a star: on the first test images
+    only). All other text is written by hand and stays, as does a row without runs.
     """
     lines = readme.read_text(encoding="utf-8").splitlines()
     start = next((number for number, line in enumerate(lines) if HEAD.fullmatch(line)), None)
@@ -140,9 +141,9 @@ def with_results(readme: Path, found: Found) -> str:
 def name_results(folder: str | Path) -> Named:
     """Copy the newest results of every folder in and below `folder` to results.yaml if that is missing.
 
-    The original wrote one results-norm-2019-05-21-….yaml for each evaluation; what a later evaluation here replaces is
-    kept as results-1.yaml, results-2.yaml, and so on. Nothing is overwritten. Raises ValueError if there is no such
-    folder, or no results in it.
+    The original wrote one results-norm-2019-05-21-….yaml per evaluation; here a later evaluation keeps the results that
+    it replaces as results-1.yaml, results-2.yaml, and so on. Nothing is overwritten. Raises ValueError if there is no
+    such folder, or no results in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -171,8 +172,8 @@ def name_results(folder: str | Path) -> Named:
 
 
 def newest(paths: Sequence[Path]) -> Path:
-    """Return the newest of several results: that of the latest date in the names, or else of the highest number, or
-    else the one written last.
+    """Return the newest of several results: by the latest date in the names, else by the highest number, else by the
+    time of writing.
 
     >>> newest([Path("results-norm-2019-10-02-09-00.yaml"), Path("results-adv-2019-09-30-12-00.yaml")]).name
     'results-norm-2019-10-02-09-00.yaml'
@@ -188,7 +189,7 @@ def newest(paths: Sequence[Path]) -> Path:
 
 
 def _entry(run: Run) -> dict[str, Any]:
-    """The facts of a run, its recipe, and what was measured, nested as in its results.yaml."""
+    """The facts of a run, its recipe, and its measurements, nested as in its results.yaml."""
     measured = {found.norm for found in run.measurements if found.eps is not None}
     named = {"path": run.path, "norms": " ".join(norm for norm in NORMS if norm in measured), **vars(run.facts)}
     recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in run.facts.recipe}
@@ -217,7 +218,7 @@ def _with_figures(row: str, heads: Sequence[str], readme: Path, found: Found) ->
 
 
 def _line(head: str) -> Line | None:
-    """What a column of the table of results stands for, if it is to be filled."""
+    """The measure for a column of the table of results, if the column is to be filled."""
     lines = {"clean": CLEAN, "certified": CERTIFIED}
     for name, label in labels.ATTACKS.items():
         short = label.lower().removesuffix(" attack")

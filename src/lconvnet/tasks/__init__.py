@@ -1,1 +1,1 @@
-"""What is trained: classifiers, Wasserstein critics and generators, each the mathematics of one step over one loop."""
+"""The tasks: classifiers, Wasserstein critics and generators. Each defines one step of the common training loop."""

@@ -1,4 +1,4 @@
-"""The training of a classifier: a loss on labelled images, judged on the validation split by what it certifies."""
+"""The training of a classifier: a loss on labelled images, and certified accuracy on the validation split."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ Augment = Callable[..., Tensor]
 ADAM = partial(Adam, lr=1e-3)
 PAPER_SCHEDULE = Exponential(0.96235)
 SAME = 2e-4
-"""Two radii are one within this part of them: 36/255 is also written as 0.1412."""
+"""Radii within this relative distance are equal, because 36/255 is also written as 0.1412."""
 
 
 def fit(
@@ -70,54 +70,55 @@ def fit(
     """Train `model`, keep the weights of the epoch that certifies most on the validation split, return the record.
 
     After every epoch the baked network is bounded and certified on the validation split; of the test split only a
-    fingerprint is recorded. Without validation images the weights of the last epoch are kept. On return `model`
-    carries the weights of the best epoch, in eval mode. Its initial weights are the caller's: call `torch.manual_seed`
-    before building it. From there on, order, augmentation and dropout follow from `seed` alone, and the global random
-    state is left as it was.
+    fingerprint is recorded. Without validation images the last epoch is kept. On return `model` has the weights of the
+    best epoch and is in eval mode. The caller chooses the initial weights: call `torch.manual_seed` before building the
+    model. After that, order, augmentation and dropout follow from `seed` alone, and the global random state is
+    restored.
 
     With `devices` processes each takes its share of every batch; `batch_size`, the curve and the record are those of
-    one process, up to rounding and dropout. They run the whole script: all of them return from here, with the same
-    weights, but if training ends early only the first raises; the others end. Only it writes, logs and calls
+    one process, up to rounding and dropout. Every process runs the whole script, and all return from here with the same
+    weights. If training ends early, only the first raises and the others end. Only the first writes, logs and calls
     `on_epoch`. See `is_first_process`.
 
     Args:
-        data: `Splits`, or what `lconvnet.data.load` takes: a name such as "mnist", or a path.
+        data: `Splits`, or an argument of `lconvnet.data.load`: a name such as "mnist", or a path.
         loss: `loss(logits (B, C), labels (B,))`, a mean over the batch, such as `lconvnet.losses.Hinge(eps=1.5)`.
-        epochs: epochs in all. A run may be resumed with more of them, and is then the run that was asked for more, if
-            that gives the steps done the same learning rates (constant and exponential schedules do).
+        epochs: total number of epochs. A resumed run may have more of them if the steps done keep their learning rates,
+            as with constant and exponential schedules. It then equals a run of that length from the start.
         optimizer: makes the optimiser from the list of trainable parameters: `partial(torch.optim.SGD, lr=0.1)`.
         schedule: makes the scheduler, see `lconvnet.training.schedules`; the default is the paper's.
         directory: run folder for checkpoints and records; with None nothing is written, and nothing can be resumed.
-        resume: go on from the folder's last checkpoint (from the start if there is none yet; at once back if the run is
-            finished). Without it a folder that holds a run is refused.
+        resume: continue from the folder's last checkpoint. Start if there is none yet; return at once if the run is
+            finished. Without it a folder that holds a run is refused.
         augment: `augment(images, generator=...)` on every training batch: `lconvnet.data.crop_and_flip` for CIFAR-10.
         eps: l2 radii over pixels in [0, 1] to certify; by default the radius of `loss`.
-        select_eps: the radius that chooses the best epoch: that of the highest certified accuracy there (ties: clean
-            accuracy, then the earlier epoch), recorded first, even if `eps` does not name it. By default the radius
-            of `loss`; the first of `eps` if it has none. Radii that agree to four digits are one, as in `eps`.
-        project_every: kernels that have a projection (SVCM) project after the first step of an epoch, every so many
-            from there, and after its last one.
-        checkpoint_every: steps between two checkpoints within an epoch: what a kill can cost at most.
+        select_eps: the radius that chooses the best epoch, by certified accuracy (ties: clean accuracy, then the
+            earlier epoch). It is recorded first, even if `eps` does not contain it. By default the radius of `loss`, or
+            the first of `eps` if the loss has none. Radii that agree to four digits are equal, as in `eps`.
+        project_every: steps between projections of kernels that have one (SVCM). They also project after the first and
+            the last step of an epoch.
+        checkpoint_every: steps between two checkpoints within an epoch: the most that a kill can cost.
         accelerator, precision: as in Lightning Fabric, without MPS ("auto" is CUDA or the CPU); `model` is moved and,
             for "64-true", converted in place.
-        devices: processes on this machine, one per GPU or so many on the CPU; under torchrun its own number, which 1
-            leaves as it is. Another number may go on with a run.
+        devices: processes on this machine, one per GPU, or this number on the CPU. Under torchrun 1 keeps torchrun's
+            number. A resumed run may have another number.
         clip_gradient: largest norm of the gradient of all parameters together; a longer one is scaled down to it.
-        ema: decay of an exponential moving average of the weights, such as 0.999; the averages are then what is
-            validated, kept and returned.
+        ema: decay of an exponential moving average of the weights, such as 0.999. The averages are then validated, kept
+            and returned.
         progress: a bar on standard error, if that is a terminal; otherwise one line per epoch in the log `lconvnet`.
         tensorboard: curves and histograms of singular values, if TensorBoard is installed.
         on_epoch: called with every finished `Epoch`.
-        settings: further JSON-able facts for the record; a resume insists that they are the same, but for the name of
-            its images (`data.name`), which may move.
-        origin: JSON-able facts on where the initial weights came from, for the record (`from`); a resume, which needs
+        settings: further JSON-able facts for the record. A resume must repeat them, except the name of its images
+            (`data.name`), which may change.
+        origin: JSON-able facts on the origin of the initial weights, for the record (`from`); a resume may leave them
+            out.
             none of them, may leave it out.
 
     Raises:
         ValueError: an argument or the data do not fit, or the folder holds a run and `resume` is not set.
         CheckpointError: a file in the folder is damaged, foreign, or of other settings.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 (to any of the processes), after saving a checkpoint; or a process is
-            gone.
+            lost.
         Diverged: the loss or a weight became NaN or infinite.
         atomic.WriteError: the folder cannot be written.
 
@@ -155,7 +156,7 @@ def fit(
 
 
 def _optimizer(model: nn.Module, splits: Splits, make: MakeOptimizer) -> Optimizer:
-    """The optimiser of what can be trained; raises `ValueError` if there is nothing, or nothing to train it on."""
+    """The optimiser of the trainable parameters. Raises `ValueError` without any, or without training images."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError(
@@ -169,7 +170,7 @@ def _optimizer(model: nn.Module, splits: Splits, make: MakeOptimizer) -> Optimiz
 
 @dataclass
 class Classification:
-    """The task: what a step of it is, and what an epoch is judged by."""
+    """The task of training a classifier."""
 
     name: ClassVar[str] = "classification"
     row: ClassVar[type[Row]] = Epoch
@@ -253,7 +254,7 @@ class Classification:
 
 
 def _augmented(augment: Augment, images: Tensor, draws: torch.Generator) -> Tensor:
-    """The images augmented; raises `ValueError` if that gives anything but as many images of the same shape."""
+    """The augmented images. Raises `ValueError` if their number or shape has changed."""
     wanted = "give augment(images (B, C, H, W), generator=...), such as lconvnet.data.crop_and_flip"
     try:
         found = augment(images, generator=draws)
@@ -274,7 +275,7 @@ def _restore_best(run: Run) -> None:
 
 
 def _best_weights(run: Run) -> dict[str, Any]:
-    """From the folder, or from memory if there is none."""
+    """The best weights, from the folder or, without one, from memory."""
     if run.place.folder is None:
         return run.best["model"]
     weights, epoch = read_best(run.place.folder.best)
@@ -287,7 +288,7 @@ def _best_weights(run: Run) -> dict[str, Any]:
 
 
 def _radii(eps: float | Sequence[float] | None, select_eps: float | None, loss: Loss) -> tuple[float, ...]:
-    """The radii to certify, checked; first the one that chooses the epoch."""
+    """The radii to certify, checked; the first one chooses the epoch."""
     own = float(loss.eps) if isinstance(loss, Hinge | OffsetCrossEntropy) else None
     asked: Any = own if eps is None else eps
     if asked is None:

@@ -4,8 +4,8 @@ r"""From a trained critic and held-out samples to a certified estimate of the Wa
 
 Distances are l2. Every f with Lipschitz constant at most L gives the lower bound $(E_P f - E_Q f) / L$.
 
-Pictures of an estimate are matplotlib figures (extra `plots`): its training, and the images that the critic ranks most
-real and most fake.
+The pictures of an estimate are matplotlib figures (extra `plots`): the training curve, and the images that the critic
+ranks most real and most fake.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from lconvnet.ops.rounding import decimal, decimals, down, rounded_down, up
 from lconvnet.tasks.samples import Distribution, box, diameter, first_of_each, floats, units
 from lconvnet.training.settings import describe
 
-SHOWN = 8  # images of a row
+SHOWN = 8  # images per row
 
 
 def draw(estimate: Estimate, folder: Path) -> list[Path]:
-    """Write training.png, and for images ranking.png, into `folder`; the paths."""
+    """Write training.png and, for images, ranking.png into `folder`; return the paths."""
     figures = {"training.png": training_curve(estimate)}
     if is_images(estimate):
         figures["ranking.png"] = ranking(estimate)
@@ -55,7 +55,7 @@ def is_images(estimate: Estimate) -> bool:
 
 
 def training_curve(estimate: Estimate) -> Any:
-    """The critic's difference on training batches over the steps, beside what held-out samples certify in the end."""
+    """The critic's difference on training batches by step, and the certified result on held-out samples."""
     figure = require("matplotlib.figure", "plots").Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     steps, values = zip(*estimate.history, strict=True)
@@ -72,7 +72,7 @@ def training_curve(estimate: Estimate) -> Any:
 
 
 def ranking(estimate: Estimate) -> Any:
-    """Of either side the held-out images with the largest and the smallest values of the critic (over L)."""
+    """The held-out images of each side with the largest and the smallest values of the critic (over L)."""
     count = min(SHOWN, *estimate.held_out)
     figure = require("matplotlib.figure", "plots").Figure(figsize=(1.1 * count + 0.2, 7.2), layout="constrained")
     parts = figure.subfigures(4)
@@ -94,39 +94,39 @@ def _row(figure: Any, images: Tensor, values: Tensor) -> None:
 
 
 CHUNK = 500  # samples evaluated at a time
-POINTS = 200  # of a history
-LAST = 0.1  # part of the steps whose mean is `Estimate.training`
+POINTS = 200  # in a history
+LAST = 0.1  # fraction of the steps, the last ones, whose mean is `Estimate.training`
 
 
 @dataclass(frozen=True)
 class Estimate:
-    r"""What held-out samples tell of the Wasserstein-1 distance.
+    r"""A certified estimate of the Wasserstein-1 distance from held-out samples.
 
-    With f the trained, baked critic, oriented so that training made it larger on the first distribution P, and L a
-    rigorous upper bound of its Lipschitz constant,
+    Let f be the trained, baked critic, oriented so that training made it larger on the first distribution P. Let L be a
+    rigorous upper bound of its Lipschitz constant. Then
 
         theta = max(0, E_P f - E_Q f) / L  <=  W1(P, Q)
 
-    holds for certain (as far as `level` says); what is uncertain is theta alone, whose expectations are estimated by
-    means over samples.
+    holds with certainty (as far as `level` says). Only theta is uncertain: its expectations are estimated by means over
+    samples.
 
     Attributes:
         lower_bound: max(0, mean of f over held-out samples of P - mean over those of Q) / L, the estimate of theta.
-        interval: two-sided confidence interval for theta (not for W1, which may lie above it), `central_interval` of f
-            / L, widened by what rounding can change, and cut at 0. **Asymptotic**: see `assumes`. Its lower end alone
-            is below W1 with confidence (1 + `confidence`) / 2.
-        guaranteed: the same for every number of samples (`bernstein_interval`), where the support is known to be
-            bounded; None elsewhere.
-        assumes: what `interval` takes for granted.
+        interval: two-sided confidence interval for theta (not for W1, which may lie above it). It is `central_interval`
+            of f / L, widened by the possible rounding error, and cut at 0. **Asymptotic**: see `assumes`. Its lower end
+            alone is below W1 with confidence (1 + `confidence`) / 2.
+        guaranteed: the same for every number of samples (`bernstein_interval`), if the support is known to be bounded;
+            otherwise None.
+        assumes: the assumptions of `interval`.
         confidence: probability with which such an interval covers theta.
-        units: what a distance of 1 means.
+        units: the meaning of a distance of 1.
         lipschitz: L, `bound.upper`.
-        level: what L accounts for, as in `Bound.level`.
+        level: the errors that L accounts for, as in `Bound.level`.
         held_out: numbers of held-out samples of P and Q.
-        training: the mean difference over the last tenth of the training batches, over L. Where it is far above
-            `interval`, the critic has learned its samples by heart: give it more of them.
+        training: the mean difference over the last tenth of the training batches, over L. If it is far above
+            `interval`, the critic has learned its samples by heart and needs more of them.
         history: (step, mean difference of the training batches since the previous entry), not divided by L.
-        settings: what the estimate follows from, JSON-able.
+        settings: the JSON-able settings that the estimate follows from.
         critic: f, an `nn.Sequential` of plain layers.
         bound: L layer by layer.
         samples: the held-out samples of P and Q.
@@ -169,7 +169,7 @@ def judge(
 ) -> Estimate:
     """The estimate of a trained critic that was trained to be larger on the real side (`sign` 1) or the fake (-1).
 
-    Raises `ValueError` for a module without a Lipschitz rule or one for its rounding, and for samples that say nothing.
+    Raises `ValueError` for a module without a Lipschitz rule or a rounding rule, and for samples that give no estimate.
     """
     network = oriented(bake(critic), sign)
     bound = lipschitz_bound(network, input_shape=real.shape, diagnose=False)
@@ -205,7 +205,7 @@ def intervals(
     confidence: float,
     support: tuple[float, float] | None,
 ) -> tuple[tuple[float, float], tuple[float, float] | None]:
-    """The asymptotic interval of f / L, and the one for every number of samples where there is one."""
+    """The asymptotic interval of f / L and, if there is one, the interval for every number of samples."""
     known = diameter(support, real, fake)
     low, high = torch.cat(values).aminmax()
     spread = float(high - low) or float(torch.sub(*reversed(box(real, fake))).norm()) or known
@@ -222,7 +222,8 @@ def intervals(
 def _guaranteed(
     values: tuple[Tensor, Tensor], sides: tuple[Distribution, Distribution], confidence: float, diameter: float
 ) -> tuple[float, float] | None:
-    """What holds whether equal samples are copies or were drawn: the interval of all, and that of one of each."""
+    """The interval that holds whether equal samples are copies or draws: it covers that of all and that of one of
+    each."""
     single = [part[first_of_each(side.groups)] for part, side in zip(values, sides, strict=True)]
     if min(map(len, single)) < 2:
         return None
@@ -232,7 +233,7 @@ def _guaranteed(
 
 
 def assumption(real: Distribution, fake: Distribution) -> str:
-    """What the asymptotic interval takes for granted of these samples."""
+    """The assumptions of the asymptotic interval about these samples."""
     equal = [f"{_repeats(side)} of {side.name}" for side in (real, fake) if _repeats(side)]
     drawn = f"; samples that equal others ({' and '.join(equal)} held out) were drawn, not copied" if equal else ""
     return f"independent samples, enough for the central limit theorem, and no rare values beyond those seen{drawn}"
@@ -243,14 +244,14 @@ def _repeats(side: Distribution) -> int:
 
 
 def rounding(network: nn.Module, bound: Bound, samples: Tensor, values: Tensor) -> float:
-    """How far the mean of `certified_values` can be from that in real arithmetic."""
+    """A bound on the rounding error of the mean of `certified_values`."""
     if bound.upper == 0:
         return 0.0
     traced, uppers = trace(network, tuple(samples.shape[1:])), {layer.name: layer.upper for layer in bound.layers}
     arithmetic = Arithmetic.of(torch.float64)
     stored = forward_error(traced.graph, uppers, tensors_of(network), arithmetic)
     end = traced.graph[traced.graph.output]
-    negated = end.operation == "Scale" and abs(end.options["factor"]) == 1  # as `oriented` does, which rounds nothing
+    negated = end.operation == "Scale" and abs(end.options["factor"]) == 1  # added by `oriented`; rounds nothing
     line = stored[end.inputs[0] if negated else end.name].error
     norms = samples.flatten(1).double().norm(dim=1)
     summed = arithmetic.gamma(len(values) + 4) * float(values.abs().mean())
@@ -258,12 +259,12 @@ def rounding(network: nn.Module, bound: Bound, samples: Tensor, values: Tensor) 
 
 
 def _widened(interval: tuple[float, float], error: float) -> tuple[float, float]:
-    """With room for rounding, and without what lies below 0, as no distance does."""
+    """Widen an interval by the rounding error and cut it at 0, because distances are not negative."""
     return max(0.0, down(interval[0] - error)), max(0.0, up(interval[1] + error))
 
 
 def oriented(network: nn.Module, sign: int) -> nn.Module:
-    """The baked network, with its sign changed by a last layer where `sign` is -1."""
+    """The baked network; if `sign` is -1, a last layer changes the sign of its output."""
     if sign > 0:
         return network
     parts = dict(network.named_children()) if type(network) is nn.Sequential else {"critic": network}
@@ -301,7 +302,7 @@ def thinned(values: list[float]) -> tuple[tuple[int, float], ...]:
 
 
 def critic_values(critic: nn.Module, samples: Tensor) -> Tensor:
-    """f of every sample, `(B,)`. Raises `ValueError` where the critic does not give one number a sample.
+    """f of every sample, `(B,)`. Raises `ValueError` unless the critic gives one number per sample.
 
     >>> critic_values(nn.Flatten(), torch.ones(3, 1)).tolist()
     [1.0, 1.0, 1.0]
@@ -326,12 +327,12 @@ def difference(real: Tensor, fake: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over samples of which some are copies of others.
+    """A mean over samples, some of which are copies of others.
 
     Attributes:
         value: the mean over all samples.
-        variance: of the mean, from sums over copies: what one distinct sample contributes is one observation.
-        size: how many samples that were all different would say as much, n^2 / sum_g c_g^2 for c_g copies (Kish 1965).
+        variance: variance of the mean, from sums over copies: all copies of a sample together are one observation.
+        size: the equivalent number of different samples, n^2 / sum_g c_g^2 for c_g copies (Kish 1965).
     """
 
     value: float
@@ -340,7 +341,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Tensor, groups: Tensor | None = None) -> Mean:
-        """That of values `(n,)`; equal `groups` `(n,)` mark copies, by default there are none.
+        """The mean of values `(n,)`; equal `groups` `(n,)` mark copies, by default there are none.
 
         >>> Mean.of(torch.tensor([1.0, 1.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1]))
         Mean(value=2.0, variance=1.0, size=2.0)
@@ -360,8 +361,8 @@ def central_interval(real: Mean, fake: Mean, confidence: float, spread: float) -
         mean(x) - mean(y) -+ (t_v sqrt(s_x^2 / n + s_y^2 / m) + spread (p_n + p_m)),       p_n = 1 - (a / 4)^{1 / n}
 
     with t the Student quantile for the degrees of freedom v of Welch (1947) and Satterthwaite, a = 1 - `confidence`.
-    A value that none of n samples takes has at most the probability p_n, with confidence 1 - a / 4; what it can
-    change where values lie within `spread` is the second part, which is never 0. **Asymptotic**: the coverage tends to
+    A value that none of n samples takes has at most the probability p_n, with confidence 1 - a / 4. The second part is
+    the largest effect of such values if they lie within `spread`; it is never 0. **Asymptotic**: the coverage tends to
     `confidence` as n and m grow, by the central limit theorem. Values further away that no sample shows are not
     covered.
 
@@ -384,7 +385,8 @@ def bernstein_interval(real: Tensor, fake: Tensor, confidence: float, diameter: 
         | mean(x) - E x | <= sqrt(2 s^2 log(2 / d) / n) + 7 D log(2 / d) / (3 (n - 1))       with probability 1 - 2 d
 
     (Maurer & Pontil 2009, theorem 4, on either side) for independent values `(n,)` and `(m,)` that lie within an
-    interval of length D, such as those of a 1-Lipschitz f on a support of this `diameter`; d = (1 - `confidence`) / 4.
+    interval of length D; d = (1 - `confidence`) / 4. The values of a 1-Lipschitz f on a support of this `diameter` are
+    such values.
 
     >>> low, high = bernstein_interval(torch.full((101,), 2.0), torch.zeros(101), 0.95, 1.0)
     >>> round(low, 2), round(high, 2)

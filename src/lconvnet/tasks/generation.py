@@ -25,7 +25,7 @@ from lconvnet.training.processes import Precision
 from lconvnet.training.record import GeneratorEpoch, Record, Row
 from lconvnet.training.settings import describe, describe_model, described
 
-SHOWN = 64  # images on a grid
+SHOWN = 64  # images in a grid
 FILE = "generator.safetensors"
 
 
@@ -55,33 +55,33 @@ def train_gan(
 ) -> Record[GeneratorEpoch]:
     """Train `generator` against `critic` on `images`, in place, and return the record.
 
-    Initial weights are the caller's: call `torch.manual_seed` before building the networks. From there on everything
-    drawn is a function of (seed, step), and the global random state is left as it was. Both networks must be on one
-    device and stay there; training is in their dtype. On return both are in eval mode.
+    The caller chooses the initial weights: call `torch.manual_seed` before building the networks. After that all random
+    draws are functions of (seed, step), and the global random state is restored. Both networks must be on one device
+    and stay there; training is in their dtype. On return both are in eval mode.
 
-    The run folder gets checkpoints/last.ckpt, record.json and logs/ as that of `lconvnet.fit`, generator.safetensors
-    (the generator of the last whole epoch, for `load_generator`), and in samples/ its images of the same latent
-    vectors, epoch by epoch.
+    The run folder gets checkpoints/last.ckpt, record.json and logs/ as with `lconvnet.fit`. It also gets
+    generator.safetensors (the generator of the last whole epoch, for `load_generator`) and, in samples/, one grid per
+    epoch with images of the same latent vectors.
 
     Args:
-        images: the real ones, of the generator's shape: `lconvnet.data.load("cifar10").train`.
+        images: real images of the generator's shape: `lconvnet.data.load("cifar10").train`.
         objective: `gan.GradientPenalty()` (WGAN-GP), `gan.WeightClipping()` (WGAN) or `gan.LipschitzCritic()`.
-        epochs: epochs in all. A run may be resumed with more of them and is then the run that was asked for more.
-        steps_per_epoch: steps of the generator in an epoch; after each epoch come a sample grid and the record.
-        batch_size: real, and generated, images of a step; real ones are drawn uniformly with replacement.
+        epochs: total number of epochs. A resumed run may have more of them, and then equals a run of that length from
+            the start.
+        steps_per_epoch: generator steps per epoch; a sample grid and the record follow each epoch.
+        batch_size: real images per step, and generated images; real ones are drawn uniformly with replacement.
         critic_steps: steps of the critic before each of the generator.
         generator_optimizer, critic_optimizer: make the optimiser from the list of parameters, such as
             `partial(torch.optim.Adam, lr=1e-4)`; by default the objective's own.
         directory: run folder; with None nothing is written, and nothing can be resumed.
-        resume: go on from the folder's last checkpoint (from the start if there is none yet). Without it a folder
-            that holds a run is refused.
-        checkpoint_every: generator steps between two checkpoints within an epoch: what a kill can cost at most.
+        resume: continue from the folder's last checkpoint (start if there is none yet). Without it a folder that holds
+            a run is refused.
+        checkpoint_every: generator steps between two checkpoints within an epoch: the most that a kill can cost.
         devices, precision, clip_gradient, ema: as in `lconvnet.fit`. Each of several processes makes all images and
-            gives the critic its share; the clipped gradient is that of one network; the moving averages are those of
-            both.
+            gives the critic its share. The gradient of each network is clipped by itself; both have moving averages.
         progress: a bar on standard error, if that is a terminal; otherwise one line per epoch in the log `lconvnet`.
         on_epoch: called with every finished `Epoch`.
-        origin: JSON-able facts on where the initial weights came from, for the record (`from`); a resume may leave it
+        origin: JSON-able facts on the origin of the initial weights, for the record (`from`); a resume may leave them
             out.
 
     Raises:
@@ -150,7 +150,7 @@ def _trainable(module: nn.Module, name: str) -> list[nn.Parameter]:
 
 @dataclass
 class Generation:
-    """The task: steps of the critic, then one of the generator."""
+    """The task of training a generator: steps of the critic, then one of the generator."""
 
     name: ClassVar[str] = "gan"
     row: ClassVar[type[Row]] = GeneratorEpoch
@@ -195,10 +195,10 @@ class Generation:
         return found
 
     def _generator_step(self, step: int, engine: Engine) -> Measures:
-        """One update of the generator to lower the mean of minus the critic over its images (line 10); the critic only
-        passes the gradient on.
+        """One update of the generator to lower the mean of minus the critic over its images (line 10). The critic is
+        not changed.
 
-        Each process makes all images, for their normalisation is over the joint batch.
+        Each process makes all images, because their normalisation is over the joint batch.
         """
         engine.seed(self.seed, "generator", 0, step)
         z = latents(self.generator, self.batch_size, self.seed, "generator-latents", step)

@@ -1,6 +1,6 @@
-"""What a generator makes and learns from: streams of batches, grids of images, and its file.
+"""Images for and from a generator: streams of batches, grids of images, and the generator's file.
 
-*A stream has no position*: batch k is a function of (seed, k), and can be asked for in any order, by any process.
+*A stream has no position*: batch k is a function of (seed, k), so any process can ask for batches in any order.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from lconvnet.models import DCGANGenerator
 from lconvnet.training import engine
 from lconvnet.training.options import require_counts, require_seed
 
-CHUNK = 256  # images generated at a time, whatever the batch
-GAP = 2  # pixels between two images of a grid
+CHUNK = 256  # images generated at a time, for any batch size
+GAP = 2  # pixels between two images in a grid
 Size = Annotated[int, Field(ge=1, le=2**12)]
 
 
@@ -89,7 +89,7 @@ def generated(generator: DCGANGenerator, latents: Tensor) -> Tensor:
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
     """Images ``(N, C, H, W)`` in [0, 1] as one uint8 picture ``(height, width, C)``, row by row, nearly square.
 
-    Black gaps of 2 pixels lie between them; places without an image are black. Raises `ValueError` for another shape.
+    Black gaps of 2 pixels separate them; empty places are black. Raises `ValueError` for another shape.
 
     >>> grid(torch.ones(3, 1, 4, 4)).shape
     torch.Size([10, 10, 1])
@@ -125,7 +125,7 @@ class Facts(BaseModel):
 
     @classmethod
     def of(cls, generator: DCGANGenerator) -> Facts:
-        """Those of a generator."""
+        """The facts of a generator."""
         return cls(**{name: getattr(generator, name) for name in cls.model_fields if name != "format"})
 
     def build(self) -> DCGANGenerator:
@@ -135,7 +135,7 @@ class Facts(BaseModel):
 
 
 def encode_generator(generator: DCGANGenerator) -> bytes:
-    """Weights and facts as safetensors, nothing that could run code; equal generators give equal bytes."""
+    """Weights and facts as safetensors, without executable content; equal generators give equal bytes."""
     return atomic.encode_safetensors(generator.state_dict(), metadata=Facts.of(generator).model_dump_json())
 
 
@@ -181,7 +181,7 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def _check(generator: DCGANGenerator, tensors: dict[str, Tensor]) -> None:
-    """Raise `ValueError` for a tensor of another kind than its place, or with values that are not finite."""
+    """Raise `ValueError` for a tensor that does not fit its place, or has values that are not finite."""
     places = generator.state_dict()
     for name, value in tensors.items():
         place = places.get(name, value)

@@ -1,4 +1,4 @@
-r"""What a generator's critic is trained for, and how it is kept from growing without bound.
+r"""The objectives of a generator's critic, and the ways to bound its growth.
 
 A Wasserstein GAN (Arjovsky, Chintala & Bottou, ICML 2017) trains a critic f to tell real images from generated ones,
 and a generator g against it:
@@ -30,14 +30,14 @@ ImageShape = tuple[int, int, int]
 
 
 class CriticLoss(NamedTuple):
-    """What a critic minimises, and the mean difference of its values (real minus generated) in it; both scalars."""
+    """The loss of a critic, and the mean difference of its values (real minus generated) in it; both scalars."""
 
     loss: Tensor
     difference: Tensor
 
 
 class Objective(Protocol):
-    """How a critic is trained; a frozen dataclass, so that a record can describe it."""
+    """A way to train a critic; a frozen dataclass, so that a record can describe it."""
 
     def check(self, critic: nn.Module, image_shape: ImageShape) -> None:
         """Raise `ValueError` for a critic that this objective cannot train."""
@@ -48,11 +48,11 @@ class Objective(Protocol):
         ...
 
     def critic_loss(self, critic: nn.Module, real: Tensor, generated: Tensor, generator: torch.Generator) -> CriticLoss:
-        """The loss of real and generated images ``(B, C, H, W)``; what is random is drawn from `generator`."""
+        """The loss of real and generated images ``(B, C, H, W)``; random draws come from `generator`."""
         ...
 
     def constrain_(self, critic: nn.Module) -> None:
-        """Put the critic back into its set, in place, after a step of its optimiser."""
+        """Move the critic back into its set, in place, after a step of its optimiser."""
         ...
 
     def lipschitz(self, critic: nn.Module, image_shape: ImageShape) -> float | None:
@@ -66,8 +66,8 @@ class LipschitzCritic:
 
     The loss is the bare difference $\mathbb E f(x) - \mathbb E f(\tilde x)$ of a critic of constrained layers. With L
     the upper bound on the baked critic's constant, the difference is at most L times the Wasserstein-1 distance (l2
-    over pixels in [0, 1]) of the images it is taken on; L is in the record, epoch by epoch. Kernels that are projected
-    (SVCM) are so after every step. Adam with betas (0, 0.9) as in WGAN-GP, at 1e-3.
+    over pixels in [0, 1]) between the images of the batch. The record has L per epoch. Projected kernels (SVCM) are
+    projected after every step. Adam with betas (0, 0.9) as in WGAN-GP, at 1e-3.
     """
 
     def check(self, critic: nn.Module, image_shape: ImageShape) -> None:
@@ -101,8 +101,8 @@ class WeightClipping:
     r"""WGAN: every parameter of the critic is clipped to $[-c, c]$ after each of its steps (Arjovsky et al. 2017,
     algorithm 1, line 7).
 
-    That bounds the Lipschitz constant by some number that nobody knows, so the critic's value is a distance in unknown
-    units. `bound` is c, 0.01 in the paper, with RMSprop at 5e-5.
+    This bounds the Lipschitz constant by an unknown number, so the critic's value is a distance in unknown units.
+    `bound` is c, 0.01 in the paper, with RMSprop at 5e-5.
 
     >>> critic = nn.Linear(1, 1)
     >>> _ = nn.init.constant_(critic.weight, 3.0)
@@ -118,7 +118,7 @@ class WeightClipping:
             raise ValueError(f"bound={self.bound!r}: must be positive and finite; 0.01 in the paper")
 
     def check(self, critic: nn.Module, image_shape: ImageShape) -> None:
-        for name, module in critic.named_modules():  # clipping free parameters says nothing of weights made of them
+        for name, module in critic.named_modules():  # clipped free parameters do not bound the weights made of them
             if isinstance(module, ConstrainedLayer):
                 raise ValueError(
                     f"critic has a {type(module).__name__} ({name!r}), constrained already: weight clipping needs an "
@@ -145,15 +145,15 @@ class WeightClipping:
 
 @dataclass(frozen=True)
 class GradientPenalty:
-    r"""WGAN-GP: the critic's gradient is asked to have norm 1 between real and generated images (Gulrajani, Ahmed,
+    r"""WGAN-GP: a penalty pulls the critic's gradient to norm 1 between real and generated images (Gulrajani, Ahmed,
     Arjovsky, Dumoulin & Courville, NeurIPS 2017, equation 3).
 
     $$\mathcal L = \mathbb E f(\tilde x) - \mathbb E f(x)
       + \lambda\,\mathbb E\big(\lVert\nabla f(\hat x)\rVert_2 - 1\big)^2$$
 
     `weight` is lambda, 10 in the paper, with Adam at 1e-4 and betas (0, 0.9). Gradients are per unit of a pixel in
-    [0, 1]. The penalty is a wish: the critic's value bounds no distance. A critic that cannot be differentiated twice
-    is refused.
+    [0, 1]. The penalty guarantees nothing: the critic's value does not bound a distance. A critic that cannot be
+    differentiated twice is refused.
     """
 
     weight: PositiveFloat = 10.0
@@ -185,14 +185,14 @@ class GradientPenalty:
         return CriticLoss(self.weight * gradient_penalty(critic, between) - value, value.detach())
 
     def constrain_(self, critic: nn.Module) -> None:
-        """Nothing: the penalty is all."""
+        """Do nothing: the penalty is enough."""
 
     def lipschitz(self, critic: nn.Module, image_shape: ImageShape) -> None:
         return None
 
 
 def gradient_penalty(critic: nn.Module, images: Tensor) -> Tensor:
-    r"""$\frac1B\sum_b(\lVert\nabla f(x_b)\rVert_2 - 1)^2$, a scalar that can be differentiated by the weights.
+    r"""$\frac1B\sum_b(\lVert\nabla f(x_b)\rVert_2 - 1)^2$, a scalar that is differentiable in the weights.
 
     >>> critic = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     >>> _ = nn.init.constant_(critic[1].weight, 1.5)  # a gradient of norm 3 everywhere
@@ -201,7 +201,7 @@ def gradient_penalty(critic: nn.Module, images: Tensor) -> Tensor:
     """
     images = images.detach().requires_grad_()
     values = as_computed(critic(images))
-    # Ones that ask for a gradient, so that a last layer which is differentiable once raises and is not taken as linear.
+    # Ones that require a gradient: a last layer differentiable only once then raises instead of seeming linear.
     ones = torch.ones_like(values, requires_grad=True)
     (gradient,) = torch.autograd.grad(values, images, ones, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
@@ -218,7 +218,7 @@ def difference(critic: nn.Module, real: Tensor, generated: Tensor) -> Tensor:
 
 
 def require_one_value(critic: nn.Module, image_shape: ImageShape) -> None:
-    """Raise `ValueError` unless the critic is a function of one image with one value."""
+    """Raise `ValueError` unless the critic maps each image on its own to one value."""
     for name, module in critic.named_modules():
         if isinstance(module, _BatchNorm):
             raise ValueError(

@@ -1,10 +1,10 @@
-"""What a distribution can be, and its division into batches for training and samples that are held out.
+"""The two distributions of an estimate, each divided into training batches and held-out samples.
 
-*Nothing depends on which of the two distributions comes first*: every random choice follows from the seed and from the
-content (`Distribution.key`), so that swapping them changes a sign and nothing else.
+*The order of the two distributions does not matter*: every random choice follows from the seed and the content
+(`Distribution.key`), so swapping them changes only a sign.
 
-Samples are real numbers that nothing was lost of: float16, bfloat16 and float32 fit into float32, booleans and integers
-below 2^53 into float64; a larger integer is refused, or counted from a common one, which changes no distance.
+Samples are real numbers, read without loss: float16, bfloat16 and float32 fit into float32, booleans and integers below
+2^53 into float64. A larger integer is refused, or counted from a common origin, which changes no distance.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from lconvnet.data import NAMES, DataError, load, read_samples
 from lconvnet.ops.images import channels_last
 from lconvnet.training.engine import derive_seed, epoch_order, generator
 
-EXACT = 2.0**53  # every integer below is a float64
-LEAST = 4  # two to train on and two held out
+EXACT = 2.0**53  # every integer below is exact in float64
+LEAST = 4  # two samples for training and two held out
 DRAWN = 10_000  # held-out samples of a sampler
 PROBE = 16  # samples that identify a sampler
-FARTHEST = 2.0**16  # from 0, in diameters: float32 then has seven bits left
+FARTHEST = 2.0**16  # distance from 0, in diameters, at which float32 has seven bits left
 CHUNK = 1000  # held-out samples drawn at a time
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A source of as many samples as one likes, such as a generator network."""
+    """An unlimited source of samples, such as a generator network."""
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`(count, ...)` independent samples, all randomness drawn from `generator` (a CPU generator)."""
+        """`(count, ...)` independent samples; all randomness comes from `generator` (a CPU generator)."""
         ...
 
 
@@ -50,14 +50,14 @@ class Distribution:
     """One side of an estimate.
 
     Attributes:
-        name: what errors call it.
-        shape: of one sample.
+        name: the name in error messages.
+        shape: the shape of one sample.
         pixels: whether samples are pixels in [0, 1] that were stored as 8 bits.
         key: a fingerprint of the content.
         batch: `batch(step)` gives the training samples `(batch_size, ...)` of an optimiser step, as floats.
         held_out: samples `(n, ...)`, as floats, that training never sees.
-        groups: `(n,)`, one number for all held-out samples that are equal, which may be copies of one; every draw of a
-            sampler has its own, for it draws independently.
+        groups: `(n,)`, equal numbers for equal held-out samples, which may be copies. Every draw of a sampler has its
+            own number, because draws are independent.
     """
 
     name: str
@@ -70,20 +70,20 @@ class Distribution:
 
 
 def prepare(given: Given, name: str, *, held_out: int | float | None, batch_size: int, seed: int) -> Distribution:
-    """Read and check what was given, and hold samples out, at random and whatever they equal.
+    """Read and check the given samples, and hold some out at random, regardless of equal samples.
 
-    So what is held out of independent samples are independent samples. Copies of one sample are not, and nothing tells
-    them from equal draws: remove them first, or training sees what is held out.
+    Held-out samples of independent samples are independent. Copies are not, and cannot be told from equal draws: remove
+    copies first, or training sees held-out samples.
 
     Args:
         given: samples `(N, ...)` as a tensor or array (uint8 `(N, C, H, W)` are pixels, and divided by 255); the path
             of a folder of images, a parquet file or a `.npy` array (`lconvnet.data.read_samples`); the name of a data
             set (its training images); or a `Sampler`.
-        name: what errors call it.
-        held_out: a count, or of samples a fraction; by default a fifth of the samples, 10,000 of a sampler.
+        name: the name in error messages.
+        held_out: a count, or a fraction of the samples; by default a fifth of the samples, 10,000 of a sampler.
 
     Raises:
-        ValueError: names what cannot be used and the way out.
+        ValueError: names the unusable input and the remedy.
 
     >>> prepare(torch.arange(10.0), "real", held_out=None, batch_size=4, seed=0).held_out.shape
     torch.Size([2, 1])
@@ -108,7 +108,7 @@ def require_comparable(real: Distribution, fake: Distribution) -> None:
 
 
 def require_resolved(real: Distribution, fake: Distribution) -> None:
-    """Raise `ValueError` where samples lie so far from 0 and so near together that a critic hardly tells them apart."""
+    """Raise `ValueError` if the samples lie too far from 0 and too close together for a critic to separate them."""
     low, high = box(real, fake)
     size, apart = (float(part.norm()) for part in (torch.maximum(low.abs(), high.abs()), high - low))
     if apart and size > FARTHEST * apart:
@@ -126,9 +126,9 @@ def box(real: Distribution, fake: Distribution) -> tuple[Tensor, Tensor]:
 
 
 def diameter(support: tuple[float, float] | None, real: Distribution, fake: Distribution) -> float | None:
-    """The largest l2 distance in the box `[low, high]` of every value; `[0, 1]` of pixels, None where none is known.
+    """The largest l2 distance in the box `[low, high]` of every value. For pixels the box is `[0, 1]`; None if unknown.
 
-    Raises `ValueError` where a held-out sample lies outside.
+    Raises `ValueError` if a held-out sample lies outside.
     """
     if support is None:
         return math.sqrt(math.prod(real.shape)) * (1 + 1e-15) if real.pixels and fake.pixels else None
@@ -143,7 +143,7 @@ def diameter(support: tuple[float, float] | None, real: Distribution, fake: Dist
 
 
 def units(real: Distribution) -> str:
-    """What a distance of 1 means."""
+    """The meaning of a distance of 1."""
     shape = "x".join(map(str, real.shape))
     return f"l2 over {shape} pixels in [0, 1]" if real.pixels else f"l2 over {shape} values as given"
 
@@ -197,13 +197,13 @@ def copies(samples: Tensor) -> Tensor:
     [0, 1, 0, 1]
     """
     rows, found = samples.flatten(1).cpu().contiguous().numpy(), dict[bytes, int]()
-    zero = np.zeros((), rows.dtype)  # makes 0.0 of -0.0
+    zero = np.zeros((), rows.dtype)  # adding it turns -0.0 into 0.0
     keys = (hashlib.blake2b((row + zero).data, digest_size=16).digest() for row in rows)
     return torch.tensor([found.setdefault(key, len(found)) for key in keys])
 
 
 def first_of_each(groups: Tensor) -> Tensor:
-    """Where each group `(n,)` begins.
+    """The index at which each group of `(n,)` begins.
 
     >>> first_of_each(torch.tensor([4, 4, 2, 4])).tolist()
     [2, 0]
@@ -213,7 +213,7 @@ def first_of_each(groups: Tensor) -> Tensor:
 
 
 def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
-    """The samples of an optimiser step: passes over all of them in random orders, incomplete batches left out.
+    """The samples of an optimiser step: passes over all samples in random orders, without incomplete batches.
 
     >>> sorted(torch.cat([batch_indices(0, step, 6, 3) for step in (2, 3)]).tolist())
     [0, 1, 2, 3, 4, 5]
@@ -224,7 +224,7 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
 
 
 def _count(held_out: int | float | None, total: int, name: str) -> int:
-    """How many of `total` samples to hold out."""
+    """The number of samples to hold out of `total`."""
     asked = 0.2 if held_out is None else held_out
     if isinstance(asked, bool) or not isinstance(asked, int | float):
         raise ValueError(f"held_out={held_out!r}: must be a count, or a fraction below 1")
@@ -268,7 +268,7 @@ def _digest(samples: Tensor) -> str:
 
 
 def numbers(given: object, name: str) -> Tensor:
-    """What was given as a tensor of real, finite numbers: integers and float64 as they came, other floats as float32.
+    """The input as a tensor of real, finite numbers: integers and float64 unchanged, other floats as float32.
 
     Raises `ValueError` for complex numbers, wider floats than float64, masked and sparse arrays, NaN and infinity.
 
@@ -289,14 +289,14 @@ def numbers(given: object, name: str) -> Tensor:
 
 
 def is_pixels(samples: Tensor) -> bool:
-    """Whether samples are images of 8 bits, `(N, C, H, W)`."""
+    """Whether samples are 8-bit images, `(N, C, H, W)`."""
     return samples.dtype == torch.uint8 and samples.ndim == 4
 
 
 def floats(samples: Tensor, name: str = "samples") -> Tensor:
-    """Samples as floats: pixels of 8 bits divided by 255, other integers and float64 as float64, the rest as float32.
+    """Samples as floats: 8-bit pixels divided by 255, other integers and float64 as float64, the rest as float32.
 
-    Raises `ValueError` for an integer that float64 does not hold.
+    Raises `ValueError` for an integer that float64 cannot represent.
 
     >>> floats(torch.tensor([[[[255]]]], dtype=torch.uint8)).tolist()
     [[[[1.0]]]]
@@ -319,7 +319,7 @@ def floats(samples: Tensor, name: str = "samples") -> Tensor:
 def displaced(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, float]:
     """Both sides in float64 on the CPU, integers counted from the first sample, and the unit of their distances.
 
-    Raises `ValueError` for integers that lie 2^53 and more apart, and for pixels beside values outside [0, 1].
+    Raises `ValueError` for integers 2^53 or more apart, and for pixels compared with values outside [0, 1].
 
     >>> displaced(torch.tensor([[2**60 + 1]]), torch.tensor([[2**60]]))[:2]
     (tensor([[0.]], dtype=torch.float64), tensor([[-1.]], dtype=torch.float64))
@@ -341,7 +341,7 @@ def displaced(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def require_unit_range(values: Tensor, name: str, pixels: str) -> None:
-    """Raise `ValueError` unless values that are compared with the `pixels` lie in [0, 1], or are pixels, too."""
+    """Raise `ValueError` unless the values compared with the `pixels` lie in [0, 1] or are pixels, too."""
     low, high = (float(end) for end in floats(values, name).aminmax())
     if low < 0 or high > 1:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Exact transport between samples: what an estimate can be checked against.
+"""Exact transport between samples, as a check of an estimate.
 
     W1 = min_T sum_ij T_ij |x_i - y_j|,   T 1 = a,   T' 1 = b,   T >= 0            (Kantorovich 1942; l2 distances)
 
-For equal numbers of equally weighted samples the minimum is an assignment (Birkhoff 1946), solved by scipy; otherwise
-it is a linear programme, solved by POT (network simplex, Bonneel et al. 2011). Both are in the extra `wasserstein`. The
-empirical distance is itself no estimate of the distance of the distributions in high dimensions: it is far above.
+For equal numbers of equally weighted samples the minimum is an assignment (Birkhoff 1946), solved by scipy. Otherwise
+it is a linear programme, solved by POT (network simplex, Bonneel et al. 2011). Both are in the extra `wasserstein`. In
+high dimensions the empirical distance does not estimate the distance of the distributions: it is far above.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lconvnet.ops.rounding import UNIT_ROUNDOFF
 from lconvnet.tasks.samples import displaced, numbers
 
 EXTRA = "wasserstein"
-TOLERANCE = 1e-9  # of the result, or of the median distance
-SMALLEST = 2.0**-500  # of a number whose square keeps its digits
+TOLERANCE = 1e-9  # relative to the result or to the median distance
+SMALLEST = 2.0**-500  # smallest number whose square keeps its digits
 Weights = Tensor | np.ndarray | None
 
 
@@ -30,14 +30,14 @@ def transport(real: Tensor, fake: Tensor, *, weights: tuple[Weights, Weights] = 
     """Exact Wasserstein-1 distance (l2) between two weighted sets of samples, to 1e-9 of it or of the median distance.
 
     Args:
-        real, fake: samples `(n, ...)` and `(m, ...)` of one shape, uint8 images divided by 255. Takes n·m numbers of
-            memory and about n^3 operations: 1,000 samples take a few seconds, 5,000 minutes.
+        real, fake: samples `(n, ...)` and `(m, ...)` of one shape; uint8 images are divided by 255. Takes memory for
+            n·m numbers and about n^3 operations: 1,000 samples take a few seconds, 5,000 minutes.
         weights: non-negative `(n,)` and `(m,)`, scaled to sum 1; None: equal.
 
     Raises:
-        ValueError: shapes or weights do not fit, a value is not finite, integers lie 2^53 apart, pixels of 8 bits
-            meet values outside [0, 1], distances are so
-            unequal that float64 does not tell the result, or a library is missing (extra `wasserstein`).
+        ValueError: shapes or weights do not fit, a value is not finite, integers lie 2^53 apart, 8-bit pixels meet
+            values outside [0, 1], distances are too unequal for float64 to resolve the result, or a library is missing
+            (extra `wasserstein`).
 
     >>> transport(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]]))
     1.5
@@ -62,7 +62,7 @@ def transport(real: Tensor, fake: Tensor, *, weights: tuple[Weights, Weights] = 
 def distances(real: Tensor, fake: Tensor) -> np.ndarray:
     """The l2 distances `(n, m)` between samples, in float64, from the difference of every pair.
 
-    For d numbers a sample the relative error is at most (d + 4) 2^-53, whatever all of them have in common.
+    For d numbers per sample the relative error is at most (d + 4) 2^-53, even if all samples share a large offset.
 
     >>> distances(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).tolist()
     [[5.0]]
@@ -80,7 +80,7 @@ def distances(real: Tensor, fake: Tensor) -> np.ndarray:
     low, high = torch.cat([one, other]).aminmax(dim=0)
     one, other = one[:, low < high], other[:, low < high]
     exponent = math.frexp(float((high / 2 - low / 2).max()))[1] + 1  # of the largest difference
-    left, right = (torch.from_numpy(np.ldexp(side.numpy(), -exponent)) for side in (one, other))  # no square overflows
+    left, right = (torch.from_numpy(np.ldexp(side.numpy(), -exponent)) for side in (one, other))  # squares stay finite
     found = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
     near = found < SMALLEST
     if bool(near.any()) and bool((torch.cdist(one, other, p=math.inf)[near] > 0).any()):
@@ -115,5 +115,5 @@ def _masses(weights: Weights, count: int, name: str) -> Any:
     masses = given.double().cpu().numpy()
     if masses.shape != (count,) or (masses < 0).any() or not masses.any():
         raise ValueError(f"weights of {name} must be {count} finite non-negative numbers, not all 0")
-    masses = masses / masses.max()  # whose sum is finite
+    masses = masses / masses.max()  # so that the sum is finite
     return masses / math.fsum(masses)

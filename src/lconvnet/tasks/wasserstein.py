@@ -39,7 +39,7 @@ PROJECT_EVERY = 100
 HIDDEN = 4
 NARROWEST, WIDEST = 64, 256
 OnStep = Callable[[int, float], None]
-"""Called after every optimiser step with their number and the difference on its batch."""
+"""Called after every optimiser step with the number of steps done and the difference on the last batch."""
 
 
 def estimate(
@@ -68,38 +68,38 @@ def estimate(
 ) -> Estimate:
     """Train a critic to tell `real` from `fake` and return the certified lower bound on their distance.
 
-    Swapping the two gives the same numbers and the negative critic. The global random state is left as it was.
+    Swapping the two gives the same numbers and the negative critic. The global random state is restored.
 
     Args:
         real, fake: samples `(N, ...)`, paths, names of data sets, or samplers: `lconvnet.tasks.samples.prepare`.
-        critic: any module with one output that `lipschitz_bound` knows when baked; it is trained in place (and may
-            come out with the other sign: `Estimate.critic` is oriented). By default by `default_critic`.
-        steps, batch_size: optimiser steps, and samples of each distribution in one. A training may be resumed with
-            more steps if that gives the steps done the same learning rates, and they are a multiple of 100.
+        critic: any module with one output that `lipschitz_bound` knows after baking. It is trained in place and may get
+            the other sign (`Estimate.critic` is oriented). By default that of `default_critic`.
+        steps, batch_size: optimiser steps, and samples of each distribution per step. A resumed training may have more
+            steps if the steps done keep their learning rates and are a multiple of 100.
         optimizer: makes the optimiser from the list of trainable parameters.
         schedule: see `lconvnet.training.schedules`; an epoch is 100 steps, as in the paper.
         seed: decides the default critic's first weights, the held-out samples and the batches.
         confidence: of the interval.
         held_out: how many samples training never sees, a count or a fraction of each side; by default a fifth, and
             10,000 of a sampler.
-        support: (low, high) between which every value of both distributions is known to lie, whatever the samples;
-            pixels of 8 bits lie in (0, 1) by themselves. `Estimate.guaranteed` rests on it.
+        support: (low, high), known limits of every value of both distributions, not only of the samples. 8-bit pixels
+            need none: they lie in (0, 1). `Estimate.guaranteed` depends on it.
         directory: folder for record.json, checkpoints/last.ckpt and a lock beside it (.lock), and logs/timing.jsonl;
             with None nothing is written.
-        resume: go on from the folder's checkpoint; without it, a folder that holds a run is refused.
+        resume: continue from the folder's checkpoint; without it, a folder that holds a run is refused.
         checkpoint_every: steps between two checkpoints within an epoch.
         devices, precision, clip_gradient, ema: as in `lconvnet.fit`; the certified critic is then the averaged one.
         progress: a bar on standard error, if that is a terminal; otherwise one line per epoch in the log `lconvnet`.
         on_step: called with the number of steps done and the difference on the last batch.
-        origin: JSON-able facts on where the critic's initial weights came from, for the record (`from`); a resume may
-            leave it out.
+        origin: JSON-able facts on the origin of the critic's initial weights, for the record (`from`); a resume may
+            leave them out.
 
     Raises:
         ValueError: an argument or the samples do not fit, the samples lie too far from 0, or the folder holds a run and
             `resume` is not set.
         CheckpointError: a file in the folder is damaged, foreign, or of other settings.
         Interrupted: SIGINT, SIGTERM or SIGUSR1, after saving a checkpoint.
-        Diverged: the critic left the finite numbers.
+        Diverged: the loss or a weight became NaN or infinite.
         atomic.WriteError: the folder cannot be written.
 
     >>> low = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
@@ -122,7 +122,7 @@ def estimate(
     require_comparable(*sides)
     require_resolved(*sides)
     diameter(support, *sides)
-    high, low = sorted(sides, key=lambda side: side.key)  # by content, so that swapping changes only a sign
+    high, low = sorted(sides, key=lambda side: side.key)  # by content, so that a swap changes only a sign
     if critic is None:
         critic = default_critic(torch.cat([high.batch(0), low.batch(0)]), seed)
     with opened(options, critic) as place:
@@ -163,7 +163,7 @@ def require_critic(critic: nn.Module, side: Distribution) -> None:
 
 @dataclass
 class Wasserstein:
-    """The task: a critic that learns to be larger on `high` than on `low`."""
+    """The task of training a critic to be larger on `high` than on `low`."""
 
     name: ClassVar[str] = "wasserstein"
     row: ClassVar[type[Row]] = CriticEpoch
@@ -216,9 +216,9 @@ class Wasserstein:
 def default_critic(samples: Tensor, seed: int) -> nn.Module:
     """The paper's critic for images `(N, C, H, W)` (Li et al. 2019, appendix), else `dense_critic`.
 
-    Every layer is orthogonal, so gradients keep their norm; the first weights follow from `seed` and the samples
-    alone. On the GPU if there is one. The paper's critic pads to 32x32 and upsamples nothing; to repeat its CIFAR-10
-    setting, give `nn.Sequential(NearestUpsampling(2), *dcgan_critic(3, 64))`, whose bound says 2.
+    Every layer is orthogonal, so gradients keep their norm. The first weights follow from `seed` and the samples alone.
+    The critic is on the GPU if there is one. The paper's critic pads to 32x32 and does not upsample. To repeat its
+    CIFAR-10 setting, give `nn.Sequential(NearestUpsampling(2), *dcgan_critic(3, 64))`, whose bound is 2.
 
     >>> default_critic(torch.zeros(4, 2), seed=0).linear1
     LipschitzLinear(
@@ -237,8 +237,8 @@ def dense_critic(samples: Tensor, *, activation: Callable[[], nn.Module] = MaxMi
     """s g((x - c) / s), g an orthogonal network, c the mean and s the root mean square distance from it.
 
     The scales cancel in the Lipschitz constant. They make the training independent of the origin and the unit of the
-    samples `(N, ...)`, and without biases in the beginning every kink passes through the middle of the samples: with
-    random biases most kinks stay away from them (`docs/wasserstein.md`).
+    samples `(N, ...)`. Biases start at 0, so at first every kink passes through the middle of the samples; with random
+    biases most kinks stay away from them (`docs/wasserstein.md`).
     """
     flat = samples.float().flatten(1)
     centre = flat.mean(dim=0)

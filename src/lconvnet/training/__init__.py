@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`fit` lies in `lconvnet.tasks`, which is built on this package."""
+    """Look up `fit`, which lives in `lconvnet.tasks`; that package is built on this one."""
     if name == "fit":
         from lconvnet.tasks.classification import fit
 

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, in one file that is replaced atomically and read without executing anything."""
+"""All that a run needs to continue, in one file that is replaced atomically and read without running code."""
 
 import io
 import json
@@ -16,16 +16,16 @@ from lconvnet import atomic
 from lconvnet.training.record import CheckpointError, CriticEpoch, Record
 
 FORMAT = "lconvnet-checkpoint"
-VERSION = 3  # in 1 equal settings meant other learning rates, projections and frozen biases; in 2 each task had its own
+VERSION = 3  # version 1: other learning rates, projections and frozen biases; version 2: one format per task
 TASKS = {"classification": "a classifier", "gan": "a generator", "wasserstein": "a critic"}
 OLDER = {FORMAT: "classification", "lconvnet-gan-checkpoint-1": "gan", "lconvnet-critic-1": "wasserstein"}
 CYCLE = 100
-"""Optimiser steps of a critic's epoch, as in the paper."""
+"""Optimiser steps per epoch of a critic, as in the paper."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: `epoch` epochs are done, and `step` steps of the next one, in which `measures` were taken."""
+    """Progress of a run: `epoch` epochs and `step` steps of the next one are done; `measures` come from those steps."""
 
     epoch: int = 0
     step: int = 0
@@ -36,13 +36,13 @@ class Progress:
         self.sums = {name: _sum(values) for name, values in self.measures.items()}
 
     def add(self, measures: Mapping[str, float]) -> None:
-        """Take in what an update measured."""
+        """Add the measures of one update."""
         for name, value in measures.items():
             self.measures.setdefault(name, []).append(value)
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The fields as a checkpoint stores them."""
         values = {name: torch.tensor(column, dtype=torch.float64) for name, column in self.measures.items()}
         return {"epoch": self.epoch, "step": self.step, "measures": values}
 
@@ -72,7 +72,7 @@ class Checkpoint:
 
     @property
     def kept(self) -> dict[str, dict[str, Any]]:
-        """The states of the modules with the averages in the place of their weights, if there are any."""
+        """The states of the modules; averages, if there are any, replace the weights."""
         return {
             owner: {name: self.averages.get(f"{owner}.{name}", value) for name, value in state.items()}
             for owner, state in self.modules.items()
@@ -80,7 +80,7 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint, task: str) -> None:
-    """Write a checkpoint atomically. Raises `atomic.WriteError`; the previous one then still stands."""
+    """Write a checkpoint atomically. Raises `atomic.WriteError`; the previous checkpoint then stays."""
     content = vars(checkpoint) | {
         "format": FORMAT,
         "task": task,
@@ -94,13 +94,13 @@ def save(path: Path, checkpoint: Checkpoint, task: str) -> None:
 
 
 def load(path: Path, task: str) -> Checkpoint:
-    """Read a checkpoint of a task onto the CPU by torch's weights-only reader, which refuses pickled code.
+    """Read a checkpoint of a task onto the CPU with torch's weights-only reader, which refuses pickled code.
 
-    Raises `CheckpointError` for everything that `save` did not write whole, for another task, and for a newer version.
+    Raises `CheckpointError` for a file that `save` did not write completely, for another task, and for a newer version.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its zip and pickle readers stumble over
+    except Exception as error:  # torch passes on any error of its zip and pickle readers
         raise CheckpointError(
             f"{path}: not a checkpoint of {TASKS[task]}, or damaged, or holding pickled code, which is never run "
             f"({str(error).strip().partition(chr(10))[0]}); restore the file or start in another folder"
@@ -129,7 +129,7 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
 
 
 def _modernised(content: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """A checkpoint of versions 1 and 2 in the present form, as far as a finished run needs it."""
+    """Convert a checkpoint of version 1 or 2 to the present form, as far as a finished run needs it."""
     modules = {"classification": ("model",), "gan": ("generator", "critic"), "wasserstein": ("critic",)}[task]
     older = {"version": content["version"], "modules": {name: content[name] for name in modules}}
     older |= {"optimizers": {}, "schedulers": {}, "averages": {}}
@@ -147,7 +147,7 @@ def _modernised(content: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 
 def _sum(values: list[float]) -> float:
-    """One value after the other, as a run adds them up (`sum` of Python 3.12 compensates)."""
+    """Add up the values one by one, as a run does (`sum` in Python 3.12 compensates for rounding)."""
     total = 0.0
     for value in values:
         total += value
@@ -160,12 +160,12 @@ def encode_best(model: nn.Module, epoch: int) -> bytes:
 
 
 def save_best(path: Path, model: nn.Module, epoch: int) -> None:
-    """Write `encode_best`, atomically."""
+    """Write `encode_best` atomically."""
     atomic.write_bytes(path, encode_best(model, epoch))
 
 
 def read_best(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Weights and 1-based epoch of `encode_best`. Raises `CheckpointError` for any other file."""
+    """Weights and 1-based epoch from a file of `encode_best`. Raises `CheckpointError` for any other file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             epoch = int(json.loads((file.metadata() or {})["lconvnet"])["epoch"])
@@ -177,10 +177,10 @@ def read_best(path: Path) -> tuple[dict[str, Tensor], int]:
 
 
 def load_best(model: nn.Module, directory: str | Path) -> int:
-    """Put the weights of a run's best epoch into `model` and return that epoch (1-based).
+    """Load the weights of a run's best epoch into `model` and return that epoch (1-based).
 
-    `model` must be built by the call that the run was trained with. Raises `CheckpointError` if the folder has no such
-    weights or they belong to another architecture.
+    Build `model` by the same call as for the run. Raises `CheckpointError` if the folder has no such weights or they
+    belong to another architecture.
     """
     path = Path(directory) / "checkpoints" / "best.safetensors"
     weights, epoch = read_best(path)

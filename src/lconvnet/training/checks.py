@@ -1,7 +1,7 @@
-"""What is given to train with, tried before anything is trained: optimiser, schedule and loss.
+"""Checks of optimiser, schedule and loss before a training starts.
 
-Each is a callable that Python cannot check. One that takes other arguments than it seems to may work and train
-nothing: torch's `CosineAnnealingLR` would take the number of epochs for its period and that of steps for its rate.
+Each is a callable that Python cannot check. A callable with other arguments than it seems to have may run and train
+nothing: torch's `CosineAnnealingLR` would read the number of epochs as its period and the number of steps as its rate.
 """
 
 import copy
@@ -26,11 +26,11 @@ logger = logging.getLogger("lconvnet")
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
-VANISHED = 1e-6  # of the peak, for half of the steps: the paper's schedule is at 0.02 there, and ends at 5e-4
-COARSE = 20  # levels of a rate between 0 and its peak, as which it swings
-FEW = 10  # steps, or swings in an epoch, of which nothing is said
-TRIED = 16  # classes, at most, of which a loss is tried
-LEAST, MOST = 1e-10, 1e6  # float32 weights of order 1 do not move below, and keep none of their digits above
+VANISHED = 1e-6  # of the peak, over half of the steps: the paper's schedule is at 0.02 there and ends at 5e-4
+COARSE = 20  # levels between 0 and the peak; a swing is at least one level
+FEW = 10  # so few steps, or swings per epoch, are not judged
+TRIED = 16  # largest number of classes with which a loss is tried
+LEAST, MOST = 1e-10, 1e6  # float32 weights of order 1 do not move below, and lose all digits above
 
 _OPTIMIZER = "pass what makes one from a list of parameters, such as partial(torch.optim.Adam, lr=1e-3)"
 _SCHEDULE = (
@@ -43,7 +43,7 @@ _LOSS = "give loss(logits (B, C), labels (B,)), the mean over the batch, such as
 def made_optimizer(make: MakeOptimizer, parameters: list[nn.Parameter], name: str = "optimizer") -> Optimizer:
     """Return the optimiser of exactly these parameters; raises `ValueError` for anything else.
 
-    Its options are its own: torch changes a rate that is a tensor in place, for whoever else holds it.
+    Its options are copies, because torch changes a learning rate that is a tensor in place.
 
     >>> made_optimizer(torch.optim.SGD, [nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
     0.001
@@ -74,7 +74,7 @@ def made_optimizer(make: MakeOptimizer, parameters: list[nn.Parameter], name: st
 
 
 def _unusable(optimizer: Any) -> str | None:
-    """What is wrong with what should be an optimiser, perhaps ""; None if it is one that can be used."""
+    """The fault of a would-be optimiser, perhaps ""; None if it can be used."""
     if isinstance(optimizer, LBFGS):
         return ", whose steps need a closure"
     if isinstance(optimizer, SparseAdam):
@@ -83,7 +83,7 @@ def _unusable(optimizer: Any) -> str | None:
 
 
 def _own(group: dict[str, Any]) -> dict[str, Any]:
-    """The options of a group with tensors of its own."""
+    """The options of a group, with tensors copied."""
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items()}
 
 
@@ -97,11 +97,11 @@ def _require_size(rates: list[float], name: str) -> None:
 
 
 def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
-    """Return the scheduler, tried on a copy of the optimiser's options to the last step.
+    """Return the scheduler, after a trial to the last step on a copy of the optimiser's options.
 
-    Raises `ValueError` for torch's classes and schedulers, which take other arguments, for one that fails before the
-    end, and for rates that are not numbers, train nothing, vanish for half of the steps, or take epochs for steps.
-    Logs the rates of a schedule that changes them.
+    Raises `ValueError` for torch's own classes and schedulers (they take other arguments), for a schedule that fails
+    before the end, and for rates that are not numbers, train nothing, vanish for half of the steps, or take epochs for
+    steps. Logs the rates of a schedule that changes them.
 
     >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     >>> made_scheduler(torch.optim.lr_scheduler.StepLR, optimizer, 3, 100)
@@ -126,7 +126,7 @@ def made_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_
 def same_start(
     schedule: Schedule, optimizer: Optimizer, lengths: Sequence[int], steps_per_epoch: int, done: int
 ) -> bool:
-    """Whether the first `done` steps have the same learning rates in trainings of all these numbers of epochs.
+    """Whether the first `done` steps have the same learning rates for each of these numbers of epochs.
 
     >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     >>> same_start(Exponential(), optimizer, (2, 3), 5, done=10)
@@ -147,7 +147,7 @@ def is_free(schedule: Schedule | None, *lengths: int) -> bool:
 
 
 def trial(optimizer: Optimizer) -> Optimizer:
-    """An optimiser with the same options, and nothing to optimise."""
+    """An optimiser with the same options and nothing to optimise."""
     other = copy.copy(optimizer)
     other.param_groups = [{**_own(group), "params": [nn.Parameter(torch.zeros(1))]} for group in optimizer.param_groups]
     return other
@@ -172,12 +172,12 @@ def _scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int, steps_per_
 def _rates(scheduler: LRScheduler, steps: int) -> Iterator[float]:
     """The largest learning rate of every step."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nothing is optimised in between
+        warnings.simplefilter("ignore")  # the trial takes no optimiser steps
         for step in range(steps):
             yield max(map(float, scheduler.get_last_lr()))
             try:
                 scheduler.step()
-            except Exception as error:  # a user's code, or torch's for more steps than it was told of
+            except Exception as error:  # from a user's code, or from torch after more steps than it expects
                 raise ValueError(
                     f"schedule fails after {step + 1} of {steps} steps ({_line(error)}): {_SCHEDULE}"
                 ) from error
@@ -197,9 +197,9 @@ def _require_rates(rates: list[float]) -> None:
 
 
 def _takes_epochs_for_steps(scheduler: LRScheduler, rates: list[float], epochs: int, steps_per_epoch: int) -> str:
-    """What shows that epochs are taken for steps; "" where nothing does.
+    """The evidence that the schedule takes epochs for steps; "" if there is none.
 
-    Torch's milestones and periods are numbers of calls, and in its examples an epoch makes one.
+    Torch counts milestones and periods in calls, and its examples make one call per epoch.
     """
     changes = [step for step, (one, other) in enumerate(pairwise(rates), 1) if one != other]
     early = changes and changes[-1] <= epochs and len(rates) - changes[-1] > max(FEW, len(rates) // 2)
@@ -219,7 +219,7 @@ def _takes_epochs_for_steps(scheduler: LRScheduler, rates: list[float], epochs: 
 
 
 def _parts(scheduler: Any) -> Iterator[Any]:
-    """A scheduler and those that it is made of."""
+    """A scheduler and the schedulers inside it."""
     yield scheduler
     for part in getattr(scheduler, "_schedulers", ()):
         yield from _parts(part)
@@ -245,18 +245,18 @@ def require_usable(loss: Loss) -> None:
 
 
 def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
-    """Raise `ValueError` unless the loss of logits `(B, C)` and labels `(B,)` is a mean that can be differentiated, and
-    that is lowest for right answers.
+    """Raise `ValueError` unless the loss of logits `(B, C)` and labels `(B,)` is a differentiable mean that is lowest
+    for right answers.
 
-    What no labels change is refused, what prefers wrong answers, and what falls for ever where all logits of an image
-    grow alike, which changes no answer.
+    Refused are a loss that ignores the labels, one that prefers wrong answers, and one that falls without end if all
+    logits of an image grow equally, which changes no answer.
 
     >>> require_loss(nn.CrossEntropyLoss(reduction="sum"), torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     Traceback (most recent call last):
     ValueError: loss=CrossEntropyLoss() adds up the images of a batch: give loss(logits (B, C), labels (B,)), the ...
     """
     require_usable(loss)
-    loss = copy.deepcopy(loss)  # which may count its calls
+    loss = copy.deepcopy(loss)  # a loss may count its calls
     values = [_evaluated(loss, logits.repeat(times, 1), labels.repeat(times))[0] for times in (1, 2)]
     once, twice = map(float, values)
     if once and abs(twice - 2 * once) <= 1e-3 * abs(once):
@@ -266,9 +266,9 @@ def require_loss(loss: Loss, logits: Tensor, labels: Tensor) -> None:
 
 
 def _trains_wrongly(loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], like: Tensor) -> str:
-    """What is wrong with a loss, by its values and gradients for one image of each of some classes; "" if nothing.
+    """The fault of a loss, found from its values and gradients on one image per class; "" if there is none.
 
-    Each fault must show for every choice of labels, so that a loss that is only unusual passes.
+    A fault must show for every choice of labels, so that a merely unusual loss passes.
     """
     draws, count = torch.Generator().manual_seed(0), like.shape[1]
     classes = torch.linspace(0, count - 1, min(count, TRIED), device=like.device).round().long()
@@ -295,7 +295,7 @@ def _trains_wrongly(loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], lik
 
 
 def _evaluated(loss: Loss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """A loss and its gradient for the logits."""
+    """A loss and its gradient with respect to the logits."""
     logits = logits.detach().requires_grad_()
     try:
         value = loss(logits, labels)
@@ -313,7 +313,7 @@ def _line(error: Exception) -> str:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in a word or two and on one line."""
+    """The kind of a value in a word or two, on one line."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Optimizer | LRScheduler):

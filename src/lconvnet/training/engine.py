@@ -1,10 +1,10 @@
-"""One optimiser update as every task makes it, its randomness, moving averages of the weights, and projections.
+"""One optimiser update for every task, with its randomness, moving averages of the weights, and projections.
 
-A task computes a loss on its share of a batch; what follows is the same for all: the sums over the processes, the check
+A task computes a loss on its share of a batch. The rest is the same for all tasks: sums over the processes, the check
 for NaN, the gradient, its clipping, the step.
 
 Randomness is a pure function of (seed, purpose, epoch, step). A generator that is carried along must be saved and
-restored exactly; a derived one needs neither, so a resumed run replays the interrupted one by construction.
+restored exactly. A derived one needs neither, so a resumed run replays the interrupted one by construction.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, purpose: str, epoch: int, step: int = 0) -> int:
-    """A 63-bit seed, independent for different arguments (SHA-256, so nearby seeds are unrelated).
+    """A 63-bit seed, independent for different arguments (by SHA-256, so nearby seeds are unrelated).
 
     >>> derive_seed(0, "order", 1) == derive_seed(0, "order", 1)
     True
@@ -43,9 +43,9 @@ def generator(seed: int, purpose: str, epoch: int, step: int = 0) -> torch.Gener
 
 
 def seed_global(seed: int, device: torch.device) -> None:
-    """Seed the global generators that a step on `device` draws from (dropout), and no others.
+    """Seed only the global generators that a step on `device` draws from (dropout).
 
-    `torch.manual_seed` seeds every kind of device and takes milliseconds where CUDA is not initialised.
+    `torch.manual_seed` seeds every kind of device, and takes milliseconds if CUDA is not initialised.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -54,7 +54,7 @@ def seed_global(seed: int, device: torch.device) -> None:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> torch.Tensor:
-    """The order `(count,)` in which epoch number `epoch` visits the training images; not to be changed in place."""
+    """The order `(count,)` in which epoch number `epoch` visits the training images; do not change it in place."""
     return torch.randperm(count, generator=generator(seed, "order", epoch))
 
 
@@ -68,9 +68,9 @@ class NotFiniteError(ValueError):
 
 @dataclass
 class Engine:
-    """How a task makes its updates: on which device, with which processes, and with which limit to the gradient.
+    """The setting of a task's updates: device, processes, and limit on the gradient norm.
 
-    `asked` is the number of the signal by which any process was asked to stop before the last update; 0: none.
+    `asked` is the number of the signal that asked any process to stop before the last update; 0 means none.
     """
 
     fabric: "Fabric"
@@ -81,18 +81,18 @@ class Engine:
     asked: int = 0
 
     def seed(self, seed: int, purpose: str, epoch: int, step: int) -> None:
-        """Make what this process draws from the global generators (dropout) a function of the arguments."""
+        """Seed this process's draws from the global generators (dropout) by the arguments."""
         rank = self.processes.rank
         seed_global(derive_seed(seed, f"{purpose} of process {rank}" if rank else purpose, epoch, step), self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The context of a forward pass: its precision."""
+        """The context that sets the precision of a forward pass."""
         return self.fabric.autocast()
 
     def share(self, *batch: Tensor) -> tuple[list[Tensor], int]:
         """This process's rows of a joint batch, and how many of them count.
 
-        If there are none left it takes one that does not count, since power iterations go on in every forward pass.
+        A process without rows takes one that does not count, because power iterations advance in every forward pass.
         """
         own = [self.processes.share(part) for part in batch]
         return (own, len(own[0])) if len(own[0]) else ([part[:1] for part in batch], 0)
@@ -100,8 +100,8 @@ class Engine:
     def update(self, optimizer: Optimizer, loss: Tensor, share: float = 1.0, /, **measures: float) -> Measures:
         """One step down the gradient of the joint loss, the sum over the processes of `share` times `loss`.
 
-        Returns the sums of `measures` over the processes. Raises `NotFiniteError`, on all of them, before anything is
-        changed.
+        Returns the sums of `measures` over the processes. Raises `NotFiniteError` on all of them before anything
+        changes.
         """
         rows = self.processes.gather(*measures.values(), self.interruption.number)
         self.asked = int(rows[:, -1].max())
@@ -120,13 +120,13 @@ class Engine:
 
 
 def as_computed(values: Tensor) -> Tensor:
-    """Outputs of a network in at least float32, whatever the precision of its forward pass."""
+    """The outputs of a network in at least float32, for any precision of the forward pass."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 class Averages:
-    r"""Exponential moving averages of the parameters, $\bar w \leftarrow d\,\bar w + (1-d)\,w$, from the first weights
-    on; buffers are the current ones.
+    r"""Exponential moving averages of the parameters, $\bar w \leftarrow d\,\bar w + (1-d)\,w$, starting from the first
+    weights. Buffers are not averaged.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.ones_(layer.weight)
@@ -147,13 +147,13 @@ class Averages:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the present weights into the averages."""
+        """Update the averages with the present weights."""
         for name, parameter in self.parameters.items():
             self.values[name].lerp_(parameter, 1 - self.decay)
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from saved averages. Raises `ValueError` if they are of other parameters."""
+        """Continue from saved averages. Raises `ValueError` if they belong to other parameters."""
         if {n: v.shape for n, v in values.items()} != {n: v.shape for n, v in self.values.items()}:
             raise ValueError("averages of other parameters")
         for name, value in self.values.items():
@@ -161,7 +161,7 @@ class Averages:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the averages in the place of the weights, and project kernels that are projected."""
+        """Replace the weights by the averages, and project kernels that are projected."""
         for name, parameter in self.parameters.items():
             parameter.copy_(self.values[name])
         for module in self.modules:
@@ -169,7 +169,7 @@ class Averages:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the modules have the averages as their weights until the block ends."""
+        """Give the modules the averages as weights until the block ends."""
         weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.apply()
         try:
@@ -182,10 +182,10 @@ class Averages:
 
 @runtime_checkable
 class Projected(Protocol):
-    """A kernel that is trained freely and projected now and then (SVCM)."""
+    """A kernel that is trained freely and projected at intervals (SVCM)."""
 
     def project_(self) -> None:
-        """Move the parameters to (or towards) the constraint set, in place and outside the gradient."""
+        """Move the parameters to the constraint set, or towards it, in place and outside the gradient."""
         ...
 
 
@@ -198,7 +198,7 @@ def project_(model: nn.Module) -> int:
 
 
 def is_due(step: int, steps_per_epoch: int, every: int) -> bool:
-    """Whether to project after `step` steps of an epoch: after its first, every `every` from there, and its last.
+    """Whether to project after `step` steps of an epoch: after the first, every `every` steps from there, and the last.
 
     >>> [step for step in range(1, 11) if is_due(step, 10, 4)]
     [1, 5, 9, 10]

@@ -1,4 +1,4 @@
-"""What the baked network achieves on held-out images, and the singular values of its layers."""
+"""Accuracy and Lipschitz bound of the baked network on held-out images, and the singular values of its layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from lconvnet.ops.fourier import circular_singular_values
 from lconvnet.training.processes import Processes
 
 ALONE = Processes()
-CHUNK = 8192  # images turned to floats at a time: 100 MB for 32 x 32 x 3
+CHUNK = 8192  # images converted to floats at a time: 100 MB for 32 x 32 x 3
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracies (fractions; none without images) of a baked network, its Lipschitz upper bound, and the network."""
+    """A baked network, its accuracies as fractions (none without images), and its Lipschitz upper bound."""
 
     clean: float | None
     certified: dict[float, float]
@@ -31,8 +31,8 @@ class Validation:
 def validate(model: nn.Module, images: Images, eps: Sequence[float], processes: Processes = ALONE) -> Validation:
     """Bake `model`, bound it, and measure clean and certified accuracy at each l2 radius in `eps`.
 
-    The images are shared out over the processes. The model is left in eval mode. Raises `ValueError` where the network
-    has fewer outputs than the data has classes, and whatever `lipschitz_bound` raises for modules it does not know.
+    The processes share the images. The model is left in eval mode. Raises `ValueError` if the network has fewer outputs
+    than the data has classes, and any error that `lipschitz_bound` raises for modules it does not know.
     """
     network = bake(model.eval())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -54,8 +54,8 @@ def validate(model: nn.Module, images: Images, eps: Sequence[float], processes: 
 
 
 def require_classes(network: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
-    """Return logits `(1, C)` and label `(1,)` of the first image; raise `ValueError` unless `network` maps a batch of
-    these images to one logit a class, or more."""
+    """Return logits `(1, C)` and label `(1,)` of the first image. Raises `ValueError` unless `network` maps a batch of
+    these images to at least one logit per class."""
     inputs, labels = batch(images, [0])
     weight = next(network.parameters(), inputs)
     logits = network(inputs.to(weight.device, weight.dtype))
@@ -72,8 +72,8 @@ def require_classes(network: nn.Module, images: Images) -> tuple[Tensor, Tensor]
 def singular_values(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Tensor]:
     """Singular values (float64, on the CPU) of every `nn.Linear` and `nn.Conv2d` of a baked network, by layer name.
 
-    A convolution is taken as circular at the size of image it meets, its stride as an invertible downsampling:
-    exact for this package's circular layers, a diagnosis (no bound) under zero padding.
+    A convolution counts as circular at the image size it receives, and its stride as an invertible downsampling. The
+    values are exact for this package's circular layers; under zero padding they are a diagnosis, not a bound.
 
     >>> from lconvnet.models import mlp
     >>> values = singular_values(bake(mlp(4, 2, widths=(4,))), (1, 2, 2))
@@ -92,7 +92,7 @@ def singular_values(network: nn.Module, image_shape: tuple[int, int, int]) -> di
 
 
 def _met_sizes(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Height and width of what each layer meets, by name; in front of a circular padding that is part of it."""
+    """Height and width of each layer's input, by name; measured before a circular padding that is part of the layer."""
     sizes: dict[str, tuple[int, ...]] = {}
     before: list[tuple[int, ...]] = []
 

@@ -1,9 +1,9 @@
-"""The files of a training run, and the rule that none of them is ever lost.
+"""The files of a training run. None of them is ever lost.
 
 checkpoints/last.ckpt          everything a resume needs; one file, replaced atomically
 checkpoints/best.safetensors   of a classifier: weights of the epoch that is best on the validation split
 record.json, logs/metrics.csv  the deterministic record
-logs/timing.jsonl, logs/tensorboard/   wall times and curves, which are not
+logs/timing.jsonl, logs/tensorboard/   wall times and curves, which are not deterministic
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class TrainingFolder:
         return self.path / "logs" / "tensorboard"
 
     def refuse_if_started(self) -> None:
-        """Raise `ValueError` if a run has left something here: a new run must not replace it."""
+        """Raise `ValueError` if the folder holds files of a run: a new run must not replace them."""
         if is_started(self.path):
             raise ValueError(
                 f"directory={str(self.path)!r}: holds a run already, which is never overwritten; "
@@ -56,7 +56,7 @@ class TrainingFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folders and keep other processes from training here until the block ends (or the process dies)."""
+        """Create the folders, and keep other processes from training here until the block ends or the process dies."""
         busy = f"directory={str(self.path)!r}: another process is training in this folder; wait, or choose another"
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class TrainingFolder:
             yield
 
     def write(self, place: str, data: bytes) -> None:
-        """Write the file at `place`, atomically; what a killed writer left half-written there is removed."""
+        """Write the file at `place` atomically, and remove the partial file of a killed writer."""
         path = self.path / place
         atomic.sweep(path)
         atomic.write_bytes(path, data)
@@ -81,6 +81,6 @@ class TrainingFolder:
 
 
 def is_started(directory: str | Path) -> bool:
-    """Whether a training run has left something in this folder; configuration and foreign files do not count."""
+    """Whether this folder holds files of a training run; configuration and foreign files do not count."""
     folder = TrainingFolder(Path(directory))
     return any(path.exists() for path in (folder.last, folder.best, folder.record, folder.metrics))

@@ -1,9 +1,9 @@
 """The training loop of every task: order, resume, signals, processes, checkpoints, records, display, divergence.
 
-Everything that happens in a step follows from (seed, epoch, step) and the state in the checkpoint, so a run that was
-killed and resumed is, bit for bit, the run that was not (on one machine; on a GPU as far as its kernels are
-deterministic). With several processes a batch is the joint one: each takes its share, and everything that decides how
-the run goes on is added up over all of them.
+A step follows from (seed, epoch, step) and the state in the checkpoint alone. A run that was killed and resumed
+therefore equals the undisturbed run bit for bit (on one machine; on a GPU as far as its kernels are deterministic).
+With several processes a batch is the joint one and each process takes its share. All values that decide how the run
+continues are added up over the processes.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Diverged(ValueError):  # noqa: N818 (says what happened, as StopIteration 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a step or a validation is: epochs done, steps of the present one done, and the learning rate."""
+    """The position of a step or a validation: epochs done, steps done in the present epoch, and the learning rate."""
 
     epoch: int
     step: int
@@ -55,14 +55,15 @@ class Position:
 
 
 class Task(Protocol):
-    """One objective. The loop owns order and state; a task owns what a step means.
+    """One objective. The loop owns order and state; a task defines the step.
 
     Attributes:
         name: one of `checkpoint.TASKS`.
-        row: the kind of its epochs.
-        modules: moved, checked for NaN, saved, restored.
-        optimizers: theirs; `schedule` makes the learning rates of each, None leaves them as they are.
-        epochs, steps_per_epoch, steps: its length; the last epoch may be shorter.
+        row: the class of its epochs.
+        modules: networks that the loop moves, checks for NaN, saves and restores.
+        optimizers: those of the modules.
+        schedule: makes the learning rates of each optimiser; None leaves them as they are.
+        epochs, steps_per_epoch, steps: the length of the run; the last epoch may be shorter.
     """
 
     name: ClassVar[str]
@@ -82,11 +83,11 @@ class Task(Protocol):
     def steps(self) -> int: ...
 
     def step(self, at: Position, engine: Engine) -> Sequence[Measures]:
-        """One step, a function of (seed, position, state); what its updates measured, in their order."""
+        """One step, a function of (seed, position, state). Returns the measures of its updates, in order."""
         ...
 
     def running(self, progress: Progress) -> str:
-        """What a display says of the epoch so far."""
+        """The text that a display shows for the epoch so far."""
         ...
 
     def validate(self, at: Position, progress: Progress, engine: Engine) -> Row:
@@ -104,7 +105,7 @@ class Task(Protocol):
 
 @dataclass
 class Run:
-    """A task on its way: with what it is trained, and how far it is; of several processes only the first has a
+    """A task in progress, with its settings, its place and its progress. Of several processes only the first has a
     folder."""
 
     task: Task
@@ -115,7 +116,7 @@ class Run:
     schedulers: dict[str, LRScheduler] = field(default_factory=dict)
     averages: Averages | None = None
     best: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    version: int = VERSION  # of the checkpoint it was taken up from
+    version: int = VERSION  # of the checkpoint that the run continues from
 
     @property
     def steps_in_epoch(self) -> int:
@@ -129,12 +130,12 @@ class Run:
 
     @property
     def position(self) -> Position:
-        """Where the run stands."""
+        """The present position of the run."""
         rates = [group["lr"] for one in self.task.optimizers.values() for group in one.param_groups if "lr" in group]
         return Position(self.progress.epoch, self.progress.step, float(rates[0]) if rates else math.nan)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """The context in which the modules have the weights that are kept."""
+        """The context in which the modules have the weights that the run keeps."""
         return self.averages.applied() if self.averages else contextlib.nullcontext()
 
 
@@ -146,10 +147,11 @@ def train(
     origin: Mapping[str, Any] | None = None,
     finish: Callable[[Run], None] = lambda run: None,
 ) -> Run:
-    """Train a task to its end, from its checkpoint if there is one; its modules then have the weights that are kept.
+    """Train a task to its end, from its checkpoint if there is one. The modules then have the weights that the run
+    keeps.
 
-    `settings` are all that decides what is computed; a resume insists that they are the same. `finish` is called on
-    every process before they part. Raises `Interrupted`, `Diverged`, `CheckpointError` and `atomic.WriteError`.
+    `settings` are all that decides the result; a resume must repeat them. Every process calls `finish` before they
+    part. Raises `Interrupted`, `Diverged`, `CheckpointError` and `atomic.WriteError`.
     """
     options = place.options
     asked = {**settings, **options.settings, **({"from": dict(origin)} if origin else {})}
@@ -160,7 +162,7 @@ def train(
         for name, optimizer in task.optimizers.items()
         if task.schedule
     }
-    processes = launched(place.fabric)  # not before all that can be checked by one process
+    processes = launched(place.fabric)  # only after all checks that one process can make
     record = Record(asked, versions(place.device, processes.count), row=task.row)
     engine = Engine(place.fabric, place.device, processes, options.clip_gradient)
     averages = Averages(task.modules, options.ema) if options.ema is not None else None
@@ -178,7 +180,7 @@ def train(
 
 
 def _carry_out(run: Run) -> None:
-    """Train to the end with displays and signal handlers in place."""
+    """Train to the end, with displays and signal handlers active."""
     options, first = run.place.options, run.engine.processes.first
     folder = run.place.folder.tensorboard if run.place.folder and options.tensorboard else None
     epochs, done = math.ceil(run.task.steps / run.task.steps_per_epoch), run.progress.epoch
@@ -208,7 +210,7 @@ def _carry_out(run: Run) -> None:
 
 
 def _train_epoch(run: Run, show: Callable[[int, str], None]) -> Position:
-    """The remaining steps of the current epoch; where the last one was."""
+    """Take the remaining steps of the current epoch; return the position of the last one."""
     progress, options, steps = run.progress, run.place.options, run.steps_in_epoch
     for module in run.task.modules.values():
         module.train()
@@ -236,7 +238,7 @@ def _train_epoch(run: Run, show: Callable[[int, str], None]) -> Position:
 
 @contextlib.contextmanager
 def _divergence(run: Run) -> Iterator[None]:
-    """Treat measures that are not finite as a divergence, and what a kernel raises if a weight is not finite."""
+    """Raise `Diverged` for measures that are not finite, and for a kernel's error if a weight is not finite."""
     try:
         yield
     except NotFiniteError as error:
@@ -263,7 +265,7 @@ def _require_finite(run: Run) -> None:
 
 
 def _diverged(run: Run, what: str) -> Diverged:
-    """The error for measures or weights that are no longer finite; the last checkpoint is older and stays."""
+    """The error for measures or weights that are not finite; the last checkpoint is older and stays."""
     kept = f"; the checkpoint in {run.place.folder.path} is from before" if run.place.folder else ""
     return Diverged(
         f"training diverged at step {run.done + 1} (epoch {run.progress.epoch + 1}): {what} with learning rate "
@@ -287,8 +289,8 @@ def _finish_epoch(run: Run, at: Position) -> Row:
 
 
 def _save(run: Run) -> None:
-    """Write the checkpoint, and right after an epoch what follows from it. Raises `Diverged` rather than write NaN."""
-    _require_finite(run)  # on every process, for all must stop
+    """Write the checkpoint and, right after an epoch, the artefacts. Raises `Diverged` instead of writing NaN."""
+    _require_finite(run)  # on every process, because all must stop
     if run.place.folder is not None:
         checkpoints.save(run.place.folder.last, _state(run), run.task.name)
         _write_artefacts(run)
@@ -302,8 +304,8 @@ def _state(run: Run) -> Checkpoint:
 
 
 def _write_artefacts(run: Run) -> None:
-    """Between two epochs: what the task leaves behind. A resume does it again, for the kill may have come in
-    between."""
+    """Write the task's artefacts between two epochs. A resume repeats this, because a kill may have come after the
+    checkpoint and before the artefacts."""
     if run.place.folder is None or run.progress.step or not run.progress.epoch:
         return
     with run.averaged():
@@ -312,14 +314,14 @@ def _write_artefacts(run: Run) -> None:
 
 
 def _begin(run: Run, fresh: Mapping[str, Optimizer]) -> None:
-    """Take up the folder's checkpoint, first writing one if there is none: start and resume are the same path.
+    """Continue from the folder's checkpoint. If there is none, write one first: start and resume take the same path.
 
-    In memory it is the state of the first process. Raises `CheckpointError` if it does not belong to this run, and
-    `ValueError` if this process was given another run than the first.
+    Without a folder the state of the first process counts. Raises `CheckpointError` if the checkpoint belongs to
+    another run, and `ValueError` if this process was given another run than the first process.
     """
     folder, processes = run.place.folder, run.engine.processes
     if folder and not folder.last.exists():
-        folder.refuse_if_started()  # results without the checkpoint that they came from
+        folder.refuse_if_started()  # results whose checkpoint is missing
         _save(run)
     if folder is None and processes.count == 1:
         return
@@ -340,7 +342,7 @@ def _restore(run: Run, saved: Checkpoint, path: Path) -> None:
         load_weights(module, saved.modules[name], path)
     run.record, run.progress, run.version = saved.record, saved.progress, saved.version
     if run.done == run.task.steps and saved.version != VERSION:
-        return  # nothing but the weights is needed any more
+        return  # a finished run needs only its weights
     try:
         for name, optimizer in run.task.optimizers.items():
             optimizer.load_state_dict(saved.optimizers[name])
@@ -365,11 +367,11 @@ def _checked(run: Run, fresh: Mapping[str, Optimizer]) -> Checkpoint:
 
 
 def _continued(path: Path, saved: Checkpoint, run: Run, fresh: Mapping[str, Optimizer]) -> Record[Any]:
-    """The saved record as that of this run, which may be longer or shorter.
+    """The saved record as the record of this run, which may be longer or shorter.
 
-    Raises `CheckpointError` if it was written with other settings, if its steps had other learning rates than those of
-    this run, or if it is not finished and of an older version. A resume need not say again where the first weights
-    came from.
+    Raises `CheckpointError` if the settings differ, if the saved steps had other learning rates than the same steps of
+    this run, or if the record is unfinished and of an older version. A resume may leave out the origin of the first
+    weights.
     """
     old, new, task = saved.record.settings, run.record.settings, run.task
     known = old if "from" in new else {name: value for name, value in old.items() if name != "from"}
@@ -403,7 +405,7 @@ def _continued(path: Path, saved: Checkpoint, run: Run, fresh: Mapping[str, Opti
 
 
 def _same_start(run: Run, fresh: Mapping[str, Optimizer], before: int, done: int) -> bool:
-    """Whether the steps done of a run of `before` steps are the first of this run, by epoch and learning rate."""
+    """Whether the `done` steps of a run of `before` steps equal the first of this run in epoch and learning rate."""
     task = run.task
     if done == before and before % task.steps_per_epoch:
         return False

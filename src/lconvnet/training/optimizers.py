@@ -1,6 +1,6 @@
-"""The optimisers of configurations as values: `optimizer(parameters)` gives a torch optimiser.
+"""The optimisers of configurations as values: `optimizer(parameters)` returns a torch optimiser.
 
-In Python anything with that signature can stand in their place, such as `partial(torch.optim.AdamW, lr=1e-3)`.
+In Python any callable with that signature can replace them, such as `partial(torch.optim.AdamW, lr=1e-3)`.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""How a training runs, whatever the task: its options, and the place that they give it."""
+"""The options that every task shares, and the place in which they run a training."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How a task is trained, whatever it is; see `lconvnet.fit`.
+    """Options of every training; see `lconvnet.fit`.
 
-    Those that decide what is computed are in `settings`; a run may be resumed with others of the rest.
+    `settings` holds the options that decide the result. A resume may change the others.
     """
 
     directory: str | Path | None = None
@@ -50,13 +50,13 @@ class Options:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What differs from the defaults among the options that decide what is computed."""
+        """The options that decide the result and differ from their defaults."""
         found = {"precision": self.precision, "clip_gradient": self.clip_gradient, "ema": self.ema}
         return {name: value for name, value in found.items() if value not in (None, "32-true")}
 
 
 def require_counts(**counts: int) -> None:
-    """Raise `ValueError`, by name, for what is not a positive integer."""
+    """Raise `ValueError`, with the name, for a value that is not a positive integer."""
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: must be an integer of at least 1")
@@ -70,7 +70,7 @@ def require_seed(seed: int) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run takes place: its launcher, its device and its folder (of the first process, if it has one)."""
+    """The place of a run: its launcher, its device and its folder (on the first process, if the run has one)."""
 
     options: Options
     fabric: "Fabric"
@@ -80,10 +80,10 @@ class Place:
 
 @contextlib.contextmanager
 def opened(options: Options, *networks: nn.Module) -> Iterator[Place]:
-    """Lock the run folder, and give the global random state back in the end.
+    """Lock the run folder, and restore the global random state at the end.
 
-    Networks stay on their device, or on that of each of several processes. Raises `ValueError` if the folder holds a
-    run and `resume` is not set.
+    Networks stay on their device, or on the device of each process if there are several. Raises `ValueError` if the
+    folder holds a run and `resume` is not set.
     """
     device = next((parameter.device for network in networks for parameter in network.parameters()), None)
     accelerator = options.accelerator if device is None else device.type

@@ -1,8 +1,9 @@
-"""Several processes that train one network: how they start, what each takes, how they add up and how they end.
+"""Several processes that train one network: how they start, share a batch, add up their results and end.
 
-Every process runs the whole program, on its share of each batch. Gradients, running sums and wishes to stop are added
-up over all of them at fixed points, so all go the same way; only the first one writes and speaks. *Who fails closes the
-connection, and who loses the connection ends*, so nobody waits for a process that is gone.
+Every process runs the whole program on its share of each batch. Gradients, running sums and requests to stop are added
+up over all processes at fixed points, so all take the same path. Only the first one writes files and messages.
+*A process that fails closes the connection, and a process that loses the connection ends*, so none waits for a process
+that is gone.
 """
 
 import atexit
@@ -26,27 +27,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric  # takes as long to import as torch: only a training pays for it
+    from lightning_fabric import Fabric  # takes as long to import as torch, so only a training imports it
 
 
-# What batch systems send before they kill (Windows has no SIGUSR1).
+# The signals that batch systems send before they kill (Windows has no SIGUSR1).
 NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 SIGNALS = (signal.SIGINT, *NOTICES)
 SAME_WISH = 1.0  # seconds
 
 
-class Interrupted(RuntimeError):  # noqa: N818 (not an error of anybody)
-    """Training stopped on request, after saving where it stood. A command should exit with code 3."""
+class Interrupted(RuntimeError):  # noqa: N818 (a stop on request, not an error)
+    """Training stopped on request, after saving its state. A command should exit with code 3."""
 
 
 class Interruption:
     """Context that notes the `number` of the first SIGINT, SIGTERM or SIGUSR1.
 
-    A second SIGINT acts as it did outside: somebody is impatient; within a second of the first it is the same wish,
-    which a terminal and a parent process may both send. SIGTERM and SIGUSR1 do nothing more however often
-    they come: batch systems send them to a process twice, and its state is being saved.
+    A second SIGINT acts as it did outside the context. Within a second of the first it counts as the same request,
+    because a terminal and a parent process may both send it. Repeated SIGTERM and SIGUSR1 have no further effect: batch
+    systems send them twice, and the run is already saving its state.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    Outside the main thread, where Python allows no handlers, the context does nothing.
 
     >>> with Interruption() as interruption:
     ...     signal.raise_signal(signal.SIGTERM)
@@ -73,7 +74,7 @@ class Interruption:
 
     @property
     def requested(self) -> str:
-        """The name of the signal, empty where there was none."""
+        """The name of the signal; empty if there was none."""
         return signal.Signals(self.number).name if self.number else ""
 
     def _request(self, number: int, frame: FrameType | None) -> None:
@@ -91,20 +92,20 @@ class Interruption:
 
 Precision = Literal["32-true", "bf16-mixed", "64-true"]
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-STARTED = "LCONVNET_FIRST_PROCESS"  # in the environment of the processes that train together: which started them
+STARTED = "LCONVNET_FIRST_PROCESS"  # environment variable: the process that started those of a joint training
 FAREWELL = timedelta(minutes=1)
 T = TypeVar("T")
 
 
 class Lost(Interrupted):
-    """Another process of the training is gone, so this one stopped as well; what was saved can be resumed."""
+    """Another process of the training is gone, so this one stopped too; the saved state can be resumed."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a training as one of them sees it: its place and their number; alone by default.
+    """The processes of a training as seen by one of them: its rank and their number; by default one process alone.
 
-    `group` and `farewell` are process groups on the CPU, for what they say to each other and for the end.
+    `group` and `farewell` are process groups on the CPU, one for messages and one for the end.
 
     >>> Processes(rank=1, count=3).share(torch.arange(8)).tolist()
     [1, 4, 7]
@@ -119,15 +120,15 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def share(self, values: Tensor) -> Tensor:
-        """This process's part of a joint batch: every `count`-th row, from row `rank` on; may be empty."""
+        """This process's part of a joint batch: every `count`-th row, from row `rank` on; it may be empty."""
         return values[self.rank :: self.count]
 
     def gather(self, *values: float) -> Tensor:
-        """The numbers of every process, `(count, len(values))` in float64, the same on all of them."""
+        """The numbers of every process, `(count, len(values))` in float64, equal on all processes."""
         own = torch.tensor(values, dtype=torch.float64)
         rows = [own] if self.count == 1 else [torch.empty_like(own) for _ in range(self.count)]
         if self.count > 1:
@@ -136,7 +137,7 @@ class Processes:
         return torch.stack(rows)
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on the first process, on all of them."""
+        """Return on all processes the result of `work` on the first one."""
         found: list[Any] = [work() if self.first else None]
         if self.count > 1:
             with _connected():
@@ -146,8 +147,8 @@ class Processes:
     def add_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes, in one reduction in the order of `parameters`.
 
-        The same parameters must have one on every process. The order of the terms depends on the number of processes
-        alone, so a resumed run adds up as an undisturbed one.
+        The same parameters must have a gradient on every process. The order of the terms depends only on the number of
+        processes, so a resumed run gets the same sums as an undisturbed one.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.count == 1 or not gradients:
@@ -160,10 +161,11 @@ class Processes:
 
     @contextlib.contextmanager
     def ending_together(self, *joint: type[Exception]) -> Iterator[None]:
-        """Let no process wait for this one when the block ends, however it does.
+        """Ensure that no process waits for this one after the block, however the block ends.
 
-        Errors of the kinds `joint` reach all processes at once: the first raises them, the others end with
-        `SystemExit`. So do those that lose the connection, for the first one says why.
+        Errors of the kinds `joint` reach all processes at once: the first raises them and the others end with
+        `SystemExit`. Processes that lose the connection also end with `SystemExit`, because the first one reports the
+        cause.
         """
         try:
             yield
@@ -174,7 +176,7 @@ class Processes:
             self._leave()
             if self.first:
                 raise
-            # Under torchrun every process counts; the one that started the others takes 0 for a quiet end.
+            # Under torchrun every exit code counts; the process that started the others takes 0 for a quiet end.
             failed = isinstance(error, Lost) and dist.is_torchelastic_launched()
             raise SystemExit(3 if failed else 0) from error
         except BaseException:
@@ -182,7 +184,7 @@ class Processes:
             raise
 
     def _meet(self) -> None:
-        """Wait until every process has read what it was sent; an exit may take back what is still under way."""
+        """Wait until every process has read its messages; an exit may cancel those under way."""
         if self.count > 1:
             with contextlib.suppress(Lost), _connected():
                 dist.all_gather([torch.zeros(1) for _ in range(self.count)], torch.zeros(1), group=self.farewell)
@@ -193,9 +195,9 @@ class Processes:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and speaks: always true where one process trains alone.
+    """Whether this process writes files and messages. Always true if one process trains alone.
 
-    With `devices` above 1, and under torchrun, every process runs the whole script; what must happen once goes below
+    With `devices` above 1, and under torchrun, every process runs the whole script. Put code that must run once below
     `if is_first_process():`.
 
     >>> is_first_process()
@@ -209,10 +211,10 @@ def is_first_process() -> bool:
 
 
 def configured(accelerator: str, precision: Precision, devices: int) -> "Fabric":
-    """Fabric for `devices` processes on this machine, or for the job of torchrun that this process belongs to.
+    """Fabric for `devices` processes on this machine, or for the torchrun job that this process belongs to.
 
-    Nothing is started yet. The environment is given, so that Fabric does not look for a cluster to join. Raises
-    `ValueError` for what is unknown or cannot be had here.
+    Starts no process. The environment is given, so that Fabric does not look for a cluster to join. Raises `ValueError`
+    for an option that is unknown or not available here.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
@@ -222,7 +224,7 @@ def configured(accelerator: str, precision: Precision, devices: int) -> "Fabric"
     if accelerator not in ACCELERATORS:
         raise ValueError(f"accelerator={accelerator!r}: unknown; choose one of {', '.join(ACCELERATORS)}")
     if accelerator == "auto" and not torch.cuda.is_available():
-        accelerator = "cpu"  # where Fabric would take MPS, which has no float64 for bounds and certificates
+        accelerator = "cpu"  # Fabric would choose MPS, which has no float64 for bounds and certificates
     if accelerator == "gpu" and not torch.cuda.is_available() and torch.backends.mps.is_available():
         raise ValueError("accelerator='gpu': is MPS here, which has no float64 for bounds and certificates; use 'cpu'")
     here, machines = _placement(devices)
@@ -236,7 +238,7 @@ def configured(accelerator: str, precision: Precision, devices: int) -> "Fabric"
     }
     try:
         return Fabric(accelerator=accelerator, precision=precision, **options)
-    except Exception as error:  # Fabric's own kinds, for a device that is not there
+    except Exception as error:  # Fabric's own exceptions, for a device that is missing
         many = f", devices={here}" if here > 1 else ""
         fewer = ", or fewer devices" if many else ""
         raise ValueError(
@@ -254,7 +256,7 @@ def is_joint(fabric: "Fabric") -> bool:
 def launched(fabric: "Fabric") -> Processes:
     """Start the other processes, or join those that run already; returns when all are there.
 
-    They run this process's own command and find their way here.
+    The other processes run this process's own command and call this function too.
     """
     if not is_joint(fabric):
         return Processes()
@@ -272,7 +274,7 @@ def launched(fabric: "Fabric") -> Processes:
 
 
 def _disconnect() -> None:
-    """End gloo's threads while the interpreter lives: one that lets go of a tensor afterwards aborts the process."""
+    """End gloo's threads while the interpreter lives: a thread that releases a tensor later aborts the process."""
     if _joined():
         dist.destroy_process_group()
 
@@ -292,7 +294,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _placement(devices: int) -> tuple[int, int]:
-    """Processes on this machine, and machines."""
+    """The number of processes on this machine, and of machines."""
     if not dist.is_torchelastic_launched():
         return devices, 1
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -310,7 +312,7 @@ def _placement(devices: int) -> tuple[int, int]:
 
 
 def _require_reachable(here: int, machines: int) -> None:
-    """Raise `ValueError` where the other processes would never come."""
+    """Raise `ValueError` if the other processes could never join."""
     elastic, place = dist.is_torchelastic_launched(), os.environ.get("LOCAL_RANK")
     if _joined():
         if dist.get_world_size() != here * machines:
@@ -333,7 +335,7 @@ def _require_reachable(here: int, machines: int) -> None:
 
 
 def _can_start_again() -> bool:
-    """Whether this process came from a script or a module."""
+    """Whether this process was started from a script or a module."""
     named = getattr(sys.modules["__main__"], "__spec__", None) is not None or Path(sys.argv[0]).is_file()
     return named and not hasattr(sys, "ps1")
 
@@ -344,7 +346,7 @@ def _joined() -> bool:
 
 @contextlib.contextmanager
 def _connected() -> Iterator[None]:
-    """Say what it means when the processes cannot reach each other."""
+    """Explain the error if the processes cannot reach each other."""
     try:
         yield
     except RuntimeError as error:
@@ -367,7 +369,7 @@ def _warnings_only(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end this process at once; Python does not hear them while it waits for the others."""
+    """Let SIGINT and SIGTERM end this process at once; Python cannot handle them while it waits for the others."""
     main = threading.current_thread() is threading.main_thread()
     previous = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS if main}
     try:
@@ -378,7 +380,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when the one that started it is gone, whatever it is waiting for."""
+    """End this process when its parent is gone, even while it waits."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

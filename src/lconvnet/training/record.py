@@ -1,7 +1,7 @@
-"""What a training leaves behind: a row per epoch, a `Record` per run, and the one reader of record.json.
+"""The results of a training: a row per epoch, a `Record` per run, and the one reader of record.json.
 
-Both hold only what follows from the settings and the seed, so that two runs of the same settings on one machine give
-the same bytes; times live in logs/timing.jsonl. Accuracies are fractions, radii l2 over pixels in [0, 1].
+Both follow from the settings and the seed alone, so two runs of the same settings on one machine give the same bytes.
+Times go to logs/timing.jsonl. Accuracies are fractions; radii are l2 over pixels in [0, 1].
 """
 
 import csv
@@ -17,12 +17,12 @@ from lconvnet.ops.rounding import percent_down, rounded_up
 
 
 class CheckpointError(ValueError):
-    """A file of a run cannot be used: missing, truncated, foreign, with pickled code, or of other settings."""
+    """A file of a run cannot be used: it is missing, truncated, foreign, of other settings, or has pickled code."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An epoch: its number (from 1), and the steps done since the start of the run."""
+    """One epoch: its number (from 1), and the steps done since the start of the run."""
 
     FORMAT: ClassVar[int | str] = ""
     epoch: int
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def rank(self) -> tuple[float, ...] | None:
-        """What the best epoch has the largest of; None: the last epoch is kept."""
+        """The key by which the best epoch is the largest; None if the last epoch is kept."""
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,10 +63,10 @@ class Row:
 class Epoch(Row):
     """One epoch of a classifier, in training and on validation.
 
-    `loss` and `accuracy` are means over the training batches as they were met (augmented, weights moving);
+    `loss` and `accuracy` are means over the training batches as they came (augmented, while the weights moved).
     `clean`, `certified` (eps → fraction correct with radius > eps) and `lipschitz` (upper bound of the baked network)
-    are measured on the validation split after the epoch (None and empty without one), `learning_rate` is the one of
-    its last step.
+    are measured on the validation split after the epoch; without a split they are None or empty. `learning_rate` is
+    that of the last step.
     """
 
     FORMAT: ClassVar[int | str] = 1
@@ -118,11 +118,11 @@ class Epoch(Row):
 
 @dataclass(frozen=True)
 class GeneratorEpoch(Row):
-    """One epoch of a generator, as a mean over its steps while the weights moved.
+    """One epoch of a generator, as means over its steps while the weights moved.
 
-    `difference` is the critic's mean over real minus its mean over generated images, `critic_loss` and
-    `generator_loss` what the two optimisers saw. `lipschitz` is the upper bound on the baked critic's constant at the
-    end of the epoch; None if the objective gives none. `step` counts steps of the generator.
+    `difference` is the critic's mean over real images minus its mean over generated ones. `critic_loss` and
+    `generator_loss` are the losses of the two optimisers. `lipschitz` is the upper bound on the baked critic's constant
+    at the end of the epoch; None if the objective gives none. `step` counts steps of the generator.
     """
 
     FORMAT: ClassVar[int | str] = "lconvnet-gan-1"
@@ -139,7 +139,7 @@ class GeneratorEpoch(Row):
 
 @dataclass(frozen=True)
 class CriticEpoch(Row):
-    """A hundred steps of a Wasserstein critic: the difference of its means on the batch of each."""
+    """A hundred steps of a Wasserstein critic, with the difference of its means on the batch of each."""
 
     FORMAT: ClassVar[int | str] = "lconvnet-estimate-1"
     differences: tuple[float, ...]
@@ -160,8 +160,8 @@ E = TypeVar("E", bound=Row)
 class Record(Generic[E]):
     """A training run: settings, versions, epochs, the best of them (1-based; 0: none yet).
 
-    Only classifiers choose an epoch, on the validation split, and have an end; of others the last epoch is kept, and
-    there may always be another one.
+    Only classifiers choose an epoch, on the validation split, and have an end. Other runs keep the last epoch and can
+    always continue.
     """
 
     settings: dict[str, Any]
@@ -173,17 +173,17 @@ class Record(Generic[E]):
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch that the kept weights are of: the best one, or that of an imported checkpoint."""
+        """The epoch of the kept weights: the best one, or that of an imported checkpoint."""
         return int(self.settings.get("imported", {}).get("epoch", self.best_epoch))
 
     @property
     def is_baked(self) -> bool:
-        """Whether the network is an imported one in its baked form, from which nothing is baked anew."""
+        """Whether the network was imported in its baked form, so that nothing can be baked again."""
         return bool(self.settings.get("imported", {}).get("baked", False))
 
     @property
     def chosen_by(self) -> str:
-        """By what the best epoch was chosen."""
+        """The criterion that chose the best epoch."""
         radii = self.settings.get("eps")
         if not radii or not self.best_epoch or self.best.rank is None:
             return "being the last, for want of validation images" if self.best_epoch else "nothing yet"
@@ -197,7 +197,7 @@ class Record(Generic[E]):
         return self.epochs[self.best_epoch - 1]
 
     def add(self, row: E, *, finished: bool) -> "Record[E]":
-        """The record after one more epoch, which is the best if it ranks above all before, or if none is ranked."""
+        """The record after one more epoch. It becomes the best if it ranks above all before, or if none is ranked."""
         rank, former = row.rank, self.best.rank if self.best_epoch else None
         best = row.epoch if rank is None or former is None or rank > former else self.best_epoch
         return replace(self, epochs=(*self.epochs, row), best_epoch=best, finished=finished and self.row is Epoch)
@@ -227,7 +227,7 @@ class Record(Generic[E]):
         return cls(dict(values["settings"]), dict(values["versions"]), epochs, best, bool(values["finished"]))
 
     def to_csv(self) -> str:
-        """The epochs as a table with a header, a line per epoch: the content of logs/metrics.csv."""
+        """The epochs as a table with a header and one line per epoch: the content of logs/metrics.csv."""
         rows = [row.columns() for row in self.epochs]
         text = io.StringIO()
         writer = csv.DictWriter(text, rows[0] if rows else [], lineterminator="\n")
@@ -237,13 +237,13 @@ class Record(Generic[E]):
         return text.getvalue()
 
     def files(self) -> dict[str, bytes]:
-        """Its files in a run folder, by their place there."""
+        """The files of the record, by their places in the run folder."""
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         return {"record.json": text.encode(), "logs/metrics.csv": self.to_csv().encode()}
 
 
 def read_record(directory: str | Path) -> Record[Any]:
-    """The record of a run folder, whatever was trained there.
+    """The record of a run folder, for any task.
 
     Raises `CheckpointError` if record.json is missing, damaged or of another format.
     """
@@ -257,7 +257,7 @@ def read_record(directory: str | Path) -> Record[Any]:
 
 
 def load_record(directory: str | Path) -> Record[Epoch]:
-    """The record of a classifier's run folder. Raises `CheckpointError` if there is none, or it is not readable."""
+    """The record of a classifier's run folder. Raises `CheckpointError` if it is missing or not readable."""
     record = read_record(directory)
     if record.row is not Epoch:
         path = Path(directory) / "record.json"

@@ -1,4 +1,4 @@
-"""How a run shows itself: a progress bar on a terminal, one log line per epoch elsewhere, TensorBoard."""
+"""The display of a run: a progress bar on a terminal, else one log line per epoch; and TensorBoard."""
 
 import contextlib
 import logging
@@ -18,14 +18,14 @@ Histograms = Callable[[], Mapping[str, Tensor]]
 
 
 class Display(Protocol):
-    """Receives the run as it goes; nothing flows back."""
+    """Receives the progress of a run and sends nothing back."""
 
     def step(self, done: int, text: str) -> None:
-        """After a step: steps done in this epoch, and what they measured."""
+        """Called after a step, with the steps done in this epoch and a text with their measures."""
         ...
 
     def epoch(self, row: Row) -> None:
-        """After an epoch."""
+        """Called after an epoch."""
         ...
 
 
@@ -36,7 +36,7 @@ class Log:
         self.epochs = epochs
 
     def step(self, done: int, text: str) -> None:
-        """Nothing: a log has no place for a moving number."""
+        """Do nothing: a log shows no changing number."""
 
     def epoch(self, row: Row) -> None:
         logger.info("epoch %d/%d  %s", row.epoch, self.epochs, row.summary())
@@ -62,7 +62,7 @@ class Bar:
 
 @contextlib.contextmanager
 def display(epochs: int, steps: int, done: int, *, progress: bool) -> Iterator[Display]:
-    """A bar on standard error if `progress` and that is a terminal, else the log."""
+    """A bar on standard error if `progress` is set and that is a terminal, else the log."""
     console = Console(stderr=True)
     if not (progress and console.is_terminal):
         yield Log(epochs)
@@ -85,22 +85,22 @@ class Curves(Protocol):
 
 
 class NoCurves:
-    """If TensorBoard is not wanted or not installed."""
+    """Used if TensorBoard is not wanted or not installed."""
 
     def add(self, row: Row, histograms: Histograms) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class TensorBoard:
-    """Scalars and histograms of every epoch, in `folder`, against steps."""
+    """Scalars and histograms of every epoch, in `folder`, by step."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What an interrupted run logged after its last checkpoint is hidden, for it is going to happen again.
+        # Hides what an interrupted run logged after its last checkpoint, because those steps will run again.
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, row: Row, histograms: Histograms) -> None:

@@ -1,8 +1,8 @@
-r"""Learning-rate schedules as values: `schedule(optimizer, epochs, steps_per_epoch)` gives a torch scheduler.
+r"""Learning-rate schedules as values: `schedule(optimizer, epochs, steps_per_epoch)` returns a torch scheduler.
 
-Each is a closed form in the number of optimiser steps done, stepped once after every optimiser step; the learning
-rate given to the optimiser is the peak. Anything with the same signature that
-returns an `LRScheduler` can stand in their place.
+Each is a closed form in the number of optimiser steps done, and is stepped once after every optimiser step. The
+learning rate given to the optimiser is the peak. Any callable with the same signature that returns an `LRScheduler`
+can replace them.
 """
 
 import math
@@ -31,8 +31,8 @@ class Constant:
 class Exponential:
     r"""$\mathrm{lr}\,\gamma^e$ in epoch $e = 1, 2, \ldots$: $e = 1 + \lfloor t/n\rfloor$ at step $t$, $n$ per epoch.
 
-    The paper's schedule: 1/2,150 of the rate after 200 epochs. Its first epoch is epoch 1, so that gamma lowers the
-    rate from the first step on. Raises `ValueError` unless gamma is positive.
+    The paper's schedule: after 200 epochs the rate is 1/2,150 of its start. The first epoch is epoch 1, so gamma lowers
+    the rate from the first step on. Raises `ValueError` unless gamma is positive.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -60,8 +60,8 @@ class OneCycle:
     r"""Cosine from `start` to 1 over the first `warmup` part of the steps, then cosine down to `end` (times the peak).
 
     With $t$ steps done of $T$ and $a = \mathrm{warmup}\cdot T - 1$: rises for $t\le a$, then falls until $t = T-1$.
-    Source: Smith & Topin 2018; the constants are torch's `OneCycleLR` (which it equals, without momentum cycling).
-    Raises `ValueError` unless 0 < warmup < 1 and both ends are positive.
+    Source: Smith & Topin 2018. The constants are those of torch's `OneCycleLR`, which it equals without momentum
+    cycling. Raises `ValueError` unless 0 < warmup < 1 and both ends are positive.
     """
 
     warmup: OpenFraction = 0.3

@@ -1,4 +1,4 @@
-"""Descriptions of settings as plain JSON values: what a record states and a resumed run compares."""
+"""Settings as plain JSON values, which a record states and a resumed run compares."""
 
 import functools
 import hashlib
@@ -18,26 +18,26 @@ from lconvnet.data import Images, Splits
 
 Place = tuple[str, ...]
 LENGTH: frozenset[Place] = frozenset({("epochs",), ("steps",), ("settings", "training", "epochs")})
-"""Where the settings of a run state its length."""
+"""The places in the settings of a run that state its length."""
 MOVED = {
     "lconvnet.data.sets.crop_and_flip": "lconvnet.data.augment.crop_and_flip",
     "lconvnet.tasks.objectives.GradientPenalty": "lconvnet.gan.penalty.GradientPenalty",
     "lconvnet.tasks.objectives.WeightClipping": "lconvnet.gan.clipping.WeightClipping",
     "lconvnet.tasks.objectives.LipschitzCritic": "lconvnet.gan.lipschitz.LipschitzCritic",
 }
-"""Records go on to call what has moved by its first name, so that they stay comparable."""
+"""New names of settings that have moved, with the first names; records keep the first names to stay comparable."""
 OUTSIDE: frozenset[Place] = frozenset(
     {
         *(("data", name) for name in ("name", "note", "test")),
         *(("from", name) for name in ("file", "epoch", "sha256", "note")),
         ("settings", "data", "name"),  # of a configuration
-        ("settings", "generated"),  # where the samples of an estimate lie
+        ("settings", "generated"),  # the path of an estimate's samples
     }
 )
 
 
 def describe(value: Any) -> Any:
-    """`value` as JSON: numbers and text as they are, dataclasses and partials by name and fields, functions by name.
+    """`value` as JSON: numbers and text unchanged, dataclasses and partials by name and fields, functions by name.
 
     >>> from functools import partial
     >>> describe(partial(sorted, reverse=True))
@@ -73,8 +73,8 @@ def _name(value: Any) -> str:
 
 
 def described(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a training is given as JSON: networks, optimisers and images by their fingerprints, the rest as
-    `describe` does."""
+    """The inputs of a training as JSON: networks, optimisers and images by their fingerprints, the rest by
+    `describe`."""
     return json.loads(json.dumps({name: _described(value) for name, value in inputs.items()}))
 
 
@@ -91,7 +91,8 @@ def _described(value: Any) -> Any:
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Size and fingerprint of an architecture: its printed form and the name, shape and type of every stored tensor."""
+    """Size and fingerprint of an architecture: its printed form, and the name, shape and type of every stored
+    tensor."""
     shapes = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in model.state_dict().items()]
     text = "\n".join([str(model), *shapes])
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -99,7 +100,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
-    """Name and options of an optimiser (of its first group), before a schedule has changed them."""
+    """Name and options of an optimiser (of its first group), before a schedule changes them."""
     options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     return {"type": _name(type(optimizer)), **describe(options)}
 
@@ -117,7 +118,7 @@ def describe_splits(splits: Splits) -> dict[str, Any]:
 
 
 def versions(device: torch.device, processes: int = 1) -> dict[str, str]:
-    """What the last digits of a result depend on besides the settings."""
+    """The versions that, besides the settings, decide the last digits of a result."""
     packages = {name: _version(name) for name in ("lconvnet", "torch", "lightning-fabric")}
     machine = {
         "python": platform.python_version(),
@@ -136,11 +137,10 @@ def _version(package: str) -> str:
 
 
 def identity(settings: Any, place: Place = (), outside: frozenset[Place] = OUTSIDE) -> Any:
-    """What two settings of one training agree in: all but the places `outside`.
+    """The part of the settings that two runs of one training share: all but the places `outside`.
 
-    By default these are where its images lie and what they are called, the test images, which it never sees, and facts
-    on its first weights. Which images they are, their fingerprints tell.
-
+    By default these are the paths and names of the images, the test images, which a training never sees, and facts on
+    the first weights. Fingerprints identify the images.
     >>> identity({"seed": 0, "data": {"name": "flowers", "sha256": "1f"}, "from": {"run": "/a/../old", "epoch": 3}})
     {'seed': 0, 'data': {'sha256': '1f'}, 'from': {'run': '/old'}}
     """
