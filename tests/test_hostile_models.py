@@ -256,9 +256,9 @@ def test_the_allowance_of_files_is_not_that_of_networks_in_memory(monkeypatch):
 
 
 def test_a_network_is_read_without_keeping_what_every_layer_returns():
-    """Sixty layers on images of 262,144 numbers: 126 MB in float32 for two images, and 2 GB to differentiate."""
-    deep = nn.Sequential(*(nn.ReLU() for _ in range(60)), nn.AvgPool2d(512)).eval()
-    assert peak(lambda: lipschitz_bound(deep, input_shape=(1, 512, 512), diagnose=False)) < 3e8
+    """240 layers on images of 262,144 numbers: 0.5 GB in float32 if every layer kept what it returns for two images."""
+    deep = nn.Sequential(*(nn.ReLU() for _ in range(240)), nn.AvgPool2d(512)).eval()
+    assert peak(lambda: lipschitz_bound(deep, input_shape=(1, 512, 512), diagnose=False)) < 2e8
     assert lipschitz_bound(deep, input_shape=(1, 512, 512)).lower is None
     assert lipschitz_bound(deep[-1:], input_shape=(1, 512, 512)).lower is not None
 

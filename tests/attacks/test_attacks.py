@@ -11,7 +11,7 @@ from lconvnet import bake, models
 from lconvnet.attacks import Attack, fgsm, pgd, score
 from lconvnet.attacks.gradient import _uniform_cube
 from lconvnet.certify import certify
-from lconvnet.certify.certifier import margin
+from lconvnet.ops.margins import margin
 
 
 @pytest.fixture(scope="module")

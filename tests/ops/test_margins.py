@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lconvnet.certify.certifier import margin, margins
+from lconvnet.ops.margins import margin, margins
 
 
 def test_margins_by_hand():

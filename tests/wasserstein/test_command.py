@@ -61,7 +61,13 @@ def test_sentence_and_line_of_json(command, arrays):
 def test_folder(command, arrays, tmp_path):
     out = tmp_path / "out"
     assert command(*arrays, *QUICK, "--out", out)[0] == 0
-    assert {path.name for path in out.iterdir()} == {"checkpoints", "record.json", "critic.safetensors", "training.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "checkpoints",
+        "record.json",
+        "critic.safetensors",
+        "training.png",
+        "logs",
+    }
     assert math.isclose(lc.lipschitz_bound(lc.load(out / "critic.safetensors")).upper, 1, rel_tol=1e-5)
     code, _, err = command(*arrays, *QUICK, "--out", out)
     assert code == 2

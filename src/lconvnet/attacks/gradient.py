@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lconvnet.attacks.result import AttackResult, Norm, checked, norms, score
-from lconvnet.certify.certifier import margin
 from lconvnet.ops.images import check_eps
+from lconvnet.ops.margins import margin
 from lconvnet.ops.numbers import PositiveFloat, PositiveInt
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -62,8 +62,8 @@ def fault(module: nn.Module) -> str:
 def arguments(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
     """Arguments of the constructor, from the attributes of the same names; for a bias tensor, whether there is one."""
     held = {name: getattr(module, name) for name in names}
-    asked = isinstance(held.get("bias", True), bool)
-    return {name: value is not None if name == "bias" and not asked else value for name, value in held.items()}
+    is_tensor = "bias" in module._parameters
+    return {name: value is not None if name == "bias" and is_tensor else value for name, value in held.items()}
 
 
 def _parameters(kind: type[nn.Module]) -> list[str]:
@@ -129,6 +129,17 @@ def version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+MOVED = {
+    **dict.fromkeys(("Sum", "Concat"), "lconvnet.layers.branches"),
+    "Normalize": "lconvnet.layers.normalization",
+    **dict.fromkeys(
+        ("InvertibleDownsampling", "InvertibleUpsampling", "NearestUpsampling", "NormPool", "Scale"),
+        "lconvnet.layers.resampling",
+    ),
+}
+"""A fingerprint names a class by the module that it was first in, so that a move does not change it."""
+
+
 def fingerprint(network: nn.Module) -> str:
     """SHA-256 of a network: its printed modules, the class and plain attributes of each, and the name, dtype, shape and
     bytes of each parameter and buffer. The code of a forward pass is not part of it.
@@ -142,7 +153,8 @@ def fingerprint(network: nn.Module) -> str:
     digest = sha256(repr(network).encode())
     for name, module in network.named_modules(remove_duplicate=False):
         kind = type(module)
-        digest.update(repr((name, kind.__module__, kind.__qualname__, plain_attributes(module))).encode())
+        place = MOVED.get(kind.__qualname__, "") if kind.__module__ == "lconvnet.layers.fixed" else kind.__module__
+        digest.update(repr((name, place, kind.__qualname__, plain_attributes(module))).encode())
     for name, tensor in tensors_of(network).items():
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(_bytes(tensor))

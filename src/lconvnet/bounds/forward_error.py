@@ -156,6 +156,8 @@ def relative_rounding(roundings: int) -> RoundingRule:
     >>> 8 * 2**-24 < relative_rounding(8)(node, [x], setting).error.slope < 10 * 2**-24
     True
     """
+    if isinstance(roundings, bool) or not isinstance(roundings, int) or roundings < 1:
+        raise ValueError(f"roundings={roundings!r} must be an integer of at least 1")
 
     def rule(node: Node, inputs: Sequence[ErrorBounds], setting: Setting) -> ErrorBounds:
         (x,) = inputs

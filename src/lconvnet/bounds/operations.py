@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Annotated, Any, Literal, TypeAlias
@@ -214,8 +214,8 @@ REGISTERED: dict[Any, Operation] = {}
 
 def qualified(kind: Any) -> str:
     """The name of a class or torch function with that of its module."""
-    known = f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else torch.overrides.resolve_name(kind)
-    return str(known)
+    named = None if isinstance(kind, type) else torch.overrides.resolve_name(kind)
+    return named or f"{kind.__module__}.{kind.__qualname__}"
 
 
 def operation_of(module: nn.Module) -> Operation | None:
@@ -241,8 +241,8 @@ def register_operation(
 
     It then counts as one operation, and its forward pass is not read: :func:`lconvnet.lipschitz_bound` bounds it,
     :func:`lconvnet.certify` certifies it, :func:`lconvnet.save` and :func:`lconvnet.load` keep it. The library trusts
-    your rule for a single example, and checks that examples of a batch are not mixed. Register it again in every
-    process.
+    your rule for a single example. That examples are not mixed is checked on batches of one, two and three. Register it
+    again in every process.
 
     Args:
         kind: an exact class of modules (a subclass needs its own record), or a function of torch or method of tensors
@@ -287,9 +287,10 @@ def register_operation(
     """
     key = _key(kind)
     if isinstance(kind, type):
-        if not issubclass(kind, nn.Module) or kind in (nn.Module, nn.Sequential):
+        known = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, layers.Sum, layers.Concat, AppliedFunction)
+        if not issubclass(kind, nn.Module) or issubclass(kind, layers.ConstrainedLayer) or kind in known:
             raise ValueError(f"kind={kind!r} must be a class of modules with a forward pass of its own")
-    elif not callable(kind) or kind not in torch.overrides.get_testing_overrides():
+    elif not isinstance(kind, Hashable) or not callable(kind) or kind not in torch.overrides.get_testing_overrides():
         raise ValueError(
             f"kind={kind!r} must be a class of modules, a function of torch such as torch.tanh, or a method such as "
             "torch.Tensor.tanh: make anything else a module"
@@ -297,7 +298,8 @@ def register_operation(
     elif save is not None:
         raise ValueError(f"save={save!r} is for modules: {kind.__name__} is saved with the module that calls it")
     if key in REGISTERED or key in MODULES or key in CALLS or key in READ_ONLY or kind is nn.CircularPad2d:
-        raise ValueError(f"kind={kind.__name__} has a rule already: derive a class and register that")
+        way_out = "derive a class" if isinstance(kind, type) else "call it in a module"
+        raise ValueError(f"kind={kind.__name__} has a rule already: {way_out} and register that")
     _require_call("rule", rule, "call")
     if rounding is not None:
         _require_call("rounding", rounding, "node, inputs, setting")

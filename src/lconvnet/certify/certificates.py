@@ -34,12 +34,12 @@ from lconvnet.certify.certifier import (
     Reason,
     classes_of,
     logits_of,
-    margins,
     reason_codes,
     runs_as_sums,
 )
 from lconvnet.ops.hooks import require_module
 from lconvnet.ops.images import check_eps, check_images, check_labels
+from lconvnet.ops.margins import margins
 
 WIDER = 1 + 2.0**-40
 """Linear margins are bounded over a ball larger by this factor, so that "radius > eps" holds at eps itself."""
@@ -167,9 +167,9 @@ def _fitting(traced: Trace) -> int:
     """How many images to evaluate at once in float64, with the patches that convolutions lay out."""
     widest = max(math.prod(node.shape or ()) for node in traced.graph.nodes)
     patches = [
-        operation.module.weight[0].numel() * math.prod((traced.graph[name].shape or ())[1:])
-        for name, operation in traced.calls.items()
-        if isinstance(operation.module, nn.Conv2d)
+        call.module.weight[0].numel() * math.prod((traced.graph[name].shape or ())[1:])
+        for name, call in traced.calls.items()
+        if isinstance(call.module, nn.Conv2d)
     ]
     each = 8 * (3 * widest + max(patches, default=0)) + PAIR * classes_of(traced.graph)
     return max(1, allowance.BYTES // each)

@@ -36,6 +36,7 @@ from lconvnet.bounds import Bound, Graph, Node, Trace, in_float64, tensors_of
 from lconvnet.bounds.forward_error import INFLATION, AffineBound, Arithmetic
 from lconvnet.bounds.network import forward_error
 from lconvnet.ops.float64 import row_norms, to_float64
+from lconvnet.ops.margins import margins
 from lconvnet.ops.rounding import UNIT_ROUNDOFF, gamma, product_up
 
 ONEDNN = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
@@ -124,36 +125,6 @@ def image_norms(images: Tensor) -> Tensor:
     flat, tiny = images.flatten(1).cpu(), torch.finfo(torch.float64).tiny
     norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
     return (norms + (flat.shape[1] * tiny) ** 0.5) * (1 + gamma(flat.shape[1] + 4))
-
-
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """All margins f_i - f_j of class i = labels, with infinity at j = i.
-
-    Args:
-        logits: ``(B, classes)``.
-        labels: ``(B,)``, integers.
-
-    Returns:
-        ``(B, classes)`` in the dtype of the logits; negative if class j is ahead.
-
-    >>> import torch
-    >>> margins(torch.tensor([[3.0, 1.0]]), torch.tensor([0])).tolist()
-    [[inf, 2.0]]
-    """
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(f"logits has shape {tuple(logits.shape)}: a margin needs (B, classes) with at least 2 classes")
-    ahead = logits.gather(1, labels[:, None]) - logits
-    return ahead.scatter(1, labels[:, None], math.inf)
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The smallest margin of each example: top-1 minus runner-up if the answer is right, negative if it is wrong.
-
-    >>> import torch
-    >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])).tolist()
-    [1.0]
-    """
-    return margins(logits, labels).amin(dim=1)
 
 
 Level = Literal["estimate", "analytic", "sound"]
@@ -390,7 +361,8 @@ def refuse_subnormal(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
             if not values.is_floating_point():
                 continue
             info = torch.finfo(values.dtype)
-            unseen = role == "running_var" and node.options["eps"] * info.eps >= 2 * info.tiny
+            built_in = node.operation in ("BatchNorm1d", "BatchNorm2d")
+            unseen = built_in and role == "running_var" and node.options["eps"] * info.eps >= 2 * info.tiny
             if not unseen and bool(((values != 0) & (values.abs() < info.tiny)).any()):
                 raise ValueError(
                     f"network tensor {key!r} holds subnormal numbers, which hardware may read as 0: set them to 0"

@@ -241,7 +241,10 @@ class Registered(Entry):
                 "its constructor is saved: set it in __init__"
             )
         types = saved_arguments(type(module), save)
-        held = types.dump_python(types.validate_python(arguments(module, save)), mode="json")
+        try:
+            held = types.dump_python(types.validate_python(arguments(module, save)), mode="json")
+        except ValidationError as error:
+            raise ValueError(f"layer {path!r} ({type(module).__name__}) cannot be saved: {problem(error)}") from None
         return cls(name=name, kind=qualified(type(module)), arguments=held)
 
 

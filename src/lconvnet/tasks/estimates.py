@@ -275,7 +275,7 @@ def oriented(network: nn.Module, sign: int) -> nn.Module:
 def certified_values(network: nn.Module, bound: Bound, samples: Tensor) -> Tensor:
     """f / L of samples `(N, ...)`, `(N,)`: a function with Lipschitz constant at most 1, evaluated in float64.
 
-    The difference of its means over any two sets of samples is at most their exact transport (`exact.transport`).
+    The difference of its means over any two sets of samples is at most their exact transport (`transport.transport`).
 
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(1, 1)).requires_grad_(False)
     >>> values = certified_values(network, lipschitz_bound(network), torch.tensor([[1.0], [3.0]]))
