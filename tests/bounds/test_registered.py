@@ -15,7 +15,7 @@ from torch import nn
 import lconvnet as lc
 from lconvnet import atomic
 from lconvnet.bounds import AffineBound, ErrorBounds, no_rounding, relative_rounding
-from lconvnet.bounds.operations import BUILT_IN, REGISTERED
+from lconvnet.bounds.operations import BUILT_IN, REGISTERED, qualified
 from lconvnet.certify import certificate_documents
 from lconvnet.saving import describe
 from lconvnet_verify.__main__ import main
@@ -382,3 +382,67 @@ def test_exact_operations_round_nothing():
     images = torch.rand(4, 4)
     sound, analytic = (lc.certify(network, images, level=level).radius for level in ("sound", "analytic"))
     assert sound == pytest.approx(analytic, rel=1e-5)  # the product with 2 is what is rounded
+
+
+def test_a_function_that_mixes_larger_batches_is_refused():
+    """A roll by two leaves batches of one and two as they are."""
+    lc.register_operation(torch.roll, rule=lambda call: 1.0, rounding=no_rounding)
+    with pytest.raises(ValueError, match=r"\(roll\) mixes the examples of a batch"):
+        lc.lipschitz_bound(Calls(lambda x: torch.roll(x, 2, 0)).eval(), input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("roundings", [-1, 0, 1.5, True, math.nan, "x"])
+def test_a_number_of_roundings_is_a_positive_integer(roundings):
+    with pytest.raises(ValueError, match=r"roundings=.* must be an integer of at least 1"):
+        relative_rounding(roundings)
+
+
+class Variance(nn.Module):
+    """What it holds is read, whatever its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_var", torch.full((4,), 1e-40))
+        self.eps = 1.0
+
+    def forward(self, x):
+        return x * (self.running_var * 1e40)
+
+
+def test_subnormal_numbers_of_a_registered_module_are_refused():
+    lc.register_operation(Variance, rule=lambda call: 1.001, rounding=relative_rounding(4))
+    network = nn.Sequential(Variance(), nn.Linear(4, 2)).eval()
+    with pytest.raises(ValueError, match=r"running_var.* holds subnormal numbers"):
+        lc.certify(network, torch.rand(2, 4), level="sound")
+
+
+class Named(nn.Module):
+    def __init__(self, name, bias):
+        super().__init__()
+        self.name, self.bias = name, bias
+
+    def forward(self, x):
+        return x + self.bias
+
+
+def test_arguments_may_be_called_name_and_bias(path):
+    lc.register_operation(Named, rule=lambda call: 1.0, rounding=no_rounding, save={"name": str, "bias": float})
+    network = nn.Sequential(Named("tanh", 0.5)).eval()
+    lc.save(network, path, input_shape=SHAPE)
+    assert (lc.load(path)[0].name, lc.load(path)[0].bias) == ("tanh", 0.5)
+    REGISTERED.clear()
+    lc.register_operation(Named, rule=lambda call: 1.0, rounding=no_rounding, save={"name": int, "bias": float})
+    with pytest.raises(ValueError, match=r"layer '0' \(Named\) cannot be saved: name: "):
+        lc.save(network, path.with_name("other.safetensors"), input_shape=SHAPE)
+
+
+def test_functions_without_a_public_name_stay_apart():
+    kinds = [one for one in torch.overrides.get_testing_overrides() if not torch.overrides.resolve_name(one)]
+    names = {qualified(kind) for kind in kinds}
+    assert len(names) == len(kinds) > 1
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, lc.layers.Sum, lc.layers.BCOPConv2d, lc.layers.LipschitzConv2d, {}])
+def test_what_has_no_forward_pass_of_its_own_is_not_registered(kind):
+    with pytest.raises(ValueError, match="must be a class of modules"):
+        lc.register_operation(kind, rule=lambda call: 1.0)

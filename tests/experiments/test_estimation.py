@@ -165,10 +165,13 @@ def test_bad_configurations_are_named(change, match):
 
 def test_a_longer_estimate_starts_from_the_critic_of_a_shorter_one(trained, tmp_path, capsys):
     longer, new = ["--set", "training.steps=5"], tmp_path / "new"
-    for more in ([], ["--resume"]):
+    for more, said in (
+        ([], ("training.steps is 5", "a run of 4", f"--from {trained.path} --out NEW")),
+        (["--resume"], ("steps: 4, now 5", "--from RUN --out NEW")),
+    ):
         assert cli.invoke(cli.app, ["train", str(trained.config), *longer, *more]) == 2
         err = capsys.readouterr().err
-        assert "training.steps is 5" in err and "a run of 4" in err and f"--from {trained.path} --out NEW" in err
+        assert all(part in err for part in said), err
     start = ["train", str(trained.config), *longer, "--out", str(new), "--quiet"]
     begun, first = {}, estimation.wasserstein.estimate
 
@@ -179,7 +182,7 @@ def test_a_longer_estimate_starts_from_the_critic_of_a_shorter_one(trained, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimation.wasserstein, "estimate", heard)
         assert cli.invoke(cli.app, [*start, "--from", str(trained.path)]) == 0
-    saved = torch.load(trained.path / "checkpoints" / "last.ckpt", weights_only=True)["critic"]
+    saved = torch.load(trained.path / "checkpoints" / "last.ckpt", weights_only=True)["modules"]["critic"]
     assert all(torch.equal(value, saved[name]) for name, value in begun.items()) and begun
     settings = json.loads((new / "record.json").read_text())["settings"]
     assert (settings["from"]["run"], settings["steps"]) == (str(trained.path), 5)
@@ -196,3 +199,12 @@ def test_samples_that_moved_are_accepted(trained, tmp_path):
     place = ["--set", f"data.name={images}", "--set", f"generated={bright}"]
     assert cli.invoke(cli.app, ["evaluate", str(trained.path), *place, "--quiet"]) == 0
     assert trained.results.read_bytes() == before
+
+
+def test_a_longer_length_is_trained_by_train_alone(trained, tmp_path):
+    folder = RunFolder(shutil.copytree(trained.path, tmp_path / "longer"))
+    folder.config.write_text(folder.config.read_text().replace("steps: 4", "steps: 6"))
+    assert not is_finished(folder)
+    before = folder.record.read_bytes()
+    assert cli.invoke(cli.app, ["evaluate", str(folder.path)]) == 2
+    assert folder.record.read_bytes() == before

@@ -63,9 +63,9 @@ def train(
     The folder's cfg.yaml gets the complete configuration. If cfg.yaml is the `source` of the experiment, it stays and
     must state this experiment, because nothing else says what was trained. The seed is set before the network is built.
     The first weights are those of the run `weights`, if given (see `trained_on`). With `resume` a run continues from
-    its last checkpoint, or starts if there is none. Without it a folder that holds a run is refused. Of several processes
-    only the first returns. Raises ValueError for errors that the user can correct, and `lconvnet.training.Interrupted`
-    after a checkpoint if asked to stop.
+    its last checkpoint, or starts if there is none. Without it a folder that holds a run is refused. Of several
+    processes only the first returns. Raises ValueError for errors that the user can correct, and
+    `lconvnet.training.Interrupted` after a checkpoint if asked to stop.
     """
     own = source if source and source.resolve() == folder.config.resolve() else None
     if own:
