@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
+# What one process of the tests has compiled, the others read.
+export PYTHONDONTWRITEBYTECODE :=
 # Processes that share the tests, one thread each.
 WORKERS ?= 2
 

@@ -136,7 +136,7 @@ GREEDY = {
 
 
 @pytest.mark.parametrize("name", GREEDY)
-@pytest.mark.parametrize("level", ["analytic", "sound"])
+@pytest.mark.parametrize("level", [pytest.param("analytic", marks=pytest.mark.slow), "sound"])
 def test_reading_and_certifying_take_no_more_than_is_counted(name, level, monkeypatch):
     """With a quarter for what torch keeps, and 10 MB for what does not grow with the image: half a gigabyte that is
     counted and 0.25 GB of libraries stay below a gigabyte."""

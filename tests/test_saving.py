@@ -55,7 +55,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_round_trip_gives_the_same_outputs_and_bound(name, dtype, path):
     network, shape = baked(name).to(dtype), shape_of(name)

@@ -1,6 +1,7 @@
 """Every layer under every transform of PyTorch: values from plain calls, derivatives from finite differences."""
 
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", CONSTRAINED)
+@pytest.mark.parametrize("name", without_variants(CONSTRAINED))
 @pytest.mark.parametrize("transform", PARAMETERS)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
 def test_jacobians_by_a_parameter(name, transform):
@@ -255,10 +256,16 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("name", without_variants(ALL))
-@pytest.mark.parametrize("transform", GRAPHS)
+def graph_cases():
+    """All, but for variants, and for strict exports whose values and gradients the next test sees."""
+    for transform, name in product(GRAPHS, ALL):
+        slow = name in VARIANTS or (transform == "export-strict" and name in CONSTRAINED)
+        yield pytest.param(transform, name, marks=[pytest.mark.slow] * slow, id=f"{transform}-{name}")
+
+
+@pytest.mark.parametrize(("transform", "name"), list(graph_cases()))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::UserWarning")
-def test_graphs_compute_the_same_of_other_inputs(name, transform):
+def test_graphs_compute_the_same_of_other_inputs(transform, name):
     layer, x = built(name)
     if transform in ("trace", "script") and name in CONSTRAINED:
         with pytest.raises(ValueError, match=r"Lipschitz\w+\(.*cannot keep: lconvnet.bake"):
@@ -273,7 +280,9 @@ def test_graphs_compute_the_same_of_other_inputs(name, transform):
     assert torch.allclose(leaves[0].grad, leaves[1].grad, rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("transform", ["export", "export-strict", "symbolic_trace"])
+@pytest.mark.parametrize(
+    "transform", [pytest.param("export", marks=pytest.mark.slow), "export-strict", "symbolic_trace"]
+)
 @pytest.mark.parametrize("name", without_variants(CONSTRAINED))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_graphs_follow_their_parameters_and_train_them(name, transform):

@@ -23,6 +23,8 @@ SHORTEST = {
     "pointwise": {},
 }
 OPTIONS = WITHIN | SHORTEST
+# it has no number of steps that could be small
+WITHOUT_POINTWISE = [pytest.param(name, marks=[pytest.mark.slow] * (name == "pointwise")) for name in OPTIONS]
 IMAGES = torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2])
 
@@ -61,7 +63,7 @@ def test_unusable_arguments(name):
                 run(name, network(), eps=eps)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", WITHOUT_POINTWISE)
 def test_a_network_in_training_mode_is_attacked_as_in_eval_mode_and_left_alone(name):
     given = network()
     state = {key: value.clone() for key, value in given.state_dict().items()}
@@ -71,7 +73,7 @@ def test_a_network_in_training_mode_is_attacked_as_in_eval_mode_and_left_alone(n
     assert torch.equal(found.adversarial, run(name, given.eval()).adversarial)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", WITHOUT_POINTWISE)
 def test_modes_of_gradients_and_dtypes_change_nothing(name):
     expected = run(name, network().eval()).adversarial
     for mode in (torch.no_grad, torch.inference_mode):

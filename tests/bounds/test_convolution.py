@@ -36,7 +36,7 @@ def check(network, shape, factor, **options):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("size", [(5, 5), (6, 8), (9, 7)])
+@pytest.mark.parametrize("size", [(5, 5), (6, 8), pytest.param((9, 7), marks=pytest.mark.slow)])
 def test_circular(k, size):
     before, after = k // 2, (k - 1) // 2
     network = nn.Sequential(nn.CircularPad2d((before, after, before, after)), nn.Conv2d(3, 4, k))
@@ -55,7 +55,7 @@ def test_circular_inside_the_convolution(k, padding):
     check(nn.Sequential(conv), (2, 7, 6), 1.001)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("k", [1, 2, 3, *(pytest.param(k, marks=pytest.mark.slow) for k in (4, 5))])
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("mode", ["inside", "before"])
 def test_zero_padding(k, padding, mode):
@@ -127,7 +127,7 @@ def test_a_folded_sum_is_that_of_the_torus_that_holds_it():
     assert norm(block, (2, 5, 5)) <= expected * (1 - 1e-13) <= bound <= expected * 1.0002
 
 
-@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("stride", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("circular", [True, False])
 def test_stride_that_divides_is_exact_on_the_torus(stride, k, circular):

@@ -323,7 +323,7 @@ def test_the_copies_of_a_reflected_pixel():
 
 
 @pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("stride", [1, 2, (1, 2)])
+@pytest.mark.parametrize("stride", [1, pytest.param(2, marks=pytest.mark.slow), (1, 2)])
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"dilation": 2}, {"padding": 1}], ids=str)
 def test_transposed_convolutions_are_adjoints(k, stride, options):
     """Bounded as the convolution with the same kernel; a finite image reaches less."""

@@ -44,7 +44,7 @@ def dense(*sizes, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("level", ["analytic", "sound"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_radius_is_below_the_exact_one(level, dtype):
     """Linear networks, whose exact radius is rational up to a root: r^2 |w_i - w_j|^2 <= m^2 and close."""
     for _ in range(20):

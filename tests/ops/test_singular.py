@@ -24,7 +24,10 @@ ENGINES = {
 }
 # how far float32 turns a vanishing direction: some roundings times the slope, or what it rounds off S over the ridge
 FLOAT32 = dict.fromkeys(ENGINES, 2e-3) | {"polar_eigh": 2e-2, "cholesky": 2e-2}
-every_engine = pytest.mark.parametrize("name", ENGINES)
+# the order between the others is slow
+every_engine = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "bjorck2")) for name in ENGINES]
+)
 SHAPES = [(4, 4), (3, 6), (6, 3)]
 CROSSINGS = 1000
 

@@ -30,6 +30,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node")
 LOST = "error: another process of this training is gone"
 
 
+@pytest.fixture(autouse=True)
+def _from_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings in several processes start their command again; that of a worker of pytest-xdist has no file."""
+    monkeypatch.setattr(sys, "argv", [__file__])
+
+
 def run(*command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Returns when every process that holds the pipes has ended, the others included."""
     path = os.pathsep.join([SOURCE, os.environ.get("PYTHONPATH", "")])

@@ -119,8 +119,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
     monkeypatch.setattr(Engine, "update", stopping)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("when", [1, 8, 11])
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        pytest.param(number, when, marks=[pytest.mark.slow] * (number != SIGNALS[0] and when != 11))
+        for number in SIGNALS
+        for when in (1, 8, 11)
+    ],
+)
 def test_a_signal_stops_after_the_step_and_a_resume_completes(
     number: int, when: int, train: Train, tmp_path: Path
 ) -> None:
