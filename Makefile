@@ -28,7 +28,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)  ## train on the embedded digits, print and plot certified accuracy (about two minutes)
 	$(BIN)/python examples/demo.py
 
-test: lint  ## lint, types, doctests and fast tests (under four minutes on two cores)
+test: lint  ## lint, types, doctests and fast tests (about five minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 test-all: lint  ## the same with the slow tests

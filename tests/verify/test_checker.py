@@ -487,7 +487,7 @@ SAVED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("level", [pytest.param("analytic", marks=pytest.mark.slow), "sound"])
+@pytest.mark.parametrize("level", ["analytic", "sound"])
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_networks_with_branches(tmp_path, name, level):
     torch.manual_seed(0)
