@@ -192,8 +192,12 @@ def test_a_second_ctrl_c_interrupts_at_once_unless_it_is_the_same(
         signal.raise_signal(signal.SIGINT)
         return Hinge(0.3)(logits, labels)
 
-    with pytest.raises(expected):
-        train(loss=impatient, eps=0.3, directory=tmp_path)
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of pytest-xdist ignores it
+    try:
+        with pytest.raises(expected):
+            train(loss=impatient, eps=0.3, directory=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, outside)
 
 
 def test_resume_of_a_finished_run_returns_its_record_without_training(train: Train, tmp_path: Path, model: Any) -> None:
