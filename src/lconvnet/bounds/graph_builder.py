@@ -375,9 +375,11 @@ def _apart(values: Tensor) -> float:
 
 def _run(call: ModuleCall, example: Tensor) -> Tensor:
     """The output of a module. Refuses one that mixes examples, changes its input, or does not return one tensor."""
-    before, three = version(example), torch.cat([example, example[:1]])
+    before, operation = version(example), operation_of(call.module)
+    registered = operation is not None and operation.registered  # of a built-in one two examples tell enough
     try:
         alone = [call.parts(one.clone()) for one in example.split(1)]
+        three = call.parts(torch.cat([example, example[:1]])) if registered else None
         result = call.parts(example)
     except Exception as error:  # a module may raise anything
         shape = tuple(example.shape[1:])
@@ -386,11 +388,7 @@ def _run(call: ModuleCall, example: Tensor) -> Tensor:
         raise call.refuse("returns something else than one tensor for each example: no rule is known")
     if 0 in result.shape:
         raise call.refuse(f"returns a tensor of shape {tuple(result.shape[1:])} with no entries: leave it out")
-    operation = operation_of(call.module)
-    mixed = not _close(result, alone)
-    if not mixed and operation is not None and operation.registered:  # of built-in ones it is known
-        mixed = not _close(call.parts(three), [*alone, alone[0]])
-    if mixed:
+    if not _close(result, alone) or (three is not None and not _close(three, [*alone, alone[0]])):
         raise call.refuse("mixes the examples of a batch: no rule is known")
     if version(example) != before and not getattr(call.module, "inplace", False):
         raise call.refuse("changes its input in place, which others may read: let it return a new tensor")

@@ -56,7 +56,7 @@ class Row:
 
     def summary(self) -> str:
         """The epoch in one line."""
-        raise NotImplementedError
+        return ", ".join(f"{name} {value}" for name, value in self.columns().items())
 
 
 @dataclass(frozen=True)
